@@ -1,0 +1,25 @@
+"""Pure tensor functions: advantages, policy losses, KL, aggregation. One algorithm a file, found by name.
+
+Imports torch and nothing else. All tensors are flat, without padding: see `segments`.
+"""
+
+from iiverl_core.algorithms.advantages import ADVANTAGES, AdvantageBatch, AdvantageSettings
+from iiverl_core.algorithms.aggregation import AGGREGATIONS, token_weights
+from iiverl_core.algorithms.kl import AdaptiveKL, FixedKL, KLController, kl_divergence
+from iiverl_core.algorithms.policy_losses import POLICY_LOSSES, PolicyLossSettings
+from iiverl_core.algorithms.segments import Segments
+
+__all__ = [
+    "ADVANTAGES",
+    "AGGREGATIONS",
+    "POLICY_LOSSES",
+    "AdaptiveKL",
+    "AdvantageBatch",
+    "AdvantageSettings",
+    "FixedKL",
+    "KLController",
+    "PolicyLossSettings",
+    "Segments",
+    "kl_divergence",
+    "token_weights",
+]

@@ -1,0 +1,41 @@
+"""PPO's clipped loss, with dual clip and clip-higher.
+
+With r = π(token) / π_old(token) and A its advantage,
+
+    L = max(-A r, -A clip(r, 1 - low, 1 + high))                 Schulman et al. 2017, arXiv:1707.06347, eq. 7
+    L = min(L, -A dual)                          where A < 0     Ye et al. 2020, arXiv:1912.09729, eq. 5
+
+`low` and `high` differ in DAPO's clip-higher (Yu et al. 2025, arXiv:2503.14476, section 3.1). Without dual clip a
+token of negative advantage whose ratio has grown large gives an unbounded loss. The log-ratio is clamped to ±20 so
+that its exponential stays finite in fp32.
+"""
+
+import torch
+from torch import Tensor
+
+from iiverl_core.algorithms.policy_losses.base import PolicyLossSettings
+from iiverl_core.algorithms.segments import Segments
+
+
+def vanilla(
+    log_probs_T: Tensor,
+    old_log_probs_T: Tensor,
+    advantages_T: Tensor,
+    segments: Segments,
+    settings: PolicyLossSettings,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of each token, and as metrics the tokens clipped, those clipped from below, and the KL from the old policy."""
+    log_ratio_T = (log_probs_T - old_log_probs_T).clamp(-20, 20)
+    ratio_T = log_ratio_T.exp()
+    free_T = -advantages_T * ratio_T
+    bound_T = -advantages_T * ratio_T.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    clipped_T = torch.maximum(free_T, bound_T)
+    dual_T = -advantages_T * settings.clip_dual
+    negative_T = advantages_T < 0
+    losses_T = torch.where(negative_T, torch.minimum(clipped_T, dual_T), clipped_T)
+    metrics = {
+        "pg_clipfrac": (bound_T > free_T).to(losses_T.dtype),
+        "pg_clipfrac_lower": ((clipped_T > dual_T) & negative_T).to(losses_T.dtype),
+        "ppo_kl": -log_ratio_T.detach(),
+    }
+    return losses_T, metrics

@@ -1,0 +1,58 @@
+"""A batch of sequences without padding: all their tokens in one flat tensor, and the length of each.
+
+Every function of this floor works on such flat tensors. Nothing stands under a padding, so nothing there can change
+a result. Suffixes: `_T` all response tokens of the batch one after another, `_B` one entry a sequence, `_G` one a
+group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The lengths of B sequences whose T tokens lie one after another: `lengths_B` int64, each at least 1."""
+
+    lengths_B: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Segments":
+        """Segments of the given lengths on `device`."""
+        return cls(torch.tensor(list(lengths), dtype=torch.long, device=device))
+
+    def __len__(self) -> int:
+        return self.lengths_B.numel()
+
+    @cached_property
+    def index_T(self) -> Tensor:
+        """The number of the sequence that each token belongs to, (T,) int64."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.lengths_B.device), self.lengths_B)
+
+    @cached_property
+    def last_B(self) -> Tensor:
+        """The position in T of each sequence's last token, (B,) int64."""
+        return self.lengths_B.cumsum(0) - 1
+
+    def sum(self, x_T: Tensor) -> Tensor:
+        """Sum over the tokens of each sequence, (T,) → (B,)."""
+        return x_T.new_zeros(len(self)).index_add(0, self.index_T, x_T)
+
+    def mean(self, x_T: Tensor) -> Tensor:
+        """Mean over the tokens of each sequence, (T,) → (B,)."""
+        return self.sum(x_T) / self.lengths_B
+
+    def expand(self, x_B: Tensor) -> Tensor:
+        """Give each token its sequence's value, (B,) → (T,)."""
+        return x_B[self.index_T]
+
+    def at_last(self, x_B: Tensor) -> Tensor:
+        """Put each sequence's value on its last token and zero elsewhere, (B,) → (T,)."""
+        return x_B.new_zeros(int(self.lengths_B.sum())).index_put((self.last_B,), x_B)
+
+    def split(self, x_T: Tensor) -> tuple[Tensor, ...]:
+        """Cut a flat tensor into one tensor a sequence."""
+        return x_T.split(self.lengths_B.tolist())

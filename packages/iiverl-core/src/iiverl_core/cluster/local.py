@@ -1,0 +1,52 @@
+"""The runtime without Ray: one worker in this very process, where a breakpoint works."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+
+from iiverl_core.cluster.store import LocalStore
+from iiverl_core.cluster.worker import Worker
+from iiverl_core.config import Config
+from iiverl_core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class LocalGroup:
+    """One worker, called directly: what it raises is seen as it is. Implements `WorkerGroup`."""
+
+    def __init__(self, config: Config) -> None:
+        """Build the worker.
+
+        Raises:
+            ConfigError: a CUDA device is asked for and there is none.
+        """
+        device = config.trainer.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("trainer.device: cuda, but torch sees no CUDA device here; use auto or cpu")
+        self._meeting = TemporaryDirectory(prefix="iiverl-")
+        self._worker = Worker(config, rank=0, size=1, device_type=device, store=LocalStore())
+        self.infos = [self._worker.setup((Path(self._meeting.name) / "meeting").as_uri())]
+
+    def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """See `WorkerGroup.run`."""
+        return [method(self._worker, *each) for each in arguments]
+
+    def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
+        """See `WorkerGroup.run_on`."""
+        return method(self._worker, *arguments)
+
+    def stream(self, method: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+        """See `WorkerGroup.stream`."""
+        for each in arguments:
+            yield from method(self._worker, *each)
+
+    def close(self) -> None:
+        """See `WorkerGroup.close`."""
+        self._worker.close()
+        self._meeting.cleanup()

@@ -1,0 +1,213 @@
+"""The runtime on Ray: a placement group with one process a device, on one machine or many."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+# Under `uv run` Ray would start each worker through uv as well and upload the working directory for it.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import ray  # noqa: E402
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError  # noqa: E402
+from ray.util.placement_group import placement_group, remove_placement_group  # noqa: E402
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
+
+from iiverl_core.cluster.runtime import WorkerError  # noqa: E402
+from iiverl_core.cluster.worker import Worker, WorkerInfo  # noqa: E402
+from iiverl_core.config import Config  # noqa: E402
+from iiverl_core.errors import ConfigError, IIVerlError  # noqa: E402
+
+T = TypeVar("T")
+PLACEMENT_SECONDS = 60  # how long resources of a shared cluster may take to come free before the run gives up
+GRACE_SECONDS = 3  # how long to wait for a first cause after a failure that may be a consequence
+
+
+class RayStore:
+    """Ray's object store, as a `Store`."""
+
+    def put(self, value: Any) -> Any:
+        """See `Store.put`."""
+        return ray.put(value)
+
+    def get(self, references: Sequence[Any]) -> list[Any]:
+        """See `Store.get`."""
+        return ray.get(list(references))
+
+
+class Host:
+    """The actor around a worker: calls it by the name of a method."""
+
+    def __init__(self, config: Config, rank: int, size: int, device_type: str) -> None:
+        self._worker = Worker(config, rank, size, device_type, RayStore())
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Call a method."""
+        return getattr(self._worker, method)(*arguments)
+
+    def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
+        """Call a generator."""
+        yield from getattr(self._worker, method)(*arguments)
+
+
+class RayGroup:
+    """`nnodes` × `n_gpus_per_node` workers under Ray. Implements `WorkerGroup`.
+
+    Connects to the cluster that `RAY_ADDRESS` names, else starts Ray on this machine for the length of the run. On a
+    machine without GPUs a "device" is a process on the CPU.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Reserve devices, start the processes, and build what they hold.
+
+        Raises:
+            ConfigError: the cluster does not have the devices.
+            WorkerError: a worker could not be built.
+        """
+        self.infos: list[WorkerInfo] = []
+        self._actors: list[Any] = []
+        self._placement = None
+        self._started_ray = not ray.is_initialized()
+        nodes, per_node = config.trainer.nnodes, config.trainer.n_gpus_per_node
+        if self._started_ray:
+            local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(os.cpu_count() or 1, nodes * per_node)}
+            ray.init(include_dashboard=False, log_to_driver=True, logging_level="error", **local)
+        try:
+            device = _device(config)
+            self._placement = _reserve(nodes, per_node, device)
+            self._start(config, device, nodes, per_node)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, config: Config, device: str, nodes: int, per_node: int) -> None:
+        size = nodes * per_node
+        for rank in range(size):
+            strategy = PlacementGroupSchedulingStrategy(
+                self._placement, placement_group_bundle_index=rank // per_node
+            )
+            actor = ray.remote(Host).options(
+                name=None,
+                num_cpus=1,
+                num_gpus=1 if device == "cuda" else 0,
+                scheduling_strategy=strategy,
+                max_restarts=0,
+            )
+            self._actors.append(actor.remote(config, rank, size, device))
+        meeting_point = self.run_on(0, Worker.address)
+        self.infos = self.run(Worker.setup, [(meeting_point,)] * size)
+
+    def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """See `WorkerGroup.run`."""
+        name = method.__name__
+        calls = [actor.call.remote(name, each) for actor, each in zip(self._actors, arguments, strict=True)]
+        waiting = {call: rank for rank, call in enumerate(calls)}
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            for call in done:
+                rank = waiting.pop(call)
+                try:
+                    ray.get(call)
+                except (RayActorError, RayTaskError) as error:
+                    raise self._failure(name, rank, error, waiting) from None
+        return ray.get(calls)
+
+    def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
+        """See `WorkerGroup.run_on`."""
+        try:
+            return ray.get(self._actors[rank].call.remote(method.__name__, arguments))
+        except (RayActorError, RayTaskError) as error:
+            raise self._failure(method.__name__, rank, error, {}) from None
+
+    def stream(self, method: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+        """See `WorkerGroup.stream`."""
+        name = method.__name__
+        waiting = {
+            actor.stream.options(num_returns="streaming").remote(name, each): rank
+            for rank, (actor, each) in enumerate(zip(self._actors, arguments, strict=True))
+        }
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, fetch_local=False)
+            for generator in ready:
+                try:
+                    item = ray.get(next(generator))
+                except StopIteration:
+                    del waiting[generator]
+                    continue
+                except (RayActorError, RayTaskError) as error:
+                    rank = waiting.pop(generator)
+                    raise self._failure(name, rank, error, {}) from None
+                yield item
+
+    def close(self) -> None:
+        """See `WorkerGroup.close`."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+        if self._started_ray and ray.is_initialized():
+            ray.shutdown()
+
+    def _failure(self, doing: str, rank: int, error: Exception, others: dict[Any, int]) -> IIVerlError:
+        """Name the worker that failed first.
+
+        A worker that dies makes others fail at their next collective call, and their complaint may arrive before the
+        news of the death. So others are waited for a moment, and a death counts before an exception.
+        """
+        failures = {rank: error}
+        deadline = time.monotonic() + GRACE_SECONDS
+        waiting = dict(others)
+        while waiting and not isinstance(error, ActorDiedError) and time.monotonic() < deadline:
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=deadline - time.monotonic())
+            for call in done:
+                other = waiting.pop(call)
+                try:
+                    ray.get(call)
+                except (RayActorError, RayTaskError) as further:
+                    failures[other] = further
+        first = min(failures, key=lambda rank: (not isinstance(failures[rank], RayActorError), rank != rank))
+        cause = failures[first]
+        if isinstance(cause, RayTaskError) and isinstance(cause.cause, IIVerlError):
+            return cause.cause
+        return WorkerError(_describe(first, self.infos, doing, cause))
+
+
+def _device(config: Config) -> str:
+    """Choose `cpu` or `cuda`, by what is asked for and what the cluster has."""
+    asked = config.trainer.device
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if asked == "cpu" or (asked == "auto" and gpus == 0):
+        return "cpu"
+    if gpus < config.devices:
+        raise ConfigError(
+            f"trainer.nnodes × trainer.n_gpus_per_node asks for {config.devices} GPUs and the Ray cluster has {gpus}; "
+            f"ask for fewer, add machines, or set trainer.device: cpu"
+        )
+    return "cuda"
+
+
+def _reserve(nodes: int, per_node: int, device: str) -> Any:
+    """Reserve one bundle of `per_node` devices for each node."""
+    bundle = {"CPU": float(per_node)} | ({"GPU": float(per_node)} if device == "cuda" else {})
+    group = placement_group([bundle] * nodes, strategy="SPREAD")
+    if not group.wait(PLACEMENT_SECONDS):
+        remove_placement_group(group)
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        raise ConfigError(
+            f"no place for {nodes} × {bundle} on the Ray cluster within {PLACEMENT_SECONDS} s; free now: {free}. "
+            f"Wait for other jobs, or ask for less in trainer.nnodes and trainer.n_gpus_per_node"
+        )
+    return group
+
+
+def _describe(rank: int, infos: Sequence[WorkerInfo], doing: str, error: Exception) -> str:
+    where = f"worker {rank}"
+    if rank < len(infos):
+        where += f" (process {infos[rank].pid} on {infos[rank].host})"
+    if isinstance(error, RayTaskError):
+        return f"{where} raised in {doing}:\n{error.traceback_str}"
+    reason = "".join(traceback.format_exception_only(error)).strip()
+    return f"{where} died in {doing}. If the machine killed it, it ran out of memory or was killed by hand.\n{reason}"

@@ -1,0 +1,40 @@
+"""The seam between the loop and the processes it commands."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from iiverl_core.cluster.worker import WorkerInfo
+from iiverl_core.errors import IIVerlError
+
+T = TypeVar("T")
+
+
+class WorkerError(IIVerlError):
+    """A worker raised or died; the message names it and holds its traceback."""
+
+
+class WorkerGroup(Protocol):
+    """The workers of a run, one a device. Methods are named by the function: `group.run(Worker.log_probs, …)`."""
+
+    infos: Sequence[WorkerInfo]
+    """One a worker, by rank."""
+
+    def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
+        """Call a method on every worker at the same time, each with its own arguments, and give all results by rank.
+
+        Raises:
+            WorkerError: a worker raised or died; the group is of no further use.
+        """
+        ...
+
+    def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
+        """Call a method that works alone on one worker. Raises as `run` does."""
+        ...
+
+    def stream(self, method: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+        """Call a generator on every worker and yield what they yield, as it comes. Raises as `run` does."""
+        ...
+
+    def close(self) -> None:
+        """End all workers and free what they held. May be called twice."""
+        ...

@@ -1,0 +1,39 @@
+"""The configuration: a typed model of every key of the YAML file, one file a section, and what loads and checks it."""
+
+from iiverl_core.config.actor import ActorConfig, RefConfig
+from iiverl_core.config.actor_rollout_ref import ActorRolloutRefConfig
+from iiverl_core.config.algorithm import AlgorithmConfig, FilterGroupsConfig, KLControlConfig
+from iiverl_core.config.critic import CriticConfig, CriticModelConfig
+from iiverl_core.config.custom_reward_function import CustomRewardFunctionConfig
+from iiverl_core.config.data import DataConfig
+from iiverl_core.config.model import ModelConfig
+from iiverl_core.config.optim import OptimConfig
+from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.reward_api import RewardAPIConfig
+from iiverl_core.config.reward_model import RewardModelConfig
+from iiverl_core.config.rollout import RolloutConfig, ValKwargs
+from iiverl_core.config.root import Config
+from iiverl_core.config.trainer import TrainerConfig
+
+__all__ = [
+    "ActorConfig",
+    "ActorRolloutRefConfig",
+    "AlgorithmConfig",
+    "Config",
+    "CriticConfig",
+    "CriticModelConfig",
+    "CustomRewardFunctionConfig",
+    "DataConfig",
+    "FSDPConfig",
+    "FilterGroupsConfig",
+    "KLControlConfig",
+    "MegatronConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RefConfig",
+    "RewardAPIConfig",
+    "RewardModelConfig",
+    "RolloutConfig",
+    "TrainerConfig",
+    "ValKwargs",
+]

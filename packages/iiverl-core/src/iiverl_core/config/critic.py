@@ -1,0 +1,84 @@
+"""The section `critic`: the value model of PPO."""
+
+from typing import Annotated
+
+from iiverl_core.config.actor import Strategy
+from iiverl_core.config.algorithm import KLControlConfig
+from iiverl_core.config.model import EXTERNAL_LIB, ModelConfig
+from iiverl_core.config.optim import OptimConfig
+from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.section import (
+    BACKEND,
+    FSDP,
+    ONLY_FSDP,
+    Count,
+    NoEffect,
+    Nonnegative,
+    OnlyWhen,
+    Positive,
+    Section,
+    follows,
+    only_megatron,
+)
+
+
+class CriticOptimConfig(OptimConfig):
+    """AdamW and the learning-rate schedule of the critic."""
+
+    lr: Nonnegative = 1e-5
+    """Learning rate after the warm-up."""
+    clip_grad: Annotated[Positive | None, only_megatron("critic.grad_clip")] = 1.0
+    """Norm to which gradients are clipped, under Megatron."""
+
+
+class CriticModelConfig(ModelConfig):
+    """The model that the critic starts from, and its place on the devices."""
+
+    tokenizer_path: str = follows("actor_rollout_ref.model.path")
+    """Folder or Hub name of the critic's tokenizer."""
+    external_lib: Annotated[str | None, EXTERNAL_LIB] = follows("actor_rollout_ref.model.external_lib")
+    """Python module that is imported first, to register a model that transformers does not have."""
+    fsdp_config: Annotated[FSDPConfig, ONLY_FSDP] = FSDPConfig()
+
+
+class CriticConfig(Section):
+    """The critic's training: loss, batches, optimizer, and its place on the devices."""
+
+    strategy: Strategy = "fsdp"
+    """Training backend."""
+    optim: CriticOptimConfig = CriticOptimConfig()
+    model: CriticModelConfig
+    ppo_mini_batch_size: Count = follows("actor_rollout_ref.actor.ppo_mini_batch_size")
+    """Prompts to one optimizer step."""
+    ppo_micro_batch_size: Count | None = None
+    """Sequences that go through the model together, counted over all devices."""
+    ppo_micro_batch_size_per_gpu: Count | None = None
+    """Sequences that go through the model together on one device; null fills up to the token budget."""
+    forward_micro_batch_size: Annotated[Count | None, ONLY_FSDP] = follows("critic.ppo_micro_batch_size")
+    """The same where values are only computed, counted over all devices."""
+    forward_micro_batch_size_per_gpu: Annotated[Count | None, ONLY_FSDP] = follows(
+        "critic.ppo_micro_batch_size_per_gpu"
+    )
+    """The same where values are only computed, on one device."""
+    use_dynamic_bsz: bool = follows("actor_rollout_ref.actor.use_dynamic_bsz")
+    """Fill micro-batches up to a token budget instead of counting sequences."""
+    ppo_max_token_len_per_gpu: Count = 32768
+    """Tokens in a micro-batch at most, where it is filled to a budget."""
+    forward_max_token_len_per_gpu: Count = follows("critic.ppo_max_token_len_per_gpu")
+    """The same where values are only computed."""
+    ulysses_sequence_parallel_size: Annotated[Count, ONLY_FSDP] = 1
+    """Devices over which a sequence is split."""
+    ppo_epochs: Count = follows("actor_rollout_ref.actor.ppo_epochs")
+    """Passes over a step's samples."""
+    shuffle: bool = follows("actor_rollout_ref.actor.shuffle")
+    """Draw the mini-batches in a random order."""
+    grad_clip: Annotated[Positive | None, OnlyWhen(BACKEND, FSDP, "critic.optim.clip_grad")] = 1.0
+    """Norm to which gradients are clipped; null for no clipping."""
+    cliprange_value: Nonnegative = 0.5
+    """How far a value may move from the one before the update."""
+    megatron: Annotated[MegatronConfig, only_megatron()] = MegatronConfig()
+    load_weight: Annotated[bool, only_megatron()] = True
+    """Read the model's weights, under Megatron; false starts from random ones."""
+    kl_ctrl: Annotated[KLControlConfig, NoEffect("algorithm.kl_ctrl controls the KL divergence")] = (
+        KLControlConfig()
+    )

@@ -1,0 +1,108 @@
+"""`${section.key}` in a value stands for another key's value."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+REFERENCE = re.compile(r"(\\?)\$\{([^{}]*)\}")
+
+
+class UnresolvedError(Exception):
+    """A reference that leads nowhere, or back to itself."""
+
+
+def reference(value: Any) -> str | None:
+    """The key that a value consists of a reference to, None for any other value."""
+    match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return match[2].strip() if match and not match[1] else None
+
+
+class Interpolation:
+    """Resolves the references in `values`, a mapping from full paths to values.
+
+    A value that is nothing but a reference takes the other value with its type; one with text around it becomes a
+    string. `\\${` writes a plain `${`.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.done: dict[str, Any] = {}
+        self.open: list[str] = []
+
+    def get(self, path: str) -> Any:
+        """Return the value at `path` with all references resolved.
+
+        Raises:
+            UnresolvedError: a reference leads nowhere, or back to itself.
+        """
+        if path in self.done:
+            return self.done[path]
+        if path in self.open:
+            chain = " → ".join([*self.open[self.open.index(path) :], path])
+            raise UnresolvedError(f"these values refer to each other in a circle: {chain}")
+        self.open.append(path)
+        try:
+            self.done[path] = self.resolve(self.values[path])
+        finally:
+            self.open.pop()
+        return self.done[path]
+
+    def resolve(self, value: Any) -> Any:
+        """Resolve the references in a value, however deep they stand in lists and mappings."""
+        if isinstance(value, Mapping):
+            return {key: self.resolve(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.resolve(item) for item in value)
+        if not isinstance(value, str):
+            return value
+        whole = reference(value)
+        if whole is not None:
+            return self.target(whole)
+        return REFERENCE.sub(lambda m: m[0][1:] if m[1] else self.text(m[2].strip()), value)
+
+    def text(self, path: str) -> str:
+        target = self.target(path)
+        if isinstance(target, Mapping | list | tuple):
+            raise UnresolvedError(f"${{{path}}} is not a single value, and cannot stand inside a string")
+        return "" if target is None else str(target)
+
+    def target(self, path: str) -> Any:
+        if path in self.values:
+            return self.get(path)
+        below = [key for key in self.values if key.startswith(path + ".")]
+        if below:
+            return nested({key.removeprefix(path + "."): self.get(key) for key in below})
+        holder = path
+        while "." in holder:  # a key inside a value that is itself a mapping
+            holder = holder.rpartition(".")[0]
+            if holder in self.values:
+                return _descend(self.get(holder), path.removeprefix(holder + ".").split("."), path)
+        raise UnresolvedError(_leads_nowhere(path))
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make sections of full paths."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        section = tree
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[name] = value
+    return tree
+
+
+def _descend(value: Any, names: list[str], path: str) -> Any:
+    for name in names:
+        if not isinstance(value, Mapping) or name not in value:
+            raise UnresolvedError(_leads_nowhere(path))
+        value = value[name]
+    return value
+
+
+def _leads_nowhere(path: str) -> str:
+    if path.startswith("."):
+        return f"${{{path}}} is relative; write the full path from the top of the file"
+    if ":" in path:
+        return f"${{{path}}} calls a resolver; only keys of this configuration can be named"
+    return f"${{{path}}} names no key of this configuration"

@@ -1,0 +1,48 @@
+"""The whole configuration."""
+
+from typing import Annotated
+
+from iiverl_core.config.actor_rollout_ref import ActorRolloutRefConfig
+from iiverl_core.config.algorithm import ADV_ESTIMATOR, AlgorithmConfig
+from iiverl_core.config.critic import CriticConfig
+from iiverl_core.config.custom_reward_function import CustomRewardFunctionConfig
+from iiverl_core.config.data import DataConfig
+from iiverl_core.config.reward_api import RewardAPIConfig
+from iiverl_core.config.reward_model import RewardModelConfig
+from iiverl_core.config.section import OnlyWhen, Section
+from iiverl_core.config.trainer import TrainerConfig
+
+
+class Config(Section):
+    """The whole configuration, one field a section of the YAML file."""
+
+    data: DataConfig
+    actor_rollout_ref: ActorRolloutRefConfig
+    critic: Annotated[CriticConfig, OnlyWhen(ADV_ESTIMATOR, ("gae",))]
+    reward_model: RewardModelConfig
+    reward_api: RewardAPIConfig
+    custom_reward_function: CustomRewardFunctionConfig
+    algorithm: AlgorithmConfig
+    trainer: TrainerConfig
+
+    @property
+    def backend(self) -> str:
+        """Name of the training backend: `fsdp` or `megatron`."""
+        return "megatron" if self.actor_rollout_ref.actor.strategy == "megatron" else "fsdp"
+
+    @property
+    def devices(self) -> int:
+        """Devices in all, and so processes that train."""
+        return self.trainer.nnodes * self.trainer.n_gpus_per_node
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether the KL divergence from the reference is taken from the reward."""
+        asked = self.algorithm.use_kl_in_reward
+        return not self.actor_rollout_ref.actor.use_kl_loss if asked is None else asked
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything in the run reads the reference policy's log-probs."""
+        in_reward = self.kl_in_reward and self.algorithm.kl_ctrl.kl_coef != 0
+        return in_reward or self.actor_rollout_ref.actor.use_kl_loss

@@ -1,0 +1,76 @@
+"""The keys of the configuration, read off its classes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from iiverl_core.config.root import Config
+from iiverl_core.config.section import NotYet, NoEffect, OnlyWhen, Section
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that holds a value: its full path, its field, and the marks of the sections around it, then its own."""
+
+    path: str
+    field: FieldInfo
+    marks: tuple[NoEffect | NotYet | OnlyWhen, ...]
+
+    @property
+    def default(self) -> Any:
+        """The default as it is written in its class; a string with `${…}` follows another key."""
+        return self.field.get_default(call_default_factory=True)
+
+    @property
+    def description(self) -> str:
+        """One line on what the key does."""
+        return self.field.description or ""
+
+
+@cache
+def keys() -> MappingProxyType[str, Key]:
+    """All keys that hold a value, by path, in the order of their classes."""
+    return MappingProxyType({key.path: key for key in _keys(Config, "", ())})
+
+
+@cache
+def sections() -> MappingProxyType[str, type[Section]]:
+    """All sections by path; the whole configuration is the section with the empty path."""
+    return MappingProxyType(dict(_sections(Config, "")))
+
+
+def join(section: str, name: str) -> str:
+    """Path of a key in a section."""
+    return f"{section}.{name}" if section else name
+
+
+def subsection(field: FieldInfo) -> type[Section] | None:
+    """Class of the section that a field holds, None where it holds a value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _marks(field: FieldInfo) -> tuple[NoEffect | NotYet | OnlyWhen, ...]:
+    return tuple(m for m in field.metadata if isinstance(m, NoEffect | NotYet | OnlyWhen))
+
+
+def _keys(section: type[Section], path: str, marks: tuple[Any, ...]) -> Iterator[Key]:
+    for name, field in section.model_fields.items():
+        own = (*marks, *_marks(field))
+        below = subsection(field)
+        if below:
+            yield from _keys(below, join(path, name), own)
+        else:
+            yield Key(join(path, name), field, own)
+
+
+def _sections(section: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
+    yield path, section
+    for name, field in section.model_fields.items():
+        below = subsection(field)
+        if below:
+            yield from _sections(below, join(path, name))

@@ -1,0 +1,155 @@
+"""From the text of a YAML file to plain values, and the line of each."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import yaml
+
+from iiverl_core.config.problems import Problem
+
+Path: TypeAlias = tuple[str | int, ...]
+
+INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+)$")
+FLOAT = re.compile(
+    r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$"
+    r"|\.(?:nan|NaN|NAN)$"
+)
+TAG = "tag:yaml.org,2002:"
+
+SENTENCES = (
+    ("found character '\\t'", "a tab indents this line; indent with spaces"),
+    ("mapping values are not allowed here", "a ':' stands where none can: indent the line as its neighbours, or quote the value"),
+    ("could not find expected ':'", "this line has no ': ' between a key and its value"),
+    ("expected <block end>", "this line's indentation does not fit the lines above it"),
+    ("found unexpected end of stream", "a quote is opened here and never closed"),
+    ("expected ',' or ']'", "a '[' is opened here and not closed"),
+    ("expected ',' or '}'", "a '{' is opened here and not closed"),
+    ("expected the node content", "a value is missing, or begins with a character that has to be quoted"),
+    ("cannot start any token", "a value begins with a character that has to be quoted"),
+    ("but found another document", "'---' begins a second document; a configuration is one"),
+)  # fmt: skip
+AT_THE_OPENING = ("could not find expected ':'", "found unexpected end of stream", "expected ',' or")
+
+
+@dataclass
+class Source:
+    """Values of a YAML file, the line of each key and list item by its path, and what is wrong with the text."""
+
+    values: Any = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as researchers write it: `1e-6` is a number, `2024-01-01`, `1:30` and `007` are strings."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own class attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(TAG + "int", INT, list("-+0123456789"))
+_Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+.0123456789"))
+
+
+def read_yaml(text: str, file: str) -> Source:
+    """Read one YAML document. Nothing is raised: what is wrong stands in `problems`."""
+    source = Source()
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        if root is not None:
+            source.values = _Reader(source, file).value(root, ())
+    except yaml.MarkedYAMLError as error:
+        source.problems.append(_syntax(error, file))
+    except yaml.YAMLError as error:  # a character that no YAML file holds
+        reason = str(error).splitlines()[0]
+        source.problems.append(Problem("error", "", f"this is not a YAML file: {reason}", file))
+    except RecursionError:
+        source.problems.append(Problem("error", "", "the values are nested too deeply", file))
+    return source
+
+
+def _syntax(error: yaml.MarkedYAMLError, file: str) -> Problem:
+    problem = error.problem or error.context or "it cannot be read"
+    message = next((sentence for sign, sentence in SENTENCES if sign in problem), problem)
+    mark = error.problem_mark or error.context_mark
+    if error.context_mark and problem.startswith(AT_THE_OPENING):
+        mark = error.context_mark
+    return Problem("error", "", f"not valid YAML: {message}", file, mark.line + 1 if mark else None)
+
+
+class _Reader:
+    """Builds plain values from YAML nodes."""
+
+    def __init__(self, source: Source, file: str) -> None:
+        self.source = source
+        self.file = file
+        self.open: set[int] = set()
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        self.source.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path)
+        if id(node) in self.open:
+            return self.complain(node, path, "holds itself")
+        self.open.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            value: Any = self.mapping(node, path)
+        else:
+            value = [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+        self.open.discard(id(node))
+        return value
+
+    def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        text, tag = node.value, node.tag.removeprefix(TAG)
+        try:
+            match tag:
+                case "null":
+                    return None
+                case "bool":
+                    return text.lower() in ("true", "yes", "on")
+                case "int":
+                    return int(text.replace("_", ""), 0)
+                case "float":
+                    return float(re.sub(r"\.(?=inf|nan)", "", text.replace("_", "").lower()))
+                case "str" | "value":
+                    return text
+        except ValueError:
+            return self.complain(node, path, f"{text!r} is no {tag}")
+        return self.complain(node, path, f"the tag {node.tag} is not read here; write the plain value")
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        first: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == TAG + "merge":
+                self.merge(value_node, path, values, first)
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.complain(key_node, path, "a key is a word; this one is a list or a section")
+                continue
+            key = key_node.value
+            if key in first:
+                self.complain(key_node, (*path, key), f"this key stands here twice; the first is on line {first[key]}")
+                continue
+            first[key] = line
+            self.source.lines[*path, key] = line
+            values[key] = self.value(value_node, (*path, key))
+        return values
+
+    def merge(self, node: yaml.Node, path: Path, values: dict[str, Any], first: dict[str, int]) -> None:
+        for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            merged = self.value(item, path)
+            if not isinstance(merged, dict):
+                self.complain(item, path, "'<<' takes a section")
+                continue
+            for key, value in merged.items():
+                if key not in first:
+                    values.setdefault(key, value)
+
+    def complain(self, node: yaml.Node, path: Path, message: str) -> None:
+        key = ".".join(map(str, path))
+        self.source.problems.append(Problem("error", key, message, self.file, node.start_mark.line + 1))

@@ -1,0 +1,55 @@
+"""How many samples may go without a score before a run stops."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from iiverl_reward_client import Failed, FailureKind, Outcome
+
+from iiverl_core.errors import IIVerlError
+from iiverl_core.rewards.scorer import Key
+
+_DETAILS_SHOWN = 3
+
+_NEXT_STEPS: dict[FailureKind, str] = {
+    "transport": "see that the reward server runs and that its address is right",
+    "timeout": "see why scoring takes so long, or allow it more time",
+    "overload": "send fewer requests at a time, or add reward servers",
+    "bad_request": "see that the dataset's rows are what the reward server expects",
+    "bad_response": "see what the reward server answers",
+    "server": "see the reward server's log",
+    "function": "mend the reward function, or the rows of the dataset that it cannot score",
+}
+
+
+class TooManyFailures(IIVerlError):
+    """Too many of a step's samples could not be scored for the step to mean anything."""
+
+
+def check_failures(outcomes: Mapping[Key, Outcome], max_failed_fraction: float) -> dict[FailureKind, int]:
+    """Count a step's failures by kind, most frequent first.
+
+    Raises:
+        TooManyFailures: a larger share than `max_failed_fraction` failed, or every sample did.
+    """
+    failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
+    counts = dict(Counter(failure.kind for failure in failed).most_common())
+    # With no score at all there is nothing to learn from, whatever share may fail.
+    if failed and (len(failed) == len(outcomes) or len(failed) > max_failed_fraction * len(outcomes)):
+        raise TooManyFailures(_diagnosis(failed, counts, len(outcomes), max_failed_fraction))
+    return counts
+
+
+def _diagnosis(failed: list[Failed], counts: dict[FailureKind, int], total: int, limit: float) -> str:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+    lines = [
+        f"{len(failed)} of {total} samples could not be scored ({len(failed) / total:.0%}; "
+        f"reward_api.max_failed_fraction allows {limit:.0%}): {kinds}."
+    ]
+    details = list(dict.fromkeys((failure.kind, failure.detail) for failure in failed if failure.detail))
+    for kind, detail in details[:_DETAILS_SHOWN]:
+        first, *rest = detail.splitlines() or [""]
+        lines += [f"  {kind}: {first}", *(f"    {line}" for line in rest)]
+    if len(details) > _DETAILS_SHOWN:
+        lines.append(f"  … and {len(details) - _DETAILS_SHOWN} other messages")
+    lines.append(f"What to do: {'; '.join(_NEXT_STEPS[kind] for kind in counts)}.")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Scoring by a Python function, on a thread beside the generation."""
+
+import asyncio
+import inspect
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+from iiverl_reward_client import Outcome
+
+from iiverl_core.rewards.scorer import Key
+from iiverl_core.samples import Sample
+
+ScoreFunction: TypeAlias = Callable[[Sample], Outcome | Awaitable[Outcome]]
+"""Gives a sample's outcome, or something to await for it. What goes wrong with a sample is a `Failed`; an exception
+is a fault of the program and ends the run."""
+
+_CLOSING_SECONDS = 1.0
+
+
+class FunctionScorer:
+    """A `Scorer` that calls one function for one sample at a time, in the order in which they were submitted.
+
+    All calls come from one thread of the scorer's own, with one event loop for those that are awaited. So the function
+    need not be thread-safe, and scoring goes on while others are still being generated.
+    """
+
+    def __init__(self, function: ScoreFunction) -> None:
+        self._function = function
+        self._changed = threading.Condition()
+        # Under the condition's lock: what waits, what waits or is being scored, and what is done.
+        self._waiting: deque[Sample] = deque()
+        self._pending: set[Key] = set()
+        self._outcomes: dict[Key, Outcome] = {}
+        self._error: BaseException | None = None
+        self._closed = False
+        # A daemon, because a function that never returns must not keep the program from ending.
+        self._thread = threading.Thread(target=self._work, name="iiverl-rewards", daemon=True)
+        self._thread.start()
+
+    def submit(self, sample: Sample) -> None:
+        """Take one finished sample and return at once.
+
+        Raises:
+            RuntimeError: the scorer is closed.
+            ValueError: a sample of this group and member was submitted since the last `collect`.
+        """
+        key = (sample.group, sample.member)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the scorer is closed")
+            if key in self._pending or key in self._outcomes:
+                raise ValueError(f"sample {key} was submitted twice")
+            self._pending.add(key)
+            self._waiting.append(sample)
+            self._changed.notify_all()
+
+    def collect(self) -> Mapping[Key, Outcome]:
+        """Wait for all that was submitted since the last call, and return an outcome for each.
+
+        Raises:
+            RuntimeError: the scorer is closed, or was while this waited.
+            BaseException: what the function raised. The scorer is of no more use then.
+        """
+        with self._changed:
+            # Waiting for a lock without a timeout is what Ctrl-C interrupts at once.
+            self._changed.wait_for(lambda: not self._pending or self._closed or self._error is not None)
+            if self._error is not None:
+                raise self._error
+            if self._closed:
+                raise RuntimeError("the scorer is closed")
+            outcomes, self._outcomes = self._outcomes, {}
+            return outcomes
+
+    def close(self) -> None:
+        """Drop what was submitted and not collected, and end the thread.
+
+        A call that runs is given a second to end, and then left alone.
+        """
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join(_CLOSING_SECONDS)
+
+    def _work(self) -> None:
+        """Score until closed; the body of the thread."""
+        try:
+            with asyncio.Runner() as loop:
+                while (sample := self._next()) is not None:
+                    outcome = self._function(sample)
+                    if inspect.isawaitable(outcome):
+                        outcome = loop.run(_awaited(outcome))
+                    self._finish((sample.group, sample.member), outcome)
+        except BaseException as error:  # whatever it is, the thread that waits must hear of it
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next(self) -> Sample | None:
+        """Wait for a sample; None once the scorer is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return None if self._closed else self._waiting.popleft()
+
+    def _finish(self, key: Key, outcome: Outcome) -> None:
+        with self._changed:
+            self._outcomes[key] = outcome
+            self._pending.discard(key)
+            self._changed.notify_all()
+
+
+async def _awaited(outcome: Awaitable[Outcome]) -> Outcome:
+    return await outcome

@@ -1,0 +1,114 @@
+"""Which rule scores which data source. A data source without a rule is an error before the run, never a zero."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+from iiverl_core.errors import ConfigError
+from iiverl_core.rewards.rules import geometry3k, gsm8k, math
+from iiverl_core.samples import Prompt
+
+
+class Rule(Protocol):
+    """A pure function from a response and its row's ground truth to a score between 0 and 1."""
+
+    def __call__(self, response: str, ground_truth: Any) -> float:
+        """Score a response. Any text has a score.
+
+        Raises:
+            ValueError: the ground truth is not what the rule needs.
+        """
+        ...
+
+
+RULES: dict[str, Rule] = {
+    "openai/gsm8k": gsm8k.score,
+    "lighteval/MATH": math.score,
+    "DigitalLearningGmbH/MATH-lighteval": math.score,
+    "HuggingFaceH4/MATH-*": math.score,
+    "hiyouga/geometry3k": geometry3k.score,
+}
+"""Rules by data source; a `*` in a name stands for any text."""
+
+_NEED_A_SANDBOX = frozenset({"apps", "codecontests", "codeforces", "taco"})
+
+_OWN_FUNCTION = (
+    "give a Python file that defines compute_score(data_source, solution_str, ground_truth, extra_info) "
+    "as custom_reward_function.path"
+)
+
+
+class UnknownDataSource(ConfigError):
+    """No built-in rule scores the data source."""
+
+    def __init__(self, data_source: str, where: str = "") -> None:
+        self.data_source = data_source
+        self.where = where
+        super().__init__(self._message())
+
+    def __reduce__(self) -> tuple[type["UnknownDataSource"], tuple[str, str]]:
+        return UnknownDataSource, (self.data_source, self.where)
+
+    def _message(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        if not self.data_source:
+            return (
+                f"{place}there is no data_source, which the built-in rules are chosen by. Add the column "
+                f"data_source ({', '.join(RULES)}) to the dataset, or {_OWN_FUNCTION}."
+            )
+        problem = f"{place}no built-in rule scores the data_source {self.data_source!r}"
+        if self.data_source in _NEED_A_SANDBOX:
+            return (
+                f"{problem}: its programs have to be run in a sandbox, which a reward server has (verification "
+                f"type code_verifiable). Score it there, or {_OWN_FUNCTION}."
+            )
+        by_lower_case = {name.lower(): name for name in RULES}
+        near = get_close_matches(self.data_source.lower(), by_lower_case, n=2, cutoff=0.6)
+        meant = f" (did you mean {' or '.join(by_lower_case[name] for name in near)}?)" if near else ""
+        return f"{problem}{meant}. Known: {', '.join(RULES)}. For another one, {_OWN_FUNCTION}."
+
+
+def rule_for(data_source: str) -> Rule:
+    """Find the rule of a data source.
+
+    Raises:
+        UnknownDataSource: there is none.
+    """
+    for name, rule in RULES.items():
+        if fnmatchcase(data_source, name):
+            return rule
+    raise UnknownDataSource(data_source)
+
+
+def check_data_sources(prompts: Iterable[Prompt]) -> None:
+    """See that every prompt has a rule, and the ground truth that the rule needs.
+
+    Raises:
+        UnknownDataSource: a data source has no rule.
+        ConfigError: a ground truth is missing, or is nothing that the rule could compare with.
+    """
+    rules: dict[str, Rule] = {}
+    for prompt in prompts:
+        source = prompt.data_source
+        if source not in rules:
+            try:
+                rules[source] = rule_for(source)
+            except UnknownDataSource:
+                raise UnknownDataSource(source, where=f"row {prompt.row} of the dataset") from None
+        _check_ground_truth(prompt, rules[source])
+
+
+def _check_ground_truth(prompt: Prompt, rule: Rule) -> None:
+    place = f"row {prompt.row} of the dataset (data_source {prompt.data_source!r})"
+    if prompt.ground_truth is None:
+        raise ConfigError(
+            f"{place}: there is no ground truth for the built-in rule to compare with. Give the row "
+            f"reward_model.ground_truth, or {_OWN_FUNCTION}."
+        )
+    try:
+        rule("", prompt.ground_truth)
+    except ValueError as error:
+        raise ConfigError(
+            f"{place}: {error}. Every response to it would score 0: mend or drop the row."
+        ) from None

@@ -1,0 +1,27 @@
+"""The seam between the loop and what scores."""
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias
+
+from iiverl_reward_client import Outcome
+
+from iiverl_core.samples import Sample
+
+Key: TypeAlias = tuple[int, int]
+"""A sample's `(group, member)`."""
+
+
+class Scorer(Protocol):
+    """Scores samples while others are still being generated."""
+
+    def submit(self, sample: Sample) -> None:
+        """Take one finished sample and return at once."""
+        ...
+
+    def collect(self) -> Mapping[Key, Outcome]:
+        """Wait for all that was submitted since the last call, and return an outcome for each."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and connections; what was submitted and not collected is dropped."""
+        ...

@@ -1,0 +1,85 @@
+"""What flows through a step: prompts, the sequences sampled from them, and what becomes known of each.
+
+Decisions and tensors travel apart. A `Sample` is small and seen by the controller: lengths, text, score. Its token
+arrays stay where a worker put them and are named by `Handle`s, which only workers open.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from iiverl_reward_client import Outcome
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a dataset, ready for the model.
+
+    `row` is its position in the (concatenated, filtered) dataset; `ids` are the tokens the model is given and `text`
+    the same as a string; `columns` holds every other column of the row, among them `extra_info` and the reward
+    server's `verification_info` where the dataset has them.
+    """
+
+    row: int
+    ids: tuple[int, ...]
+    text: str
+    data_source: str = ""
+    ground_truth: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """The `index`-th array (or `Tokens`) of a list that a worker put into the store under `ref`."""
+
+    ref: Any
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The token arrays of one sampled sequence.
+
+    `prompt_ids` (P,) int64; `response_ids` (R,) int64, the end-of-sentence token included where it was sampled;
+    `log_probs` (R,) float32, of each response token under the distribution it was sampled from, in nats.
+    """
+
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    log_probs: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response to one prompt.
+
+    `group` is the position of its prompt in the step's batch and `member` its number among the prompt's responses.
+    `weights_version` is the version of the weights that wrote it, `log_prob` the log-prob of the whole response under
+    the distribution it was sampled from, in nats. `arrays` names more per-token arrays of shape
+    (R,), by what they are: `old_log_probs`, `ref_log_probs`, `advantages`, ….
+    """
+
+    prompt: Prompt
+    group: int
+    member: int
+    text: str
+    response_length: int
+    finish_reason: FinishReason
+    weights_version: int
+    log_prob: float
+    tokens: Handle
+    outcome: Outcome | None = None
+    arrays: Mapping[str, Handle] = field(default_factory=dict)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens in the prompt."""
+        return len(self.prompt.ids)
+
+    @property
+    def length(self) -> int:
+        """Tokens in prompt and response together."""
+        return self.prompt_length + self.response_length

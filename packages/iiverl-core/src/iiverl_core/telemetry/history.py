@@ -1,0 +1,67 @@
+"""The file of metrics that a run leaves, `metrics.jsonl`: written a line a step, and read back whole."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class JsonLines:
+    """Writes `{"step": N, "time": unix seconds, name: value, …}` a line, strict JSON: what is not finite is null.
+
+    A resumed run goes on in the same file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / METRICS_FILE).open("ab+")
+        if self._file.tell() and not _ends_with_newline(folder / METRICS_FILE):
+            self._file.write(b"\n")  # a killed run leaves half a line, which must not swallow the next one
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write the line of a step and flush it."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = json.dumps({"step": step, "time": time.time(), **finite}, allow_nan=False, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() == b"\n"
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Read the metrics of each step from a run's folder, in the order of steps; an empty list where there are none.
+
+    Lines of the same step are joined. A step lower than the one before it is where a run was resumed or begun anew:
+    what the file had from that step on is superseded. Half a line, left by a kill, is passed over.
+    """
+    path = folder / METRICS_FILE
+    history: list[dict[str, Any]] = []
+    if not path.exists():
+        return history
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                continue
+            if history and record["step"] < history[-1]["step"]:
+                history = [old for old in history if old["step"] < record["step"]]
+            if history and record["step"] == history[-1]["step"]:
+                history[-1] |= record
+            else:
+                history.append(record)
+    return history

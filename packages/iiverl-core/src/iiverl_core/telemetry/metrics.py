@@ -1,0 +1,137 @@
+"""The metrics of a step that the controller knows by itself, under the names that dashboards hold."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import TypeAlias
+
+from iiverl_reward_client import Failed, Scored
+
+from iiverl_core.rewards.scorer import Key
+from iiverl_core.samples import Sample
+
+Stats: TypeAlias = tuple[float, float, float]
+"""Mean, maximum and minimum."""
+
+GIB = 1024**3
+SCORE = "critic/score/mean"
+"""The metric that a run is judged by: what the scorer gave, before any KL penalty."""
+
+
+def batch_metrics(
+    samples: Sequence[Sample],
+    *,
+    max_prompt_length: int,
+    rewards: Mapping[Key, float] | None = None,
+    token_stats: Mapping[str, Stats] | None = None,
+) -> dict[str, float]:
+    """Describe the samples of a step: scores, rewards, failures and lengths.
+
+    `rewards` holds the reward after KL of each scored sample; without it a reward is its score. `token_stats` holds
+    what workers say of per-token arrays (`advantages`, `returns`, `values`), and becomes `critic/{name}/…`. A failed
+    sample has no score and counts in `reward/failed`, a number of samples; where all failed there is no
+    `critic/score`. `clip_ratio` is the share of responses that the length limit ended, and of prompts at
+    `max_prompt_length` tokens.
+    """
+    scored = {(s.group, s.member): s.outcome for s in samples if isinstance(s.outcome, Scored)}
+    scores = {key: outcome.score for key, outcome in scored.items()}
+    metrics = _stats("critic/score", scores.values())
+    metrics |= _stats("critic/rewards", (scores if rewards is None else rewards).values())
+    for name, values in (token_stats or {}).items():
+        metrics |= _named(f"critic/{name}", values)
+    metrics |= _component_means(list(scored.values()))
+    metrics |= _failures([s.outcome for s in samples if isinstance(s.outcome, Failed)])
+    metrics |= _stats("response_length", [s.response_length for s in samples])
+    metrics |= _stats("prompt_length", [s.prompt_length for s in samples])
+    if samples:
+        metrics["response_length/clip_ratio"] = _share([s.finish_reason == "length" for s in samples])
+        metrics["prompt_length/clip_ratio"] = _share([s.prompt_length >= max_prompt_length for s in samples])
+    return metrics
+
+
+def seqlen_metrics(lengths: Sequence[int], ranks: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Say how evenly tokens lie over ranks: before balancing, when each takes the next samples, and as they are.
+
+    `lengths` are tokens of each sample, prompt and response; `ranks` holds for each rank the positions in `lengths` of
+    its samples. All values are tokens on a rank.
+    """
+    n = len(ranks)
+    cuts = [len(lengths) * rank // n for rank in range(n + 1)]
+    before = [sum(lengths[a:b]) for a, b in pairwise(cuts)]
+    balanced = [sum(lengths[i] for i in rank) for rank in ranks]
+    return {
+        "global_seqlen/min": float(min(before)),
+        "global_seqlen/max": float(max(before)),
+        "global_seqlen/minmax_diff": float(max(before) - min(before)),
+        "global_seqlen/balanced_min": float(min(balanced)),
+        "global_seqlen/balanced_max": float(max(balanced)),
+        "global_seqlen/mean": sum(lengths) / n,
+    }
+
+
+def perf_metrics(
+    *,
+    total_tokens: int,
+    step_seconds: float,
+    devices: int,
+    mfu: Mapping[str, float | None] | None = None,
+    max_memory_allocated: int | None = None,
+    max_memory_reserved: int | None = None,
+    cpu_memory_used: int | None = None,
+) -> dict[str, float]:
+    """Say how fast a step was and what memory it took; what is None is left out.
+
+    `total_tokens` counts prompts and responses; `perf/throughput` is tokens a second and a device. `mfu` is by model
+    (`actor`, `critic`). Memory comes in bytes (peak of the fullest device; used on the host)
+    and goes out in GiB, under names that say `gb`.
+    """
+    known: dict[str, float | None] = {
+        "perf/total_num_tokens": total_tokens,
+        "perf/time_per_step": step_seconds,
+        "perf/throughput": total_tokens / (step_seconds * devices) if step_seconds > 0 else None,
+        "perf/max_memory_allocated_gb": None if max_memory_allocated is None else max_memory_allocated / GIB,
+        "perf/max_memory_reserved_gb": None if max_memory_reserved is None else max_memory_reserved / GIB,
+        "perf/cpu_memory_used_gb": None if cpu_memory_used is None else cpu_memory_used / GIB,
+    }
+    known |= {f"perf/mfu/{model}": share for model, share in (mfu or {}).items()}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def token_timings(
+    timings: Mapping[str, float], *, response_tokens: int, total_tokens: int
+) -> dict[str, float]:
+    """Turn the `timing_s/…` of a step into milliseconds a token: a response token for `gen`, any token for the rest."""
+    per_token = {}
+    for name in ("gen", "ref", "values", "adv", "update_critic", "update_actor"):
+        tokens = response_tokens if name == "gen" else total_tokens
+        if f"timing_s/{name}" in timings and tokens:
+            per_token[f"timing_per_token_ms/{name}"] = timings[f"timing_s/{name}"] * 1000 / tokens
+    return per_token
+
+
+def _stats(name: str, values: Collection[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    return _named(name, (sum(values) / len(values), max(values), min(values)))
+
+
+def _named(name: str, stats: Stats) -> dict[str, float]:
+    return {f"{name}/{kind}": float(value) for kind, value in zip(("mean", "max", "min"), stats, strict=True)}
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags)
+
+
+def _component_means(scored: Sequence[Scored]) -> dict[str, float]:
+    """Average each component over the samples that have it."""
+    values: dict[str, list[float]] = {}
+    for outcome in scored:
+        for component, value in outcome.components.items():
+            values.setdefault(component, []).append(value)
+    return {f"reward/{component}/mean": sum(v) / len(v) for component, v in sorted(values.items())}
+
+
+def _failures(failed: Sequence[Failed]) -> dict[str, float]:
+    kinds = Counter(outcome.kind for outcome in failed)
+    return {"reward/failed": float(len(failed))} | {f"reward/failed/{k}": float(n) for k, n in sorted(kinds.items())}

@@ -1,0 +1,126 @@
+"""What a run shows while it runs: two live bars on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+from iiverl_core.telemetry.bars import Bars
+from iiverl_core.telemetry.metrics import SCORE
+from iiverl_core.telemetry.timers import duration
+
+
+class Phase:
+    """A part of a step, such as generation: how many of its `total` items are done, and how many tokens."""
+
+    def __init__(self, name: str, total: int | None = None) -> None:
+        self.name, self.total = name, total
+        self.done = self.tokens = 0
+        self.started = time.perf_counter()
+
+    def advance(self, n: int = 1, tokens: int = 0) -> None:
+        """Count `n` items more, and the tokens in them."""
+        self.done += n
+        self.tokens += tokens
+
+    def describe(self) -> str:
+        """Say how far it is: `384/512  12.3k tok/s  20s`."""
+        seconds = time.perf_counter() - self.started
+        parts = [f"{self.done}/{self.total}"] if self.total else [str(self.done)] if self.done else []
+        if self.tokens and seconds > 0:
+            parts.append(f"{short(self.tokens / seconds)} tok/s")
+        return "  ".join([*parts, duration(seconds)])
+
+
+class Progress:
+    """Shows how far a run is, from `start_step` done to `total_steps`; use it in a `with` block.
+
+    On a terminal there is a bar for the run and one for the current phase, and what is said, printed or logged
+    appears above them. Elsewhere there is a line a step, and one every `every` seconds of a phase that lasts. Every
+    call takes microseconds. Leaving the block, by an exception too, gives the terminal back as it was.
+    """
+
+    def __init__(
+        self, total_steps: int, start_step: int = 0, *, stream: TextIO | None = None, every: float = 10.0
+    ) -> None:
+        self.total, self.step = total_steps, start_step
+        self.phase_now: Phase | None = None
+        self._stream = stream or sys.stdout
+        self._every = every
+        self._seconds: deque[float] = deque(maxlen=20)
+        self._reward: float | None = None
+        self._last_step = self._last_line = time.perf_counter()
+        self._bars = Bars(self._stream, self) if Bars.fit(self._stream) else None
+        self._stop = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def __enter__(self) -> "Progress":
+        self._last_step = time.perf_counter()
+        if self._bars:
+            self._bars.start()
+        else:
+            self._heart = threading.Thread(target=self._beat, name="progress", daemon=True)
+            self._heart.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.phase_now = None
+        self._stop.set()
+        if self._bars:
+            self._bars.stop()
+        if self._heart:
+            self._heart.join()
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
+        """Show `name` as what is being done; give what its `total` items are counted on."""
+        outer, self.phase_now = self.phase_now, Phase(name, total)
+        try:
+            yield self.phase_now
+        finally:
+            self.phase_now = outer
+
+    def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show that `step` is done; its metrics give its reward and, in `timing_s/step`, its time."""
+        now = time.perf_counter()
+        self._seconds.append(metrics.get("timing_s/step", now - self._last_step))
+        self._last_step, self.step = now, step
+        self._reward = metrics.get(SCORE, self._reward)
+        if not self._bars:
+            self.say(f"step {step}/{self.total}  {self.describe()}")
+
+    def describe(self) -> str:
+        """Say how the run goes: `reward 0.412  0.82 s/step  1m12s left`; the time is a mean of the last steps."""
+        parts = [] if self._reward is None else [f"reward {self._reward:.3f}"]
+        if self._seconds:
+            mean = sum(self._seconds) / len(self._seconds)
+            parts.append(f"{mean:.2f} s/step")
+            parts.append(f"{duration(mean * (self.total - self.step))} left")
+        return "  ".join(parts)
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bars where there are bars."""
+        self._last_line = time.perf_counter()
+        if self._bars:
+            self._bars.say(line)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def _beat(self) -> None:
+        """Say what is being done whenever nothing was said for a while."""
+        while not self._stop.wait(self._every / 20):
+            phase = self.phase_now
+            if phase and time.perf_counter() - max(phase.started, self._last_line) >= self._every:
+                self.say(f"  {phase.name}  {phase.describe()}")
+
+
+def short(x: float) -> str:
+    """Write a count in few characters: `950`, `12.3k`, `1.2M`."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if x >= size:
+            return f"{x / size:.1f}{unit}"
+    return f"{x:.0f}"

@@ -1,0 +1,137 @@
+"""Where the metrics of a step go: any of console, a file, and the services, side by side."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.telemetry.history import JsonLines
+from iiverl_core.telemetry.services import MLflow, SwanLab, TensorBoard, Wandb
+
+logger = logging.getLogger(__name__)
+
+SERVICES = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow, "swanlab": SwanLab}
+NAMES = ("console", "jsonl", *SERVICES)
+
+
+class Tracker(Protocol):
+    """Takes the metrics of each step. A step may come in several calls, each with other metrics."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take metrics of one step."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is left; nothing is logged afterwards."""
+        ...
+
+
+class Console:
+    """One line a step: `step:N - name:value - name:value`."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Say the line of a step."""
+        self._say(" - ".join([f"step:{step}", *(f"{name}:{number(value)}" for name, value in metrics.items())]))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def number(value: float) -> str:
+    """Write a number for a person and for `float()`: whole numbers whole, others with at least four digits."""
+    if isinstance(value, int):
+        return str(value)
+    if abs(value) < 1e15 and (value.is_integer() or abs(value) >= 1000):
+        return f"{value:.1f}"
+    return f"{value:.4g}"
+
+
+class Trackers:
+    """Several trackers as one. One that fails does not end the run: it is reported once, and the others go on."""
+
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self._trackers = dict(trackers)
+        self._reported: set[str] = set()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Give the step to each tracker."""
+        plain = {name: value if type(value) is int else float(value) for name, value in metrics.items()}
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.log(plain, step)
+            except Exception as error:
+                self._report(name, f"could not take step {step}", error)
+
+    def close(self) -> None:
+        """Close each tracker."""
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.close()
+            except Exception as error:
+                self._report(name, "did not close", error)
+
+    def _report(self, name: str, what: str, error: Exception) -> None:
+        if name in self._reported:
+            return
+        self._reported.add(name)
+        logger.warning(
+            "tracker %s %s (%s: %s). The run goes on; the other trackers have every step, and this is said once.",
+            name,
+            what,
+            type(error).__name__,
+            error,
+        )
+
+
+def make_trackers(
+    names: Sequence[str],
+    folder: Path,
+    project: str,
+    experiment: str,
+    config: Mapping[str, Any],
+    *,
+    say: Callable[[str], None] = print,
+) -> Tracker:
+    """Build the trackers of these names and join them.
+
+    What they write lies in `folder`; `config` is made of plain values; the console speaks through `say`.
+
+    Raises:
+        ConfigError: a name that is none of console, jsonl, tensorboard, wandb, mlflow, swanlab.
+        IIVerlError: a tracker's package is not installed, or the tracker cannot start.
+    """
+    trackers: dict[str, Tracker] = {}
+    try:
+        for name in dict.fromkeys(names):
+            trackers[name] = _make(name, folder, project, experiment, config, say)
+    except IIVerlError:
+        Trackers(trackers).close()
+        raise
+    return Trackers(trackers)
+
+
+def _make(
+    name: str,
+    folder: Path,
+    project: str,
+    experiment: str,
+    config: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Tracker:
+    if name not in NAMES:
+        raise ConfigError(f"trainer.logger: there is no tracker {name!r}; there are {', '.join(NAMES)}")
+    try:
+        if name == "console":
+            return Console(say)
+        if name == "jsonl":
+            return JsonLines(folder)
+        return SERVICES[name](folder, project, experiment, config)
+    except Exception as error:
+        what = f"{name} could not start ({type(error).__name__}: {error}).\nMend what it says"
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            what = f"the package {name} is not installed.\nInstall it (pip install {name})"
+        raise IIVerlError(f"trainer.logger asks for {name}: {what}, or take {name} out of trainer.logger.") from error

@@ -1,0 +1,14 @@
+"""Training a model on sampled sequences: the backend's protocol, batching, log-probs and losses. Knows no Ray."""
+
+from iiverl_core.training.backend import (
+    Loss,
+    MicroBatch,
+    ModelSpec,
+    Outputs,
+    Place,
+    Role,
+    StepResult,
+    TrainingBackend,
+)
+
+__all__ = ["Loss", "MicroBatch", "ModelSpec", "Outputs", "Place", "Role", "StepResult", "TrainingBackend"]

@@ -1,0 +1,90 @@
+"""The FSDP2 backend: forward, backward, clip, step, and weights by name."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, Place, StepResult
+from iiverl_core.training.layout import lay_out
+from iiverl_core.training.log_probs import token_log_probs
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from iiverl_fsdp.model import build_sharded
+
+
+class FSDPBackend:
+    """A causal LM sharded over all processes of the group, each of which is a data-parallel rank.
+
+    Implements `iiverl_core.training.TrainingBackend`.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Build and shard the model, and its AdamW where `spec.optim` is given."""
+        self.place = Place(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+        self._spec = spec
+        self._model, self._packed = build_sharded(spec)
+        self._optimizer = None
+        if spec.optim is not None:
+            self._optimizer = torch.optim.AdamW(
+                self._model.parameters(),
+                lr=spec.optim.lr,
+                betas=tuple(spec.optim.betas),
+                weight_decay=spec.optim.weight_decay,
+            )
+
+    def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
+        """See `TrainingBackend.forward`."""
+        with torch.no_grad():
+            return [self._run(batch, entropy) for batch in micro_batches]
+
+    def forward_backward(
+        self, micro_batches: Sequence[MicroBatch], loss: Loss, *, entropy: bool = False
+    ) -> dict[str, float]:
+        """See `TrainingBackend.forward_backward`."""
+        totals: dict[str, Tensor] = {}
+        for batch in micro_batches:
+            value, metrics = loss(self._run(batch, entropy), batch)
+            # FSDP averages gradients over the ranks, while the losses of all ranks add up to the batch's loss.
+            (value * self.place.data_size).backward()
+            for name, metric in metrics.items():
+                totals[name] = totals.get(name, torch.zeros_like(metric)) + metric
+        return {name: total.item() for name, total in totals.items()}
+
+    def step(self, lr: float) -> StepResult:
+        """See `TrainingBackend.step`."""
+        if self._optimizer is None:
+            raise RuntimeError(f"the {self._spec.role} model was built without an optimizer")
+        limit = self._spec.grad_clip if self._spec.grad_clip is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), limit)
+        grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        taken = bool(torch.isfinite(torch.tensor(grad_norm)))
+        if taken:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepResult(grad_norm=grad_norm, taken=taken)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.named_weights`. Tied weights come once."""
+        for name, parameter in self._model.named_parameters():
+            value = parameter.detach().to(self._spec.device)
+            yield name, value.full_tensor() if isinstance(value, DTensor) else value
+
+    def parameter_count(self) -> int:
+        """See `TrainingBackend.parameter_count`."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def _run(self, batch: MicroBatch, entropy: bool) -> Outputs:
+        layout = lay_out(batch.prompts, batch.responses, packed=self._packed, device=self._spec.device)
+        logits = self._model(
+            input_ids=layout.input_ids_BL,
+            position_ids=layout.position_ids_BL,
+            logits_to_keep=layout.keep,
+            use_cache=False,
+        ).logits
+        log_probs_T, entropy_T = token_log_probs(
+            layout.pick(logits), layout.targets_T, batch.temperature, entropy=entropy
+        )
+        return Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)

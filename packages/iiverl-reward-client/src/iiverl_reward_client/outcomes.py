@@ -1,0 +1,45 @@
+"""What scoring a sample comes to: a score, or a failure that says of what kind it is."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+FailureKind: TypeAlias = Literal[
+    "transport",  # no connection, or it broke
+    "timeout",  # no answer in time
+    "overload",  # the server said it is busy (429, 503) until the retries ran out
+    "bad_request",  # the server refused the sample (other 4xx)
+    "bad_response",  # an answer that is no score: malformed, missing, NaN, infinite
+    "server",  # the server failed (5xx)
+    "function",  # a Python function raised, or returned no score
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A finite score, with what it is made of (`components`) and what else the scorer had to say (`info`).
+
+    Raises:
+        ValueError: the score is not a finite number.
+    """
+
+    score: float
+    components: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.score):
+            raise ValueError(f"a score is a finite number, not {self.score}")
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No score, after `attempts` tries; `detail` is for the person who reads it and holds no secret."""
+
+    kind: FailureKind
+    attempts: int = 1
+    detail: str = ""
+
+
+Outcome: TypeAlias = Scored | Failed

@@ -1,0 +1,95 @@
+"""Values and gradients equal those of verl 0.9.1's algorithm core (`golden.json`), on flat tensors."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from iiverl_core.algorithms import (
+    ADVANTAGES,
+    POLICY_LOSSES,
+    AdvantageBatch,
+    AdvantageSettings,
+    PolicyLossSettings,
+    Segments,
+    kl_divergence,
+    token_weights,
+)
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+MASK = torch.tensor(GOLDEN["mask"]).bool()
+SEGMENTS = Segments(MASK.sum(1))
+GROUPS = torch.tensor([int(name[1:]) for name in GOLDEN["index"]])
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def flat(padded: list[list[float]]) -> Tensor:
+    return torch.tensor(padded)[MASK]
+
+
+def weights(mode: str) -> Tensor:
+    """The weight of each token, (T,)."""
+    return SEGMENTS.expand(torch.tensor(token_weights(mode, SEGMENTS.lengths_B.tolist(), horizon=MASK.shape[1])))
+
+
+def cases(kind: str, implemented: object = None) -> list:
+    """The golden cases of a kind, of the names that are implemented."""
+    return [
+        pytest.param(case, id=f"{case['name']}-{number}")
+        for number, case in enumerate(GOLDEN["cases"])
+        if case["kind"] == kind and (implemented is None or case["name"] in implemented)
+    ]
+
+
+@pytest.mark.parametrize("case", cases("advantage", ADVANTAGES))
+def test_advantages(case: dict) -> None:
+    batch = AdvantageBatch(flat(GOLDEN["token_level_rewards"]), SEGMENTS, GROUPS)
+    settings = AdvantageSettings(norm_by_std=case["params"].get("norm_adv_by_std_in_grpo", True))
+    advantages_T, returns_T = ADVANTAGES[case["name"]](batch, settings)
+    torch.testing.assert_close(advantages_T, flat(case["advantages"]), **TOLERANCE)
+    torch.testing.assert_close(returns_T, flat(case["returns"]), **TOLERANCE)
+
+
+@pytest.mark.parametrize("case", cases("kl"))
+def test_kl(case: dict) -> None:
+    log_probs_T = flat(GOLDEN["log_prob"]).requires_grad_()
+    value_T = kl_divergence(case["name"], log_probs_T, flat(GOLDEN["ref_log_prob"]))
+    torch.testing.assert_close(value_T.detach(), flat(case["value"]), **TOLERANCE)
+    (grad_T,) = torch.autograd.grad(value_T.sum(), log_probs_T)
+    torch.testing.assert_close(grad_T, flat(case["grad"]), **TOLERANCE)
+
+
+@pytest.mark.parametrize("case", cases("aggregate"))
+def test_aggregation(case: dict) -> None:
+    value = (weights(case["name"]) * flat(GOLDEN["advantages"])).sum()
+    assert value.item() == pytest.approx(case["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", cases("policy_loss", POLICY_LOSSES))
+def test_policy_loss(case: dict) -> None:
+    params = case["params"]
+    clip = params.get("clip_ratio", 0.2)
+    settings = PolicyLossSettings(
+        clip_low=params.get("clip_ratio_low", clip),
+        clip_high=params.get("clip_ratio_high", clip),
+        clip_dual=params.get("clip_ratio_c", 3.0),
+    )
+    log_probs_T = flat(GOLDEN["log_prob"]).requires_grad_()
+    losses_T, metrics = POLICY_LOSSES[case["name"]](
+        log_probs_T, flat(GOLDEN["old_log_prob"]), flat(GOLDEN["advantages"]), SEGMENTS, settings
+    )
+    loss = (losses_T * weights(params.get("loss_agg_mode", "token-mean"))).sum()
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-5, abs=1e-6)
+    (grad_T,) = torch.autograd.grad(loss, log_probs_T)
+    torch.testing.assert_close(grad_T, flat(case["grad"]), **TOLERANCE)
+    for name, value in case["metrics"].items():
+        assert metrics[name.removeprefix("actor/")].mean().item() == pytest.approx(value, rel=1e-5)
+
+
+def test_every_kind_of_golden_case_is_compared() -> None:
+    assert len(cases("advantage", ADVANTAGES)) >= 2
+    assert len(cases("kl")) == 9
+    assert len(cases("aggregate")) == 5
+    assert len(cases("policy_loss", POLICY_LOSSES)) >= 5
