@@ -43,7 +43,9 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 @pytest.fixture(scope="session")
-def tiny_model_path(tiny_tokenizer: "PreTrainedTokenizerFast", tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model_path(
+    tiny_tokenizer: "PreTrainedTokenizerFast", tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with a random two-layer Qwen2 causal LM (fp32, 320 ids, always the same) and its tokenizer."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM

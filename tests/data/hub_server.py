@@ -92,7 +92,9 @@ def _tree(files: Files, folder: str, recursive: bool) -> list[dict[str, Any]]:
     if folder and folder not in _folders(files):
         raise HubError("EntryNotFound")
     entries = [_entry(path, files[path]) for path in sorted(files)]
-    entries += [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(_folders(files))]
+    entries += [
+        {"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(_folders(files))
+    ]
     inside = [entry for entry in entries if entry["path"].startswith(prefix)]
     return [entry for entry in inside if recursive or "/" not in entry["path"][len(prefix) :]]
 
@@ -155,7 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
             answer = _paths_info(files, asked["paths"])
         else:
             answer = {"id": repo, "sha": sha, "private": False, "gated": False, "disabled": False}
-            answer |= {"tags": [], "downloads": 0, "likes": 0, "siblings": [{"rfilename": path} for path in files]}
+            answer |= {
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": [{"rfilename": path} for path in files],
+            }
         self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, repo: str, revision: str, path: str) -> None:

@@ -1,0 +1,1 @@
+"""The Megatron backend's place. It is not there yet: nothing is offered under `iiverl.backends`."""

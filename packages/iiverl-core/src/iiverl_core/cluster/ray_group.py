@@ -168,7 +168,7 @@ class RayGroup:
                     ray.get(call)
                 except (RayActorError, RayTaskError) as further:
                     failures[other] = further
-        first = min(failures, key=lambda rank: (not isinstance(failures[rank], RayActorError), rank != rank))
+        first = min(failures, key=lambda each: (not isinstance(failures[each], RayActorError), each != rank))
         cause = failures[first]
         if isinstance(cause, RayTaskError) and isinstance(cause.cause, IIVerlError):
             return cause.cause

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.algorithms import ADVANTAGES, AdvantageBatch, AdvantageSettings, Segments, kl_divergence
 from iiverl_core.cluster.store import Store, open_all, put_all
@@ -51,28 +52,18 @@ class LogProbs:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean, largest and smallest of some numbers."""
-
-    mean: float
-    max: float
-    min: float
-
-
-@dataclass(frozen=True)
 class Advantages:
     """Advantages of a step's samples.
 
-    A handle to each (R,) fp32 array and its mean; `rewards` after the KL penalty, one a sample; `kl`, the mean penalty
-    per token before its coefficient (0 where KL is not in the reward); the spread over all tokens.
+    A handle to each (R,) fp32 array and its mean; `rewards` after the KL penalty, one a sample; `kl`, the mean over
+    samples of the mean over tokens of the KL in the reward, before its coefficient; `token_stats`, mean, maximum and minimum over all tokens of `advantages` and `returns`.
     """
 
     handles: list[Handle]
     means: list[float]
     rewards: list[float]
     kl: float
-    advantages: Spread
-    returns: Spread
+    token_stats: dict[str, tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -117,6 +108,7 @@ class Worker:
             ConfigError: the backend is not installed, or a model or tokenizer cannot be read.
         """
         config = self._config.actor_rollout_ref
+        disable_progress_bar()  # the run shows its own, and every worker's would be one too many
         if config.model.external_lib:
             importlib.import_module(config.model.external_lib)
         if not dist.is_initialized():
@@ -226,9 +218,8 @@ class Worker:
             handles=put_all(self._store, [part.numpy() for part in segments.split(advantages_T)]),
             means=segments.mean(advantages_T).tolist(),
             rewards=segments.sum(rewards_T).tolist(),
-            kl=kl_T.mean().item(),
-            advantages=_spread(advantages_T),
-            returns=_spread(returns_T),
+            kl=segments.mean(kl_T).mean().item(),
+            token_stats={"advantages": _stats(advantages_T), "returns": _stats(returns_T)},
         )
 
     def update_actor(self, share: Share, lr: float) -> tuple[dict[str, float], StepResult]:
@@ -236,12 +227,12 @@ class Worker:
         metrics = self._actor.forward_backward(self._micro_batches(share), self._loss, entropy=True)
         return metrics, self._actor.step(lr)
 
-    def memory(self) -> dict[str, float]:
-        """Give this process's memory in GiB, on its device (most since the start) and on its host."""
-        used = {"cpu_memory_used_gb": psutil.virtual_memory().used / 2**30}
+    def memory(self) -> dict[str, int]:
+        """Give memory in bytes: what is used on this host, and on this device the most since the start."""
+        used = {"cpu_memory_used": psutil.virtual_memory().used}
         if self._device.type == "cuda":
-            used["max_memory_allocated_gb"] = torch.cuda.max_memory_allocated() / 2**30
-            used["max_memory_reserved_gb"] = torch.cuda.max_memory_reserved() / 2**30
+            used["max_memory_allocated"] = torch.cuda.max_memory_allocated()
+            used["max_memory_reserved"] = torch.cuda.max_memory_reserved()
         return used
 
     def close(self) -> None:
@@ -280,5 +271,5 @@ class Worker:
         ]
 
 
-def _spread(x_T: torch.Tensor) -> Spread:
-    return Spread(x_T.mean().item(), x_T.max().item(), x_T.min().item())
+def _stats(x_T: torch.Tensor) -> tuple[float, float, float]:
+    return x_T.mean().item(), x_T.max().item(), x_T.min().item()

@@ -6,13 +6,16 @@ from iiverl_core.config.algorithm import AlgorithmConfig, FilterGroupsConfig, KL
 from iiverl_core.config.critic import CriticConfig, CriticModelConfig
 from iiverl_core.config.custom_reward_function import CustomRewardFunctionConfig
 from iiverl_core.config.data import DataConfig
+from iiverl_core.config.load import Loaded, Origin, build, load
 from iiverl_core.config.model import ModelConfig
 from iiverl_core.config.optim import OptimConfig
 from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.problems import Problem, render
 from iiverl_core.config.reward_api import RewardAPIConfig
 from iiverl_core.config.reward_model import RewardModelConfig
 from iiverl_core.config.rollout import RolloutConfig, ValKwargs
 from iiverl_core.config.root import Config
+from iiverl_core.config.show import show
 from iiverl_core.config.trainer import TrainerConfig
 
 __all__ = [
@@ -27,13 +30,20 @@ __all__ = [
     "FSDPConfig",
     "FilterGroupsConfig",
     "KLControlConfig",
+    "Loaded",
     "MegatronConfig",
     "ModelConfig",
     "OptimConfig",
+    "Origin",
+    "Problem",
     "RefConfig",
     "RewardAPIConfig",
     "RewardModelConfig",
     "RolloutConfig",
     "TrainerConfig",
     "ValKwargs",
+    "build",
+    "load",
+    "render",
+    "show",
 ]

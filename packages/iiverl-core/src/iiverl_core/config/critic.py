@@ -15,6 +15,7 @@ from iiverl_core.config.section import (
     NoEffect,
     Nonnegative,
     OnlyWhen,
+    Path,
     Positive,
     Section,
     follows,
@@ -34,7 +35,7 @@ class CriticOptimConfig(OptimConfig):
 class CriticModelConfig(ModelConfig):
     """The model that the critic starts from, and its place on the devices."""
 
-    tokenizer_path: str = follows("actor_rollout_ref.model.path")
+    tokenizer_path: Path = follows("actor_rollout_ref.model.path")
     """Folder or Hub name of the critic's tokenizer."""
     external_lib: Annotated[str | None, EXTERNAL_LIB] = follows("actor_rollout_ref.model.external_lib")
     """Python module that is imported first, to register a model that transformers does not have."""

@@ -4,13 +4,13 @@ from typing import Any
 
 from pydantic import Field
 
-from iiverl_core.config.section import Section
+from iiverl_core.config.section import Path, Section
 
 
 class CustomRewardFunctionConfig(Section):
     """A Python function `compute_score(data_source, solution_str, ground_truth, extra_info)` that scores a response."""
 
-    path: str | None = None
+    path: Path | None = None
     """Python file that holds the function; null for the built-in rules."""
     name: str = "compute_score"
     """Name of the function."""

@@ -2,17 +2,17 @@
 
 from typing import Annotated, Literal
 
-from iiverl_core.config.section import Count, Int, Names, NoEffect, Section
+from iiverl_core.config.section import Count, Int, Names, NoEffect, Path, Paths, Section
 
 
 class DataConfig(Section):
     """Which prompts, in which order, and how many a step."""
 
-    tokenizer: str | None = None
+    tokenizer: Path | None = None
     """Folder or Hub name of the tokenizer; null takes the model's own."""
-    train_files: Names = ("~/data/rlhf/gsm8k/train.parquet",)
+    train_files: Paths = ("~/data/rlhf/gsm8k/train.parquet",)
     """What to train on: parquet, jsonl, csv or arrow files, `save_to_disk` folders, Hub names (`org/name:config@revision`)."""
-    val_files: Names | None = ("~/data/rlhf/gsm8k/test.parquet",)
+    val_files: Paths | None = ("~/data/rlhf/gsm8k/test.parquet",)
     """What to validate on, in the same forms; null for no validation."""
     train_split: Names = ("train",)
     """Split of each training dataset that has splits: one for all, or a list with one for each of `train_files`."""

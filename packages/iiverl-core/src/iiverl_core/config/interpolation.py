@@ -8,7 +8,20 @@ REFERENCE = re.compile(r"(\\?)\$\{([^{}]*)\}")
 
 
 class UnresolvedError(Exception):
-    """A reference that leads nowhere, or back to itself."""
+    """A reference that leads nowhere, or back to itself; `paths` are the keys whose values hold it."""
+
+    def __init__(self, message: str, paths: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.paths = paths
+
+
+def references(value: Any) -> set[str]:
+    """The keys that a value refers to, however deep in lists and mappings."""
+    if isinstance(value, Mapping):
+        return set().union(*(references(item) for item in value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*(references(item) for item in value))
+    return {m[2].strip() for m in REFERENCE.finditer(value) if not m[1]} if isinstance(value, str) else set()
 
 
 def reference(value: Any) -> str | None:
@@ -38,11 +51,15 @@ class Interpolation:
         if path in self.done:
             return self.done[path]
         if path in self.open:
-            chain = " → ".join([*self.open[self.open.index(path) :], path])
-            raise UnresolvedError(f"these values refer to each other in a circle: {chain}")
+            circle = self.open[self.open.index(path) :]
+            chain = " → ".join([*circle, path])
+            raise UnresolvedError(f"the values refer to each other in a circle: {chain}", tuple(circle))
         self.open.append(path)
         try:
             self.done[path] = self.resolve(self.values[path])
+        except UnresolvedError as error:
+            error.paths = error.paths or (path,)
+            raise
         finally:
             self.open.pop()
         return self.done[path]
@@ -62,8 +79,6 @@ class Interpolation:
 
     def text(self, path: str) -> str:
         target = self.target(path)
-        if isinstance(target, Mapping | list | tuple):
-            raise UnresolvedError(f"${{{path}}} is not a single value, and cannot stand inside a string")
         return "" if target is None else str(target)
 
     def target(self, path: str) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from iiverl_core.config.section import ONLY_FSDP, Count, Names, Natural, NotYet, Section
+from iiverl_core.config.section import ONLY_FSDP, Count, Names, Natural, NotYet, Path, Section
 
 EXTERNAL_LIB = NotYet("importing a module before the model is built", (None,))
 
@@ -12,7 +12,7 @@ EXTERNAL_LIB = NotYet("importing a module before the model is built", (None,))
 class ModelConfig(Section):
     """A Hugging Face model and how it is built."""
 
-    path: str = "~/models/deepseek-llm-7b-chat"
+    path: Path = "~/models/deepseek-llm-7b-chat"
     """Folder or Hub name of a Hugging Face model."""
     external_lib: Annotated[str | None, EXTERNAL_LIB] = None
     """Python module that is imported first, to register a model that transformers does not have."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from iiverl_core.config.section import Count, Names, NotYet, OnlyWhen, Positive, Section, Share
+from iiverl_core.config.section import Count, Names, NotYet, OnlyWhen, Path, Positive, Section, Share
 
 WHEN_ENABLED = OnlyWhen("reward_api.enable", (True,))
 
@@ -20,7 +20,7 @@ class RewardAPIConfig(Section):
     """Seconds that a request may take."""
     verification_info_column: Annotated[str, WHEN_ENABLED] = "verification_info"
     """Column of the dataset that is sent with a response."""
-    save_dir: Annotated[str | None, WHEN_ENABLED] = "debug_data"
+    save_dir: Annotated[Path | None, WHEN_ENABLED] = "debug_data"
     """Folder for scored samples, under `train/` and `val/`; null for none."""
     save_freq: Annotated[Count, WHEN_ENABLED] = 1
     """Training steps from one such file to the next; validation is always written."""

@@ -10,6 +10,7 @@ from iiverl_core.config.section import (
     Count,
     NoEffect,
     NotYet,
+    Path,
     Section,
     follows,
     only_megatron,
@@ -19,9 +20,9 @@ from iiverl_core.config.section import (
 class RewardModelModelConfig(ModelConfig):
     """The model that scores, and its place on the devices."""
 
-    input_tokenizer: str | None = follows("actor_rollout_ref.model.path")
+    input_tokenizer: Path | None = follows("actor_rollout_ref.model.path")
     """Tokenizer that the responses were written with; null where it is the reward model's own."""
-    path: str = "~/models/FsfairX-LLaMA3-RM-v0.1"
+    path: Path = "~/models/FsfairX-LLaMA3-RM-v0.1"
     """Folder or Hub name of a sequence-classification model."""
     external_lib: Annotated[str | None, EXTERNAL_LIB] = follows("actor_rollout_ref.model.external_lib")
     """Python module that is imported first, to register a model that transformers does not have."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from iiverl_core.config.section import (
     ONLY_HF,
@@ -19,7 +19,7 @@ from iiverl_core.config.section import (
     only_megatron,
 )
 
-TopK = Annotated[Int, Field(ge=-1)]
+TopK = Annotated[Int, Field(ge=-1), AfterValidator(lambda k: k or -1)]
 TopP = Annotated[Float, Field(gt=0, le=1)]
 
 
@@ -27,7 +27,7 @@ class ValKwargs(Section):
     """How responses are sampled in validation."""
 
     top_k: TopK = -1
-    """Sample from the k likeliest tokens; -1 for all."""
+    """Sample from the k likeliest tokens; -1 (or 0) for all."""
     top_p: TopP = 1.0
     """Sample from the likeliest tokens that together have this probability."""
     temperature: Nonnegative = 0.0
@@ -61,7 +61,7 @@ class RolloutConfig(Section):
     temperature: Nonnegative = 1.0
     """Divisor of the logits."""
     top_k: TopK = -1
-    """Sample from the k likeliest tokens; -1 for all."""
+    """Sample from the k likeliest tokens; -1 (or 0) for all."""
     top_p: TopP = 1.0
     """Sample from the likeliest tokens that together have this probability."""
     seed: Int = 0

@@ -19,7 +19,7 @@ class Config(Section):
     data: DataConfig
     actor_rollout_ref: ActorRolloutRefConfig
     critic: Annotated[CriticConfig, OnlyWhen(ADV_ESTIMATOR, ("gae",))]
-    reward_model: RewardModelConfig
+    reward_model: Annotated[RewardModelConfig, OnlyWhen("reward_model.enable", (True,))]
     reward_api: RewardAPIConfig
     custom_reward_function: CustomRewardFunctionConfig
     algorithm: AlgorithmConfig

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from iiverl_core.config.root import Config
-from iiverl_core.config.section import NotYet, NoEffect, OnlyWhen, Section
+from iiverl_core.config.section import NoEffect, NotYet, OnlyWhen, Section
 
 
 @dataclass(frozen=True)

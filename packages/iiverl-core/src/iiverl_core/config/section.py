@@ -1,9 +1,10 @@
 """What every section of the configuration is made of: its base class, number types, and marks on keys."""
 
+import os.path
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -48,8 +49,14 @@ Natural: TypeAlias = Annotated[Int, Field(ge=0)]
 Nonnegative: TypeAlias = Annotated[Float, Field(ge=0)]
 Positive: TypeAlias = Annotated[Float, Field(gt=0)]
 Share: TypeAlias = Annotated[Float, Field(ge=0, le=1)]
-Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(one_or_more)]
+Names: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(one_or_more)]
 """A list of strings; a single string is a list of one."""
+
+Path: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path on disk, or a Hub name; `~` is the home folder."""
+
+Paths: TypeAlias = Annotated[tuple[Path, ...], Field(min_length=1), BeforeValidator(one_or_more)]
+"""A list of paths; a single one is a list of one."""
 
 Dtype: TypeAlias = Literal["fp32", "float32", "bf16", "bfloat16", "fp16", "float16"]
 KLKind: TypeAlias = Literal[

@@ -45,7 +45,11 @@ class _Loader(yaml.SafeLoader):
     """YAML as researchers write it: `1e-6` is a number, `2024-01-01`, `1:30` and `007` are strings."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own class attribute
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag.rpartition(":")[2] in ("bool", "null", "merge")
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -133,7 +137,9 @@ class _Reader:
                 continue
             key = key_node.value
             if key in first:
-                self.complain(key_node, (*path, key), f"this key stands here twice; the first is on line {first[key]}")
+                self.complain(
+                    key_node, (*path, key), f"this key stands here twice; the first is on line {first[key]}"
+                )
                 continue
             first[key] = line
             self.source.lines[*path, key] = line

@@ -10,15 +10,9 @@ MOVED = {
     "reward.reward_manager.name": "reward_model.reward_manager",
     "reward.reward_model": "reward_model",
     "reward.reward_kwargs": "custom_reward_function.reward_kwargs",
-    "actor_rollout_ref.actor.policy_loss_fn": "actor_rollout_ref.actor.policy_loss.loss_mode",
     "actor_rollout_ref.actor.kl_coef": "actor_rollout_ref.actor.kl_loss_coef",
-    "actor_rollout_ref.actor.lr": "actor_rollout_ref.actor.optim.lr",
-    "actor_rollout_ref.ref.model_dtype": "actor_rollout_ref.ref.fsdp_config.model_dtype",
-    "algorithm.kl_coef": "algorithm.kl_ctrl.kl_coef",
-    "algorithm.clip_ratio": "actor_rollout_ref.actor.clip_ratio",
-    "trainer.gpus_per_node": "trainer.n_gpus_per_node",
 }
-"""Keys of later versions of verl, and guesses that are often made, with the place where they belong."""
+"""Keys of later versions of verl, and a guess that is often made, with the place where they belong."""
 
 
 def suggest(path: str) -> str:

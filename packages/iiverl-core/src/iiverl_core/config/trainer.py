@@ -12,6 +12,7 @@ from iiverl_core.config.section import (
     NoEffect,
     NotYet,
     OnlyWhen,
+    Path,
     Section,
     one_or_more,
 )
@@ -60,18 +61,18 @@ class TrainerConfig(Section):
         Natural, NotYet("writing validation's responses to trackers", (0,), blocks=False)
     ] = 0
     """The same, under its former name."""
-    default_local_dir: str = "checkpoints/${trainer.project_name}/${trainer.experiment_name}"
+    default_local_dir: Path = "checkpoints/${trainer.project_name}/${trainer.experiment_name}"
     """The run's folder: metrics, checkpoints."""
-    rollout_data_dir: str | None = None
+    rollout_data_dir: Path | None = None
     """Folder for the samples of each training step, as parquet; null for none."""
-    validation_data_dir: str | None = None
+    validation_data_dir: Path | None = None
     """Folder for the samples of each validation, as parquet; null for none."""
     save_freq: Annotated[Frequency, NotYet("checkpoints", (-1, 0), blocks=False)] = -1
     """Steps from one checkpoint to the next; -1 for none."""
-    resume_mode: Annotated[str, NotYet("resuming from a checkpoint", ("auto", "disable"))] = "auto"
+    resume_mode: Annotated[Path, NotYet("resuming from a checkpoint", ("auto", "disable"))] = "auto"
     """Go on from the last checkpoint (`auto`), start anew (`disable`), or go on from a `…/global_step_N` folder."""
     resume_from_path: Annotated[
-        str | Literal[False] | None, NotYet("resuming from a checkpoint", (False, None))
+        Path | Literal[False] | None, NotYet("resuming from a checkpoint", (False, None))
     ] = False
     """Folder of the checkpoint, with `resume_mode: resume_path`."""
     max_actor_ckpt_to_keep: Annotated[Count | None, CHECKPOINTS] = None

@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from iiverl_reward_client import Failed, FailureKind, Outcome
-
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards.scorer import Key
+from iiverl_reward_client import Failed, FailureKind, Outcome
 
 _DETAILS_SHOWN = 3
 
@@ -21,7 +20,7 @@ _NEXT_STEPS: dict[FailureKind, str] = {
 }
 
 
-class TooManyFailures(IIVerlError):
+class TooManyFailures(IIVerlError):  # noqa: N818
     """Too many of a step's samples could not be scored for the step to mean anything."""
 
 
@@ -32,7 +31,8 @@ def check_failures(outcomes: Mapping[Key, Outcome], max_failed_fraction: float) 
         TooManyFailures: a larger share than `max_failed_fraction` failed, or every sample did.
     """
     failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
-    counts = dict(Counter(failure.kind for failure in failed).most_common())
+    by_kind: Counter[FailureKind] = Counter(failure.kind for failure in failed)
+    counts = dict(by_kind.most_common())
     # With no score at all there is nothing to learn from, whatever share may fail.
     if failed and (len(failed) == len(outcomes) or len(failed) > max_failed_fraction * len(outcomes)):
         raise TooManyFailures(_diagnosis(failed, counts, len(outcomes), max_failed_fraction))
@@ -42,8 +42,8 @@ def check_failures(outcomes: Mapping[Key, Outcome], max_failed_fraction: float) 
 def _diagnosis(failed: list[Failed], counts: dict[FailureKind, int], total: int, limit: float) -> str:
     kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
     lines = [
-        f"{len(failed)} of {total} samples could not be scored ({len(failed) / total:.0%}; "
-        f"reward_api.max_failed_fraction allows {limit:.0%}): {kinds}."
+        f"{len(failed)} of {total} samples could not be scored ({len(failed) / total:.1%}; "
+        f"reward_api.max_failed_fraction allows {limit:.1%}): {kinds}."
     ]
     details = list(dict.fromkeys((failure.kind, failure.detail) for failure in failed if failure.detail))
     for kind, detail in details[:_DETAILS_SHOWN]:

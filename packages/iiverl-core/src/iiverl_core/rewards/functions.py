@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
-from iiverl_reward_client import Outcome
-
 from iiverl_core.rewards.scorer import Key
 from iiverl_core.samples import Sample
+from iiverl_reward_client import Outcome
 
 ScoreFunction: TypeAlias = Callable[[Sample], Outcome | Awaitable[Outcome]]
 """Gives a sample's outcome, or something to await for it. What goes wrong with a sample is a `Failed`; an exception

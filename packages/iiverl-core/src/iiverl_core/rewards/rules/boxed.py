@@ -13,17 +13,16 @@ def last_boxed(text: str) -> str | None:
     A box without braces, as in `$\boxed 5$`, ends at the next dollar sign or at the end of its line. An unclosed last
     box is an answer that was cut off: an earlier box does not stand in for it.
     """
-    last = None
-    for last in _BOX.finditer(text):
-        pass
-    if last is None:
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
-    if not text.startswith("{", last.end()):
-        unbraced = _UNBRACED.match(text, last.end())
+    start = boxes[-1].end()
+    if not text.startswith("{", start):
+        unbraced = _UNBRACED.match(text, start)
         return unbraced[0].strip() if unbraced else None
     depth = 0
-    for brace in _BRACE.finditer(text, last.end()):  # an escaped brace, "\{", is a character and not a brace
+    for brace in _BRACE.finditer(text, start):  # an escaped brace, "\{", is a character and not a brace
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[last.end() + 1 : brace.start()].strip()
+            return text[start + 1 : brace.start()].strip()
     return None

@@ -39,7 +39,7 @@ _OWN_FUNCTION = (
 )
 
 
-class UnknownDataSource(ConfigError):
+class UnknownDataSource(ConfigError):  # noqa: N818
     """No built-in rule scores the data source."""
 
     def __init__(self, data_source: str, where: str = "") -> None:

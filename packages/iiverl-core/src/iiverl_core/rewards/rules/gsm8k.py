@@ -24,11 +24,10 @@ def score(response: str, ground_truth: str | int | float) -> float:
         ValueError: the ground truth is no number.
     """
     expected = _ground_truth(ground_truth)
-    last = None
-    for last in _ANSWER.finditer(response):
-        pass
-    if last is None:
+    answers = list(_ANSWER.finditer(response))
+    if not answers:
         return 0.0
+    last = answers[-1]
     value = Decimal(last["number"].replace(",", ""))
     negative = last["sign"] in ("-", "−") or last["inner_sign"] != ""
     return 1.0 if (value.copy_negate() if negative else value) == expected else 0.0

@@ -18,6 +18,8 @@ def score(response: str, ground_truth: str) -> float:
     boxed_truth = last_boxed(truth)
     expected = normal_form(truth if boxed_truth is None else boxed_truth)
     if not expected:
-        raise ValueError(f"the ground truth of a MATH row is an answer such as \\frac{{1}}{{2}}, not {truth!r}")
+        raise ValueError(
+            f"the ground truth of a MATH row is an answer such as \\frac{{1}}{{2}}, not {truth!r}"
+        )
     answer = last_boxed(response)
     return 1.0 if answer is not None and normal_form(answer) == expected else 0.0

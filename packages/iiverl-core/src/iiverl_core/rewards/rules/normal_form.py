@@ -64,10 +64,10 @@ _NAMES = _spellings(
 # A space parts "\pi r" and "1 2"; every other one is for the eye.
 _SPACE = re.compile(r"(\\[a-zA-Z]+ (?=[a-zA-Z])|\d (?=\d))| ")
 
-_UNITS = "|".join(
-    """degrees? deg percent dollars? cents? units? inch(?:es)? in feet foot ft yards? yd miles? mi mm cm dm km
-    met(?:er|re)s? centimet(?:er|re)s? kilomet(?:er|re)s? grams? kg kilograms? pounds? lbs? ounces? oz lit(?:er|re)s?
-    ml gallons? seconds? sec minutes? min hours? hrs? days? weeks? months? years? mph""".split()
+_UNITS = (
+    "degrees?|deg|percent|dollars?|cents?|units?|inch(?:es)?|in|feet|foot|ft|yards?|yd|miles?|mi|mm|cm|dm|km"
+    "|(?:centi|kilo)?met(?:er|re)s?|(?:kilo)?grams?|kg|pounds?|lbs?|ounces?|oz|lit(?:er|re)s?|ml|gallons?"
+    "|seconds?|sec|minutes?|min|hours?|hrs?|days?|weeks?|months?|years?|mph"
 )
 
 _WORDS = _spellings(

@@ -1,0 +1,57 @@
+# Needs git, make and Python >= 3.11; brings uv into .uv/ where there is none.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+export UV_PYTHON_DOWNLOADS := never
+RUN := $(UV) run --no-sync
+TEST := OMP_NUM_THREADS=1 $(RUN) pytest
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/.synced ## install everything into .venv
+
+quickstart: setup ## a language model learns by reinforcement here, in under two minutes
+	@cd examples/quickstart && ../../.venv/bin/python make_inputs.py && ../../.venv/bin/iiverl train-ppo quickstart.yaml
+	@echo "Then: change examples/quickstart/quickstart.yaml and run 'make quickstart' again; examples/ has more, for GPUs too."
+
+test: setup ## all tests
+	$(TEST)
+
+test-fast: setup ## the tests that take no more than a few seconds each
+	$(TEST) -m "not slow"
+
+lint: setup ## style and common mistakes
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+
+format: setup ## mend style
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+types: setup ## types of the packages
+	$(RUN) pyright
+
+wheels: setup ## build all packages, and try them in environments of their own
+	$(RUN) python scripts/check_wheels.py $(UV)
+
+lock: $(filter .uv/%,$(UV)) ## resolve all versions anew, within what pyproject.toml allows
+	$(UV) lock --upgrade
+	$(PYTHON) scripts/slim_lock.py
+
+clean: ## remove what was installed and made
+	rm -rf .venv .uv dist examples/quickstart/inputs examples/quickstart/run
+
+# uv completes the lock with the addresses of the index in use; these stay out of the repository.
+.venv/.synced: pyproject.toml uv.lock $(wildcard packages/*/pyproject.toml) | $(filter .uv/%,$(UV))
+	$(UV) sync --all-packages --extra fsdp
+	$(PYTHON) scripts/slim_lock.py
+	@touch $@
+
+.uv/bin/uv:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv "uv>=0.13.9,<0.14"
+
+.PHONY: help setup quickstart test test-fast lint format types wheels lock clean

@@ -1,0 +1,19 @@
+"""Checks of what no single key shows: whether keys fit each other, the disk and what is installed."""
+
+from iiverl_core.config.checks.batches import checks as batches
+from iiverl_core.config.checks.devices import checks as devices
+from iiverl_core.config.checks.files import checks as files
+from iiverl_core.config.checks.learning import checks as learning
+from iiverl_core.config.checks.sampling import checks as sampling
+from iiverl_core.config.checks.schedule import checks as schedule
+from iiverl_core.config.checks.view import View
+from iiverl_core.config.problems import Problem
+
+__all__ = ["ALL", "View", "run_checks"]
+
+ALL = (*batches.all, *sampling.all, *learning.all, *schedule.all, *devices.all, *files.all)
+
+
+def run_checks(view: View) -> list[Problem]:
+    """Run every check on what is not broken."""
+    return [problem for check in ALL for problem in check.run(view)]

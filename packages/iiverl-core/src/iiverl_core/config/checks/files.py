@@ -1,0 +1,114 @@
+"""Is what the configuration names on disk really there?"""
+
+import ast
+from pathlib import Path
+
+from iiverl_core.config.checks.view import Checks, View, on_disk
+from iiverl_core.config.suggest import nearest
+
+checks = Checks()
+
+MODEL = "actor_rollout_ref.model.path"
+TRAIN, VAL = "data.train_files", "data.val_files"
+FUNCTION, FUNCTION_NAME = "custom_reward_function.path", "custom_reward_function.name"
+RESUME, RESUME_FROM = "trainer.resume_mode", "trainer.resume_from_path"
+
+
+def _absent(view: View, key: str) -> str | None:
+    absent = [name for name in view[key] if on_disk(name) and not Path(name).exists()]
+    if not absent:
+        return None
+    default = "" if view.given(key) else " (the default)"
+    return f"not found: {', '.join(absent)}{default}, looked up from {Path.cwd()}"
+
+
+@checks.add("here", TRAIN)
+def training_files_exist(view: View) -> str | None:
+    """The training files are there."""
+    return _absent(view, TRAIN)
+
+
+@checks.add("here", VAL, "trainer.test_freq", "trainer.val_before_train")
+def validation_files_exist(view: View) -> str | None:
+    """The validation files are there, if they are read."""
+    read = view["trainer.test_freq"] > 0 or view["trainer.val_before_train"]
+    return _absent(view, VAL) if read and view[VAL] else None
+
+
+@checks.add("warning", VAL, TRAIN, "data.train_split", "data.val_split")
+def validation_is_unseen(view: View) -> str | None:
+    """What is validated on is not what is trained on."""
+    shared = [name for name in view[VAL] or () if name in view[TRAIN] and Path(name).is_file()]
+    return f"{shared[0]} is also trained on" if shared else None
+
+
+def _check_splits(files: str, splits: str) -> None:
+    @checks.add("error", splits, files)
+    def a_split_for_each(view: View) -> str | None:
+        many, wanted = len(view[splits]), len(view[files] or ())
+        if many in (1, wanted) or not wanted:
+            return None
+        return f"{many} splits for {wanted} of {files}; give one for all, or one for each"
+
+
+_check_splits(TRAIN, "data.train_split")
+_check_splits(VAL, "data.val_split")
+
+
+@checks.add("here", MODEL)
+def model_exists(view: View) -> str | None:
+    """A model that is named as a folder is there, and is one of transformers."""
+    path = view[MODEL]
+    if not on_disk(path):
+        return None
+    default = "" if view.given(MODEL) else ", the default,"
+    if not Path(path).is_dir():
+        return f"the folder {path}{default} does not exist; a Hub name has the form org/name"
+    return None if (Path(path) / "config.json").is_file() else f"the folder {path} holds no config.json"
+
+
+@checks.add("here", FUNCTION)
+def function_file_exists(view: View) -> str | None:
+    """The file of a custom reward function is there."""
+    path = view[FUNCTION]
+    return f"the file {path} does not exist" if path and not Path(path).is_file() else None
+
+
+@checks.add("error", FUNCTION_NAME, FUNCTION)
+def function_exists(view: View) -> str | None:
+    """The file of a custom reward function is Python, and defines the function."""
+    path, name = view[FUNCTION], view[FUNCTION_NAME]
+    if not path or not Path(path).is_file():
+        return None
+    try:
+        module = ast.parse(Path(path).read_bytes(), path)
+    except (SyntaxError, ValueError) as error:
+        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        return f"{path} is not valid Python{line}: {error.args[0]}"
+    names = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+    other = any(
+        not isinstance(node, ast.FunctionDef | ast.Expr) and name in ast.unparse(node) for node in module.body
+    )
+    star = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in module.body)
+    if name in names or other or star:
+        return None
+    near = nearest(name, sorted(names))
+    return f"{path} defines no function {name}" + (f"; did you mean {near}?" if near else "")
+
+
+@checks.add("error", RESUME, RESUME_FROM)
+def resumes_from_a_checkpoint(view: View) -> str | None:
+    """A checkpoint is named by its folder."""
+    mode, path = view[RESUME], view[RESUME_FROM]
+    words = ["auto", "disable", "resume_path"]
+    if mode == "resume_path":
+        return (
+            None
+            if path and "global_step_" in path
+            else f"resume_path needs a …/global_step_N folder in {RESUME_FROM}"
+        )
+    if mode in words or "global_step_" in mode:
+        return None
+    near = nearest(mode, words)
+    hint = f"; did you mean {near}?" if near else ""
+    return f"expected {', '.join(words)} or a …/global_step_N folder, not {mode!r}{hint}"

@@ -1,0 +1,85 @@
+"""What a check sees, and how checks are made."""
+
+import os.path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from iiverl_core.config.problems import Place, Problem, Severity
+from iiverl_core.config.root import Config
+
+
+@dataclass(frozen=True)
+class View:
+    """A valid configuration, and how it came about.
+
+    `places` names the keys that the user set, and where; `tainted` the keys whose values say nothing, because what was
+    given for them is broken; `backend` the one that was asked for beside the file; `file` the file.
+    """
+
+    config: Config
+    places: Mapping[str, Place]
+    tainted: frozenset[str]
+    backend: str | None
+    file: str
+
+    def __getitem__(self, path: str) -> Any:
+        value: Any = self.config
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    def given(self, *paths: str) -> bool:
+        """Whether the user set any of these keys."""
+        return any(path in self.places for path in paths)
+
+    def problem(self, severity: Severity, path: str, message: str, key: str | None = None) -> Problem:
+        """Make a problem that stands where `path` was set; `key` is shown in its place."""
+        place = self.places.get(path, Place(self.file))
+        return Problem(severity, key or path, message, place.file, place.line)
+
+
+Rule: TypeAlias = Callable[[View], str | None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule over several keys: it returns what is wrong, or None.
+
+    It is not asked when one of the keys it reads is broken. What it tells stands at the first of them that the user
+    set.
+    """
+
+    severity: Severity
+    reads: tuple[str, ...]
+    rule: Rule
+
+    def run(self, view: View) -> Iterator[Problem]:
+        """Yield the problem that the rule finds, if any."""
+        if view.tainted.isdisjoint(self.reads):
+            message = self.rule(view)
+            if message:
+                blamed = next((key for key in self.reads if view.given(key)), self.reads[0])
+                yield view.problem(self.severity, blamed, message)
+
+
+class Checks:
+    """A list of checks, filled by the decorators that are its methods."""
+
+    def __init__(self) -> None:
+        self.all: list[Check] = []
+
+    def add(self, severity: Severity, *reads: str) -> Callable[[Rule], Rule]:
+        """Make a check of the decorated rule, which reads these keys; the one to blame first."""
+
+        def register(rule: Rule) -> Rule:
+            self.all.append(Check(severity, reads, rule))
+            return rule
+
+        return register
+
+
+def on_disk(path: str) -> bool:
+    """Whether a name can only be that of a file or folder, not of something on the Hub."""
+    looks = path.startswith((".", os.sep, "~")) or path.count("/") > 1 or path.endswith("/")
+    return looks or path.endswith((".parquet", ".jsonl", ".json", ".csv", ".arrow"))

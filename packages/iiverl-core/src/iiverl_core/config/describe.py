@@ -1,0 +1,73 @@
+"""Words for what a key takes, and for what it was given."""
+
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+PLAIN = {bool: "true or false", str: "a string", dict: "a section of keys and values", types.NoneType: "null", Any: "any value"}  # fmt: skip
+
+
+def expected(field: FieldInfo) -> str:
+    """Say what a field takes: `a whole number of at least 1`."""
+    return _expected(field.annotation, field.metadata)
+
+
+def shown(value: Any) -> str:
+    """Write a value as it would stand in the file, cut off where it is long."""
+    text = _shown(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def choices(annotation: Any) -> list[str]:
+    """The words that a type allows, empty where it is no choice between words."""
+    if get_origin(annotation) is Literal:
+        return [choice for choice in get_args(annotation) if isinstance(choice, str)]
+    return [choice for part in get_args(annotation) for choice in choices(part)]
+
+
+def _expected(kind: Any, metadata: list[Any]) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _expected(args[0], [*metadata, *args[1:]])
+    if origin in (Union, types.UnionType):
+        return _either([_expected(arg, metadata) for arg in args])
+    if origin is Literal:
+        return _either([_shown(arg) if not isinstance(arg, str) else arg for arg in args])
+    if origin is tuple and args[-1] is Ellipsis:
+        item = _expected(args[0], [])
+        return f"{item}, or a list of {'strings' if item == 'a string' else 'these'}"
+    if origin is tuple:
+        return f"a list of {len(args)}, each {_expected(args[0], [])}"
+    if kind in (int, float):
+        return ("a whole number" if kind is int else "a number") + _bounds(metadata)
+    return PLAIN[origin or kind]
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _bounds(metadata: list[Any]) -> str:
+    flat = [part for m in metadata for part in (m.metadata if isinstance(m, FieldInfo) else [m])]
+    low = [f"at least {m.ge}" for m in flat if isinstance(m, Ge)] + [
+        f"above {m.gt}" for m in flat if isinstance(m, Gt)
+    ]
+    high = [f"at most {m.le}" for m in flat if isinstance(m, Le)] + [
+        f"below {m.lt}" for m in flat if isinstance(m, Lt)
+    ]
+    words = " and ".join([*low, *high])
+    return f" of {words}" if words.startswith("at") else f" {words}" if words else ""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+    return repr(value)

@@ -1,0 +1,72 @@
+"""What of a configuration has no effect, or cannot be done yet, by the marks on its keys."""
+
+import os.path
+from collections import defaultdict
+
+from iiverl_core.config.checks.view import View
+from iiverl_core.config.describe import shown
+from iiverl_core.config.problems import Problem
+from iiverl_core.config.schema import Key, keys
+from iiverl_core.config.section import BACKEND, ENGINE, NoEffect, NotYet, OnlyWhen
+
+ALL_NAMED = 8
+
+
+def effects(view: View) -> list[Problem]:
+    """Tell what was set and is not read, and what is asked for and not there; unread keys by reason."""
+    unread: dict[str, list[str]] = defaultdict(list)
+    problems: list[Problem] = []
+    for path, key in keys().items():
+        if path in view.tainted:
+            continue
+        reason = next((why for mark in key.marks if (why := _unread(view, key, mark))), None)
+        if reason:
+            if view.given(path):
+                unread[reason].append(path)
+        elif any(isinstance(m, NotYet) and m.blocks and view[path] not in m.ready for m in key.marks):
+            problems.append(view.problem("here", path, _missing(view, key)))
+    for reason, paths in unread.items():
+        first = min(paths, key=lambda path: view.places[path].line or 0)
+        has = "has" if len(paths) == 1 else "have"
+        problems.append(view.problem("warning", first, f"{has} no effect: {reason}", key=_together(paths)))
+    return problems
+
+
+def _unread(view: View, key: Key, mark: NoEffect | NotYet | OnlyWhen) -> str | None:
+    match mark:
+        case NoEffect(why):
+            return why
+        case NotYet(what, ready, blocks):
+            return None if blocks or view[key.path] in ready else f"{what} is not in this version"
+        case OnlyWhen(condition, values, instead):
+            if condition == key.path or condition in view.tainted or view[condition] in values:
+                return None
+            return _reader(condition, values) + (f"; {instead} does the same here" if instead else "")
+
+
+def _reader(condition: str, values: tuple[object, ...]) -> str:
+    if condition == BACKEND:
+        return f"only the {'Megatron' if values == ('megatron',) else 'FSDP'} backend reads it"
+    if condition == ENGINE:
+        return f"only the rollout engine {values[0]} reads it"
+    return f"it is read only with {condition}: {' or '.join(shown(v).strip(chr(39)) for v in values)}"
+
+
+def _missing(view: View, key: Key) -> str:
+    mark = next(m for m in key.marks if isinstance(m, NotYet))
+    value = shown(view[key.path]).strip("'")
+    given = value if view.given(key.path) else f"{value}, the default,"
+    ready = [shown(v).strip("'") for v in mark.ready]
+    return f"{given} asks for what is not in this version: {mark.what}; set it to {' or '.join(ready)}"
+
+
+def _together(paths: list[str]) -> str:
+    """Write several keys as one: `section.{a, b.c}`."""
+    if len(paths) == 1:
+        return paths[0]
+    parents = [path.split(".")[:-1] for path in paths]
+    shared = os.path.commonprefix(parents)
+    names = [".".join(path.split(".")[len(shared) :]) for path in paths]
+    more = f", and {len(names) - ALL_NAMED} more" if len(names) > ALL_NAMED else ""
+    listed = ", ".join(names[:ALL_NAMED]) + more
+    return f"{'.'.join(shared)}.{{{listed}}}" if shared else listed

@@ -1,0 +1,121 @@
+"""What the user gave: values by full path, each with its place, from a file's sections and from overrides."""
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from iiverl_core.config.describe import shown
+from iiverl_core.config.problems import COMMAND_LINE, Place, Problem
+from iiverl_core.config.schema import join, keys, sections
+from iiverl_core.config.source import Path, Source, read_yaml
+from iiverl_core.config.suggest import leads_to_moved, suggest
+
+
+@dataclass
+class Given:
+    """Values by the full path of their key, the place of each, and what could not be laid over the known keys."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def complain(self, key: str, message: str, place: Place) -> None:
+        """Note an error."""
+        self.problems.append(Problem("error", key, message, place.file, place.line))
+
+    def lay_file(self, source: Source, file: str) -> None:
+        """Take the values of a YAML file."""
+
+        def place(path: Path) -> Place:
+            return Place(file, source.lines.get(path))
+
+        self._lay(source.values, "", (), place)
+
+    def lay_override(self, text: str) -> None:
+        """Take one `key=value`; the value is YAML."""
+        path, equals, written = text.partition("=")
+        path, place = path.strip(), Place(COMMAND_LINE)
+        bare = path.lstrip("+~")
+        if not equals or not path:
+            self.complain(
+                "", f"{text!r} is no override; write key=value, as in trainer.total_epochs=1", place
+            )
+        elif bare != path:
+            hint = f"write {bare}={written}" if path.startswith("+") else f"write {bare}=null"
+            self.complain("", f"{text!r}: keys are neither added nor removed; {hint}", place)
+        else:
+            source = read_yaml(written, COMMAND_LINE)
+            for problem in source.problems:
+                self.complain(path, f"the value {written!r} is {problem.message}", place)
+            if not source.problems:
+                self._lay_one(path, source.values, place)
+
+    def _lay_one(self, path: str, value: Any, place: Place) -> None:
+        holder = next((key for key in keys() if path.startswith(key + ".")), None)
+        if holder and isinstance(keys()[holder].default, dict):  # into a key that holds keys of its own
+            whole = copy.deepcopy(self.values.get(holder, keys()[holder].default))
+            *names, last = path.removeprefix(holder + ".").split(".")
+            inner = whole
+            for name in names:
+                inner = inner.setdefault(name, {}) if isinstance(inner, dict) else None
+            if isinstance(inner, dict):
+                inner[last] = value
+                self._take(holder, whole, place)
+                return
+        section, _, name = path.rpartition(".")
+        if path in sections():
+            self._lay(value, path, (), lambda _: place)
+        elif section in sections():
+            self._lay({name: value}, section, (), lambda _: place)
+        else:
+            self._unknown(path, value, (), lambda _: place)
+
+    def _lay(self, values: Any, section: str, at: Path, place: Callable[[Path], Place]) -> None:
+        if values is None:  # a section that is named and left empty
+            return
+        if not isinstance(values, Mapping):
+            self._no_section(values, section, place(at))
+            return
+        for name, value in values.items():
+            path, here = join(section, name), (*at, name)
+            if path in sections():
+                self._lay(value, path, here, place)
+            elif path in keys():
+                self._take(path, value, place(here))
+            else:
+                self._unknown(path, value, here, place)
+
+    def _take(self, path: str, value: Any, place: Place) -> None:
+        self.values[path] = value
+        self.places[path] = place
+
+    def _unknown(self, path: str, value: Any, at: Path, place: Callable[[Path], Place]) -> None:
+        if leads_to_moved(path) and isinstance(value, Mapping) and value:
+            for name, inner in value.items():
+                self._unknown(join(path, name), inner, (*at, name), place)
+            return
+        if "." in str(at[-1:]) and path in {*keys(), *sections()}:
+            levels = ": {".join(path.split(".")) + ": …" + " }" * path.count(".")
+            self.complain(path, f"a key with dots is not read in a file; write {levels}", place(at))
+            return
+        hint = suggest(path)
+        self.complain(path, "unknown key" + (f"; {hint}" if hint else ""), place(at))
+
+    def _no_section(self, value: Any, section: str, place: Place) -> None:
+        what = (
+            "this is a section of keys and values"
+            if section
+            else "a configuration is a section of keys and values"
+        )
+        hint = (
+            "; write a space after the colon" if isinstance(value, str) and re.match(r"\w+:\S", value) else ""
+        )
+        if (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(isinstance(v, dict) for v in value)
+        ):
+            hint = "; write its keys without the '- '"
+        self.complain(section, f"{what}, not {shown(value)}{hint}", place)

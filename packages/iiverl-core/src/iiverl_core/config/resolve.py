@@ -1,0 +1,127 @@
+"""Lays values over the defaults, resolves references, and validates the whole, with defaults for what is broken."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from iiverl_core.config.describe import choices, expected, shown
+from iiverl_core.config.given import Given
+from iiverl_core.config.interpolation import Interpolation, UnresolvedError, nested, reference, references
+from iiverl_core.config.problems import Problem
+from iiverl_core.config.root import Config
+from iiverl_core.config.schema import keys
+from iiverl_core.config.suggest import nearest
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A valid configuration, what was wrong with the values, and the keys of which nothing can be concluded."""
+
+    config: Config
+    problems: list[Problem]
+    tainted: frozenset[str]
+
+
+def resolve(given: Given, by_backend: Mapping[str, Any]) -> Resolved:
+    """Make the configuration of what the user gave; `by_backend` holds the backend's own defaults."""
+    resolver = _Resolver(given, by_backend)
+    config = resolver.run()
+    return Resolved(config, resolver.problems, resolver.tainted())
+
+
+class _Resolver:
+    """The values as they are written, and which of them turn out to be broken."""
+
+    def __init__(self, given: Given, by_backend: Mapping[str, Any]) -> None:
+        self.given = given
+        self.defaults = {path: by_backend.get(path, key.default) for path, key in keys().items()}
+        followed = {p for p, v in given.values.items() if v is None and reference(self.defaults[p])}
+        self.written = {**self.defaults, **{p: v for p, v in given.values.items() if p not in followed}}
+        self.raw = dict(self.written)
+        self.problems: list[Problem] = []
+        self.broken: set[str] = set()
+
+    def run(self) -> Config:
+        """Validate until nothing is broken; each round puts defaults for at least one broken value."""
+        while True:
+            values = self.interpolated()
+            try:
+                return Config.model_validate(nested(values))
+            except ValidationError as error:
+                self.invalid(error.errors(include_url=False, include_context=False), values)
+
+    def tainted(self) -> frozenset[str]:
+        """What is broken, and what takes its value from something broken."""
+        tainted = set(self.broken)
+        while True:
+            more = {path for path, value in self.written.items() if references(value) & tainted} - tainted
+            if not more:
+                return frozenset(tainted)
+            tainted |= more
+
+    def interpolated(self) -> dict[str, Any]:
+        """All values with their references resolved; what cannot be resolved is broken."""
+        while True:
+            interpolation = Interpolation(self.raw)
+            unresolved: dict[frozenset[str], UnresolvedError] = {}
+            values = {}
+            for path in self.raw:
+                try:
+                    values[path] = interpolation.get(path)
+                except UnresolvedError as error:
+                    unresolved.setdefault(frozenset(error.paths), error)
+            if not unresolved:
+                return values
+            for error in unresolved.values():
+                guilty = [path for path in error.paths if path in self.given.places]
+                self.complain(guilty[0], str(error))
+                self.put_defaults(guilty)
+
+    def invalid(self, errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> None:
+        """Tell what does not fit its key, and put defaults for it."""
+        by_key: dict[str, list[ErrorDetails]] = defaultdict(list)
+        for error in errors:
+            by_key[_key_of(error["loc"])].append(error)
+        for path, details in by_key.items():
+            sources = references(self.raw[path])
+            guilty = path if path in self.given.places else next(s for s in sources if s in self.given.places)
+            if not sources & by_key.keys():
+                self.complain(guilty, _message(path, values[path], self.raw[path], details))
+            self.put_defaults([guilty])
+
+    def put_defaults(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            self.broken.add(path)
+            self.raw[path] = self.defaults[path]
+
+    def complain(self, path: str, message: str) -> None:
+        place = self.given.places[path]
+        self.problems.append(Problem("error", path, message, place.file, place.line))
+
+
+def _key_of(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in loc:
+        path = f"{path}.{part}" if path else str(part)
+        if path in keys():
+            break
+    return path
+
+
+def _message(path: str, value: Any, raw: Any, details: list[ErrorDetails]) -> str:
+    field = keys()[path].field
+    takes = expected(field)
+    message = f"expected {takes}, not {shown(value)}"
+    if references(raw):
+        message += f" (from {raw})"
+    words = [error["input"] for error in details if isinstance(error["input"], str)]
+    near = [found for word in words if (found := nearest(word, choices(field.annotation)))]
+    if near:
+        message += f"; did you mean {near[0]}?"
+    elif isinstance(value, bool) and "a string" in takes:
+        message += "; if it is meant as a word, quote it"
+    return message

@@ -1,0 +1,75 @@
+"""The resolved configuration as YAML, with the origin of each value beside it."""
+
+from typing import Any
+
+import yaml
+
+from iiverl_core.config.load import Loaded, Origin
+from iiverl_core.config.schema import keys
+
+WIDEST = 60
+"""Column up to which origins are aligned; longer lines have theirs right behind them."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes tuples as lists, and values whole wherever they stand."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+
+
+def show(loaded: Loaded, *, changed: bool = False, describe: bool = False) -> str:
+    """Write the whole configuration as YAML that loads to the same one.
+
+    `changed` leaves out what is a default; `describe` puts each key's description above it.
+    """
+    lines: list[tuple[str, Origin | None]] = []
+    open_sections: list[str] = []
+    for path, key in keys().items():
+        origin = loaded.origins[path]
+        if changed and origin.kind not in ("file", "override"):
+            continue
+        *section, name = path.split(".")
+        shared = _shared(open_sections, section)
+        lines += [("  " * depth + f"{part}:", None) for depth, part in enumerate(section) if depth >= shared]
+        open_sections = section
+        indent = "  " * len(section)
+        if describe:
+            lines.append((f"{indent}# {key.description}", None))
+        lines.append((f"{indent}{name}: {_written(_value(loaded, path))}", origin))
+    column = min(WIDEST, max((len(text) for text, origin in lines if origin), default=0))
+    return "\n".join(text.ljust(column) + f"  # {origin}" if origin else text for text, origin in lines)
+
+
+def _shared(left: list[str], right: list[str]) -> int:
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _value(loaded: Loaded, path: str) -> Any:
+    value: Any = loaded.config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _written(value: Any) -> str:
+    text = yaml.dump(
+        _escaped(value), Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

@@ -1,0 +1,118 @@
+"""Decisions about the samples of a step: which count, which go into a mini-batch, which rank works on which."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from iiverl_reward_client import Outcome, Scored
+
+from iiverl_core.algorithms import token_weights
+from iiverl_core.cluster.worker import Share
+from iiverl_core.rewards import Key
+from iiverl_core.samples import Handle, Sample
+from iiverl_core.training.planning import Packing, balance, in_order, micro_batches
+
+T = TypeVar("T")
+
+
+def with_outcomes(samples: Sequence[Sample], outcomes: Mapping[Key, Outcome]) -> list[Sample]:
+    """Give each sample its outcome, and put them in the order of groups and members."""
+    ordered = sorted(samples, key=lambda sample: (sample.group, sample.member))
+    return [replace(sample, outcome=outcomes[sample.group, sample.member]) for sample in ordered]
+
+
+def comparable(samples: Sequence[Sample]) -> list[Sample]:
+    """Keep the samples that have a score and another one of their group to be compared with."""
+    scored = [sample for sample in samples if isinstance(sample.outcome, Scored)]
+    members = Counter(sample.group for sample in scored)
+    return [sample for sample in scored if members[sample.group] > 1]
+
+
+def with_arrays(samples: Sequence[Sample], name: str, handles: Sequence[Handle]) -> list[Sample]:
+    """Give each sample one more per-token array."""
+    return [
+        replace(sample, arrays={**sample.arrays, name: handle})
+        for sample, handle in zip(samples, handles, strict=True)
+    ]
+
+
+def mini_batches(
+    samples: Sequence[Sample], groups: int, groups_a_batch: int, order: np.random.Generator | None
+) -> list[list[Sample]]:
+    """Cut a step's samples by their groups, in the order of the groups or in a random one.
+
+    Groups that were dropped leave their mini-batch smaller, so the others stay what they would have been; a mini-batch
+    with nothing left is left out.
+    """
+    place = np.arange(groups) if order is None else order.permutation(groups)
+    batches: list[list[Sample]] = [[] for _ in range(-(-groups // groups_a_batch))]
+    for sample in samples:
+        batches[place[sample.group] // groups_a_batch].append(sample)
+    return [batch for batch in batches if batch]
+
+
+@dataclass(frozen=True)
+class Division:
+    """Samples divided over the data-parallel ranks: each rank's share, and the positions its samples came from."""
+
+    shares: list[Share]
+    positions: list[list[int]]
+
+    def restore(self, results: Sequence[Sequence[T]]) -> list[T]:
+        """Put what each rank gave for its samples back into the order of the samples."""
+        flat = {
+            position: value
+            for positions, values in zip(self.positions, results, strict=True)
+            for position, value in zip(positions, values, strict=True)
+        }
+        return [flat[position] for position in range(len(flat))]
+
+
+def divide(samples: Sequence[Sample], ranks: int, packing: Packing, *, balanced: bool) -> Division:
+    """Divide samples over ranks, and each rank's into micro-batches, for a pass that trains nothing."""
+    return _divide(samples, [0.0] * len(samples), ranks, packing, balanced=balanced)
+
+
+def divide_for_training(
+    samples: Sequence[Sample],
+    ranks: int,
+    packing: Packing,
+    *,
+    balanced: bool,
+    loss_agg_mode: str,
+    horizon: float,
+    arrays: tuple[str, ...],
+) -> Division:
+    """Divide a mini-batch over ranks; the weights of its tokens in the loss come from all of it."""
+    lengths = [sample.response_length for sample in samples]
+    weights = token_weights(loss_agg_mode, lengths, horizon)
+    return _divide(
+        samples, weights, ranks, packing, balanced=balanced, token_share=1 / sum(lengths), arrays=arrays
+    )
+
+
+def _divide(
+    samples: Sequence[Sample],
+    weights: Sequence[float],
+    ranks: int,
+    packing: Packing,
+    *,
+    balanced: bool,
+    token_share: float = 0.0,
+    arrays: tuple[str, ...] = (),
+) -> Division:
+    lengths = [sample.length for sample in samples]
+    positions = balance(lengths, ranks) if balanced else in_order(len(lengths), ranks)
+    shares = [
+        Share(
+            samples=[samples[i] for i in mine],
+            micro_batches=[[mine.index(i) for i in batch] for batch in batches],
+            weights=[weights[i] for i in mine],
+            token_share=token_share,
+            arrays=arrays,
+        )
+        for mine, batches in zip(positions, micro_batches(lengths, positions, packing), strict=True)
+    ]
+    return Division(shares, positions)

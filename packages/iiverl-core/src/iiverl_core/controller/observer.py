@@ -1,0 +1,171 @@
+"""What the loop tells the outside: progress, timings, metrics, samples. Decides nothing."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from iiverl_reward_client import Failed, Scored
+
+from iiverl_core.cluster.worker import Advantages, WorkerInfo
+from iiverl_core.config import Config
+from iiverl_core.controller.batch import Division
+from iiverl_core.rewards import Key
+from iiverl_core.samples import Sample
+from iiverl_core.telemetry import (
+    Phase,
+    Progress,
+    SampleNumbers,
+    Timers,
+    Tracker,
+    batch_metrics,
+    mfu,
+    perf_metrics,
+    seqlen_metrics,
+    token_timings,
+    training_flops,
+    write_samples,
+)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the arithmetic of a model is counted from."""
+
+    parameters: int
+    layers: int
+    heads: int
+    head_dim: int
+
+
+class Observer:
+    """Collects what happens in a step and passes it on under the names that dashboards hold."""
+
+    def __init__(
+        self, config: Config, infos: Sequence[WorkerInfo], shape: ModelShape, progress: Progress, tracker: Tracker
+    ) -> None:
+        self.timers = Timers()
+        self._config, self._infos, self._shape = config, infos, shape
+        self._progress, self._tracker = progress, tracker
+        self._spread: list[list[int]] = []
+        self._pending: dict[str, float] = {}
+
+    def phase(self, name: str, total: int | None = None) -> AbstractContextManager[Phase]:
+        """Show what is being done."""
+        return self._progress.phase(name, total)
+
+    def divided(self, samples: Sequence[Sample], division: Division) -> None:
+        """Remember how a mini-batch lay over the ranks: the tokens of each rank."""
+        self._spread.append([sum(samples[i].length for i in positions) for positions in division.positions])
+
+    def describe(
+        self,
+        samples: Sequence[Sample],
+        batch: Sequence[Sample],
+        advantages: Advantages | None,
+        memory: Mapping[str, int],
+    ) -> dict[str, float]:
+        """Metrics of a step's samples; those that need its whole time are added when it is done."""
+        lengths = [sample.length for sample in samples]
+        rewards = dict(zip(_keys(batch), advantages.rewards, strict=True)) if advantages else {}
+        metrics = batch_metrics(
+            samples,
+            max_prompt_length=self._config.data.max_prompt_length,
+            rewards=rewards,
+            token_stats=advantages.token_stats if advantages else {},
+        )
+        ranks = self._infos[0].place.data_size
+        metrics |= seqlen_metrics(lengths, [list(range(len(lengths)))[rank::ranks] for rank in range(ranks)])
+        if self._spread:
+            tokens = [sum(of_rank) for of_rank in zip(*self._spread, strict=True)]
+            epochs = self._config.actor_rollout_ref.actor.ppo_epochs
+            metrics["global_seqlen/balanced_min"] = min(tokens) / epochs
+            metrics["global_seqlen/balanced_max"] = max(tokens) / epochs
+            self._spread = []
+        self._pending = {
+            "response_tokens": sum(sample.response_length for sample in samples),
+            "total_tokens": sum(lengths),
+            "flops": training_flops(
+                self._shape.parameters,
+                self._shape.layers,
+                self._shape.heads,
+                self._shape.head_dim,
+                [sample.length for sample in batch],
+            )
+            * self._config.actor_rollout_ref.actor.ppo_epochs,
+            **memory,
+        }
+        return metrics
+
+    def samples(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        batch: Sequence[Sample],
+        advantages: Advantages | None,
+        sums: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Write the samples of a step where `trainer.rollout_data_dir` says."""
+        folder = self._config.trainer.rollout_data_dir
+        if not folder:
+            return
+        numbers: dict[Key, SampleNumbers] = {
+            (sample.group, sample.member): {"rollout_log_prob_sum": sample.log_prob} for sample in samples
+        }
+        for i, key in enumerate(_keys(batch)):
+            if advantages:
+                numbers[key] |= {"reward": advantages.rewards[i], "advantage": advantages.means[i]}
+            if "old" in sums:
+                numbers[key]["old_log_prob_sum"] = sums["old"][i]
+            if "ref" in sums:
+                numbers[key]["ref_log_prob_sum"] = sums["ref"][i]
+        write_samples(Path(folder).expanduser(), step, samples, numbers)
+
+    def validation(self, step: int, samples: Sequence[Sample]) -> dict[str, float]:
+        """Mean score of each data source over the samples that have one; writes them where asked."""
+        if folder := self._config.trainer.validation_data_dir:
+            write_samples(Path(folder).expanduser(), step, samples)
+        scores: dict[str, list[float]] = {}
+        for sample in samples:
+            if isinstance(sample.outcome, Scored):
+                scores.setdefault(sample.prompt.data_source or "unknown", []).append(sample.outcome.score)
+        metrics = {f"val/test_score/{source}": sum(values) / len(values) for source, values in scores.items()}
+        failed = sum(isinstance(sample.outcome, Failed) for sample in samples)
+        return metrics | {"val/failed": float(failed)}
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Give metrics to the trackers."""
+        self._tracker.log({**metrics, **self.timers.drain()}, step)
+
+    def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Give a finished step to the trackers and the progress display."""
+        timings = self.timers.drain()
+        known = self._pending
+        seconds = timings["timing_s/step"]
+        devices, device = len(self._infos), self._infos[0].device
+        complete = {
+            **metrics,
+            **timings,
+            **token_timings(
+                timings,
+                response_tokens=int(known["response_tokens"]),
+                total_tokens=int(known["total_tokens"]),
+            ),
+            **perf_metrics(
+                total_tokens=int(known["total_tokens"]),
+                step_seconds=seconds,
+                devices=devices,
+                mfu={"actor": mfu(known["flops"], timings.get("timing_s/update_actor", 0.0), device, devices)},
+                **{
+                    name: int(known[name])
+                    for name in ("max_memory_allocated", "max_memory_reserved", "cpu_memory_used")
+                    if name in known
+                },
+            ),
+        }
+        self._tracker.log(complete, step)
+        self._progress.step_done(step, complete)
+
+
+def _keys(samples: Sequence[Sample]) -> list[Key]:
+    return [(sample.group, sample.member) for sample in samples]

@@ -1,0 +1,107 @@
+"""A run from its configuration to its report: build everything in the order in which it can fail cheaply, and loop."""
+
+import time
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from iiverl_core.cluster.runtime import WorkerGroup
+from iiverl_core.config import Config, Loaded
+from iiverl_core.controller.observer import ModelShape, Observer
+from iiverl_core.controller.trainer import Plan, Trainer
+from iiverl_core.controller.workers import Workers
+from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
+from iiverl_core.rewards import check_data_sources, make_scorer
+from iiverl_core.telemetry import Progress, make_trackers, report
+
+
+def train(loaded: Loaded) -> None:
+    """Run a checked configuration to its end, and report what came of it, however it ends.
+
+    Raises:
+        IIVerlError: what it names is not there or does not fit, or a worker failed.
+    """
+    config = loaded.config
+    folder = Path(config.trainer.default_local_dir).expanduser()
+    plan = _plan(config)
+    scorer = make_scorer(config)
+    started = False
+    try:
+        _set_aside(folder)
+        with Progress(plan.total_steps) as progress:
+            tracker = make_trackers(
+                list(dict.fromkeys(["jsonl", *config.trainer.logger])),  # the report is made from it
+                folder,
+                config.trainer.project_name,
+                config.trainer.experiment_name,
+                config.model_dump(mode="json"),
+                say=progress.say,
+            )
+            try:
+                with progress.phase(f"starting {config.devices} worker(s)"):
+                    group = _start(config)
+                try:
+                    started = True
+                    observer = Observer(config, group.infos, _shape(config, group), progress, tracker)
+                    Trainer(config, plan, Workers(group, config), scorer, observer).fit()
+                finally:
+                    group.close()
+            finally:
+                tracker.close()
+    finally:
+        scorer.close()
+        if started:
+            dumps = config.trainer.rollout_data_dir
+            report(
+                folder,
+                config.trainer.experiment_name,
+                total_steps=None if config.trainer.val_only else plan.total_steps,
+                samples=Path(dumps).expanduser() if dumps else None,
+            )
+
+
+def _plan(config: Config) -> Plan:
+    """Read the prompts and find how many steps they make."""
+    tokenizer = load_tokenizer(config)
+    prompts = load_prompts(config, tokenizer, "train")
+    validates = config.trainer.val_before_train or config.trainer.val_only or config.trainer.test_freq > 0
+    val_prompts: PromptSet | None = None
+    if config.data.val_files and validates:
+        val_prompts = load_prompts(config, tokenizer, "val")
+    for each in (prompts, val_prompts):
+        if each is not None:
+            check_data_sources(config, each)
+    order = PromptOrder(len(prompts), config.data.train_batch_size, seed=config.data.seed, shuffle=config.data.shuffle)
+    steps = config.trainer.total_training_steps or order.steps_per_epoch * config.trainer.total_epochs
+    return Plan(prompts, order, val_prompts, steps)
+
+
+def _start(config: Config) -> WorkerGroup:
+    if config.trainer.runtime == "local":
+        from iiverl_core.cluster.local import LocalGroup
+
+        return LocalGroup(config)
+    from iiverl_core.cluster.ray_group import RayGroup  # Ray is not needed, and may not be there, without this
+
+    return RayGroup(config)
+
+
+def _shape(config: Config, group: WorkerGroup) -> ModelShape:
+    model = config.actor_rollout_ref.model
+    text = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code).get_text_config()
+    heads = text.num_attention_heads
+    return ModelShape(
+        parameters=group.infos[0].parameters,
+        layers=text.num_hidden_layers,
+        heads=heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep what an earlier run in the same folder wrote, under another name: two runs in one curve explain nothing."""
+    for name in ("metrics.jsonl", "tensorboard"):
+        path = folder / name
+        if path.exists():
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
+            path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))

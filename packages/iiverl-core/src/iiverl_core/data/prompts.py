@@ -1,0 +1,236 @@
+"""Rows become prompts: chat template, tokens, the length filter and truncation."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
+
+from iiverl_core.data.chat import PromptError, render
+from iiverl_core.data.errors import DataError
+from iiverl_core.data.sources import load_tables
+from iiverl_core.data.table import Table
+from iiverl_core.samples import Prompt
+
+Truncation: TypeAlias = Literal["error", "left", "right"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The prompts of one source.
+
+    `ids` (T,) int32 holds the tokens of all its rows; prompt i is `ids[starts[i] : stops[i]]` and row `rows[i]`.
+    """
+
+    table: Table
+    ids: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.stops - self.starts
+
+
+class PromptSet(Sequence[Prompt]):
+    """The prompts of one or several sources, one after another.
+
+    Token ids are held in memory; the other columns are read when a prompt is asked for. `columns` names them, over all
+    sources; one that a row's source lacks is None.
+    """
+
+    def __init__(self, parts: Sequence[_Part], prompt_key: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part.rows) for part in parts]).tolist()
+        self._tokenizer = tokenizer
+        names = dict.fromkeys(name for part in parts for name in part.table.columns)
+        self.columns: tuple[str, ...] = tuple(name for name in names if name != prompt_key)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens in each prompt, (N,) int64."""
+        return np.concatenate([part.lengths for part in self._parts])
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = int(index) + len(self) if index < 0 else int(index)
+        if not 0 <= row < len(self):
+            raise IndexError(f"prompt {index} of {len(self)}")
+        number = bisect_right(self._ends, row)
+        part = self._parts[number]
+        i = row - self._ends[number] + len(part.rows)
+        ids = part.ids[part.starts[i] : part.stops[i]].tolist()
+        values = part.table.row(int(part.rows[i]))
+        columns = {name: values.get(name) for name in self.columns}
+        data_source = columns.pop("data_source", None)
+        return Prompt(
+            row=row,
+            ids=tuple(ids),
+            text=str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
+            data_source="" if data_source is None else str(data_source),
+            ground_truth=_ground_truth(columns),
+            columns=columns,
+        )
+
+
+def load_prompts(
+    files: str | Sequence[str],
+    splits: str | Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_length: int,
+    prompt_key: str = "prompt",
+    filter_overlong: bool = False,
+    truncation: Truncation = "error",
+    console: Console | None = None,
+) -> PromptSet:
+    """Read datasets and tokenize all their prompts.
+
+    A chat goes through the tokenizer's chat template, up to where the assistant answers. A string is tokenized as it
+    stands, as text that a base model continues: without a template, with the tokens that the tokenizer itself puts
+    before a text. `filter_overlong` drops prompts over `max_prompt_length` tokens; `truncation` says what becomes of
+    those that stay: `left` cuts off their beginning, `right` their end. `console` gets a line on each source, and a
+    progress bar where it is a terminal; it is standard error unless given.
+
+    Raises:
+        DataError: a dataset cannot be read or is empty, the prompt column is missing, a row has no valid prompt,
+            prompts are too long, or none is left.
+    """
+    console = console or Console(stderr=True)
+    names = [files] if isinstance(files, str) else files
+    tables = load_tables(names, [splits] if isinstance(splits, str) else splits)
+    for table in tables:
+        _require_column(table, prompt_key)
+    parts, shortest = [], []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for table in tables:
+            part = _tokenize(table, prompt_key, tokenizer, progress)
+            shortest.append(int(part.lengths.min()))
+            kept = _drop_overlong(part, max_prompt_length) if filter_overlong else part
+            console.print(
+                _account(part, kept, max_prompt_length), markup=False, highlight=False, soft_wrap=True
+            )
+            parts.append(_truncate(kept, max_prompt_length, truncation))
+    if not any(len(part.rows) for part in parts):
+        raise DataError(
+            f"Every prompt of {', '.join(table.name for table in tables)} is longer than {max_prompt_length} tokens, "
+            f"and was dropped (data.filter_overlong_prompts).\nThe shortest has {min(shortest)}: "
+            "raise data.max_prompt_length."
+        )
+    return PromptSet(parts, prompt_key, tokenizer)
+
+
+def _require_column(table: Table, prompt_key: str) -> None:
+    if prompt_key not in table.columns:
+        near = get_close_matches(prompt_key, table.columns, n=1)
+        raise DataError(
+            f"{table.name} has no column {prompt_key!r}{f'; did you mean {near[0]!r}?' if near else '.'}\n"
+            f"It has: {', '.join(table.columns)}. Set data.prompt_key to the one that holds the prompt."
+        )
+
+
+def _tokenize(table: Table, prompt_key: str, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> _Part:
+    task = progress.add_task(table.name, total=len(table))
+    pieces: list[np.ndarray] = []
+    lengths: list[int] = []
+    for prompts in table.column(prompt_key):
+        for ids in _encode(prompts, table, len(lengths), tokenizer):
+            if not ids:
+                raise DataError(
+                    f"{_place(table, len(lengths))}: the prompt is empty.\nRemove the row, or fill it in."
+                )
+            pieces.append(np.asarray(ids, dtype=np.int32))
+            lengths.append(len(ids))
+        progress.update(task, completed=len(lengths))
+    stops = np.cumsum(lengths)
+    return _Part(table, np.concatenate(pieces), np.arange(len(table)), stops - lengths, stops)
+
+
+def _encode(
+    prompts: Sequence[Any], table: Table, first: int, tokenizer: PreTrainedTokenizerBase
+) -> Sequence[Sequence[int]]:
+    """Token ids of a few prompts, of which the first is row `first`.
+
+    A template writes its own special tokens; before a plain string the tokenizer puts its usual ones.
+    """
+    texts = []
+    for row, prompt in enumerate(prompts, start=first):
+        if not isinstance(prompt, str):
+            _require_template(table, tokenizer)
+        try:
+            texts.append(render(prompt, tokenizer))
+        except PromptError as error:
+            raise DataError(
+                f"{_place(table, row)}: the prompt {error}.\nCorrect the row or remove it."
+            ) from error
+    plain = [isinstance(prompt, str) for prompt in prompts]
+    if all(plain):
+        return tokenizer(texts, verbose=False)["input_ids"]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [
+        tokenizer(text, verbose=False)["input_ids"] if p else i
+        for text, p, i in zip(texts, plain, ids, strict=True)
+    ]
+
+
+def _require_template(table: Table, tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"The prompts of {table.name} are chats, and the tokenizer {tokenizer.name_or_path} has no chat template.\n"
+            "Set data.tokenizer to the tokenizer of an instruct model of the same family, or save one with a "
+            "chat_template; or make the prompts plain strings, which need none."
+        )
+
+
+def _drop_overlong(part: _Part, limit: int) -> _Part:
+    keep = part.lengths <= limit
+    return _Part(part.table, part.ids, part.rows[keep], part.starts[keep], part.stops[keep])
+
+
+def _truncate(part: _Part, limit: int, truncation: Truncation) -> _Part:
+    overlong = np.flatnonzero(part.lengths > limit)
+    if not len(overlong):
+        return part
+    if truncation == "error":
+        first, longest = part.lengths[overlong[0]], part.lengths.max()
+        raise DataError(
+            f"{_place(part.table, int(part.rows[overlong[0]]))}: the prompt has {first} tokens, and "
+            f"data.max_prompt_length is {limit}. {len(overlong)} of {len(part.rows)} prompts are too long; the longest "
+            f"has {longest} tokens.\nRaise data.max_prompt_length, or drop such prompts (data.filter_overlong_prompts: "
+            "true), or cut them off (data.truncation: left or right)."
+        )
+    starts = np.maximum(part.starts, part.stops - limit) if truncation == "left" else part.starts
+    stops = np.minimum(part.stops, part.starts + limit) if truncation == "right" else part.stops
+    return _Part(part.table, part.ids, part.rows, starts, stops)
+
+
+def _account(read: _Part, kept: _Part, limit: int) -> str:
+    dropped = len(read.rows) - len(kept.rows)
+    tail = f", {dropped} longer than {limit} tokens dropped" if dropped else ""
+    return f"{read.table.name}: {len(read.rows)} prompts{tail}"
+
+
+def _place(table: Table, row: int) -> str:
+    return f"{table.name}, row {row} (the first is 0)"
+
+
+def _ground_truth(columns: dict[str, Any]) -> Any:
+    """Take the ground truth from `reward_model`, or out of its own column."""
+    reward_model = columns.get("reward_model")
+    if isinstance(reward_model, Mapping) and reward_model.get("ground_truth") is not None:
+        return reward_model["ground_truth"]
+    return columns.pop("ground_truth", None)

@@ -1,0 +1,170 @@
+"""Where rows come from: local files, `save_to_disk` folders, datasets on the Hugging Face Hub."""
+
+import glob
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict
+
+from iiverl_core.data.errors import DataError
+from iiverl_core.data.hub import HubDataset, load_hub, no_such_split
+from iiverl_core.data.table import Table
+from iiverl_core.data.text_files import read_csv, read_json
+
+FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
+
+_PART = r"[A-Za-z0-9][\w.-]*"
+_HUB_NAME = re.compile(rf"(?P<repo>{_PART}(?:/{_PART})?)(?::(?P<config>[^@:]+))?(?:@(?P<revision>.+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of rows: `name` as the user wrote it, the place that it means, and the split wanted.
+
+    A single file, and a folder with a single `Dataset`, have no splits and are taken whole.
+    """
+
+    name: str
+    place: Path | HubDataset
+    split: str
+
+
+def parse_source(name: str, split: str) -> Source:
+    """Decide what a name means.
+
+    A path that exists is local, whatever it looks like. Of the rest, a name that starts with `/`, `.` or `~`, or ends
+    in a file suffix, can only be a path; `org/name`, with `:config` and `@revision` where wanted, is a Hub dataset.
+
+    Raises:
+        DataError: a path that does not exist, or a name of neither form.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return Source(name, path, split)
+    hub = _HUB_NAME.fullmatch(name)
+    if hub is None or name.startswith(("/", ".", "~")) or Path(hub["repo"]).suffix in FILES:
+        raise _no_such_path(name, path)
+    return Source(name, HubDataset(hub["repo"], hub["config"], hub["revision"]), split)
+
+
+def load_table(source: Source) -> Table:
+    """Read one source.
+
+    Raises:
+        DataError: it cannot be read, has no such split, or has no rows.
+    """
+    with _bars_only_on_terminals():
+        if isinstance(source.place, HubDataset):
+            table = _table(f"{source.name} ({source.split})", load_hub(source.place, source.split))
+        elif source.place.is_dir():
+            table = _load_folder(source, source.place)
+        else:
+            table = _load_file(source.name, source.place)
+    if not len(table):
+        raise DataError(f"{table.name} has no rows.")
+    return table
+
+
+def load_tables(names: Sequence[str], splits: Sequence[str]) -> list[Table]:
+    """Read several sources, with one split for all of them or one for each.
+
+    Raises:
+        DataError: a source cannot be read, or the splits are neither one nor as many as the sources.
+    """
+    if len(splits) not in (1, len(names)):
+        raise DataError(
+            f"There are {len(splits)} splits ({', '.join(splits)}) for {len(names)} datasets ({', '.join(names)}).\n"
+            "Give one split for all of them, or one for each."
+        )
+    splits = list(splits) * len(names) if len(splits) == 1 else splits
+    sources = [parse_source(name, split) for name, split in zip(names, splits, strict=True)]
+    return [load_table(source) for source in sources]
+
+
+def _load_file(name: str, path: Path) -> Table:
+    match path.suffix:
+        case ".json" | ".jsonl":
+            rows = read_json(path, name)
+        case ".csv":
+            rows = read_csv(path, name)
+        case ".parquet" | ".arrow":
+            return _table(name, _read_columnar(name, path))
+        case _:
+            raise DataError(f"{name} is no file that can be read: use one of {', '.join(FILES)}.")
+    return Table(name, tuple(dict.fromkeys(column for row in rows for column in row)), rows)
+
+
+def _read_columnar(name: str, path: Path) -> Dataset:
+    kind = path.suffix.removeprefix(".")
+    try:
+        loaded = datasets.load_dataset(kind, data_files=glob.escape(str(path.absolute())), split="train")
+    except (
+        Exception
+    ) as error:  # the loader has no error type of its own: whatever it is, the file is at fault
+        raise DataError(f"{name} cannot be read as {kind}: {error.__cause__ or error}") from error
+    return loaded
+
+
+def _table(name: str, rows: Dataset) -> Table:
+    rows = rows.with_format(None)  # a folder may remember a format such as numpy or torch
+    return Table(name, tuple(rows.column_names), rows)
+
+
+def _load_folder(source: Source, path: Path) -> Table:
+    try:
+        loaded = datasets.load_from_disk(path)
+    except FileNotFoundError as error:
+        files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix in FILES)
+        shown = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
+        raise DataError(
+            f"The folder {source.name} was not written by save_to_disk of the datasets library.\n"
+            + (
+                f"It holds {shown}: name such files instead, one or a list."
+                if files
+                else "Name a dataset's files."
+            )
+        ) from error
+    if isinstance(loaded, Dataset):
+        return _table(source.name, loaded)
+    if source.split not in loaded:
+        raise no_such_split(source.name, source.split, list(loaded))
+    return _table(f"{source.name} ({source.split})", loaded[source.split])
+
+
+def _no_such_path(name: str, path: Path) -> DataError:
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        place = f"The folder {parent} does not exist either."
+    else:
+        there = sorted(file.name for file in parent.iterdir())
+        near = (
+            get_close_matches(path.name, there, n=3)
+            or [file for file in there if Path(file).suffix in FILES][:5]
+        )
+        place = (
+            f"The folder {parent} has {', '.join(near)}."
+            if near
+            else f"The folder {parent} has no data in it."
+        )
+    return DataError(
+        f"{name} does not exist.\n{place}\n"
+        f"A dataset is a {', '.join(FILES)} file, a save_to_disk folder, or a Hub name such as org/name:config@revision."
+    )
+
+
+@contextmanager
+def _bars_only_on_terminals() -> Iterator[None]:
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,0 +1,31 @@
+"""What a run tells about itself: metrics and timings, where they go, live progress, sample dumps, the final report."""
+
+from iiverl_core.telemetry.flops import mfu, peak_flops, training_flops
+from iiverl_core.telemetry.history import read_history
+from iiverl_core.telemetry.metrics import Stats, batch_metrics, perf_metrics, seqlen_metrics, token_timings
+from iiverl_core.telemetry.progress import Phase, Progress
+from iiverl_core.telemetry.report import report
+from iiverl_core.telemetry.samples import SampleNumbers, write_samples
+from iiverl_core.telemetry.timers import Timers, duration
+from iiverl_core.telemetry.trackers import Tracker, make_trackers
+
+__all__ = [
+    "Phase",
+    "Progress",
+    "SampleNumbers",
+    "Stats",
+    "Timers",
+    "Tracker",
+    "batch_metrics",
+    "duration",
+    "make_trackers",
+    "mfu",
+    "peak_flops",
+    "perf_metrics",
+    "read_history",
+    "report",
+    "seqlen_metrics",
+    "token_timings",
+    "training_flops",
+    "write_samples",
+]

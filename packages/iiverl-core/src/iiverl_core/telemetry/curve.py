@@ -1,0 +1,85 @@
+"""A curve over training steps: smoothed, drawn with characters, and drawn as a picture."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+MAX_POINTS = 400
+
+
+def moving_average(values: Sequence[float], window: int) -> list[float]:
+    """Average each value with its neighbours: `window` values in all, of which those beyond an end are left out."""
+    sums = [0.0, *accumulate(values)]
+    n, reach = len(values), window // 2
+    spans = [(max(0, i - reach), min(n, i + reach + 1)) for i in range(n)]
+    return [(sums[b] - sums[a]) / (b - a) for a, b in spans]
+
+
+def trend_window(n: int) -> int:
+    """Give the window that shows the trend of `n` values and keeps its bends: about a fifteenth of them, odd."""
+    return n // 15 | 1
+
+
+def nice_ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers in [low, high], in steps of 1, 2 or 5 times a power of ten; `about` says how many."""
+    span = (high - low) / max(about, 1)
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span * 0.7)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def draw_text(steps: Sequence[int], values: Sequence[float], title: str, *, width: int = 80, colour: bool) -> str:
+    """Draw the values as dots and their moving average as a line, in `width` columns and 18 rows."""
+    import plotext
+
+    low, high = _limits(values)
+    first, last = (steps[0], steps[-1]) if len(steps) > 1 else (steps[0] - 1, steps[0] + 1)
+    figure = plotext.figure.clear()
+    figure.theme("colorless").plot_size(width, 18).title(title[: width - 8])
+    figure.label("training step (dots: each step, line: moving average)", "x")
+    figure.ruler("y").lim(low, high)
+    figure.ruler("x").lim(first, last)
+    figure.ruler("y").ticks(*_labelled(nice_ticks(low, high, 5)))
+    figure.ruler("x").ticks(*_labelled([tick for tick in nice_ticks(first, last, 6) if tick == int(tick)]))
+    stride = math.ceil(len(steps) / MAX_POINTS)
+    xs = list(steps[::stride])
+    average = moving_average(values, trend_window(len(values)))
+    dots = plotext.marker("·", plotext.pixel("cyan"))
+    line = plotext.marker("braille", plotext.pixel("green"))
+    figure.draw(figure.signal(xs, list(values[::stride]), marker=dots))
+    figure.draw(figure.signal(xs, average[::stride], marker=line).lines())
+    rows = figure.build().string(colorless=not colour).splitlines()
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def draw_png(path: Path, steps: Sequence[int], values: Sequence[float], title: str) -> None:
+    """Draw the values lightly and their moving average boldly, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    window = trend_window(len(values))
+    axes.plot(steps, values, "o", ms=4, alpha=0.3, mew=0, color="tab:blue", label="each step")
+    average = f"moving average over {window} steps" if window > 1 else None
+    axes.plot(steps, moving_average(values, window), linewidth=2.5, color="tab:blue", label=average)
+    axes.set(title=title, xlabel="training step", ylabel="mean reward")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = (high - low) * 0.05 or max(abs(high) * 0.1, 0.1)
+    return low - room, high + room
+
+
+def _labelled(ticks: Sequence[float]) -> tuple[list[float], list[str]]:
+    return list(ticks), [f"{tick:g}" for tick in ticks]

@@ -1,0 +1,149 @@
+"""What a run says when it ends: its reward's curve, what came of it, and where things are."""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from iiverl_core.telemetry.curve import draw_png, draw_text
+from iiverl_core.telemetry.history import METRICS_FILE, read_history
+from iiverl_core.telemetry.metrics import SCORE
+from iiverl_core.telemetry.services import TENSORBOARD_FOLDER
+from iiverl_core.telemetry.timers import duration
+
+logger = logging.getLogger(__name__)
+
+PICTURE = "reward.png"
+
+
+def report(
+    folder: Path,
+    experiment: str,
+    *,
+    total_steps: int | None = None,
+    samples: Path | None = None,
+    next_line: str | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Draw the reward's curve in the terminal and to `{folder}/reward.png`, and sum up the run.
+
+    All of it is read from the `metrics.jsonl` in `folder`. `total_steps` is what the run was to take, and tells one
+    that was interrupted; `samples` is the folder of sample dumps; `next_line` says what to do next, and without it
+    the samples or TensorBoard are proposed. A run without steps or without rewards has a report too, one
+    with a single reward has no curve, and a picture that cannot be drawn is a warning.
+    """
+    records = read_history(folder)
+    trained = [record for record in records if record["step"] > 0]
+    rewards = [(record["step"], record[SCORE]) for record in trained if _is_number(record.get(SCORE))]
+    if len(rewards) > 1:
+        _draw(folder / PICTURE, rewards, f"{experiment}: mean reward", say)
+    say(_headline(experiment, trained, total_steps))
+    for name, text in _facts(folder, records, [reward for _, reward in rewards], samples):
+        say(f"  {name:<13}{text}")
+    say(f"next: {next_line or _next(folder, samples)}")
+
+
+def first_and_last(rewards: Sequence[float]) -> tuple[float, float, int]:
+    """Give the mean of the first and of the last tenth of the rewards, and how many a tenth is (at least one)."""
+    n = max(1, len(rewards) // 10)
+    return sum(rewards[:n]) / n, sum(rewards[-n:]) / n, n
+
+
+def _draw(picture: Path, rewards: Sequence[tuple[int, float]], title: str, say: Callable[[str], None]) -> None:
+    steps, values = zip(*rewards, strict=True)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    text = draw_text(steps, values, title, colour=colour)
+    if _can_print(text):
+        say(text)
+    try:
+        draw_png(picture, steps, values, title)
+    except (ImportError, OSError) as error:
+        logger.warning("the reward's curve was not saved as %s: %s", picture, error)
+
+
+def _headline(experiment: str, trained: Sequence[dict[str, Any]], total_steps: int | None) -> str:
+    if not trained:
+        return f"{experiment}: no training step was finished"
+    last = trained[-1]["step"]
+    seconds = sum(record.get("timing_s/step") or 0.0 for record in trained)
+    steps = f"{last} step{'s' * (last != 1)}"
+    if total_steps is not None and last < total_steps:
+        steps = f"stopped after {last} of {total_steps} steps,"
+    return f"{experiment}: {steps} in {duration(seconds)}"
+
+
+def _facts(
+    folder: Path, records: Sequence[dict[str, Any]], rewards: Sequence[float], samples: Path | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what came of the run and where each thing that exists is."""
+    if rewards:
+        yield "reward", _change(rewards)
+    elif records:
+        yield "reward", "none: no sample was scored, see reward/failed in the metrics"
+    for name, scores in _validations(records).items():
+        first = f"{scores[0]:.3f} -> " if len(scores) > 1 else ""
+        yield "validation", f"{first}{scores[-1]:.3f} ({name})"
+    if (folder / METRICS_FILE).exists():
+        yield "metrics", _show(folder / METRICS_FILE)
+    if len(rewards) > 1 and (folder / PICTURE).exists():
+        yield "curve", _show(folder / PICTURE)
+    if (folder / TENSORBOARD_FOLDER).exists():
+        yield "tensorboard", _tensorboard(folder)
+    if samples is not None and samples.exists():
+        yield "samples", f"{_show(samples)}{os.sep}STEP.parquet"
+
+
+def _change(rewards: Sequence[float]) -> str:
+    if len(rewards) == 1:
+        return f"{rewards[0]:.3f}"
+    first, last, n = first_and_last(rewards)
+    ratio = f", x{last / first:.1f}" if first > 0 and last > 0 else ""
+    return f"{first:.3f} -> {last:.3f}{ratio} (first and last {f'{n} steps' if n > 1 else 'step'})"
+
+
+def _validations(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Collect the test scores of each data source, in the order of steps."""
+    prefix = "val/test_score/"
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith(prefix) and _is_number(value):
+                scores.setdefault(name.removeprefix(prefix), []).append(value)
+    return scores
+
+
+def _next(folder: Path, samples: Path | None) -> str:
+    if samples is not None and (dumps := [path for path in samples.glob("*.parquet") if path.stem.isdigit()]):
+        last = _show(max(dumps, key=lambda path: int(path.stem)))
+        code = f"import pandas; print(pandas.read_parquet({last!r})[['prompt', 'response', 'score']])"
+        return f"read what the model wrote in the last step:\n  python -c {shlex.quote(code)}"
+    if (folder / TENSORBOARD_FOLDER).exists():
+        return f"look at every metric: {_tensorboard(folder)}"
+    return "set trainer.rollout_data_dir to keep the samples of each step, and read what the model writes"
+
+
+def _tensorboard(folder: Path) -> str:
+    return f"tensorboard --logdir {shlex.quote(_show(folder / TENSORBOARD_FOLDER))}"
+
+
+def _show(path: Path) -> str:
+    """Write a path as it is reached from here, where it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def _can_print(text: str) -> bool:
+    """Tell whether the terminal's encoding has the characters that the curve is drawn with."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,127 @@
+"""The samples of a step as a parquet file, so that what lies behind a point of a curve can be opened and read."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from iiverl_reward_client import Failed, Scored
+
+from iiverl_core.rewards.scorer import Key
+from iiverl_core.samples import Sample
+
+
+class SampleNumbers(TypedDict, total=False):
+    """What is known of a sample beside the sample itself; what is absent is null in the file.
+
+    `reward` is the score after KL, `advantage` the mean over the response's tokens, and each `…_log_prob_sum` the
+    log-probability of the whole response in nats: as it was sampled, and under the policy before the update and the
+    reference at the sampling temperature.
+    """
+
+    reward: float
+    advantage: float
+    rollout_log_prob_sum: float
+    old_log_prob_sum: float
+    ref_log_prob_sum: float
+
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("data_source", pa.string()),
+        ("row", pa.int64()),
+        ("group", pa.int64()),
+        ("member", pa.int64()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("ground_truth", pa.string()),
+        ("score", pa.float64()),
+        ("outcome", pa.string()),
+        ("failure_detail", pa.string()),
+        ("components", pa.string()),
+        ("reward", pa.float64()),
+        ("advantage", pa.float64()),
+        ("rollout_log_prob_sum", pa.float64()),
+        ("old_log_prob_sum", pa.float64()),
+        ("ref_log_prob_sum", pa.float64()),
+        ("response_length", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("weights_version", pa.int64()),
+    ]
+)
+
+
+def write_samples(
+    folder: Path, step: int, samples: Sequence[Sample], numbers: Mapping[Key, SampleNumbers] | None = None
+) -> Path:
+    """Write the samples of a training step to `{folder}/{step}.parquet`, in the order of groups and members.
+
+    `outcome` is `scored`, the kind of the failure, or null where nothing scored the sample; a failed sample has no
+    score. `ground_truth` is the string it is, or else JSON; `components` is JSON. The file appears whole or not at
+    all, and replaces the one of the same step.
+    """
+    numbers = numbers or {}
+    ordered = sorted(samples, key=lambda sample: (sample.group, sample.member))
+    rows = [_row(step, sample, numbers.get((sample.group, sample.member), {})) for sample in ordered]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{step}.parquet"
+    unfinished = folder / f".{step}.parquet.{os.getpid()}"
+    try:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished, compression="zstd")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _row(step: int, sample: Sample, numbers: SampleNumbers) -> dict[str, Any]:
+    prompt = sample.prompt
+    return {
+        "step": step,
+        "data_source": _text(prompt.data_source),
+        "row": prompt.row,
+        "group": sample.group,
+        "member": sample.member,
+        "prompt": _text(prompt.text),
+        "response": _text(sample.text),
+        "ground_truth": _ground_truth(prompt.ground_truth),
+        **_outcome(sample),
+        **{name: numbers.get(name) for name in SampleNumbers.__annotations__},
+        "response_length": sample.response_length,
+        "finish_reason": sample.finish_reason,
+        "weights_version": sample.weights_version,
+    }
+
+
+def _outcome(sample: Sample) -> dict[str, Any]:
+    match sample.outcome:
+        case Scored(score, components):
+            return {"outcome": "scored", "score": score, "components": _json(components)}
+        case Failed(kind=kind, detail=detail):
+            return {"outcome": kind, "failure_detail": _text(detail)}
+        case _:
+            return {}
+
+
+def _ground_truth(value: Any) -> str | None:
+    return value if value is None else _text(value) if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    return _text(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know into what it knows: a mapping, an array or number of numpy, or else its text."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _text(text: str) -> str:
+    """Replace what UTF-8 cannot hold: half a surrogate pair, such as a scorer may give back."""
+    return text.encode("utf-8", "replace").decode("utf-8")

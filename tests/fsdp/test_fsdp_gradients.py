@@ -1,0 +1,215 @@
+"""A step's gradient is the same for every micro-batch size, layout, order of samples and number of ranks."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from iiverl_fsdp import FSDPBackend
+from transformers import AutoModelForCausalLM
+
+from iiverl_core.algorithms import token_weights
+from iiverl_core.config import ActorConfig, FSDPConfig, ModelConfig, OptimConfig
+from iiverl_core.samples import Tokens
+from iiverl_core.training import MicroBatch, ModelSpec
+from iiverl_core.training.batching import filler, make_micro_batch
+from iiverl_core.training.losses import actor_loss
+from iiverl_core.training.planning import Packing, balance, micro_batches
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import run_on_ranks
+
+CPU = torch.device("cpu")
+FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32"}
+ARRAYS = ("advantages", "old_log_probs", "ref_log_probs")
+SAMPLES = 9  # odd, so that ranks get unequal numbers
+
+
+def spec(path: str, *, packed: bool = False, **parallel) -> ModelSpec:
+    return ModelSpec(
+        role="actor",
+        model=ModelConfig(path=path, use_remove_padding=packed, enable_gradient_checkpointing=False),
+        parallel=FSDPConfig(**{"mixed_precision": FP32, **parallel}),
+        device=CPU,
+        optim=OptimConfig(lr=1e-2),
+        grad_clip=1.0,
+    )
+
+
+def data() -> tuple[list[Tokens], dict[str, list[np.ndarray]]]:
+    """Sequences of uneven lengths, with arrays that make every part of the loss count."""
+    rng = np.random.default_rng(0)
+    tokens = [
+        Tokens(rng.integers(0, 256, p), rng.integers(0, 256, r), np.zeros(r, dtype=np.float32))
+        for p, r in zip(rng.integers(1, 12, SAMPLES), rng.integers(1, 20, SAMPLES), strict=True)
+    ]
+    arrays = {
+        "advantages": [rng.normal(size=len(t.response_ids)).astype(np.float32) for t in tokens],
+        "old_log_probs": [rng.normal(-5.8, 0.2, len(t.response_ids)).astype(np.float32) for t in tokens],
+        "ref_log_probs": [rng.normal(-5.8, 0.2, len(t.response_ids)).astype(np.float32) for t in tokens],
+    }
+    return tokens, arrays
+
+
+def plan(packing: Packing, mode: str, order: list[int]) -> list[MicroBatch]:
+    """This rank's micro-batches of the whole batch, its samples taken in `order`."""
+    tokens, arrays = data()
+    lengths = [len(tokens[i].prompt_ids) + len(tokens[i].response_ids) for i in order]
+    weights = token_weights(mode, [len(tokens[i].response_ids) for i in order], horizon=20)
+    shares = balance(lengths, dist.get_world_size())
+    mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
+    share = 1 / sum(len(t.response_ids) for t in tokens)
+    return [
+        make_micro_batch(
+            [tokens[order[i]] for i in batch],
+            {name: [arrays[name][order[i]] for i in batch] for name in ARRAYS},
+            [weights[i] for i in batch],
+            token_share=share,
+            device=CPU,
+        )
+        if batch
+        else filler(ARRAYS, CPU)
+        for batch in mine
+    ]
+
+
+def gradients(path: str, packed: bool, packing: Packing, mode: str, order: list[int]) -> dict[str, torch.Tensor]:
+    backend = FSDPBackend(spec(path, packed=packed))
+    actor = ActorConfig(
+        clip_ratio_low=0.2, clip_ratio_high=0.28, use_kl_loss=True, kl_loss_coef=0.1, entropy_coeff=0.05
+    )
+    metrics = backend.forward_backward(plan(packing, mode, order), actor_loss(actor), entropy=True)
+    result = {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
+    total = torch.tensor([metrics[name] for name in sorted(metrics)])
+    dist.all_reduce(total)
+    return result | {"metrics": total}
+
+
+IN_ORDER = list(range(SAMPLES))
+CASES = {
+    "one sequence at a time": (False, Packing(sequences=1), IN_ORDER),
+    "packed, one row": (True, Packing(), IN_ORDER),
+    "packed, token budget": (True, Packing(tokens=40), IN_ORDER),
+    "padded, token budget": (False, Packing(tokens=60, padded=True), IN_ORDER),
+    "another order": (False, Packing(sequences=4), IN_ORDER[::-1]),
+}
+
+
+def all_cases(path: str, mode: str) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: gradients(path, *case[:2], mode, case[2]) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory):
+    """This process as a group of one."""
+    torch.set_num_threads(1)
+    meeting = (tmp_path_factory.mktemp("group") / "meeting").as_uri()
+    dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
+def test_gradients_do_not_depend_on_batching(one_rank, tiny_model_path: Path, mode: str) -> None:
+    reference = gradients(str(tiny_model_path), False, Packing(sequences=8), mode, IN_ORDER)
+    assert max(tensor.abs().max() for tensor in reference.values()) > 1e-3
+    for name, result in all_cases(str(tiny_model_path), mode).items():
+        print(name)
+        assert_same(result, reference)
+
+
+@pytest.mark.slow
+def test_gradients_do_not_depend_on_the_number_of_ranks(one_rank, tiny_model_path: Path, tmp_path: Path) -> None:
+    reference = gradients(str(tiny_model_path), False, Packing(sequences=8), "token-mean", IN_ORDER)
+    for results in run_on_ranks(all_cases, 2, tmp_path, str(tiny_model_path), "token-mean"):
+        for result in results.values():
+            assert_same(result, reference)
+
+
+def test_the_gradient_is_that_of_the_whole_batch_by_hand(one_rank, tiny_model_path: Path) -> None:
+    """The clipped loss with entropy and KL, written out on an unsharded model, sequence by sequence."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32)
+    tokens, arrays = data()
+    total = torch.zeros(())
+    count = sum(len(t.response_ids) for t in tokens)
+    for i, t in enumerate(tokens):
+        ids = torch.from_numpy(np.concatenate((t.prompt_ids, t.response_ids)))[None]
+        log_softmax = model(ids).logits[0, len(t.prompt_ids) - 1 : -1].log_softmax(-1)
+        log_probs = log_softmax.gather(1, torch.from_numpy(t.response_ids)[:, None])[:, 0]
+        old, ref, advantage = (
+            torch.from_numpy(arrays[name][i]) for name in ("old_log_probs", "ref_log_probs", "advantages")
+        )
+        ratio = (log_probs - old).exp()
+        loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.28))
+        loss = torch.where(advantage < 0, torch.minimum(loss, -3 * advantage), loss)
+        entropy = -(log_softmax.exp() * log_softmax).sum(-1)
+        kl = (ref - log_probs).exp() - (ref - log_probs) - 1
+        total = total + (loss - 0.05 * entropy + 0.1 * kl).sum() / count
+    total.backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    result = gradients(str(tiny_model_path), False, Packing(sequences=4), "token-mean", IN_ORDER)
+    result.pop("metrics")
+    assert_same(result, expected)
+
+
+def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path) -> None:
+    backend = FSDPBackend(spec(str(tiny_model_path)))
+    before = {name: tensor.clone() for name, tensor in backend.named_weights()}
+    actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
+    backend.forward_backward(plan(Packing(sequences=4), "token-sum", IN_ORDER), actor_loss(actor), entropy=True)
+    result = backend.step(lr=1e-2)
+    assert result.taken and result.grad_norm > 0
+    after = dict(backend.named_weights())
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+    assert all(p.grad is None for p in backend._model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_not_followed(one_rank, tiny_model_path: Path) -> None:
+    backend = FSDPBackend(spec(str(tiny_model_path)))
+    before = {name: tensor.clone() for name, tensor in backend.named_weights()}
+
+    def broken(outputs, batch):
+        return outputs.log_probs_T.sum() * float("nan"), {}
+
+    backend.forward_backward(plan(Packing(sequences=4), "token-mean", IN_ORDER), broken)
+    assert not backend.step(lr=1e-2).taken
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backend.named_weights())
+
+
+def test_weights_are_those_on_disk(one_rank, tiny_model_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32)
+    backend = FSDPBackend(spec(str(tiny_model_path)))
+    weights = dict(backend.named_weights())
+    assert weights.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
+    assert backend.parameter_count() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"param_offload": True}, {"mixed_precision": {"param_dtype": "bf16"}}])
+def test_offload_and_mixed_precision_give_about_the_same(one_rank, tiny_model_path: Path, options: dict) -> None:
+    batches = plan(Packing(sequences=4), "token-mean", IN_ORDER)
+    expected = FSDPBackend(spec(str(tiny_model_path))).forward(batches, entropy=True)
+    results = FSDPBackend(spec(str(tiny_model_path), **options)).forward(batches, entropy=True)
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result.log_probs_T, reference.log_probs_T, atol=0.03, rtol=0)
+        assert result.log_probs_T.dtype == torch.float32
+
+
+def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path) -> None:
+    def gradient(checkpointing: bool) -> dict[str, torch.Tensor]:
+        base = spec(str(tiny_model_path))
+        model = base.model.model_copy(update={"enable_gradient_checkpointing": checkpointing})
+        backend = FSDPBackend(ModelSpec(**{**vars(base), "model": model}))
+        actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
+        backend.forward_backward(plan(Packing(sequences=4), "token-mean", IN_ORDER), actor_loss(actor), entropy=True)
+        return {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
+
+    assert_same(gradient(True), gradient(False))
