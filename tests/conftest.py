@@ -1,11 +1,13 @@
 """Fixtures that every part of the tests may use: a tokenizer and a model small enough to be made on the spot."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from data.hub_server import HubServer
     from transformers import PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
@@ -16,8 +18,11 @@ CHAT_TEMPLATE = (
 )
 
 
+PAD, START, END = 256, 257, 258
+
+
 def byte_tokenizer() -> "PreTrainedTokenizerFast":
-    """One token a byte, ids 0 to 255, then <|pad|> 256, <|im_start|> 257 and the end of sentence <|im_end|> 258."""
+    """One token a byte, ids 0 to 255, then <|pad|>, <|im_start|> and the end of sentence <|im_end|>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -59,8 +64,8 @@ def tiny_model_path(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
+        eos_token_id=END,
+        pad_token_id=PAD,
         bos_token_id=None,
         dtype="float32",
     )
@@ -71,3 +76,12 @@ def tiny_model_path(
     model.save_pretrained(path)
     tiny_tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator["HubServer"]:
+    """An empty Hugging Face Hub on loopback: `add` datasets, and load them in a process with its `environment`."""
+    from data.hub_server import HubServer
+
+    with HubServer() as server:
+        yield server

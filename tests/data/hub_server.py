@@ -148,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.hub.repositories[repo]
 
     def _api(self, repo: str, rest: list[str], query: dict[str, list[str]], body: bytes) -> None:
-        what, revision = (rest + ["revision", "main"])[:2] if not rest else rest[:2]
+        what, revision = rest[:2] or ["revision", "main"]
         sha, files = self._repository(repo).commit(revision)
         if what == "tree":
             answer: Any = _tree(files, "/".join(rest[2:]), query.get("recursive") == ["true"])

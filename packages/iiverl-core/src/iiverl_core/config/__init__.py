@@ -6,7 +6,8 @@ from iiverl_core.config.algorithm import AlgorithmConfig, FilterGroupsConfig, KL
 from iiverl_core.config.critic import CriticConfig, CriticModelConfig
 from iiverl_core.config.custom_reward_function import CustomRewardFunctionConfig
 from iiverl_core.config.data import DataConfig
-from iiverl_core.config.load import Loaded, Origin, build, load
+from iiverl_core.config.listing import show
+from iiverl_core.config.loading import Loaded, Origin, build, load
 from iiverl_core.config.model import ModelConfig
 from iiverl_core.config.optim import OptimConfig
 from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
@@ -15,7 +16,6 @@ from iiverl_core.config.reward_api import RewardAPIConfig
 from iiverl_core.config.reward_model import RewardModelConfig
 from iiverl_core.config.rollout import RolloutConfig, ValKwargs
 from iiverl_core.config.root import Config
-from iiverl_core.config.show import show
 from iiverl_core.config.trainer import TrainerConfig
 
 __all__ = [

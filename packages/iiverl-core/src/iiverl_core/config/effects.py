@@ -1,12 +1,11 @@
 """What of a configuration has no effect, or cannot be done yet, by the marks on its keys."""
 
-import os.path
 from collections import defaultdict
 
 from iiverl_core.config.checks.view import View
 from iiverl_core.config.describe import shown
 from iiverl_core.config.problems import Problem
-from iiverl_core.config.schema import Key, keys
+from iiverl_core.config.schema import Key, keys, shared_sections
 from iiverl_core.config.section import BACKEND, ENGINE, NoEffect, NotYet, OnlyWhen
 
 ALL_NAMED = 8
@@ -27,8 +26,7 @@ def effects(view: View) -> list[Problem]:
             problems.append(view.problem("here", path, _missing(view, key)))
     for reason, paths in unread.items():
         first = min(paths, key=lambda path: view.places[path].line or 0)
-        has = "has" if len(paths) == 1 else "have"
-        problems.append(view.problem("warning", first, f"{has} no effect: {reason}", key=_together(paths)))
+        problems.append(view.problem("warning", first, f"has no effect: {reason}", key=_together(paths)))
     return problems
 
 
@@ -49,24 +47,28 @@ def _reader(condition: str, values: tuple[object, ...]) -> str:
         return f"only the {'Megatron' if values == ('megatron',) else 'FSDP'} backend reads it"
     if condition == ENGINE:
         return f"only the rollout engine {values[0]} reads it"
-    return f"it is read only with {condition}: {' or '.join(shown(v).strip(chr(39)) for v in values)}"
+    return f"it is read only with {condition}: {' or '.join(map(_plain, values))}"
 
 
 def _missing(view: View, key: Key) -> str:
     mark = next(m for m in key.marks if isinstance(m, NotYet))
-    value = shown(view[key.path]).strip("'")
-    given = value if view.given(key.path) else f"{value}, the default,"
-    ready = [shown(v).strip("'") for v in mark.ready]
-    return f"{given} asks for what is not in this version: {mark.what}; set it to {' or '.join(ready)}"
+    ready = " or ".join(_plain(value) for value in mark.ready)
+    value = view[key.path]
+    asked = f": {_plain(value)}" if isinstance(value, str) else ""
+    default = "" if view.given(key.path) else ", the default"
+    return f"{mark.what} is not in this version{asked}{default}; set it to {ready}"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def _together(paths: list[str]) -> str:
     """Write several keys as one: `section.{a, b.c}`."""
     if len(paths) == 1:
         return paths[0]
-    parents = [path.split(".")[:-1] for path in paths]
-    shared = os.path.commonprefix(parents)
-    names = [".".join(path.split(".")[len(shared) :]) for path in paths]
+    depth = min(shared_sections(paths[0], path) for path in paths)
+    names = [".".join(path.split(".")[depth:]) for path in paths]
     more = f", and {len(names) - ALL_NAMED} more" if len(names) > ALL_NAMED else ""
     listed = ", ".join(names[:ALL_NAMED]) + more
-    return f"{'.'.join(shared)}.{{{listed}}}" if shared else listed
+    return f"{'.'.join(paths[0].split('.')[:depth])}.{{{listed}}}" if depth else listed

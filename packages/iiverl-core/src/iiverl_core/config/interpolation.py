@@ -78,10 +78,12 @@ class Interpolation:
         return REFERENCE.sub(lambda m: m[0][1:] if m[1] else self.text(m[2].strip()), value)
 
     def text(self, path: str) -> str:
+        """The value of a key that is named inside a string."""
         target = self.target(path)
         return "" if target is None else str(target)
 
     def target(self, path: str) -> Any:
+        """The value, or the section, that a reference names."""
         if path in self.values:
             return self.get(path)
         below = [key for key in self.values if key.startswith(path + ".")]

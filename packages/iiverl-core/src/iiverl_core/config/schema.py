@@ -48,6 +48,14 @@ def join(section: str, name: str) -> str:
     return f"{section}.{name}" if section else name
 
 
+def shared_sections(left: str, right: str) -> int:
+    """How many sections, from the top, two paths have in common."""
+    pairs = zip(left.split(".")[:-1], right.split(".")[:-1], strict=False)
+    return next(
+        (depth for depth, (a, b) in enumerate(pairs) if a != b), min(left.count("."), right.count("."))
+    )
+
+
 def subsection(field: FieldInfo) -> type[Section] | None:
     """Class of the section that a field holds, None where it holds a value."""
     kind = field.annotation

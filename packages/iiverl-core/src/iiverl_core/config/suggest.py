@@ -2,7 +2,7 @@
 
 from difflib import SequenceMatcher, get_close_matches
 
-from iiverl_core.config.schema import join, keys, sections
+from iiverl_core.config.schema import join, keys, sections, shared_sections
 
 MOVED = {
     "reward.custom_reward_function": "custom_reward_function",
@@ -66,9 +66,4 @@ def _nearest(word: str, choices: list[str], cutoff: float) -> str | None:
 
 
 def _closeness(known: str, path: str) -> tuple[int, float]:
-    shared = 0
-    for a, b in zip(known.split("."), path.split("."), strict=False):
-        if a != b:
-            break
-        shared += 1
-    return shared, SequenceMatcher(None, known, path).ratio()
+    return shared_sections(known, path), SequenceMatcher(None, known, path).ratio()

@@ -1,6 +1,7 @@
 """A run from its configuration to its report: build everything in the order in which it can fail cheaply, and loop."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -11,7 +12,7 @@ from iiverl_core.controller.observer import ModelShape, Observer
 from iiverl_core.controller.trainer import Plan, Trainer
 from iiverl_core.controller.workers import Workers
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
-from iiverl_core.rewards import check_data_sources, make_scorer
+from iiverl_core.rewards import check_prompts, make_scorer
 from iiverl_core.telemetry import Progress, make_trackers, report
 
 
@@ -62,17 +63,27 @@ def train(loaded: Loaded) -> None:
 
 def _plan(config: Config) -> Plan:
     """Read the prompts and find how many steps they make."""
+    data, trainer = config.data, config.trainer
     tokenizer = load_tokenizer(config)
-    prompts = load_prompts(config, tokenizer, "train")
-    validates = config.trainer.val_before_train or config.trainer.val_only or config.trainer.test_freq > 0
-    val_prompts: PromptSet | None = None
-    if config.data.val_files and validates:
-        val_prompts = load_prompts(config, tokenizer, "val")
-    for each in (prompts, val_prompts):
-        if each is not None:
-            check_data_sources(config, each)
-    order = PromptOrder(len(prompts), config.data.train_batch_size, seed=config.data.seed, shuffle=config.data.shuffle)
-    steps = config.trainer.total_training_steps or order.steps_per_epoch * config.trainer.total_epochs
+
+    def prompts_of(files: Sequence[str], splits: Sequence[str]) -> PromptSet:
+        prompts = load_prompts(
+            files,
+            splits,
+            tokenizer,
+            max_prompt_length=config.actor_rollout_ref.rollout.prompt_length,
+            prompt_key=data.prompt_key,
+            filter_overlong=data.filter_overlong_prompts,
+            truncation=data.truncation,
+        )
+        check_prompts(config, prompts)
+        return prompts
+
+    prompts = prompts_of(data.train_files, data.train_split)
+    validates = trainer.val_before_train or trainer.val_only or trainer.test_freq > 0
+    val_prompts = prompts_of(data.val_files, data.val_split) if data.val_files and validates else None
+    order = PromptOrder(len(prompts), data.train_batch_size, seed=data.seed, shuffle=data.shuffle)
+    steps = trainer.total_training_steps or order.steps_per_epoch * trainer.total_epochs
     return Plan(prompts, order, val_prompts, steps)
 
 

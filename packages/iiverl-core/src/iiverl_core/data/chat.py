@@ -1,17 +1,19 @@
 """One prompt of a dataset as the text that a model is given."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class PromptError(ValueError):
     """What is wrong with one prompt, as the end of a sentence that begins with its place."""
 
 
-def render(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+def render(prompt: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Write a chat with the tokenizer's template, up to where the assistant answers; leave a string as it is.
 
     Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import datasets
+import datasets.config
 import huggingface_hub.constants
 from datasets import Dataset, DatasetBuilder
 from datasets.exceptions import DatasetNotFoundError

@@ -1,21 +1,24 @@
 """Rows become prompts: chat template, tokens, the length filter and truncation."""
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from transformers import PreTrainedTokenizerBase
 
 from iiverl_core.data.chat import PromptError, render
 from iiverl_core.data.errors import DataError
 from iiverl_core.data.sources import load_tables
 from iiverl_core.data.table import Table
 from iiverl_core.samples import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Truncation: TypeAlias = Literal["error", "left", "right"]
 
@@ -45,7 +48,7 @@ class PromptSet(Sequence[Prompt]):
     sources; one that a row's source lacks is None.
     """
 
-    def __init__(self, parts: Sequence[_Part], prompt_key: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, parts: Sequence[_Part], prompt_key: str, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part.rows) for part in parts]).tolist()
         self._tokenizer = tokenizer
@@ -90,7 +93,7 @@ class PromptSet(Sequence[Prompt]):
 def load_prompts(
     files: str | Sequence[str],
     splits: str | Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     max_prompt_length: int,
     prompt_key: str = "prompt",
@@ -143,9 +146,9 @@ def _require_column(table: Table, prompt_key: str) -> None:
         )
 
 
-def _tokenize(table: Table, prompt_key: str, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> _Part:
+def _tokenize(table: Table, prompt_key: str, tokenizer: "PreTrainedTokenizerBase", progress: Progress) -> _Part:
     task = progress.add_task(table.name, total=len(table))
-    pieces: list[np.ndarray] = []
+    flat = array("i")
     lengths: list[int] = []
     for prompts in table.column(prompt_key):
         for ids in _encode(prompts, table, len(lengths), tokenizer):
@@ -153,15 +156,15 @@ def _tokenize(table: Table, prompt_key: str, tokenizer: PreTrainedTokenizerBase,
                 raise DataError(
                     f"{_place(table, len(lengths))}: the prompt is empty.\nRemove the row, or fill it in."
                 )
-            pieces.append(np.asarray(ids, dtype=np.int32))
+            flat.extend(ids)
             lengths.append(len(ids))
         progress.update(task, completed=len(lengths))
     stops = np.cumsum(lengths)
-    return _Part(table, np.concatenate(pieces), np.arange(len(table)), stops - lengths, stops)
+    return _Part(table, np.frombuffer(flat, dtype=np.int32), np.arange(len(table)), stops - lengths, stops)
 
 
 def _encode(
-    prompts: Sequence[Any], table: Table, first: int, tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[Any], table: Table, first: int, tokenizer: "PreTrainedTokenizerBase"
 ) -> Sequence[Sequence[int]]:
     """Token ids of a few prompts, of which the first is row `first`.
 
@@ -179,15 +182,20 @@ def _encode(
             ) from error
     plain = [isinstance(prompt, str) for prompt in prompts]
     if all(plain):
-        return tokenizer(texts, verbose=False)["input_ids"]
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [
-        tokenizer(text, verbose=False)["input_ids"] if p else i
-        for text, p, i in zip(texts, plain, ids, strict=True)
-    ]
+        return [_one_start(ids, tokenizer) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    for i in range(len(texts)):
+        if plain[i]:
+            encoded[i] = _one_start(tokenizer(texts[i], verbose=False)["input_ids"], tokenizer)
+    return encoded
 
 
-def _require_template(table: Table, tokenizer: PreTrainedTokenizerBase) -> None:
+def _one_start(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Drop the beginning-of-sentence token that a tokenizer puts before a text that already has one."""
+    return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
+
+
+def _require_template(table: Table, tokenizer: "PreTrainedTokenizerBase") -> None:
     if not tokenizer.chat_template:
         raise DataError(
             f"The prompts of {table.name} are chats, and the tokenizer {tokenizer.name_or_path} has no chat template.\n"

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from iiverl_core.data.errors import DataError
 from iiverl_core.data.hub import HubDataset, load_hub, no_such_split
@@ -133,7 +133,7 @@ def _load_folder(source: Source, path: Path) -> Table:
     if isinstance(loaded, Dataset):
         return _table(source.name, loaded)
     if source.split not in loaded:
-        raise no_such_split(source.name, source.split, list(loaded))
+        raise no_such_split(source.name, source.split, [str(split) for split in loaded])
     return _table(f"{source.name} ({source.split})", loaded[source.split])
 
 

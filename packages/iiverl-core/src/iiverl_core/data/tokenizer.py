@@ -1,17 +1,22 @@
 """The tokenizer that a run's configuration names."""
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from iiverl_core.config import Config
 from iiverl_core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+
+def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
     """Load `data.tokenizer`, or the actor's own where that is null.
 
     Raises:
         ConfigError: there is no such tokenizer, or it cannot be read.
     """
+    from transformers import AutoTokenizer  # brings torch, which reading data does without
+
     model = config.actor_rollout_ref.model
     key, path = "data.tokenizer", config.data.tokenizer
     if path is None:

@@ -99,7 +99,7 @@ def _check_role(role: Batching) -> None:
     def micro_batch_size_is_read(view: View) -> str | None:
         set_one = next((key for key in (role.per_device, role.count) if view.given(key) and view[key]), None)
         if set_one and view[role.dynamic]:
-            return f"it has no effect: {role.dynamic} fills micro-batches up to {role.budget} tokens"
+            return f"has no effect: {role.dynamic} fills micro-batches up to {role.budget} tokens"
         return None
 
     @checks.add("error", role.budget, role.dynamic, role.count, role.per_device, *LENGTHS)

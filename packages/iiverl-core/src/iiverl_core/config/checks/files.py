@@ -19,7 +19,8 @@ def _absent(view: View, key: str) -> str | None:
     if not absent:
         return None
     default = "" if view.given(key) else " (the default)"
-    return f"not found: {', '.join(absent)}{default}, looked up from {Path.cwd()}"
+    base = "" if all(Path(name).is_absolute() for name in absent) else f", looked up from {Path.cwd()}"
+    return f"not found: {', '.join(absent)}{default}{base}"
 
 
 @checks.add("here", TRAIN)

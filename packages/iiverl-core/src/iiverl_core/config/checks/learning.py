@@ -31,7 +31,7 @@ def aim_is_read(view: View) -> str | None:
     control = view.config.algorithm.kl_ctrl
     if control.type == "adaptive" or (control.target_kl is None and control.horizon is None):
         return None
-    return f"it has no effect: only {CONTROL}.type: adaptive aims at a KL divergence"
+    return f"has no effect: only {CONTROL}.type: adaptive aims at a KL divergence"
 
 
 @checks.add("warning", f"{CONTROL}.kl_coef", f"{CONTROL}.type", "algorithm.kl_penalty", IN_REWARD, KL_LOSS)
@@ -42,8 +42,8 @@ def reward_kl_is_read(view: View) -> str | None:
     ):
         return None
     if view[IN_REWARD] is None:
-        return f"it has no effect: with {KL_LOSS} the KL divergence is part of the loss, not of the reward"
-    return f"it has no effect: {IN_REWARD} is false"
+        return f"has no effect: with {KL_LOSS} the KL divergence is part of the loss, not of the reward"
+    return f"has no effect: {IN_REWARD} is false"
 
 
 @checks.add("warning", f"{ACTOR}.kl_loss_coef", f"{ACTOR}.kl_loss_type", KL_LOSS)
@@ -51,7 +51,7 @@ def kl_loss_is_read(view: View) -> str | None:
     """What weighs the KL loss is set only where there is one."""
     if view[KL_LOSS] or not view.given(f"{ACTOR}.kl_loss_coef", f"{ACTOR}.kl_loss_type"):
         return None
-    return f"it has no effect without {KL_LOSS}: true"
+    return f"has no effect without {KL_LOSS}: true"
 
 
 @checks.add("warning", IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef", f"{ACTOR}.kl_loss_coef")
@@ -71,7 +71,7 @@ def reference_is_read(view: View) -> str | None:
     """Settings of the reference are there only where something reads it."""
     if view.config.needs_reference or not view.given(*REFERENCE):
         return None
-    return f"it has no effect: without a KL divergence there is no reference ({KL_LOSS}, {IN_REWARD})"
+    return f"has no effect: without a KL divergence there is no reference ({KL_LOSS}, {IN_REWARD})"
 
 
 @checks.add("warning", f"{ACTOR}.loss_scale_factor", f"{ACTOR}.loss_agg_mode")
@@ -80,7 +80,7 @@ def scale_is_read(view: View) -> str | None:
     actor = view.config.actor_rollout_ref.actor
     if actor.loss_scale_factor is None or actor.loss_agg_mode == "seq-mean-token-sum-norm":
         return None
-    return f"it has no effect with {ACTOR}.loss_agg_mode: {actor.loss_agg_mode}"
+    return f"has no effect with {ACTOR}.loss_agg_mode: {actor.loss_agg_mode}"
 
 
 @checks.add("error", URL, "reward_api.enable")
@@ -112,4 +112,4 @@ def function_is_read(view: View) -> str | None:
         "custom_reward_function.name", "custom_reward_function.reward_kwargs"
     ):
         return None
-    return f"it has no effect without {FUNCTION}"
+    return f"has no effect without {FUNCTION}"

@@ -41,7 +41,7 @@ def validation_temperature_is_read(view: View) -> str | None:
     if sample and temperature == 0:
         return f"{VAL}.do_sample asks for sampling, and at temperature 0 the likeliest token is always taken"
     if not sample and temperature > 0 and view.given(f"{VAL}.temperature"):
-        return f"it has no effect: validation takes the likeliest token unless {VAL}.do_sample is true"
+        return f"has no effect: validation takes the likeliest token unless {VAL}.do_sample is true"
     return None
 
 

@@ -35,7 +35,7 @@ def decay_is_read(view: View) -> str | None:
     optim = view.config.actor_rollout_ref.actor.optim
     if optim.min_lr_ratio is None or optim.warmup_style != "constant":
         return None
-    return f"it has no effect with {OPTIM}.warmup_style: constant"
+    return f"has no effect with {OPTIM}.warmup_style: constant"
 
 
 @checks.add("error", ONLY, BEFORE)

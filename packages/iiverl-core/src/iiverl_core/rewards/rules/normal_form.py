@@ -85,6 +85,7 @@ _WORDS = _spellings(
 _BRACES = _spellings(
     # The arguments of "\frac12" are "1" and "2"; that of "\sqrt3" is "3"; that of "x^{2}" needs no braces.
     (r"\\frac ?(\d|[a-zA-Z]|\\[a-zA-Z]+)", r"\\frac{\1}"),
+    (r"\\frac(\{[^{}]*\}) ?(\d|[a-zA-Z]|\\[a-zA-Z]+)", r"\\frac\1{\2}"),
     (r"\\frac(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}) ?(\d|[a-zA-Z]|\\[a-zA-Z]+)", r"\\frac\1{\2}"),
     (r"\\sqrt(\[[^\[\]]*\])? ?(\d|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt\1{\2}"),
     (r"([\^_])\{(\w)\}", r"\1\2"),

@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 
-from iiverl_core.config.load import Loaded, Origin
-from iiverl_core.config.schema import keys
+from iiverl_core.config.loading import Loaded, Origin
+from iiverl_core.config.schema import keys, shared_sections
 
 WIDEST = 60
 """Column up to which origins are aligned; longer lines have theirs right behind them."""
@@ -27,30 +27,21 @@ def show(loaded: Loaded, *, changed: bool = False, describe: bool = False) -> st
     `changed` leaves out what is a default; `describe` puts each key's description above it.
     """
     lines: list[tuple[str, Origin | None]] = []
-    open_sections: list[str] = []
+    previous = ""
     for path, key in keys().items():
         origin = loaded.origins[path]
         if changed and origin.kind not in ("file", "override"):
             continue
         *section, name = path.split(".")
-        shared = _shared(open_sections, section)
+        shared = shared_sections(previous, path)
         lines += [("  " * depth + f"{part}:", None) for depth, part in enumerate(section) if depth >= shared]
-        open_sections = section
+        previous = path
         indent = "  " * len(section)
         if describe:
             lines.append((f"{indent}# {key.description}", None))
         lines.append((f"{indent}{name}: {_written(_value(loaded, path))}", origin))
     column = min(WIDEST, max((len(text) for text, origin in lines if origin), default=0))
     return "\n".join(text.ljust(column) + f"  # {origin}" if origin else text for text, origin in lines)
-
-
-def _shared(left: list[str], right: list[str]) -> int:
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def _value(loaded: Loaded, path: str) -> Any:

@@ -1,0 +1,158 @@
+"""The command `iiverl`: reads its arguments, loads the configuration, and calls the core.
+
+Nothing heavy is imported before the configuration is known to be right.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iiverl_cli.interruption import clean_exit
+
+if TYPE_CHECKING:
+    from iiverl_core.config import Loaded, Problem
+
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="iiverl",
+    help="Reinforcement learning for language models from one YAML file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
+)
+config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, context_settings=HELP)
+app.add_typer(config_app, name="config")
+
+Config = Annotated[str | None, typer.Argument(metavar="CONFIG", help="The YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Values that replace the file's, as in trainer.total_epochs=1.",
+        show_default=False,
+    ),
+]
+ConfigPath = Annotated[
+    str | None,
+    typer.Option(
+        "--config_path", "--config-path", metavar="CONFIG", help="The YAML file, in place of CONFIG."
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="fsdp|megatron",
+        help="Training backend; by default the file's actor_rollout_ref.actor.strategy, else fsdp.",
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"iiverl {importlib.metadata.version('iiverl-cli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train_ppo(
+    config: Config = None,
+    overrides: Overrides = None,
+    config_path: ConfigPath = None,
+    backend: Backend = None,
+) -> None:
+    """Train with PPO, GRPO or a relative of theirs."""
+    loaded = _load(config, overrides, config_path, backend)
+    _tell(loaded.problems, running=True)
+    if loaded.obstacles:
+        raise typer.Exit(2)
+    with clean_exit():
+        from iiverl_core.controller import train
+
+        train(loaded)
+
+
+@app.command()
+def validate(
+    config: Config = None,
+    overrides: Overrides = None,
+    config_path: ConfigPath = None,
+    backend: Backend = None,
+) -> None:
+    """Check a configuration without running it."""
+    loaded = _load(config, overrides, config_path, backend)
+    _tell(loaded.problems)
+    errors, others = len(loaded.errors), len(loaded.problems) - len(loaded.errors)
+    if errors:
+        typer.echo(
+            f"{loaded.path} is not valid: {_count(errors, 'error')}, {_count(others, 'warning')}", err=True
+        )
+        raise typer.Exit(2)
+    obstacles = _count(len(loaded.obstacles), "thing") if loaded.obstacles else ""
+    cannot = f"; {obstacles} above would keep it from running here" if obstacles else ""
+    typer.echo(f"{loaded.path} is valid, with {_count(others, 'warning')}{cannot}")
+
+
+@config_app.command("show")
+def show_config(
+    config: Config = None,
+    overrides: Overrides = None,
+    config_path: ConfigPath = None,
+    backend: Backend = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Leave out what is a default.")] = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Put each key's description above it.")
+    ] = False,
+) -> None:
+    """Print the whole configuration as YAML, and where each value comes from."""
+    from iiverl_core.config import show
+
+    loaded = _load(config, overrides, config_path, backend)
+    _tell(loaded.errors)
+    if loaded.errors:
+        raise typer.Exit(2)
+    typer.echo(show(loaded, changed=changed, describe=describe))
+
+
+def _load(
+    config: str | None, overrides: list[str] | None, config_path: str | None, backend: str | None
+) -> "Loaded":
+    from iiverl_core.config import load
+
+    overrides = list(overrides or ())
+    if config_path is not None and config is not None:
+        overrides.insert(0, config)
+    file = config_path or config
+    if not file:
+        raise typer.BadParameter("name the YAML file, as in: iiverl train-ppo run.yaml", param_hint="CONFIG")
+    if "=" in file and not file.endswith((".yaml", ".yml")):
+        raise typer.BadParameter(f"the YAML file comes before {file}", param_hint="CONFIG")
+    return load(file, overrides, backend)
+
+
+def _tell(problems: "Sequence[Problem]", *, running: bool = False) -> None:
+    from iiverl_core.config import render
+
+    if problems:
+        typer.echo(render(problems, running=running), err=True)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -1,0 +1,55 @@
+"""The engine and the sampling that a configuration asks for."""
+
+import torch
+
+from iiverl_core.config import Config
+from iiverl_core.errors import ConfigError
+from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+def make_engine(config: Config, device: torch.device | str) -> RolloutEngine:
+    """Build the engine that `actor_rollout_ref.rollout.name` names, on `device`, still without weights.
+
+    Raises:
+        ConfigError: this version does not have the engine, or the engine cannot run the model.
+    """
+    rollout, model = config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
+    if rollout.name != "hf":
+        raise ConfigError(
+            f"this version does not have the rollout engine '{rollout.name}': set actor_rollout_ref.rollout.name to hf"
+        )
+    from iiverl_core.rollout.hf import HFEngine  # importing transformers' models takes seconds
+
+    return HFEngine(
+        model.path,
+        dtype=DTYPES[rollout.dtype],
+        device=device,
+        tokenizer_path=config.data.tokenizer,
+        trust_remote_code=model.trust_remote_code,
+        override_config=model.override_config,
+        max_sequences=rollout.max_num_seqs,
+        prompts_per_batch=rollout.micro_batch_size,
+    )
+
+
+def sampling_params(config: Config, *, validate: bool) -> SamplingParams:
+    """How responses are sampled in training, or in validation; greedy where `do_sample` is false."""
+    rollout = config.actor_rollout_ref.rollout
+    section = rollout.val_kwargs if validate else rollout
+    return SamplingParams(
+        n=section.n,
+        temperature=section.temperature if section.do_sample else 0.0,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        max_tokens=rollout.response_length,
+        ignore_eos=rollout.ignore_eos,
+    )

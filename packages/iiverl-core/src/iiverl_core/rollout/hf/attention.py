@@ -1,0 +1,49 @@
+"""Attention of single new tokens over a key-value cache, without repeating keys and values for grouped queries."""
+
+import sys
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+GROUPED_SDPA = "iiverl_grouped_sdpa"
+
+
+def grouped_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled dot-product attention, query (B, H, Q, D) over key and value (B, G, K, D), as transformers calls it.
+
+    With a mask, transformers' own function repeats keys and values for each of the H / G query heads of a group, which
+    copies the whole cache at every step. For Q = 1 the heads of a group can stand where queries do, with no copy.
+    """
+    n_rows, n_heads, n_queries, width = query.shape
+    n_groups = key.shape[1]
+    if n_queries != 1 or n_heads == n_groups or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    query = query.reshape(n_rows, n_groups, n_heads // n_groups, width)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+    return output.reshape(n_rows, 1, n_heads, value.shape[-1]), None
+
+
+AttentionInterface.register(GROUPED_SDPA, grouped_sdpa)
+AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
+
+
+def use_grouped_sdpa(model: PreTrainedModel) -> bool:
+    """Let the model attend through `grouped_sdpa` if it would through plain SDPA otherwise, and say whether it does."""
+    functions = getattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS", None)
+    if model.config._attn_implementation != "sdpa" or functions is not ALL_ATTENTION_FUNCTIONS:
+        return False
+    model.set_attn_implementation(GROUPED_SDPA)
+    return model.config._attn_implementation == GROUPED_SDPA

@@ -1,0 +1,133 @@
+"""The key-value cache of a batch whose sequences end one by one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from iiverl_core.errors import ConfigError
+
+MIN_ROOM = 32  # tokens for which a layer has room after it was moved, at least
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a batch go on, and from which column.
+
+    `order` names them by their old positions: rows before `len(order)` stay where they are, and the others fill the
+    `holes` that ended rows leave, from `movers`. So no row is moved without need.
+    """
+
+    order: np.ndarray
+    holes: np.ndarray
+    movers: np.ndarray
+    first_column: int = 0
+
+    @classmethod
+    def of(cls, goes_on: np.ndarray, first_column: int = 0) -> "Selection":
+        """Keep the rows where `goes_on` (B,) is true."""
+        count = int(goes_on.sum())
+        holes = np.flatnonzero(~goes_on[:count])
+        movers = count + np.flatnonzero(goes_on[count:])
+        order = np.arange(count)
+        order[holes] = movers
+        return cls(order, holes, movers, first_column)
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer of full attention, with room for more tokens behind those it holds.
+
+    Where transformers' own layer copies all keys and values for each new token, this one copies them when the room is
+    used up, which is by a quarter of their number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rooms: tuple[Tensor, ...] = ()  # for keys, for values: (B, G, L + room, D)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values (B, G, L, D) and return all of them."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._rooms:
+            self._rooms, self.is_initialized = (key_states, value_states), True
+        else:
+            if self._rooms[0].shape[-2] < end:
+                self._move(more=key_states.shape[-2])
+            for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+                room[:, :, start:end] = states
+        return self._show(end)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._move(repeats=repeats)
+
+    def keep(self, selection: Selection) -> None:
+        """Go on with the selected rows and columns."""
+        end = self.get_seq_length()
+        if selection.holes.size:
+            holes, movers = torch.from_numpy(selection.holes), torch.from_numpy(selection.movers)
+            for room in self._rooms:
+                room[holes, :, :end] = room[movers, :, :end]
+        count, first = len(selection.order), selection.first_column
+        self._rooms = tuple(room[:count, :, first:] for room in self._rooms)
+        self._show(end - first)
+
+    def _move(self, repeats: int = 1, more: int = 0) -> None:
+        end = self.get_seq_length()
+        more = max(more, MIN_ROOM, end // 4)
+        self._rooms = tuple(_larger_room(room[:, :, :end], repeats, more) for room in self._rooms)
+        self._show(end)
+
+    def _show(self, end: int) -> tuple[Tensor, Tensor]:
+        keys, values = (room[:, :, :end] for room in self._rooms)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _larger_room(states: Tensor, repeats: int, more: int) -> Tensor:
+    """Copy (B, G, L, D) states, each row `repeats` times, to the front of a room for L + `more` tokens."""
+    n_rows, n_groups, length, width = states.shape
+    room = states.new_empty(n_rows, repeats, n_groups, length + more, width)
+    room[:, :, :, :length] = states[:, None]
+    return room.flatten(0, 1)
+
+
+class RowCache(DynamicCache):
+    """A cache for `model` of which rows can be repeated and selected.
+
+    Raises:
+        ConfigError: the model's layers keep something else than keys and values, as those of state-space models do.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(config=model.config)
+        others = {type(layer).__name__ for layer in self.layers} - {
+            DynamicLayer.__name__,
+            DynamicSlidingWindowLayer.__name__,
+        }
+        if others or getattr(model, "_is_stateful", False):
+            raise ConfigError(
+                f"the rollout engine `hf` cannot run {type(model).__name__}: its layers keep a state that is not "
+                "keys and values. Take a model with attention layers only."
+            )
+        self.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every layer holds every column, none a window of the last ones."""
+        return all(isinstance(layer, GrowingLayer) for layer in self.layers)
+
+    def keep(self, selection: Selection) -> None:
+        """Go on with the selected rows; `selection.first_column` above 0 needs `keeps_all`."""
+        for layer in self.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.keep(selection)
+            elif isinstance(layer, DynamicLayer):
+                layer.batch_select_indices(torch.from_numpy(selection.order))

@@ -1,0 +1,69 @@
+"""What the engine makes of a model's folder or Hub name: a model without weights, and where sentences end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from iiverl_core.errors import ConfigError
+
+
+def build_model(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    override_config: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Build a causal LM for inference from its `config.json`, with memory for weights and nothing in it.
+
+    It is built where it runs rather than on the meta device, so that buffers that no checkpoint holds (rotary
+    frequencies) are computed.
+
+    Raises:
+        ConfigError: no causal LM is described there, or `override_config` has a key that its configuration lacks.
+    """
+    try:
+        config, unused = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, return_unused_kwargs=True, **(override_config or {})
+        )
+        if unused:
+            names = ", ".join(sorted(unused))
+            raise ValueError(
+                f"its configuration has no {names}; correct or remove it from model.override_config"
+            )
+        with torch.device(device), no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model can be built from '{path}' for the rollout engine: {error}") from error
+    model.tie_weights()
+    return model.requires_grad_(False).eval()
+
+
+def stop_token_ids(
+    path: str, tokenizer_path: str | None, model: PreTrainedModel, *, trust_remote_code: bool
+) -> set[int]:
+    """Collect every end-of-sentence id that the tokenizer, the generation config or the model's config names.
+
+    Raises:
+        ConfigError: there is no tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer can be read from '{tokenizer_path or path}': {error}") from error
+    try:
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError:  # a model need not have one
+        generation = GenerationConfig.from_model_config(model.config)
+    ids: set[int] = set()
+    for value in (
+        tokenizer.eos_token_id,
+        generation.eos_token_id,
+        model.config.get_text_config().eos_token_id,
+    ):
+        ids.update([value] if isinstance(value, int) else value or [])
+    return ids

@@ -1,0 +1,42 @@
+"""The random numbers of sampling: a stream for each sequence, decided by the sequence's own seed and number alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 64  # numbers drawn from a stream at a time
+WORD = 2**64
+
+
+class Uniforms:
+    """Numbers in [0, 1) for B sequences, one for each at a time, on `device`.
+
+    Each sequence has a Philox4x64-10 counter-based generator (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2,
+    3", 2011) whose key is its seed, modulo 2^64, and its number among the responses to its prompt. A number is the
+    upper 53 bits of a word, so it is the same on every platform and with every version of numpy.
+    """
+
+    def __init__(self, seeds: Sequence[int], members: Sequence[int], device: torch.device) -> None:
+        self._streams = [
+            np.random.Philox(key=np.array([seed % WORD, member], dtype=np.uint64))
+            for seed, member in zip(seeds, members, strict=True)
+        ]
+        self._device = device
+        self._chunk = torch.empty(0, len(self._streams))
+        self._used = CHUNK
+
+    def next(self) -> Tensor:
+        """Give the next number of each sequence, (B,) float64."""
+        if self._used == CHUNK:
+            words = np.stack([stream.random_raw(CHUNK) for stream in self._streams], axis=1)
+            self._chunk = torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).to(self._device)
+            self._used = 0
+        self._used += 1
+        return self._chunk[self._used - 1]
+
+    def keep(self, order: np.ndarray) -> None:
+        """Go on with the sequences at these positions, in this order."""
+        self._streams = [self._streams[i] for i in order.tolist()]
+        self._chunk = self._chunk[:, torch.from_numpy(order)]

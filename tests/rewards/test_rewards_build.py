@@ -1,0 +1,69 @@
+"""Which scorer a configuration asks for."""
+
+import pytest
+
+from iiverl_core.config import RewardAPIConfig, build
+from iiverl_core.errors import ConfigError
+from iiverl_core.rewards import check_prompts, make_scorer
+from iiverl_core.rewards.rules import UnknownDataSource
+from iiverl_reward_client import Failed, Scored
+
+
+@pytest.fixture
+def own_function(tmp_path):
+    """A configuration with a function of the user's own."""
+    file = tmp_path / "own_reward.py"
+    file.write_text(
+        "def judge(data_source, solution_str, ground_truth, extra_info, worth): return worth * len(solution_str)"
+    )
+    return build(
+        {"custom_reward_function": {"path": str(file), "name": "judge", "reward_kwargs": {"worth": 2}}}
+    )
+
+
+def scores(config, *samples):
+    scorer = make_scorer(config)
+    try:
+        for sample in samples:
+            scorer.submit(sample)
+        return scorer.collect()
+    finally:
+        scorer.close()
+
+
+def test_without_a_function_the_rules_score_by_data_source(make_sample):
+    outcomes = scores(
+        build({}),
+        make_sample("#### 72", "72", key=(0, 0)),
+        make_sample(r"\boxed{72}", "72", key=(0, 1)),
+        make_sample(r"\boxed{1/2}", r"\frac12", "lighteval/MATH", key=(1, 0)),
+    )
+    assert outcomes == {(0, 0): Scored(1.0), (0, 1): Scored(0.0), (1, 0): Scored(1.0)}
+
+
+def test_a_row_that_its_rule_cannot_score_fails_and_is_named(make_sample):
+    outcome = scores(build({}), make_sample("#### 72", "none", key=(6, 0)))[6, 0]
+    assert isinstance(outcome, Failed)
+    assert "row 6 of the dataset" in outcome.detail
+
+
+def test_a_data_source_without_a_rule_never_scores_zero(make_sample):
+    with pytest.raises(UnknownDataSource):
+        scores(build({}), make_sample("#### 72", "72", "acme/sonnets"))
+
+
+def test_the_users_function_scores_every_data_source(own_function, make_sample):
+    assert scores(own_function, make_sample("abc", data_source="acme/sonnets")) == {(0, 0): Scored(6.0)}
+
+
+def test_only_the_rules_ask_for_a_data_source_before_the_run(own_function, make_sample):
+    prompts = [make_sample(data_source="acme/sonnets").prompt]
+    check_prompts(own_function, prompts)
+    with pytest.raises(UnknownDataSource):
+        check_prompts(build({}), prompts)
+
+
+def test_a_server_that_is_asked_for_is_not_silently_replaced_by_a_rule():
+    config = build({}).model_copy(update={"reward_api": RewardAPIConfig(enable=True)})
+    with pytest.raises(ConfigError, match="reward_api.enable is true"):
+        make_scorer(config)
