@@ -5,10 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
-    from data.hub_server import HubServer
     from transformers import PreTrainedTokenizerFast
+
+    from data.hub_server import HubServer
+
+pytest_plugins = ("quickstart_fixtures",)
+
+# The first example of a test may import torch; how long an example takes says nothing here.
+settings.register_profile("iiverl", deadline=None)
+settings.load_profile("iiverl")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -12,28 +12,29 @@ import random
 from pathlib import Path
 
 INPUTS = Path(__file__).parent / "inputs"
-LETTERS = "abcdefgh"
+ALPHABET = "abcdefghijklmnopqrstuvwxyz="
+LETTERS = "abcdefgh"  # of which words are made; that the others are of no use is for the model to find out
 WORD_LENGTH = 4
 VALIDATION_WORDS = 64
-TURNS = "{% for message in messages %}{{ message['content'] }}{% endfor %}<answer>"
+TURNS = "{% for message in messages %}{{ message['content'] }}{% endfor %}="
 
 
 def make_model(folder: Path) -> None:
-    """Save a random two-layer Qwen2 of some 90 000 parameters, and its tokenizer."""
+    """Save a random two-layer Qwen2 of some 80 000 parameters, and its tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    letters = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(LETTERS)}, merges=[]))
+    letters = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(ALPHABET)}, merges=[]))
     letters.decoder = decoders.Fuse()
-    letters.add_special_tokens(["<answer>", "<end>", "<pad>"])
+    letters.add_special_tokens(["<end>"])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=letters, eos_token="<end>", pad_token="<pad>", chat_template=TURNS
+        tokenizer_object=letters, eos_token="<end>", pad_token="<end>", chat_template=TURNS
     )
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=32,  # more than there are tokens: the model has to learn which ones are of use
+            vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,

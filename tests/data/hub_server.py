@@ -18,7 +18,7 @@ Files = Mapping[str, bytes]
 
 
 class HubError(Exception):
-    """An answer 404 with the code that the Hub puts into `X-Error-Code`."""
+    """No: the code that the Hub puts into `X-Error-Code`."""
 
 
 class Repository:
@@ -43,6 +43,7 @@ class HubServer:
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.refused: set[str] = set()
         self.requests: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
@@ -57,14 +58,23 @@ class HubServer:
         repository.names[revision] = sha
         return sha
 
+    def refuse(self, repo: str) -> None:
+        """Answer for `repo` as for a dataset that one must log in to read."""
+        self.refused.add(repo)
+
     def environment(self, home: str) -> dict[str, str]:
         """What a process that loads from this server has in its environment; caches lie under `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": home,
+            "HF_HUB_CACHE": f"{home}/hub",
+            "HF_DATASETS_CACHE": f"{home}/datasets",
+            "HF_HUB_OFFLINE": "0",
+            "HF_DATASETS_OFFLINE": "0",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
         }
 
     def __enter__(self) -> Self:
@@ -130,19 +140,26 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._route(body)
         except HubError as error:
-            self._send(404, b'{"error": "not here"}', {"X-Error-Code": str(error)})
+            code = str(error)
+            self._send(401 if code == "GatedRepo" else 404, b'{"error": "no"}', {"X-Error-Code": code})
 
     def _route(self, body: bytes) -> None:
         url = urlsplit(self.path)
-        parts = [unquote(part) for part in url.path.strip("/").split("/")]
-        if parts[:2] == ["api", "datasets"]:
-            self._api("/".join(parts[2:4]), parts[4:], parse_qs(url.query), body)
-        elif parts[0] == "datasets" and parts[3:4] == ["resolve"]:
-            self._resolve("/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
+        kind, *parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        if kind == "api" and parts[0] == "datasets":
+            end = next(
+                (i for i, part in enumerate(parts) if part in ("revision", "tree", "paths-info")), len(parts)
+            )
+            self._api("/".join(parts[1:end]), parts[end:], parse_qs(url.query), body)
+        elif kind == "datasets" and "resolve" in parts:
+            end = parts.index("resolve")
+            self._resolve("/".join(parts[:end]), parts[end + 1], "/".join(parts[end + 2 :]))
         else:
             raise HubError("EntryNotFound")
 
     def _repository(self, repo: str) -> Repository:
+        if repo in self.hub.refused:
+            raise HubError("GatedRepo")
         if repo not in self.hub.repositories:
             raise HubError("RepoNotFound")
         return self.hub.repositories[repo]

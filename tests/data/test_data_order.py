@@ -25,7 +25,7 @@ def test_an_epoch_uses_no_prompt_twice_and_drops_less_than_a_batch(order: Prompt
     assert {number for number, _ in batches} == {epoch}
     used = np.concatenate([indices for _, indices in batches])
     assert len(set(used.tolist())) == len(used) == order.steps_per_epoch * order.batch_size
-    assert 0 <= used.min() and used.max() < order.size
+    assert used.min() >= 0 and used.max() < order.size
     assert order.size - len(used) < order.batch_size
 
 

@@ -32,6 +32,7 @@ def _make_sample(
         finish_reason="stop",
         weights_version=0,
         tokens=Handle(ref=None),
+        log_prob=0.0,
     )
 
 

@@ -65,5 +65,5 @@ def test_only_the_rules_ask_for_a_data_source_before_the_run(own_function, make_
 
 def test_a_server_that_is_asked_for_is_not_silently_replaced_by_a_rule():
     config = build({}).model_copy(update={"reward_api": RewardAPIConfig(enable=True)})
-    with pytest.raises(ConfigError, match="reward_api.enable is true"):
+    with pytest.raises(ConfigError, match=r"reward_api\.enable is true"):
         make_scorer(config)

@@ -97,6 +97,7 @@ NUMBERS = [
 @pytest.mark.parametrize(("returned", "score"), NUMBERS)
 def test_numbers_are_scores(returned, score):
     outcome = outcome_of_return(returned)
+    assert isinstance(outcome, Scored)
     assert outcome == Scored(score)
     assert type(outcome.score) is float
     assert outcome_of_return({"score": returned}) == Scored(score)
@@ -163,8 +164,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | s
 def test_no_return_value_raises_and_only_finite_numbers_are_scores(returned):
     outcome = outcome_of_return(returned)
     value = returned.get("score") if isinstance(returned, dict) else returned
-    finite = isinstance(value, int | float) and -1.8e308 < value < 1.8e308
-    if finite:
+    if isinstance(value, int | float) and -1.8e308 < value < 1.8e308:
         assert isinstance(outcome, Scored)
         assert outcome.score == float(value)
         assert all(math.isfinite(component) for component in outcome.components.values())
@@ -192,20 +192,18 @@ def test_an_exception_tells_the_last_lines_in_the_users_file(load, make_sample):
     ("body", "message"),
     [
         ("return 1 / 0", "ZeroDivisionError: division by zero"),
-        ("return compute_score(data_source, solution_str, ground_truth) + missing", "NameError"),
+        ("return missing", "NameError: name 'missing' is not defined"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("raise asyncio.CancelledError()", "CancelledError"),
         ("raise ValueError('x' * 100_000)", "ValueError: xxx"),
     ],
 )
 def test_no_exception_of_the_users_gets_out(load, make_sample, body, message, is_async):
-    if is_async:
-        body = body.replace("return compute_score", "return await compute_score")
     function = load("import asyncio\n" + ("async " if is_async else "") + HEADER + body)
     outcome = asyncio.run(function(make_sample())) if is_async else function(make_sample())
     assert isinstance(outcome, Failed)
     assert outcome.kind == "function"
-    assert message in outcome.detail or "RecursionError" in outcome.detail
+    assert message in outcome.detail
     assert "my_reward.py, line" in outcome.detail
     assert len(outcome.detail) < 1500
 

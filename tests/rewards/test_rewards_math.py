@@ -1,5 +1,6 @@
 """The MATH and geometry3k rules: finding the box, and when two answers are written alike."""
 
+import re
 import string
 
 import pytest
@@ -142,6 +143,7 @@ DIFFERENT = [
     ("x^2", "x2"),
     ("2,1", "1,2"),
     (r"\sqrt{12}", r"2\sqrt{3}"),
+    ("320", r"3 \text{ hours } 20 \text{ minutes}"),
     (r"8:00 \text{ a.m.}", r"8:00 \text{ p.m.}"),
     (r"2\mathbf{i}+3\mathbf{j}", "2+3"),
     (r"\text{odd}", r"\text{even}"),
@@ -245,27 +247,11 @@ def test_numbers_keep_their_value(digits, places):
     assert normal_form(str(int(digits) + 10**13)) != normal_form(decimal)
 
 
+PIECES = re.findall(r"\S+", r"{ } \ \boxed{ \frac{ \frac{{} \text{ \sqrt[ ^ \quad 9 0. 1, 5cm \frac1 $ \left")
+
+
 @pytest.mark.timeout(10)
-@pytest.mark.parametrize(
-    "piece",
-    [
-        "{",
-        "}",
-        "\\",
-        "\\boxed{",
-        "\\frac{",
-        "\\frac{{}",
-        "\\text{",
-        "\\sqrt[",
-        " ",
-        "\\ ",
-        "1 ",
-        "1,",
-        "^ ",
-        "\\quad",
-    ]
-    + ["9", "0.", "5cm", "\\frac1", "$", "and ", "\\left"],
-)
+@pytest.mark.parametrize("piece", [*PIECES, " ", "1 ", "\\ ", "and "])
 def test_long_answers_take_no_long_time(piece):
     answer = piece * (200_000 // len(piece))
     assert math.score(answer, "42") == 0.0

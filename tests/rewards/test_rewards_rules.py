@@ -68,12 +68,12 @@ def test_a_name_that_is_near_to_none_names_no_nearest():
 
 @pytest.mark.parametrize("data_source", ["codecontests", "apps", "codeforces", "taco"])
 def test_code_contests_are_sent_to_a_reward_server(data_source):
-    with pytest.raises(UnknownDataSource, match="sandbox.*reward server.*code_verifiable"):
+    with pytest.raises(UnknownDataSource, match=r"sandbox.*reward server.*code_verifiable"):
         rule_for(data_source)
 
 
 def test_no_data_source_at_all_names_the_column():
-    with pytest.raises(UnknownDataSource, match="there is no data_source.*Add the column data_source"):
+    with pytest.raises(UnknownDataSource, match=r"there is no data_source.*Add the column data_source"):
         rule_for("")
 
 

@@ -178,7 +178,7 @@ def test_close_drops_what_waits_and_ends_the_thread(make_sample):
 
 def test_close_does_not_wait_for_a_call_that_never_ends(make_sample):
     may_end = threading.Event()
-    scorer = FunctionScorer(lambda sample: may_end.wait(15) and Scored(0.0))
+    scorer = FunctionScorer(lambda sample: Scored(float(may_end.wait(15))))
     scorer.submit(make_sample())
     began = time.monotonic()
     scorer.close()
@@ -188,7 +188,7 @@ def test_close_does_not_wait_for_a_call_that_never_ends(make_sample):
 
 def test_close_wakes_a_collect_that_waits_in_another_thread(make_sample):
     may_end = threading.Event()
-    scorer = FunctionScorer(lambda sample: may_end.wait(10) and Scored(0.0))
+    scorer = FunctionScorer(lambda sample: Scored(float(may_end.wait(10))))
     scorer.submit(make_sample())
     threading.Timer(0.1, scorer.close).start()
     with pytest.raises(RuntimeError, match="closed"):
@@ -196,10 +196,18 @@ def test_close_wakes_a_collect_that_waits_in_another_thread(make_sample):
     may_end.set()
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_gets_through_while_collect_waits(scorer_of, make_sample):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     may_end = threading.Event()
-    scorer = scorer_of(lambda sample: may_end.wait(15) and Scored(0.0))
+    scorer = scorer_of(lambda sample: Scored(float(may_end.wait(15))))
     scorer.submit(make_sample())
     threading.Timer(0.2, _send_interrupt).start()
     began = time.monotonic()
@@ -207,11 +215,13 @@ def test_ctrl_c_gets_through_while_collect_waits(scorer_of, make_sample):
         scorer.collect()
     assert time.monotonic() - began < 5
     may_end.set()
-    assert scorer.collect() == {(0, 0): Scored(0.0)}  # and nothing was lost
+    assert scorer.collect() == {(0, 0): Scored(1.0)}  # and nothing was lost
 
 
 def _send_interrupt() -> None:
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGINT)
 
 
 SWALLOWS_A_SIGNAL_TIMEOUT = """

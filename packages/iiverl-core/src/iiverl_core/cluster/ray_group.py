@@ -68,11 +68,10 @@ class RayGroup:
         self.infos: list[WorkerInfo] = []
         self._actors: list[Any] = []
         self._placement = None
-        self._started_ray = not ray.is_initialized()
         nodes, per_node = config.trainer.nnodes, config.trainer.n_gpus_per_node
+        self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(os.cpu_count() or 1, nodes * per_node)}
-            ray.init(include_dashboard=False, log_to_driver=True, logging_level="error", **local)
+            start_ray(cpus=max(os.cpu_count() or 1, nodes * per_node))
         try:
             device = _device(config)
             self._placement = _reserve(nodes, per_node, device)
@@ -148,8 +147,8 @@ class RayGroup:
         if self._placement is not None:
             remove_placement_group(self._placement)
             self._placement = None
-        if self._started_ray and ray.is_initialized():
-            ray.shutdown()
+        if self._started_ray:
+            stop_ray()
 
     def _failure(self, doing: str, rank: int, error: Exception, others: dict[Any, int]) -> IIVerlError:
         """Name the worker that failed first.
@@ -173,6 +172,17 @@ class RayGroup:
         if isinstance(cause, RayTaskError) and isinstance(cause.cause, IIVerlError):
             return cause.cause
         return WorkerError(_describe(first, self.infos, doing, cause))
+
+
+def start_ray(cpus: int) -> None:
+    """Connect to the cluster that `RAY_ADDRESS` names, else start one on this machine with so many CPUs."""
+    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": cpus}
+    ray.init(include_dashboard=False, logging_level="error", **local)
+
+
+def stop_ray() -> None:
+    """Disconnect, and end Ray where `start_ray` started it."""
+    ray.shutdown()
 
 
 def _device(config: Config) -> str:
@@ -208,6 +218,6 @@ def _describe(rank: int, infos: Sequence[WorkerInfo], doing: str, error: Excepti
     if rank < len(infos):
         where += f" (process {infos[rank].pid} on {infos[rank].host})"
     if isinstance(error, RayTaskError):
-        return f"{where} raised in {doing}:\n{error.traceback_str}"
+        return f"{where} raised in {doing}:\n{error}"
     reason = "".join(traceback.format_exception_only(error)).strip()
     return f"{where} died in {doing}. If the machine killed it, it ran out of memory or was killed by hand.\n{reason}"

@@ -38,7 +38,7 @@ ULYSSES = NotYet("sequence parallelism (Ulysses)", (1,))
 class PolicyLossConfig(Section):
     """Which policy loss."""
 
-    loss_mode: Annotated[LossMode, NotYet("this policy loss", ("vanilla",))] = "vanilla"
+    loss_mode: Annotated[LossMode, NotYet("the policy loss {}", ("vanilla",))] = "vanilla"
     """Name of the policy loss; `vanilla` is PPO's, clipped."""
 
 

@@ -59,7 +59,7 @@ class AlgorithmConfig(Section):
     """Discount of later rewards."""
     lam: Annotated[Share, OnlyWhen(ADV_ESTIMATOR, ("gae",))] = 1.0
     """GAE's λ: 0 trusts the critic, 1 the rewards."""
-    adv_estimator: Annotated[AdvEstimator, NotYet("this advantage estimator", ("grpo",))] = "gae"
+    adv_estimator: Annotated[AdvEstimator, NotYet("the advantage estimator {}", ("grpo",))] = "gae"
     """How advantages are estimated."""
     norm_adv_by_std_in_grpo: bool = True
     """Divide a group's advantages by their standard deviation; false is Dr. GRPO."""

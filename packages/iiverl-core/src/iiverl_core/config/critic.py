@@ -4,7 +4,7 @@ from typing import Annotated
 
 from iiverl_core.config.actor import Strategy
 from iiverl_core.config.algorithm import KLControlConfig
-from iiverl_core.config.model import EXTERNAL_LIB, ModelConfig
+from iiverl_core.config.model import ModelConfig
 from iiverl_core.config.optim import OptimConfig
 from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
 from iiverl_core.config.section import (
@@ -37,7 +37,7 @@ class CriticModelConfig(ModelConfig):
 
     tokenizer_path: Path = follows("actor_rollout_ref.model.path")
     """Folder or Hub name of the critic's tokenizer."""
-    external_lib: Annotated[str | None, EXTERNAL_LIB] = follows("actor_rollout_ref.model.external_lib")
+    external_lib: str | None = follows("actor_rollout_ref.model.external_lib")
     """Python module that is imported first, to register a model that transformers does not have."""
     fsdp_config: Annotated[FSDPConfig, ONLY_FSDP] = FSDPConfig()
 

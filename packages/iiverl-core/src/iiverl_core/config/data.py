@@ -36,8 +36,8 @@ class DataConfig(Section):
     """Drop prompts longer than `max_prompt_length`."""
     truncation: Literal["error", "left", "right"] = "error"
     """What to do with a prompt that is still too long: stop, or cut it off at its left or right end."""
-    trust_remote_code: bool = False
-    """Let a dataset's own code run, where the installed `datasets` still does that."""
+    trust_remote_code: Annotated[bool, NoEffect("a dataset's own code is never run")] = False
+    """Let a dataset's own code run."""
     return_raw_input_ids: Annotated[bool, NoEffect("prompts always keep their token ids")] = False
     """Keep the token ids before the chat template."""
     return_raw_chat: Annotated[bool, NoEffect("prompts always keep their columns")] = False

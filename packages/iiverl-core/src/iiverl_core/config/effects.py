@@ -35,7 +35,7 @@ def _unread(view: View, key: Key, mark: NoEffect | NotYet | OnlyWhen) -> str | N
         case NoEffect(why):
             return why
         case NotYet(what, ready, blocks):
-            return None if blocks or view[key.path] in ready else f"{what} is not in this version"
+            return None if blocks or view[key.path] in ready else f"not in this version: {what}"
         case OnlyWhen(condition, values, instead):
             if condition == key.path or condition in view.tainted or view[condition] in values:
                 return None
@@ -44,19 +44,17 @@ def _unread(view: View, key: Key, mark: NoEffect | NotYet | OnlyWhen) -> str | N
 
 def _reader(condition: str, values: tuple[object, ...]) -> str:
     if condition == BACKEND:
-        return f"only the {'Megatron' if values == ('megatron',) else 'FSDP'} backend reads it"
+        return f"read only by the {'Megatron' if values == ('megatron',) else 'FSDP'} backend"
     if condition == ENGINE:
-        return f"only the rollout engine {values[0]} reads it"
-    return f"it is read only with {condition}: {' or '.join(map(_plain, values))}"
+        return f"read only by the rollout engine {values[0]}"
+    return f"read only with {condition}: {' or '.join(map(_plain, values))}"
 
 
 def _missing(view: View, key: Key) -> str:
     mark = next(m for m in key.marks if isinstance(m, NotYet))
     ready = " or ".join(_plain(value) for value in mark.ready)
-    value = view[key.path]
-    asked = f": {_plain(value)}" if isinstance(value, str) else ""
-    default = "" if view.given(key.path) else ", the default"
-    return f"{mark.what} is not in this version{asked}{default}; set it to {ready}"
+    default = "" if view.given(key.path) else " (the default)"
+    return f"not in this version: {mark.what.format(view[key.path])}{default}; set it to {ready}"
 
 
 def _plain(value: object) -> str:

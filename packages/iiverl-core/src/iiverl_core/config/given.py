@@ -9,7 +9,7 @@ from typing import Any
 from iiverl_core.config.describe import shown
 from iiverl_core.config.problems import COMMAND_LINE, Place, Problem
 from iiverl_core.config.schema import join, keys, sections
-from iiverl_core.config.source import Path, Source, read_yaml
+from iiverl_core.config.source import Path, Source, Unreadable, read_yaml
 from iiverl_core.config.suggest import leads_to_moved, suggest
 
 
@@ -20,6 +20,8 @@ class Given:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    """Keys that were meant to be given, and are not known to what value."""
 
     def complain(self, key: str, message: str, place: Place) -> None:
         """Note an error."""
@@ -49,6 +51,7 @@ class Given:
             source = read_yaml(written, COMMAND_LINE)
             for problem in source.problems:
                 self.complain(path, f"the value {written!r} is {problem.message}", place)
+                self.broken.add(path)
             if not source.problems:
                 self._lay_one(path, source.values, place)
 
@@ -73,14 +76,16 @@ class Given:
             self._unknown(path, value, (), lambda _: place)
 
     def _lay(self, values: Any, section: str, at: Path, place: Callable[[Path], Place]) -> None:
-        if values is None:  # a section that is named and left empty
+        if values is None or isinstance(values, Unreadable):  # a section that is named and left empty
             return
         if not isinstance(values, Mapping):
             self._no_section(values, section, place(at))
             return
         for name, value in values.items():
             path, here = join(section, name), (*at, name)
-            if path in sections():
+            if "." in name:
+                self._dotted(path, place(here))
+            elif name and path in sections():
                 self._lay(value, path, here, place)
             elif path in keys():
                 self._take(path, value, place(here))
@@ -88,20 +93,26 @@ class Given:
                 self._unknown(path, value, here, place)
 
     def _take(self, path: str, value: Any, place: Place) -> None:
-        self.values[path] = value
-        self.places[path] = place
+        if _unreadable(value):
+            self.broken.add(path)
+        else:
+            self.values[path] = value
+            self.places[path] = place
 
     def _unknown(self, path: str, value: Any, at: Path, place: Callable[[Path], Place]) -> None:
         if leads_to_moved(path) and isinstance(value, Mapping) and value:
             for name, inner in value.items():
                 self._unknown(join(path, name), inner, (*at, name), place)
             return
-        if "." in str(at[-1:]) and path in {*keys(), *sections()}:
-            levels = ": {".join(path.split(".")) + ": …" + " }" * path.count(".")
-            self.complain(path, f"a key with dots is not read in a file; write {levels}", place(at))
-            return
-        hint = suggest(path)
+        meant, hint = suggest(path)
+        if meant:
+            self.broken |= {key for key in keys() if key == meant or key.startswith(meant + ".")}
         self.complain(path, "unknown key" + (f"; {hint}" if hint else ""), place(at))
+
+    def _dotted(self, path: str, place: Place) -> None:
+        levels = ": {".join(path.split(".")) + ": …" + "}" * path.count(".")
+        self.broken |= {key for key in keys() if key == path or key.startswith(path + ".")}
+        self.complain(path, f"in a file, a dot does not lead into a section; write {levels}", place)
 
     def _no_section(self, value: Any, section: str, place: Place) -> None:
         what = (
@@ -119,3 +130,11 @@ class Given:
         ):
             hint = "; write its keys without the '- '"
         self.complain(section, f"{what}, not {shown(value)}{hint}", place)
+
+
+def _unreadable(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_unreadable(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_unreadable(item) for item in value)
+    return isinstance(value, Unreadable)

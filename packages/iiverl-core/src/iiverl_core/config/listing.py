@@ -6,6 +6,7 @@ import yaml
 
 from iiverl_core.config.loading import Loaded, Origin
 from iiverl_core.config.schema import keys, shared_sections
+from iiverl_core.config.source import Loader
 
 WIDEST = 60
 """Column up to which origins are aligned; longer lines have theirs right behind them."""
@@ -19,6 +20,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+_Dumper.yaml_implicit_resolvers = {  # so that a string is quoted where either reader would see a number in it
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+    + Loader.yaml_implicit_resolvers.get(first, [])
+    for first in yaml.SafeDumper.yaml_implicit_resolvers.keys() | Loader.yaml_implicit_resolvers.keys()
+}
 
 
 def show(loaded: Loaded, *, changed: bool = False, describe: bool = False) -> str:

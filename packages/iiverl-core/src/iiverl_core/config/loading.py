@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iiverl_core.config.checks import View, run_checks
+from iiverl_core.config.checks.devices import missing_backend
 from iiverl_core.config.defaults import MEGATRON_DEFAULTS
 from iiverl_core.config.effects import effects
 from iiverl_core.config.given import Given
@@ -123,7 +124,7 @@ def _load(file: str, source: Source, overrides: Iterable[str], backend: str | No
     resolved = resolve(given, by_backend)
     problems = [*given.problems, *resolved.problems]
     if readable:
-        view = View(resolved.config, given.places, resolved.tainted, backend, file)
+        view = View(resolved.config, given.places, resolved.tainted, file)
         problems += [*run_checks(view), *effects(view)]
     return Loaded(file, resolved.config, in_order(dict.fromkeys(problems)), _origins(given, by_backend))
 
@@ -135,10 +136,15 @@ def _backend_defaults(given: Given, backend: str | None) -> Mapping[str, Any]:
         hint = f"; did you mean {near}?" if near else ""
         message = f"expected {' or '.join(BACKENDS)}, not {backend!r}{hint}"
         given.problems.append(Problem("error", "--backend", message, COMMAND_LINE))
+        given.broken.add(BACKEND)
         backend = None
     elif backend and isinstance(strategy, str) and (strategy == "megatron") != (backend == "megatron"):
         message = f"--backend {backend} contradicts {BACKEND}: {strategy}; leave one of them out"
         given.complain(BACKEND, message, given.places[BACKEND])
+        given.broken.add(BACKEND)
+    elif backend and (absent := missing_backend(backend)):
+        given.problems.append(Problem("error", "--backend", absent, COMMAND_LINE))
+        given.broken.add(BACKEND)
     return MEGATRON_DEFAULTS if (backend or strategy) == "megatron" else {}
 
 

@@ -6,15 +6,13 @@ from pydantic import Field
 
 from iiverl_core.config.section import ONLY_FSDP, Count, Names, Natural, NotYet, Path, Section
 
-EXTERNAL_LIB = NotYet("importing a module before the model is built", (None,))
-
 
 class ModelConfig(Section):
     """A Hugging Face model and how it is built."""
 
     path: Path = "~/models/deepseek-llm-7b-chat"
     """Folder or Hub name of a Hugging Face model."""
-    external_lib: Annotated[str | None, EXTERNAL_LIB] = None
+    external_lib: str | None = None
     """Python module that is imported first, to register a model that transformers does not have."""
     override_config: dict[str, Any] = Field(default={})
     """Values that replace those of the model's own `config.json`."""

@@ -7,7 +7,6 @@ from pydantic import Field
 from iiverl_core.config.section import (
     Float,
     Int,
-    NoEffect,
     Nonnegative,
     Positive,
     Section,
@@ -24,15 +23,15 @@ class OptimConfig(Section):
     lr: Nonnegative = 1e-6
     """Learning rate after the warm-up."""
     lr_warmup_steps: Annotated[Int, Field(ge=-1)] = -1
-    """Optimizer steps over which the rate rises from 0; -1 takes `lr_warmup_steps_ratio`."""
+    """Training steps over which the rate rises from 0; -1 takes `lr_warmup_steps_ratio`."""
     lr_warmup_steps_ratio: Share = 0.0
-    """The warm-up's share of all optimizer steps."""
+    """The warm-up's share of all training steps."""
     min_lr_ratio: Share | None = None
     """What is left of the rate at the end of a cosine schedule; null for 0."""
     warmup_style: Literal["constant", "cosine"] = "constant"
     """The schedule after the warm-up."""
-    total_training_steps: Annotated[Int, NoEffect("the schedule spans the whole run")] = -1
-    """Length of the schedule; -1 for the whole run."""
+    total_training_steps: Int = -1
+    """Training steps that the schedule spans; -1 for the whole run."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moments."""
     weight_decay: Nonnegative = 0.01

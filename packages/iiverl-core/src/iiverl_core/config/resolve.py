@@ -43,7 +43,7 @@ class _Resolver:
         self.written = {**self.defaults, **{p: v for p, v in given.values.items() if p not in followed}}
         self.raw = dict(self.written)
         self.problems: list[Problem] = []
-        self.broken: set[str] = set()
+        self.broken = set(given.broken)
 
     def run(self) -> Config:
         """Validate until nothing is broken; each round puts defaults for at least one broken value."""
@@ -87,11 +87,25 @@ class _Resolver:
         for error in errors:
             by_key[_key_of(error["loc"])].append(error)
         for path, details in by_key.items():
-            sources = references(self.raw[path])
+            sources = self.sources(path)
             guilty = path if path in self.given.places else next(s for s in sources if s in self.given.places)
-            if not sources & by_key.keys():
+            if by_key.keys().isdisjoint(sources):
                 self.complain(guilty, _message(path, values[path], self.raw[path], details))
             self.put_defaults([guilty])
+
+    def sources(self, path: str) -> list[str]:
+        """The keys from which a value comes by reference, the nearest first."""
+        found: list[str] = []
+        ahead = [path]
+        while ahead:
+            more = [
+                key
+                for key in sorted(references(self.raw[ahead.pop(0)]))
+                if key in self.raw and key not in found
+            ]
+            found += more
+            ahead += more
+        return found
 
     def put_defaults(self, paths: Iterable[str]) -> None:
         for path in paths:

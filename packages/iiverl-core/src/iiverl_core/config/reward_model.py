@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from iiverl_core.config.actor import Strategy
-from iiverl_core.config.model import EXTERNAL_LIB, ModelConfig
+from iiverl_core.config.model import ModelConfig
 from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
 from iiverl_core.config.section import (
     ONLY_FSDP,
@@ -24,7 +24,7 @@ class RewardModelModelConfig(ModelConfig):
     """Tokenizer that the responses were written with; null where it is the reward model's own."""
     path: Path = "~/models/FsfairX-LLaMA3-RM-v0.1"
     """Folder or Hub name of a sequence-classification model."""
-    external_lib: Annotated[str | None, EXTERNAL_LIB] = follows("actor_rollout_ref.model.external_lib")
+    external_lib: str | None = follows("actor_rollout_ref.model.external_lib")
     """Python module that is imported first, to register a model that transformers does not have."""
     fsdp_config: Annotated[FSDPConfig, ONLY_FSDP] = FSDPConfig()
 

@@ -50,7 +50,7 @@ class LayerNameMapConfig(Section):
 class RolloutConfig(Section):
     """The rollout engine: sampling, memory, and the batches in which log-probs are computed."""
 
-    name: Annotated[Literal["vllm", "hf"], NotYet("this rollout engine", ("hf",))] = "vllm"
+    name: Annotated[Literal["vllm", "hf"], NotYet("the rollout engine {}", ("hf",))] = "vllm"
     """Engine that generates: `vllm`, or `hf` (transformers, on any device)."""
     mode: Annotated[Literal["sync", "async"], NoEffect("the engine decides")] = "sync"
     """Whether the engine is called for a batch or a request at a time."""

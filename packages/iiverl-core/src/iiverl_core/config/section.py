@@ -86,7 +86,8 @@ class NoEffect:
 
 @dataclass(frozen=True)
 class NotYet:
-    """Mark a key of which only the values in `ready` work in this version; `what` says what is missing.
+    """Mark a key of which only the values in `ready` work in this version; `what` says what is missing, with
+    the value in place of `{}`.
 
     A run that `blocks` cannot start with another value, since it would be a different run; else it starts without
     what is missing.

@@ -16,10 +16,12 @@ FLOAT = re.compile(
     r"|\.(?:nan|NaN|NAN)$"
 )
 TAG = "tag:yaml.org,2002:"
+MERGE = TAG + "merge"
 
 SENTENCES = (
     ("found character '\\t'", "a tab indents this line; indent with spaces"),
-    ("mapping values are not allowed here", "a ':' stands where none can: indent the line as its neighbours, or quote the value"),
+    ("mapping values are not allowed here", "a ':' stands where none can: the line above lacks its own, the indentation is off, or the value needs quotes"),
+    ("found undefined alias", "an alias (*) names an anchor (&) that stands nowhere above it"),
     ("could not find expected ':'", "this line has no ': ' between a key and its value"),
     ("expected <block end>", "this line's indentation does not fit the lines above it"),
     ("found unexpected end of stream", "a quote is opened here and never closed"),
@@ -32,6 +34,10 @@ SENTENCES = (
 AT_THE_OPENING = ("could not find expected ':'", "found unexpected end of stream", "expected ',' or")
 
 
+class Unreadable:
+    """Stands for a value that could not be read, and that was told."""
+
+
 @dataclass
 class Source:
     """Values of a YAML file, the line of each key and list item by its path, and what is wrong with the text."""
@@ -41,7 +47,7 @@ class Source:
     problems: list[Problem] = field(default_factory=list)
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML as researchers write it: `1e-6` is a number, `2024-01-01`, `1:30` and `007` are strings."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own class attribute
@@ -54,15 +60,15 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-_Loader.add_implicit_resolver(TAG + "int", INT, list("-+0123456789"))
-_Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+.0123456789"))
+Loader.add_implicit_resolver(TAG + "int", INT, list("-+0123456789"))
+Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+.0123456789"))
 
 
 def read_yaml(text: str, file: str) -> Source:
     """Read one YAML document. Nothing is raised: what is wrong stands in `problems`."""
     source = Source()
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=Loader)
         if root is not None:
             source.values = _Reader(source, file).value(root, ())
     except yaml.MarkedYAMLError as error:
@@ -97,7 +103,7 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         if id(node) in self.open:
-            return self.complain(node, path, "holds itself")
+            return self.complain(node, path, "this value holds itself, through an alias of what it stands in")
         self.open.add(id(node))
         if isinstance(node, yaml.MappingNode):
             value: Any = self.mapping(node, path)
@@ -121,16 +127,17 @@ class _Reader:
                 case "str" | "value":
                     return text
         except ValueError:
-            return self.complain(node, path, f"{text!r} is no {tag}")
+            return self.complain(node, path, f"{text[:40]!r} is no {tag} that can be read")
         return self.complain(node, path, f"the tag {node.tag} is not read here; write the plain value")
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == MERGE:  # before all others, which override what it brings
+                self.merge(value_node, path, values)
         first: dict[str, int] = {}
         for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if key_node.tag == TAG + "merge":
-                self.merge(value_node, path, values, first)
+            if key_node.tag == MERGE:
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 self.complain(key_node, path, "a key is a word; this one is a list or a section")
@@ -141,21 +148,19 @@ class _Reader:
                     key_node, (*path, key), f"this key stands here twice; the first is on line {first[key]}"
                 )
                 continue
-            first[key] = line
-            self.source.lines[*path, key] = line
+            first[key] = self.source.lines[*path, key] = key_node.start_mark.line + 1
             values[key] = self.value(value_node, (*path, key))
         return values
 
-    def merge(self, node: yaml.Node, path: Path, values: dict[str, Any], first: dict[str, int]) -> None:
+    def merge(self, node: yaml.Node, path: Path, values: dict[str, Any]) -> None:
         for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             merged = self.value(item, path)
-            if not isinstance(merged, dict):
+            if isinstance(merged, dict):
+                values.update({key: value for key, value in merged.items() if key not in values})
+            elif not isinstance(merged, Unreadable):
                 self.complain(item, path, "'<<' takes a section")
-                continue
-            for key, value in merged.items():
-                if key not in first:
-                    values.setdefault(key, value)
 
-    def complain(self, node: yaml.Node, path: Path, message: str) -> None:
+    def complain(self, node: yaml.Node, path: Path, message: str) -> Unreadable:
         key = ".".join(map(str, path))
         self.source.problems.append(Problem("error", key, message, self.file, node.start_mark.line + 1))
+        return Unreadable()

@@ -1,6 +1,6 @@
 """For a key that nothing knows: the one that was probably meant."""
 
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 
 from iiverl_core.config.schema import join, keys, sections, shared_sections
 
@@ -15,28 +15,30 @@ MOVED = {
 """Keys of later versions of verl, and a guess that is often made, with the place where they belong."""
 
 
-def suggest(path: str) -> str:
-    """Complete the sentence that a key is not known; empty where nothing is like it."""
+def suggest(path: str) -> tuple[str | None, str]:
+    """For an unknown key: the path that was probably meant, and the end of the sentence that tells it."""
     moved = _moved(path)
     if moved:
-        return f"it belongs at {moved}"
+        return moved, f"it belongs at {moved}"
     section, _, name = path.rpartition(".")
+    if section in keys():
+        return None, f"{section} is a value, not a section"
+    known = (*keys(), *sections())
     siblings = list(sections()[section].model_fields) if section in sections() else []
-    sibling = _nearest(name, siblings, 0.8)
-    if sibling:
-        return f"did you mean {join(section, sibling)}?"
-    elsewhere = [known for known in (*keys(), *sections()) if known.rpartition(".")[2] == name]
-    if elsewhere:
-        return f"it belongs at {max(elsewhere, key=lambda known: _closeness(known, path))}"
+    elsewhere = [other for other in known if other.rpartition(".")[2] == name]
+    if elsewhere and not _nearest(name, siblings, 0.8):
+        near = max(elsewhere, key=lambda other: shared_sections(other, path))
+        return near, f"it belongs at {near}"
     sibling = _nearest(name, siblings, 0.6)
     if sibling:
-        return f"did you mean {join(section, sibling)}?"
-    names = {known.rpartition(".")[2] for known in (*keys(), *sections())}
-    other = _nearest(name, sorted(names), 0.8)
-    if other:
-        likely = [known for known in (*keys(), *sections()) if known.rpartition(".")[2] == other]
-        return f"did you mean {max(likely, key=lambda known: _closeness(known, path))}?"
-    return f"{section or 'the configuration'} has {', '.join(siblings)}" if 0 < len(siblings) <= 10 else ""
+        return join(section, sibling), f"did you mean {join(section, sibling)}?"
+    word = _nearest(name, [other.rpartition(".")[2] for other in known], 0.8)
+    if word:
+        likely = [other for other in known if other.rpartition(".")[2] == word]
+        near = max(likely, key=lambda other: shared_sections(other, path))
+        return near, f"did you mean {near}?"
+    few = 0 < len(siblings) <= 10
+    return None, f"{section or 'the configuration'} has {', '.join(siblings)}" if few else ""
 
 
 def leads_to_moved(path: str) -> bool:
@@ -63,7 +65,3 @@ def _nearest(word: str, choices: list[str], cutoff: float) -> str | None:
     plain = {choice.lower().replace("-", "_"): choice for choice in choices}
     found = get_close_matches(word.lower().replace("-", "_"), plain, n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
-
-
-def _closeness(known: str, path: str) -> tuple[int, float]:
-    return shared_sections(known, path), SequenceMatcher(None, known, path).ratio()

@@ -69,10 +69,10 @@ class TrainerConfig(Section):
     """Folder for the samples of each validation, as parquet; null for none."""
     save_freq: Annotated[Frequency, NotYet("checkpoints", (-1, 0), blocks=False)] = -1
     """Steps from one checkpoint to the next; -1 for none."""
-    resume_mode: Annotated[Path, NotYet("resuming from a checkpoint", ("auto", "disable"))] = "auto"
+    resume_mode: Path = "auto"
     """Go on from the last checkpoint (`auto`), start anew (`disable`), or go on from a `…/global_step_N` folder."""
     resume_from_path: Annotated[
-        Path | Literal[False] | None, NotYet("resuming from a checkpoint", (False, None))
+        Path | Literal[False] | None, OnlyWhen("trainer.resume_mode", ("resume_path",))
     ] = False
     """Folder of the checkpoint, with `resume_mode: resume_path`."""
     max_actor_ckpt_to_keep: Annotated[Count | None, CHECKPOINTS] = None

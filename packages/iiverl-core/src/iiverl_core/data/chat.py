@@ -41,7 +41,7 @@ def as_messages(prompt: Any) -> list[dict[str, Any]]:
         raise PromptError("is empty (null)")
     if not isinstance(prompt, list):
         raise PromptError(
-            f"is a {type(prompt).__name__}, neither a chat (a list of {{role, content}}) nor a string"
+            f"is of type {type(prompt).__name__}, neither a chat (a list of {{role, content}}) nor a string"
         )
     if not prompt:
         raise PromptError("is a chat without messages")
@@ -51,7 +51,7 @@ def as_messages(prompt: Any) -> list[dict[str, Any]]:
 def _message(message: Any, number: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise PromptError(
-            f"is no chat: its message {number} is a {type(message).__name__}, not {{role, content}}"
+            f"is no chat: its message {number} is of type {type(message).__name__}, not {{role, content}}"
         )
     for name in ("role", "content"):
         value = message.get(name)
@@ -61,6 +61,6 @@ def _message(message: Any, number: int) -> dict[str, Any]:
         if not isinstance(value, str):
             parts = " (images and other parts are not read)" if isinstance(value, list) else ""
             raise PromptError(
-                f"is no chat: the {name} of its message {number} is a {type(value).__name__}, not a string{parts}"
+                f"is no chat: the {name} of its message {number} is of type {type(value).__name__}, not a string{parts}"
             )
     return {field: value for field, value in message.items() if value is not None}

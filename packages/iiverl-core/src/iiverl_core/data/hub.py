@@ -70,15 +70,15 @@ def _builder(wanted: HubDataset) -> DatasetBuilder:
     except (DatasetNotFoundError, RepositoryNotFoundError) as error:
         raise _not_found(wanted, error) from error
     except ConnectionError as error:
-        raise _unreachable(wanted) from error
+        raise _unreachable(wanted, "it was never loaded") from error
     except Exception as error:  # the loader's other errors have general types
         raise _not_loaded(wanted, error) from error
 
 
-def _unreachable(wanted: HubDataset) -> DataError:
+def _unreachable(wanted: HubDataset, why: str) -> DataError:
     return DataError(
-        f"The Hub at {datasets.config.HF_ENDPOINT} cannot be reached for {wanted}, and the dataset is not in the "
-        f"cache ({datasets.config.HF_DATASETS_CACHE}).\n"
+        f"The Hub at {datasets.config.HF_ENDPOINT} cannot be reached for {wanted}, and the cache "
+        f"({datasets.config.HF_DATASETS_CACHE}) does not have it: {why}.\n"
         "Load it once where there is a network, with the same HF_HOME, or name local files instead."
     )
 
@@ -89,9 +89,14 @@ def _not_found(wanted: HubDataset, error: Exception) -> DataError:
             f"The dataset {wanted.repo} has no revision {wanted.revision!r} on {datasets.config.HF_ENDPOINT}.\n"
             "A revision is a branch, a tag or a commit, written after @; without one, main is taken."
         )
+    if "gated" in str(error):
+        return DataError(
+            f"The dataset {wanted.repo} on {datasets.config.HF_ENDPOINT} is gated.\n"
+            "Ask for access on its page, then log in with `hf auth login` or set HF_TOKEN."
+        )
     return DataError(
         f"There is no dataset {wanted.repo} on {datasets.config.HF_ENDPOINT}, and no such path in {Path.cwd()}.\n"
-        "Check the spelling. If the dataset is private or gated, log in with `hf auth login` or set HF_TOKEN."
+        "Check the spelling. If the dataset is private, log in with `hf auth login` or set HF_TOKEN."
     )
 
 
@@ -101,8 +106,8 @@ def _not_loaded(wanted: HubDataset, error: Exception) -> DataError:
             f"{wanted.repo} needs a loading script, and scripts are not run.\n"
             f"If the Hub has converted it, {wanted.repo}@refs/convert/parquet works; else save it as parquet."
         )
-    if "Couldn't find cache" in str(error):
-        return _unreachable(wanted)
+    if "find cache" in str(error) or "in the cache" in str(error):
+        return _unreachable(wanted, str(error).splitlines()[0])
     if isinstance(error, ValueError) and "config" in str(error).lower():
         configs = datasets.get_dataset_config_names(wanted.repo, revision=wanted.revision)
         if wanted.config not in configs:

@@ -146,7 +146,9 @@ def _require_column(table: Table, prompt_key: str) -> None:
         )
 
 
-def _tokenize(table: Table, prompt_key: str, tokenizer: "PreTrainedTokenizerBase", progress: Progress) -> _Part:
+def _tokenize(
+    table: Table, prompt_key: str, tokenizer: "PreTrainedTokenizerBase", progress: Progress
+) -> _Part:
     task = progress.add_task(table.name, total=len(table))
     flat = array("i")
     lengths: list[int] = []
@@ -229,7 +231,8 @@ def _truncate(part: _Part, limit: int, truncation: Truncation) -> _Part:
 def _account(read: _Part, kept: _Part, limit: int) -> str:
     dropped = len(read.rows) - len(kept.rows)
     tail = f", {dropped} longer than {limit} tokens dropped" if dropped else ""
-    return f"{read.table.name}: {len(read.rows)} prompts{tail}"
+    count = f"{len(read.rows)} prompt{'s' if len(read.rows) != 1 else ''}"
+    return f"{read.table.name}: {count}{tail}"
 
 
 def _place(table: Table, row: int) -> str:

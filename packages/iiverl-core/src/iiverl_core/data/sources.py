@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet
 from datasets import Dataset
 
 from iiverl_core.data.errors import DataError
@@ -20,7 +22,7 @@ from iiverl_core.data.text_files import read_csv, read_json
 FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
 
 _PART = r"[A-Za-z0-9][\w.-]*"
-_HUB_NAME = re.compile(rf"(?P<repo>{_PART}(?:/{_PART})?)(?::(?P<config>[^@:]+))?(?:@(?P<revision>.+))?")
+_HUB_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?::(?P<config>[^@:/]+))?(?:@(?P<revision>.+))?")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ def load_table(source: Source) -> Table:
         elif source.place.is_dir():
             table = _load_folder(source, source.place)
         else:
-            table = _load_file(source.name, source.place)
+            try:
+                table = _load_file(source.name, source.place)
+            except OSError as error:
+                raise DataError(f"{source.name} cannot be read: {error.strerror or error}.") from error
     if not len(table):
         raise DataError(f"{table.name} has no rows.")
     return table
@@ -101,14 +106,26 @@ def _load_file(name: str, path: Path) -> Table:
 
 
 def _read_columnar(name: str, path: Path) -> Dataset:
-    kind = path.suffix.removeprefix(".")
     try:
-        loaded = datasets.load_dataset(kind, data_files=glob.escape(str(path.absolute())), split="train")
-    except (
-        Exception
-    ) as error:  # the loader has no error type of its own: whatever it is, the file is at fault
-        raise DataError(f"{name} cannot be read as {kind}: {error.__cause__ or error}") from error
-    return loaded
+        return _read_arrow(path) if path.suffix == ".arrow" else _read_parquet(path)
+    except Exception as error:  # the libraries raise whatever they come across; the file is at fault
+        raise DataError(f"{name} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}") from error
+
+
+def _read_parquet(path: Path) -> Dataset:
+    if not pyarrow.parquet.read_metadata(path).num_rows:
+        return Dataset.from_dict({})  # the loader does not take a file without rows
+    data_files = glob.escape(str(path.absolute()))
+    return datasets.load_dataset("parquet", data_files=data_files, split="train")
+
+
+def _read_arrow(path: Path) -> Dataset:
+    with pa.memory_map(str(path)) as source:
+        try:
+            return Dataset(pa.ipc.open_file(source).read_all())
+        except pa.ArrowInvalid:  # not Arrow's file format but its stream, which save_to_disk writes
+            source.seek(0)
+            return Dataset(pa.ipc.open_stream(source).read_all())
 
 
 def _table(name: str, rows: Dataset) -> Table:
@@ -117,19 +134,17 @@ def _table(name: str, rows: Dataset) -> Table:
 
 
 def _load_folder(source: Source, path: Path) -> Table:
-    try:
-        loaded = datasets.load_from_disk(path)
-    except FileNotFoundError as error:
+    if not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
         files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix in FILES)
-        shown = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
+        holds = f"It holds {', '.join(files[:5])}{', …' if len(files) > 5 else ''}: name such files, one or a list."
         raise DataError(
             f"The folder {source.name} was not written by save_to_disk of the datasets library.\n"
-            + (
-                f"It holds {shown}: name such files instead, one or a list."
-                if files
-                else "Name a dataset's files."
-            )
-        ) from error
+            f"{holds if files else 'There is no data file in it.'}"
+        )
+    try:
+        loaded = datasets.load_from_disk(path)
+    except Exception as error:  # the library raises whatever it comes across; the folder is at fault
+        raise DataError(f"The save_to_disk folder {source.name} cannot be read: {error}") from error
     if isinstance(loaded, Dataset):
         return _table(source.name, loaded)
     if source.split not in loaded:
@@ -143,15 +158,9 @@ def _no_such_path(name: str, path: Path) -> DataError:
         place = f"The folder {parent} does not exist either."
     else:
         there = sorted(file.name for file in parent.iterdir())
-        near = (
-            get_close_matches(path.name, there, n=3)
-            or [file for file in there if Path(file).suffix in FILES][:5]
-        )
-        place = (
-            f"The folder {parent} has {', '.join(near)}."
-            if near
-            else f"The folder {parent} has no data in it."
-        )
+        data = [file for file in there if Path(file).suffix in FILES][:5]
+        near = get_close_matches(path.name, there, n=3) or data or ["no data in it"]
+        place = f"The folder {parent} has {', '.join(near)}."
     return DataError(
         f"{name} does not exist.\n{place}\n"
         f"A dataset is a {', '.join(FILES)} file, a save_to_disk folder, or a Hub name such as org/name:config@revision."

@@ -30,8 +30,9 @@ class Table:
     def column(self, name: str) -> Iterator[list[Any]]:
         """The values of one column, a few at a time; None where a row lacks it."""
         if isinstance(self.rows, Dataset):
-            for start in range(0, len(self.rows), READ_ROWS):
-                yield self.rows.select_columns(name)[start : start + READ_ROWS][name]
+            rows = self.rows.select_columns(name)
+            for start in range(0, len(rows), READ_ROWS):
+                yield rows[start : start + READ_ROWS][name]
         else:
             for start in range(0, len(self.rows), READ_ROWS):
                 yield [row.get(name) for row in self.rows[start : start + READ_ROWS]]

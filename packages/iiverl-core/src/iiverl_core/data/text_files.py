@@ -41,7 +41,7 @@ def read_json(path: Path, name: str) -> list[dict[str, Any]]:
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, dict):
             raise DataError(
-                f"{name}: {place} is a {type(row).__name__}, not an object.\n"
+                f"{name}: {place} is of type {type(row).__name__}, not an object.\n"
                 'A row is a JSON object such as {"prompt": …}: one a line, or all of them in one array.'
             )
     return rows

@@ -15,11 +15,18 @@ class Scorer(Protocol):
     """Scores samples while others are still being generated."""
 
     def submit(self, sample: Sample) -> None:
-        """Take one finished sample and return at once."""
+        """Take one finished sample and return at once.
+
+        Raises:
+            ValueError: a sample of this group and member was submitted since the last `collect`.
+        """
         ...
 
     def collect(self) -> Mapping[Key, Outcome]:
-        """Wait for all that was submitted since the last call, and return an outcome for each."""
+        """Wait for all that was submitted since the last call, and return an outcome for each.
+
+        What breaks the scorer itself is raised here, and the scorer is of no more use then.
+        """
         ...
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from iiverl_core.rollout.engine import SamplingParams
 
 BLOCK = 256  # tokens in a block: about the root of a large vocabulary, so that both searches are short
+PARTS = 2.0**40  # the largest weight; sums stay below 2^63 for 2^23 tokens
 
 
 def sample(logits_BV: Tensor, u_B: Tensor | None, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def warp_logits(logits_BV: Tensor, temperature: float, top_k: int = -1, top_p: f
     """
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
     # With each row's maximum at 0, a temperature near 0 cannot overflow.
-    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).div_(temperature)
     if 0 < top_k < logits_BV.shape[-1]:
         kth_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, float("-inf"))
@@ -66,9 +67,7 @@ def draw(logits_BV: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
 
     Tokens of probability zero are never drawn, whatever u. Returns what `sample` does.
 
-    The search goes over blocks of the vocabulary, then within one. Sums over a block are fp32, as exact as the
-    weights; running sums are float64, since in fp32 a token whose probability is below the rounding of the sum so far
-    would never be drawn, and over 100 000 tokens the roundings add up.
+    The search goes over blocks of the vocabulary, then within one, so that most of the vocabulary is only summed.
     """
     n_rows, n_tokens = logits_BV.shape
     n_blocks = -(-n_tokens // BLOCK)
@@ -77,25 +76,30 @@ def draw(logits_BV: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
     torch.sub(logits_BV, top_B1, out=weights_BV[:, :n_tokens]).exp_()
 
     blocks_BNV = weights_BV.view(n_rows, n_blocks, BLOCK)
-    mass_BN = blocks_BNV.sum(-1).double()
-    total_B = mass_BN.sum(-1)
-    block_B, rest_B = _first_above(mass_BN, u_B * total_B)
-    within_BV = blocks_BNV[torch.arange(n_rows, device=block_B.device), block_B]
-    token_B = block_B * BLOCK + _first_above(within_BV.double(), rest_B)[0]
+    mass_BN = blocks_BNV.sum(-1)
+    block_B1, within_B = _invert(mass_BN, u_B)
+    block_BV = blocks_BNV[torch.arange(n_rows, device=block_B1.device), block_B1[:, 0]]
+    token_B1 = (block_B1 * BLOCK + _invert(block_BV, within_B)[0]).clamp(max=n_tokens - 1)
 
-    logit_B1 = logits_BV.gather(-1, token_B[:, None]) - top_B1
-    return token_B, (logit_B1[:, 0].double() - total_B.log()).float()
+    log_total_B = mass_BN.sum(-1, dtype=torch.float64).log()
+    logit_B1 = logits_BV.gather(-1, token_B1) - top_B1
+    return token_B1[:, 0], (logit_B1[:, 0] - log_total_B).float()
 
 
-def _first_above(weights_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the first place of positive weight where the running sum exceeds the target, and what it lacked before.
+def _invert(weights_BN: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the place (B, 1) where each row's running sum exceeds u of the whole, and where in that place u lies (B,).
 
-    Rounding may leave a target at or above the whole sum; then it is the last place of positive weight.
+    The sums are of integers, weights counted in parts of the row's largest. So they are exact in every order of adding,
+    as fp32 ones over a large vocabulary are not, and stand still where a weight is zero, as even float64 ones on a GPU
+    need not. A weight below 2^-40 of the largest counts as zero.
     """
-    sum_BN = weights_BN.cumsum(-1)
-    reach_BN = sum_BN.masked_fill(weights_BN == 0, -1.0)
-    top_B = reach_BN.amax(-1)
-    target_B = torch.minimum(target_B, torch.nextafter(top_B, torch.zeros_like(top_B)))
-    index_B1 = (reach_BN > target_B[:, None]).int().argmax(-1, keepdim=True)
-    before_B1 = sum_BN.gather(-1, index_B1) - weights_BN.gather(-1, index_B1)
-    return index_B1[:, 0], (target_B - before_B1[:, 0]).clamp(min=0)
+    parts_BN = (weights_BN / weights_BN.amax(-1, keepdim=True) * PARTS).long()
+    sum_BN = parts_BN.cumsum(-1)
+    total_B1 = sum_BN[:, -1:]
+    goal_B1 = u_B[:, None] * total_B1
+    # Rounding may lift a u next to 1 to the total. Weights that are not numbers may lead anywhere.
+    whole_B1 = goal_B1.long().minimum(total_B1 - 1)
+    index_B1 = torch.searchsorted(sum_BN, whole_B1, right=True).clamp(max=weights_BN.shape[-1] - 1)
+    parts_B1 = parts_BN.gather(-1, index_B1)
+    before_B1 = sum_BN.gather(-1, index_B1) - parts_B1
+    return index_B1, ((goal_B1 - before_B1) / parts_B1).clamp(0, 1)[:, 0]

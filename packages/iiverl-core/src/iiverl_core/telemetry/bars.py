@@ -21,6 +21,8 @@ class Bars:
 
     def __init__(self, stream: TextIO, progress: "Progress") -> None:
         self._progress = progress
+        self._running = False
+        self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
         self._console = Console(file=stream)
         self._live = Live(
             console=self._console,
@@ -29,8 +31,6 @@ class Bars:
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),
         )
-        self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
-        self._running = False
 
     @staticmethod
     def fit(stream: TextIO) -> bool:

@@ -6,6 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 
 MAX_POINTS = 400
+DOT_COLOUR, LINE_COLOUR = "#9ecae1", "#08519c"
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -30,14 +31,16 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
-def draw_text(steps: Sequence[int], values: Sequence[float], title: str, *, width: int = 80, colour: bool) -> str:
-    """Draw the values as dots and their moving average as a line, in `width` columns and 18 rows."""
+def draw_text(
+    steps: Sequence[int], values: Sequence[float], title: str, *, width: int = 80, colour: bool
+) -> str:
+    """Draw at least two values as dots, and their moving average as a line, in `width` columns and 18 rows."""
     import plotext
 
     low, high = _limits(values)
-    first, last = (steps[0], steps[-1]) if len(steps) > 1 else (steps[0] - 1, steps[0] + 1)
+    first, last = steps[0], steps[-1]
     figure = plotext.figure.clear()
-    figure.theme("colorless").plot_size(width, 18).title(title[: width - 8])
+    figure.theme("colorless").plot_size(width, 18).title(title)
     figure.label("training step (dots: each step, line: moving average)", "x")
     figure.ruler("y").lim(low, high)
     figure.ruler("x").lim(first, last)
@@ -64,10 +67,12 @@ def draw_png(path: Path, steps: Sequence[int], values: Sequence[float], title: s
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     window = trend_window(len(values))
-    axes.plot(steps, values, "o", ms=4, alpha=0.3, mew=0, color="tab:blue", label="each step")
-    average = f"moving average over {window} steps" if window > 1 else None
-    axes.plot(steps, moving_average(values, window), linewidth=2.5, color="tab:blue", label=average)
-    axes.set(title=title, xlabel="training step", ylabel="mean reward")
+    if window > 1:
+        axes.plot(steps, values, "o", ms=4, alpha=0.6, mew=0, color=DOT_COLOUR, label="each step")
+    average = f"moving average over {window} steps" if window > 1 else "each step"
+    axes.plot(steps, moving_average(values, window), linewidth=2.5, color=LINE_COLOUR, label=average)
+    axes.set(xlabel="training step", ylabel="mean reward")
+    axes.set_title(title, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

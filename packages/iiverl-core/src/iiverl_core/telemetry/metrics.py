@@ -5,10 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
-from iiverl_reward_client import Failed, Scored
-
 from iiverl_core.rewards.scorer import Key
 from iiverl_core.samples import Sample
+from iiverl_reward_client import Failed, Scored
 
 Stats: TypeAlias = tuple[float, float, float]
 """Mean, maximum and minimum."""
@@ -134,4 +133,6 @@ def _component_means(scored: Sequence[Scored]) -> dict[str, float]:
 
 def _failures(failed: Sequence[Failed]) -> dict[str, float]:
     kinds = Counter(outcome.kind for outcome in failed)
-    return {"reward/failed": float(len(failed))} | {f"reward/failed/{k}": float(n) for k, n in sorted(kinds.items())}
+    return {"reward/failed": float(len(failed))} | {
+        f"reward/failed/{k}": float(n) for k, n in sorted(kinds.items())
+    }

@@ -98,7 +98,8 @@ class Progress:
         if self._seconds:
             mean = sum(self._seconds) / len(self._seconds)
             parts.append(f"{mean:.2f} s/step")
-            parts.append(f"{duration(mean * (self.total - self.step))} left")
+            if self.step < self.total:
+                parts.append(f"{duration(mean * (self.total - self.step))} left")
         return "  ".join(parts)
 
     def say(self, line: str) -> None:

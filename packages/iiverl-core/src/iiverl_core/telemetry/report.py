@@ -40,7 +40,8 @@ def report(
     trained = [record for record in records if record["step"] > 0]
     rewards = [(record["step"], record[SCORE]) for record in trained if _is_number(record.get(SCORE))]
     if len(rewards) > 1:
-        _draw(folder / PICTURE, rewards, f"{experiment}: mean reward", say)
+        title = experiment if len(experiment) <= 56 else f"{experiment[:53]}..."
+        _draw(folder / PICTURE, rewards, f"{title}: mean reward", say)
     say(_headline(experiment, trained, total_steps))
     for name, text in _facts(folder, records, [reward for _, reward in rewards], samples):
         say(f"  {name:<13}{text}")
@@ -53,7 +54,9 @@ def first_and_last(rewards: Sequence[float]) -> tuple[float, float, int]:
     return sum(rewards[:n]) / n, sum(rewards[-n:]) / n, n
 
 
-def _draw(picture: Path, rewards: Sequence[tuple[int, float]], title: str, say: Callable[[str], None]) -> None:
+def _draw(
+    picture: Path, rewards: Sequence[tuple[int, float]], title: str, say: Callable[[str], None]
+) -> None:
     steps, values = zip(*rewards, strict=True)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     text = draw_text(steps, values, title, colour=colour)

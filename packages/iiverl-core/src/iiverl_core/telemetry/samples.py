@@ -8,10 +8,10 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from iiverl_reward_client import Failed, Scored
 
 from iiverl_core.rewards.scorer import Key
 from iiverl_core.samples import Sample
+from iiverl_reward_client import Failed, Scored
 
 
 class SampleNumbers(TypedDict, total=False):

@@ -20,7 +20,9 @@ class TensorBoard:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._summary, self._session = event_pb2.Event, summary_pb2.Summary, event_pb2.SessionLog
+        messages: tuple[Any, Any] = (event_pb2, summary_pb2)  # protobuf makes their classes at run time
+        events, summaries = messages
+        self._event, self._session, self._summary = events.Event, events.SessionLog, summaries.Summary
         self._writer = EventFileWriter(str(folder / TENSORBOARD_FOLDER))
         self._started = False
 
@@ -46,7 +48,7 @@ class Wandb:
     """A run of Weights & Biases; `wandb login`, `WANDB_MODE` and the like work as they always do."""
 
     def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(project=project, name=experiment, config=dict(config), dir=str(folder))
@@ -67,7 +69,7 @@ class MLflow:
     PARAM_LENGTH = 500
 
     def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self._mlflow = mlflow
         mlflow.set_experiment(project)
@@ -92,7 +94,7 @@ class SwanLab:
     """An experiment of SwanLab; `swanlab login` and `SWANLAB_MODE` work as they always do."""
 
     def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
-        import swanlab
+        import swanlab  # pyright: ignore[reportMissingImports]
 
         logs = folder / "swanlab"
         logs.mkdir(parents=True, exist_ok=True)

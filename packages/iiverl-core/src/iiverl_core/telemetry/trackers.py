@@ -35,7 +35,9 @@ class Console:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Say the line of a step."""
-        self._say(" - ".join([f"step:{step}", *(f"{name}:{number(value)}" for name, value in metrics.items())]))
+        self._say(
+            " - ".join([f"step:{step}", *(f"{name}:{number(value)}" for name, value in metrics.items())])
+        )
 
     def close(self) -> None:
         """Do nothing."""
@@ -134,4 +136,6 @@ def _make(
         what = f"{name} could not start ({type(error).__name__}: {error}).\nMend what it says"
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             what = f"the package {name} is not installed.\nInstall it (pip install {name})"
-        raise IIVerlError(f"trainer.logger asks for {name}: {what}, or take {name} out of trainer.logger.") from error
+        raise IIVerlError(
+            f"trainer.logger asks for {name}: {what}, or take {name} out of trainer.logger."
+        ) from error

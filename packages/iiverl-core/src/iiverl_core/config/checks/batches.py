@@ -26,6 +26,11 @@ class Batching:
     budget: str
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """All of its keys, the budget first."""
+        return self.budget, self.dynamic, self.count, self.per_device
+
+    @property
     def per_device(self) -> str:
         """The key that counts sequences on one device."""
         return f"{self.count}_per_gpu"
@@ -37,11 +42,11 @@ def _batching(section: str, prefix: str) -> Batching:
     return Batching(f"{stem}micro_batch_size", dynamic, f"{stem}max_token_len_per_gpu")
 
 
+ACTOR = _batching("actor_rollout_ref.actor", "ppo_")
 ROLES = (
-    _batching("actor_rollout_ref.actor", "ppo_"),
+    ACTOR,
     _batching("actor_rollout_ref.ref", "log_prob_"),
     _batching("actor_rollout_ref.rollout", "log_prob_"),
-    _batching("critic", "ppo_"),
 )
 
 
@@ -50,10 +55,12 @@ def mini_batch_fits(view: View) -> str | None:
     """A step has at least one mini-batch, and whole ones."""
     batch, mini = view[BATCH], view[MINI_BATCH]
     if mini > batch:
-        return f"a mini-batch of {mini} prompts does not fit in {BATCH} ({batch}); make it at most {batch}"
+        return f"{MINI_BATCH} ({mini}) is above {BATCH} ({batch}); make it at most {batch}"
     if batch % mini:
         near = " or ".join(map(str, _divisors_around(batch, mini)))
-        return f"{BATCH} ({batch}) does not divide into mini-batches of {mini} prompts; {near} would do"
+        return (
+            f"{BATCH} ({batch}) does not divide into mini-batches of {mini} ({MINI_BATCH}); {near} would do"
+        )
     return None
 
 
@@ -63,8 +70,7 @@ def batch_divides_over_devices(view: View) -> str | None:
     samples, devices = view[BATCH] * view[N], view.config.devices
     if samples % devices == 0:
         return None
-    made_of = f"{BATCH} ({view[BATCH]}) × {N} ({view[N]})"
-    return f"{made_of} makes {samples} responses, which do not divide over {_devices(view)}"
+    return f"{view[BATCH]} × {view[N]} responses ({BATCH} × {N}) do not divide over {_devices(view)}"
 
 
 @checks.add("warning", MINI_BATCH, N, PER_NODE, NODES)
@@ -73,7 +79,7 @@ def no_device_is_idle(view: View) -> str | None:
     samples, devices = view[MINI_BATCH] * view[N], view.config.devices
     if samples >= devices:
         return None
-    return f"a mini-batch has {samples} responses; of {_devices(view)}, {devices - samples} have nothing to train on"
+    return f"a mini-batch of {samples} responses ({MINI_BATCH} × {N}) leaves some of {_devices(view)} idle"
 
 
 def _check_role(role: Batching) -> None:
@@ -85,7 +91,7 @@ def _check_role(role: Batching) -> None:
         if not both or view[role.count] is None or view[role.per_device] is None:
             return None
         return (
-            f"it excludes {role.per_device}; keep that one, which does not change with the number of devices"
+            f"this and {role.per_device} exclude each other; keep that one, which fits any number of devices"
         )
 
     @checks.add("error", role.count, PER_NODE, NODES)
@@ -99,21 +105,34 @@ def _check_role(role: Batching) -> None:
     def micro_batch_size_is_read(view: View) -> str | None:
         set_one = next((key for key in (role.per_device, role.count) if view.given(key) and view[key]), None)
         if set_one and view[role.dynamic]:
-            return f"has no effect: {role.dynamic} fills micro-batches up to {role.budget} tokens"
+            return f"has no effect: {role.dynamic} fills micro-batches up to {role.budget}"
         return None
-
-    @checks.add("error", role.budget, role.dynamic, role.count, role.per_device, *LENGTHS)
-    def budget_holds_a_sequence(view: View) -> str | None:
-        budget, longest = view[role.budget], view[PROMPT] + view[RESPONSE]
-        counted = view[role.count] or view[role.per_device]
-        if budget >= longest or (counted and not view[role.dynamic]):
-            return None
-        whole = f"{longest} tokens ({' + '.join(LENGTHS)})"
-        return f"a micro-batch of {budget} tokens cannot hold a whole sequence of {whole}"
 
 
 for _role in ROLES:
     _check_role(_role)
+
+
+@checks.add(
+    "error", *(role.budget for role in ROLES), *LENGTHS, *(key for role in ROLES for key in role.keys)
+)
+def budgets_hold_a_sequence(view: View) -> str | None:
+    """Where micro-batches are filled to a budget of tokens, the longest sequence fits."""
+    longest = view[PROMPT] + view[RESPONSE]
+    small = [role for role in ROLES if view[role.budget] < longest and _by_tokens(view, role)]
+    if ACTOR in small:  # the others follow it unless told otherwise
+        small = [role for role in small if role is ACTOR or view.given(role.budget)]
+    if not small:
+        return None
+    told = ", ".join(f"{role.budget} ({view[role.budget]})" for role in small)
+    whole = f"{longest} tokens ({' + '.join(LENGTHS)})"
+    return (
+        f"{told} cannot hold a sequence of {whole}; raise it, or count sequences with {small[0].per_device}"
+    )
+
+
+def _by_tokens(view: View, role: Batching) -> bool:
+    return view[role.dynamic] or (view[role.count] is None and view[role.per_device] is None)
 
 
 @checks.add("error", f"{ROLLOUT}.prompt_length", PROMPT)
@@ -134,7 +153,7 @@ def engine_holds_a_sequence(view: View) -> str | None:
     most, longest = view[f"{ROLLOUT}.max_model_len"], view[PROMPT] + view[RESPONSE]
     if view[ENGINE] != "vllm" or most is None or most >= longest:
         return None
-    return f"{most} tokens cannot hold a whole sequence of {longest} ({' + '.join(LENGTHS)})"
+    return f"{most} tokens cannot hold a sequence of {longest} ({' + '.join(LENGTHS)})"
 
 
 @checks.add(
@@ -145,7 +164,8 @@ def engine_takes_a_prompt(view: View) -> str | None:
     most, longest = view[f"{ROLLOUT}.max_num_batched_tokens"], view[PROMPT] + view[RESPONSE]
     if view[ENGINE] != "vllm" or view[f"{ROLLOUT}.enable_chunked_prefill"] or most >= longest:
         return None
-    return f"without enable_chunked_prefill it has to hold a whole sequence, {longest} tokens, and is {most}"
+    batched = f"{ROLLOUT}.max_num_batched_tokens ({most})"
+    return f"without enable_chunked_prefill, {batched} has to hold a whole sequence of {longest} tokens"
 
 
 def _agree(view: View, engine: str, data: str) -> str | None:
@@ -157,8 +177,7 @@ def _agree(view: View, engine: str, data: str) -> str | None:
 
 
 def _devices(view: View) -> str:
-    devices = view.config.devices
-    return f"{devices} device{'s' * (devices > 1)} ({NODES} × {PER_NODE})"
+    return f"{view.config.devices} devices ({NODES} × {PER_NODE})"
 
 
 def _divisors_around(number: int, near: int) -> Iterator[int]:

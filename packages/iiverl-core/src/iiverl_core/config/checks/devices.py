@@ -14,30 +14,19 @@ FSDP_SIZES = tuple(f"actor_rollout_ref.{role}.fsdp_config.fsdp_size" for role in
 TRACKERS = ("wandb", "mlflow", "swanlab")
 
 
-def installed_backends() -> set[str]:
-    """Names under which installed packages offer a training backend."""
-    return {entry.name for entry in importlib.metadata.entry_points(group="iiverl.backends")}
-
-
-def _backend_is_installed(view: View) -> str | None:
-    backend = view.config.backend
-    if backend in installed_backends():
+def missing_backend(backend: str) -> str | None:
+    """Say that no installed package offers a training backend, None where one does."""
+    if any(entry.name == backend for entry in importlib.metadata.entry_points(group="iiverl.backends")):
         return None
     if backend == "megatron":
-        return "the backend megatron is not in this version; use fsdp"
-    return f"the backend {backend} is not installed; this installs it: pip install 'iiverl[{backend}]'"
+        return "not in this version: the backend megatron; use fsdp"
+    return f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
 
 
 @checks.add("here", BACKEND)
 def backend_is_installed(view: View) -> str | None:
-    """The file's backend is there."""
-    return None if view.backend else _backend_is_installed(view)
-
-
-@checks.add("error", BACKEND)
-def asked_backend_is_installed(view: View) -> str | None:
-    """The backend that was asked for on the command line is there."""
-    return _backend_is_installed(view) if view.backend else None
+    """The backend is there."""
+    return missing_backend(view.config.backend)
 
 
 @checks.add("here", "trainer.logger")
@@ -48,7 +37,7 @@ def trackers_are_installed(view: View) -> str | None:
     ]
     if not absent:
         return None
-    return f"{' and '.join(absent)} not installed; this installs it: pip install {' '.join(absent)}"
+    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed; install with: pip install {' '.join(absent)}"
 
 
 @checks.add("error", RUNTIME, PER_NODE, NODES)
@@ -65,7 +54,7 @@ def _check_fsdp_size(key: str) -> None:
         size, devices = view[key], view.config.devices
         if view.config.backend != "fsdp" or size in (-1, devices) or size < 1 or devices % size:
             return None
-        return f"copies of the model over {size} of {devices} devices are not in this version; set it to -1"
+        return f"not in this version: copies of the model over {size} of {devices} devices; set it to -1"
 
     @checks.add("error", key, PER_NODE, NODES)
     def copies_divide_over_devices(view: View) -> str | None:
@@ -85,4 +74,6 @@ def engines_divide_over_devices(view: View) -> str | None:
     size, devices = view[TENSOR_PARALLEL], view.config.devices
     if view[ENGINE] != "vllm" or devices % size == 0:
         return None
-    return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into engines of {size}"
+    return (
+        f"{devices} devices ({NODES} × {PER_NODE}) do not divide into engines of {size} ({TENSOR_PARALLEL})"
+    )

@@ -1,6 +1,9 @@
 """Is what the configuration names on disk really there?"""
 
 import ast
+import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from iiverl_core.config.checks.view import Checks, View, on_disk
@@ -8,14 +11,24 @@ from iiverl_core.config.suggest import nearest
 
 checks = Checks()
 
+LIBRARY = "actor_rollout_ref.model.external_lib"
 MODEL = "actor_rollout_ref.model.path"
 TRAIN, VAL = "data.train_files", "data.val_files"
 FUNCTION, FUNCTION_NAME = "custom_reward_function.path", "custom_reward_function.name"
 RESUME, RESUME_FROM = "trainer.resume_mode", "trainer.resume_from_path"
+RESUME_MODES = ("auto", "disable", "resume_path")
+
+
+def _is(what: Callable[[Path], bool], name: str) -> bool:
+    """Ask about a path; one that the system cannot even look up is not there."""
+    try:
+        return what(Path(name))
+    except (OSError, ValueError):
+        return False
 
 
 def _absent(view: View, key: str) -> str | None:
-    absent = [name for name in view[key] if on_disk(name) and not Path(name).exists()]
+    absent = [name for name in view[key] if on_disk(name) and not _is(Path.exists, name)]
     if not absent:
         return None
     default = "" if view.given(key) else " (the default)"
@@ -39,7 +52,7 @@ def validation_files_exist(view: View) -> str | None:
 @checks.add("warning", VAL, TRAIN, "data.train_split", "data.val_split")
 def validation_is_unseen(view: View) -> str | None:
     """What is validated on is not what is trained on."""
-    shared = [name for name in view[VAL] or () if name in view[TRAIN] and Path(name).is_file()]
+    shared = [name for name in view[VAL] or () if name in view[TRAIN] and _is(Path.is_file, name)]
     return f"{shared[0]} is also trained on" if shared else None
 
 
@@ -63,29 +76,39 @@ def model_exists(view: View) -> str | None:
     if not on_disk(path):
         return None
     default = "" if view.given(MODEL) else ", the default,"
-    if not Path(path).is_dir():
+    if not _is(Path.is_dir, path):
         return f"the folder {path}{default} does not exist; a Hub name has the form org/name"
-    return None if (Path(path) / "config.json").is_file() else f"the folder {path} holds no config.json"
+    return None if _is(Path.is_file, f"{path}/config.json") else f"the folder {path} holds no config.json"
+
+
+@checks.add("here", LIBRARY)
+def library_is_installed(view: View) -> str | None:
+    """The module that registers the model can be found."""
+    top = (view[LIBRARY] or "").partition(".")[0]
+    if view[LIBRARY] is None or top in sys.modules or (top.isidentifier() and importlib.util.find_spec(top)):
+        return None
+    return f"there is no Python module {view[LIBRARY]}; install it, or put its folder on PYTHONPATH"
 
 
 @checks.add("here", FUNCTION)
 def function_file_exists(view: View) -> str | None:
     """The file of a custom reward function is there."""
     path = view[FUNCTION]
-    return f"the file {path} does not exist" if path and not Path(path).is_file() else None
+    return f"the file {path} does not exist" if path and not _is(Path.is_file, path) else None
 
 
 @checks.add("error", FUNCTION_NAME, FUNCTION)
 def function_exists(view: View) -> str | None:
     """The file of a custom reward function is Python, and defines the function."""
     path, name = view[FUNCTION], view[FUNCTION_NAME]
-    if not path or not Path(path).is_file():
+    if not path or not _is(Path.is_file, path):
         return None
     try:
         module = ast.parse(Path(path).read_bytes(), path)
-    except (SyntaxError, ValueError) as error:
-        line = f" in line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        return f"{path} is not valid Python{line}: {error.args[0]}"
+    except SyntaxError as error:
+        return f"{path} is not valid Python in line {error.lineno}: {error.msg}"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{path} cannot be read: {error}"
     names = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
     other = any(
         not isinstance(node, ast.FunctionDef | ast.Expr) and name in ast.unparse(node) for node in module.body
@@ -101,15 +124,17 @@ def function_exists(view: View) -> str | None:
 def resumes_from_a_checkpoint(view: View) -> str | None:
     """A checkpoint is named by its folder."""
     mode, path = view[RESUME], view[RESUME_FROM]
-    words = ["auto", "disable", "resume_path"]
-    if mode == "resume_path":
-        return (
-            None
-            if path and "global_step_" in path
-            else f"resume_path needs a …/global_step_N folder in {RESUME_FROM}"
-        )
-    if mode in words or "global_step_" in mode:
+    if mode == "resume_path" and not (path and "global_step_" in path):
+        return f"resume_path goes on from the …/global_step_N folder in {RESUME_FROM}, and that names none"
+    if mode in RESUME_MODES or "global_step_" in mode:
         return None
-    near = nearest(mode, words)
+    near = nearest(mode, list(RESUME_MODES))
     hint = f"; did you mean {near}?" if near else ""
-    return f"expected {', '.join(words)} or a …/global_step_N folder, not {mode!r}{hint}"
+    return f"expected {', '.join(RESUME_MODES)} or a …/global_step_N folder, not {mode!r}{hint}"
+
+
+@checks.add("here", RESUME, RESUME_FROM)
+def can_resume(view: View) -> str | None:
+    """Going on from a certain checkpoint is possible."""
+    wanted = view[RESUME] in RESUME_MODES[2:] or "global_step_" in view[RESUME]
+    return "not in this version: going on from a checkpoint; set it to disable" if wanted else None

@@ -90,7 +90,7 @@ def server_has_an_address(view: View) -> str | None:
     if not view["reward_api.enable"]:
         return None
     if urls is None:
-        return "reward_api.enable needs the server's address, as in http://localhost:8000"
+        return f"a reward server needs its address, {URL}, as in http://localhost:8000"
     wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
     return f"an address begins with http:// or https://, and {wrong[0]!r} does not" if wrong else None
 

@@ -15,7 +15,7 @@ def a_group_has_two(view: View) -> str | None:
     """GRPO compares the responses to a prompt with each other."""
     if view[ADV_ESTIMATOR] != "grpo" or view[N] > 1:
         return None
-    return f"{ADV_ESTIMATOR}: grpo compares the responses to a prompt with each other; set it to 2 or more"
+    return f"grpo compares the responses to a prompt with each other; {N} has to be 2 or more"
 
 
 @checks.add("error", f"{ROLLOUT}.do_sample", N)

@@ -1,6 +1,7 @@
 """What a check sees, and how checks are made."""
 
 import os.path
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,13 +15,12 @@ class View:
     """A valid configuration, and how it came about.
 
     `places` names the keys that the user set, and where; `tainted` the keys whose values say nothing, because what was
-    given for them is broken; `backend` the one that was asked for beside the file; `file` the file.
+    given for them is broken; `file` the file.
     """
 
     config: Config
     places: Mapping[str, Place]
     tainted: frozenset[str]
-    backend: str | None
     file: str
 
     def __getitem__(self, path: str) -> Any:
@@ -47,7 +47,7 @@ class Check:
     """A rule over several keys: it returns what is wrong, or None.
 
     It is not asked when one of the keys it reads is broken. What it tells stands at the first of them that the user
-    set.
+    set, and names keys of the same section without it.
     """
 
     severity: Severity
@@ -60,7 +60,8 @@ class Check:
             message = self.rule(view)
             if message:
                 blamed = next((key for key in self.reads if view.given(key)), self.reads[0])
-                yield view.problem(self.severity, blamed, message)
+                section = blamed.rpartition(".")[0]
+                yield view.problem(self.severity, blamed, message.replace(section + ".", ""))
 
 
 class Checks:
@@ -81,5 +82,6 @@ class Checks:
 
 def on_disk(path: str) -> bool:
     """Whether a name can only be that of a file or folder, not of something on the Hub."""
-    looks = path.startswith((".", os.sep, "~")) or path.count("/") > 1 or path.endswith("/")
-    return looks or path.endswith((".parquet", ".jsonl", ".json", ".csv", ".arrow"))
+    repository = re.split("[:@]", path)[0]
+    looks = path.startswith((".", os.sep, "~")) or repository.count("/") > 1 or path.endswith("/")
+    return looks or repository.endswith((".parquet", ".jsonl", ".json", ".csv", ".arrow"))

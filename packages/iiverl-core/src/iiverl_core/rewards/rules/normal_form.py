@@ -71,11 +71,12 @@ _UNITS = (
 )
 
 _WORDS = _spellings(
-    # Text after a quantity is its unit and goes, with its exponent; "a.m." and "p.m." tell times apart and stay.
+    # Text after a quantity is its unit and goes, with its exponent. "a.m." and "p.m." tell times apart and stay, and
+    # so does text between two numbers, which would become one.
     (
         r"(?<=[^+\-*/=(,\[{<>&|:_^])"
         r"(?:\\(?:text|mbox|hbox|textrm)\{(?![ap]\.?m\b)[^{}]*\}|\\mathrm\{[^{}]{2,}\})"
-        r"(?:\^(?:\{\d\}|\d))?",
+        r"(?:\^(?:\{\d\}|\d))?(?!\d)",
         "",
     ),
     (r"\\(?:text(?:rm|bf|it|sf)?|mbox|hbox|math(?:rm|bf|it|sf)|boldsymbol)\{([^{}]*)\}", r"\1"),

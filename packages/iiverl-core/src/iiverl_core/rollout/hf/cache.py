@@ -115,7 +115,7 @@ class RowCache(DynamicCache):
         if others or getattr(model, "_is_stateful", False):
             raise ConfigError(
                 f"the rollout engine `hf` cannot run {type(model).__name__}: its layers keep a state that is not "
-                "keys and values. Take a model with attention layers only."
+                "keys and values. Take a model whose layers are all attention."
             )
         self.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
 

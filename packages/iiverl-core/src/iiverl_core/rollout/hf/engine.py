@@ -65,8 +65,7 @@ class HFEngine:
         )
         if "past_key_values" not in inspect.signature(self._model.forward).parameters:
             raise ConfigError(
-                f"the rollout engine `hf` cannot run {type(self._model).__name__}: it takes no key-value cache. "
-                "Take a model with attention layers only."
+                f"the rollout engine `hf` cannot run {type(self._model).__name__}: it takes no key-value cache"
             )
         RowCache(self._model)  # raises where the model needs another kind of cache
         self._direct_mask = use_grouped_sdpa(self._model)

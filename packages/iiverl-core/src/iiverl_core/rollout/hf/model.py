@@ -37,7 +37,7 @@ def build_model(
             )
         with torch.device(device), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"no model can be built from '{path}' for the rollout engine: {error}") from error
     model.tie_weights()
     return model.requires_grad_(False).eval()
@@ -53,7 +53,7 @@ def stop_token_ids(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"no tokenizer can be read from '{tokenizer_path or path}': {error}") from error
     try:
         generation = GenerationConfig.from_pretrained(path)

@@ -1,0 +1,132 @@
+"""Two worker processes under Ray: the same run as without Ray, and what happens when one of them fails."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from iiverl_core.cluster.runtime import WorkerError
+from iiverl_core.cluster.worker import Worker
+from iiverl_core.config import Loaded
+from iiverl_core.controller import train
+from iiverl_core.errors import ConfigError
+
+Make = Callable[..., Loaded]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_is_up() -> Iterator[None]:
+    """Ray for all tests of this file: groups use it and leave it running."""
+    from iiverl_core.cluster.ray_group import start_ray, stop_ray
+
+    start_ray(cpus=4)
+    yield
+    stop_ray()
+
+
+def history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def group(quickstart: Make):
+    from iiverl_core.cluster.ray_group import RayGroup
+
+    group = RayGroup(quickstart(runtime="ray").config)
+    yield group
+    group.close()
+
+
+def test_two_processes_learn_what_one_learns(quickstart: Make, tmp_path: Path) -> None:
+    steps = "trainer.total_training_steps=3"
+    train(quickstart(steps, "trainer.val_before_train=true", folder="one"))
+    train(quickstart(steps, "trainer.val_before_train=true", runtime="ray", folder="two"))
+    one, two = (history(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for left, right in zip(one, two, strict=True):
+        for name in ("val/test_score/echo", "critic/score/mean", "actor/grad_norm", "actor/entropy_loss"):
+            if name in left:
+                assert left[name] == pytest.approx(right[name], rel=1e-3)
+    assert two[1]["global_seqlen/mean"] == pytest.approx(one[1]["global_seqlen/mean"] / 2)
+
+
+def test_kl_and_several_updates_work_over_two_processes(quickstart: Make, tmp_path: Path) -> None:
+    options = (
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "algorithm.use_kl_in_reward=true",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3",
+    )
+    train(quickstart(*options, folder="one"))
+    train(quickstart(*options, runtime="ray", folder="two"))
+    one, two = (history(tmp_path / name) for name in ("one", "two"))
+    for left, right in zip(one[:2], two[:2], strict=True):
+        for name in ("critic/kl", "actor/kl_loss", "actor/ppo_kl", "actor/grad_norm"):
+            assert left[name] == pytest.approx(right[name], rel=1e-2, abs=1e-6)
+
+
+def test_workers_know_where_they_are(group) -> None:
+    assert [info.rank for info in group.infos] == [0, 1]
+    assert [info.place.data_rank for info in group.infos] == [0, 1]
+    assert len({info.pid for info in group.infos} | {os.getpid()}) == 3
+
+
+def test_what_a_worker_raises_comes_with_its_traceback_and_name(group) -> None:
+    started = time.monotonic()
+    with pytest.raises(WorkerError) as caught:
+        # Rank 0 waits for rank 1 in a collective call that rank 1 never makes.
+        group.run(Worker.update_rollout_weights, [(1,), ("too", "many", "arguments")])
+    assert time.monotonic() - started < 15
+    message = str(caught.value)
+    assert f"worker 1 (process {group.infos[1].pid} on" in message
+    assert "TypeError" in message and "update_rollout_weights" in message
+
+
+def test_a_killed_worker_is_named(group) -> None:
+    os.kill(group.infos[0].pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=f"worker 0 \\(process {group.infos[0].pid} on .* died"):
+        group.run(Worker.update_rollout_weights, [(1,), (1,)])
+    assert time.monotonic() - started < 15
+
+
+def test_a_worker_killed_while_generating_is_named(group, quickstart: Make) -> None:
+    from iiverl_core.samples import Prompt
+
+    group.run(Worker.update_rollout_weights, [(0,), (0,)])
+    many = [(i, Prompt(row=0, ids=(1, 2), text=""), i) for i in range(20_000)]
+    stream = group.stream(Worker.generate, [(many[:8], False), (many, False)])
+    next(stream)
+    os.kill(group.infos[1].pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="worker 1 .* died in generate"):
+        for _ in stream:
+            pass
+
+
+def test_a_model_that_cannot_be_read_is_told_without_a_traceback(quickstart: Make, tmp_path: Path) -> None:
+    loaded = quickstart("trainer.total_training_steps=1", runtime="ray")
+    actor = loaded.config.actor_rollout_ref
+    model = actor.model.model_copy(update={"path": str(tmp_path / "nothing-here")})
+    config = loaded.config.model_copy(update={"actor_rollout_ref": actor.model_copy(update={"model": model})})
+    from iiverl_core.cluster.ray_group import RayGroup
+
+    with pytest.raises(ConfigError, match="nothing-here"):
+        RayGroup(config)
+
+
+def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from iiverl_core.cluster import ray_group
+
+    monkeypatch.setattr(ray_group, "PLACEMENT_SECONDS", 1)
+    loaded = quickstart(runtime="ray")
+    trainer = loaded.config.trainer.model_copy(update={"n_gpus_per_node": 64})
+    with pytest.raises(ConfigError, match=r"no place for 1 × .*CPU.*64"):
+        ray_group.RayGroup(loaded.config.model_copy(update={"trainer": trainer}))
+    trainer = loaded.config.trainer.model_copy(update={"device": "cuda"})
+    with pytest.raises(ConfigError, match="asks for 2 GPUs and the Ray cluster has 0"):
+        ray_group.RayGroup(loaded.config.model_copy(update={"trainer": trainer}))

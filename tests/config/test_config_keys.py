@@ -1,0 +1,94 @@
+"""Every key that existing files may hold is known, with its default under each backend, and says what it does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iiverl_core.config import Config, load
+from iiverl_core.config.schema import keys, sections
+from iiverl_core.config.section import NotYet, OnlyWhen
+
+LINES = Path(__file__).with_name("keys.txt").read_text(encoding="utf-8").splitlines()
+ROWS = [line.split(" | ") for line in LINES if line and not line.startswith("#")]
+OTHERWISE_HERE = {"trainer.logger": ("console", "tensorboard", "jsonl")}  # nothing leaves the machine unasked
+
+
+def value_of(config: Config, path: str) -> Any:
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def normal(value: Any) -> Any:
+    """Lists of one are the same as their item, numbers in quotes the same as numbers, ~ the home folder."""
+    if isinstance(value, list | tuple):
+        return normal(value[0]) if len(value) == 1 else [normal(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return str(Path(value).expanduser()) if value.startswith("~") else value
+    return value
+
+
+@pytest.mark.parametrize("path", [row[0] for row in ROWS])
+def test_the_key_is_known_and_described(path: str) -> None:
+    assert keys()[path].description.endswith(".")
+
+
+@pytest.mark.parametrize(("column", "strategy"), [(1, "fsdp"), (2, "megatron")])
+def test_defaults_are_those_of_the_backend(column: int, strategy: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"actor_rollout_ref: {{actor: {{strategy: {strategy}}}}}")
+    config = load(file).config
+    for path, *defaults in ROWS:
+        written = defaults[column - 1]
+        if path in OTHERWISE_HERE:
+            assert value_of(config, path) == OTHERWISE_HERE[path]
+        elif written.startswith("= "):
+            assert value_of(config, path) == value_of(config, written[2:]), path
+        elif written != "—":
+            wanted = json.loads(written)
+            if path == "trainer.default_local_dir":
+                wanted = "checkpoints/verl_examples/gsm8k"
+            assert normal(value_of(config, path)) == normal(wanted), path
+
+
+def test_a_default_follows_its_key(tmp_path: Path) -> None:
+    following = [(path, written[2:]) for path, written, _ in ROWS if written.startswith("= ")]
+    assert len(following) > 20
+    for path, followed in following:
+        default = keys()[followed].default
+        number = isinstance(default, int) or followed.endswith(("batch_size", "per_gpu"))
+        other: Any = (
+            not default if isinstance(default, bool) else 7 if number else 0.7 if default == 0.2 else "other"
+        )
+        if isinstance(default, str) and default.startswith("${"):
+            continue  # it follows a third key, whose own row is tried
+        loaded = load_text(tmp_path, f"{followed}={json.dumps(other)}")
+        assert value_of(loaded.config, path) == other, path
+        assert str(loaded.origins[path]) == f"default, as {followed}"
+
+
+def load_text(folder: Path, *overrides: str) -> Any:
+    file = folder / "empty.yaml"
+    file.touch()
+    return load(file, overrides)
+
+
+def test_conditions_of_marks_name_keys() -> None:
+    for key in keys().values():
+        for mark in key.marks:
+            if isinstance(mark, OnlyWhen):
+                assert mark.key in keys()
+                assert mark.instead is None or mark.instead in keys()
+            if isinstance(mark, NotYet):
+                assert mark.ready or not mark.blocks
+
+
+def test_every_section_is_described() -> None:
+    for path, section in sections().items():
+        assert section.__doc__ and section.__doc__.strip().endswith("."), path

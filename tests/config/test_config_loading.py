@@ -1,0 +1,263 @@
+"""Files become configurations: values as researchers write them, references, overrides, origins."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iiverl_core.config import Config, Loaded, build, load, show
+from iiverl_core.errors import ConfigError
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@pytest.fixture
+def loading(tmp_path: Path):
+    def load_text(text: str = "", *overrides: str, backend: str | None = None) -> Loaded:
+        file = tmp_path / "run.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load(file, overrides, backend)
+
+    return load_text
+
+
+@pytest.mark.parametrize("name", ["grpo", "reward_api", "reward_api_commented"])
+def test_files_of_ii_verl_are_valid_as_they_stand(name: str) -> None:
+    loaded = load(HERE / f"ii_verl_{name}.yaml")
+    assert not loaded.errors
+    assert {problem.severity for problem in loaded.obstacles} <= {"here"}
+
+
+def test_values_of_an_ii_verl_file_arrive() -> None:
+    config = load(HERE / "ii_verl_grpo.yaml").config
+    assert config.algorithm.adv_estimator == "grpo"
+    assert config.actor_rollout_ref.actor.optim.lr == 1e-6
+    assert config.actor_rollout_ref.rollout.n == 5
+    assert config.data.train_files == ("data/gsm8k/train.parquet",)
+    assert config.trainer.project_name == "verl_grpo_example_gsm8k"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.y*ml")), ids=lambda f: f.parent.name)
+def test_every_example_is_valid(file: Path) -> None:
+    assert not load(file).errors
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("True", True),
+        ("true", True),
+        ('"true"', True),
+        ("yes", True),
+        ('"False"', False),
+        ("off", False),
+    ],
+)
+def test_booleans(loading, written: str, value: bool) -> None:
+    loaded = loading(f"data: {{shuffle: {written}}}")
+    assert not loaded.errors
+    assert loaded.config.data.shuffle is value
+
+
+@pytest.mark.parametrize("written", ["1e-6", "1E-6", '"1e-6"', "1.0e-6", ".000001", "0.000_001", "1e-06"])
+def test_numbers(loading, written: str) -> None:
+    loaded = loading(f"actor_rollout_ref: {{actor: {{optim: {{lr: {written}}}}}}}")
+    assert not loaded.errors
+    assert loaded.config.actor_rollout_ref.actor.optim.lr == 1e-6
+
+
+@pytest.mark.parametrize("written", ["1024", "1_024", "0x400", '"1024"', "1024.0", "1.024e3"])
+def test_whole_numbers(loading, written: str) -> None:
+    loaded = loading(f"data: {{train_batch_size: {written}}}")
+    assert not loaded.errors
+    assert loaded.config.data.train_batch_size == 1024
+
+
+@pytest.mark.parametrize("written", ["2024-01-01", "1:30", "007", "7", '"~"', "a b"])
+def test_words_stay_as_they_are_written(loading, written: str) -> None:
+    loaded = loading(f"trainer: {{project_name: {written}}}")
+    assert not loaded.errors
+    assert loaded.config.trainer.project_name == written.strip('"')
+
+
+def test_home_folder_empty_sections_and_single_files(loading, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = loading("data:\n  train_files: ~/a.parquet\ntrainer:\nalgorithm: {}\n").config
+    assert config.data.train_files == ("/home/ada/a.parquet",)
+    assert config.data.val_files == ("/home/ada/data/rlhf/gsm8k/test.parquet",)
+    assert config.trainer.total_epochs == 30
+
+
+def test_top_k_zero_is_off(loading) -> None:
+    assert loading("actor_rollout_ref: {rollout: {top_k: 0}}").config.actor_rollout_ref.rollout.top_k == -1
+
+
+def test_merge_keys_and_aliases(loading) -> None:
+    loaded = loading(
+        "actor_rollout_ref:\n"
+        "  actor:\n"
+        "    optim: &optim\n"
+        "      lr: 2e-6\n"
+        "      weight_decay: 0.1\n"
+        "critic:\n"
+        "  optim:\n"
+        "    <<: *optim\n"
+        "    lr: 3e-6\n"
+    )
+    assert not loaded.errors
+    assert loaded.config.critic.optim.lr == 3e-6
+    assert loaded.config.critic.optim.weight_decay == 0.1
+    assert str(loaded.origins["critic.optim.lr"]).endswith("run.yaml:9")
+    assert str(loaded.origins["critic.optim.weight_decay"]).endswith("run.yaml:5")
+
+
+def test_references_keep_types_and_make_strings(loading) -> None:
+    config = loading(
+        "data: {max_prompt_length: 64, max_response_length: '${data.max_prompt_length}'}\n"
+        "actor_rollout_ref: {model: {override_config: {rope: {theta: 5}}}}\n"
+        "trainer: {project_name: p, experiment_name: '${trainer.project_name}-${data.max_prompt_length}'}\n"
+        "custom_reward_function:\n"
+        "  path: null\n"
+        "  reward_kwargs:\n"
+        "    lengths: ['${data.max_prompt_length}', 'of ${trainer.project_name}', '\\${plain}']\n"
+        "    theta: ${actor_rollout_ref.model.override_config.rope.theta}\n"
+        "    loss: ${actor_rollout_ref.actor.policy_loss}\n"
+    ).config
+    assert config.data.max_response_length == 64
+    assert config.actor_rollout_ref.rollout.response_length == 64
+    assert config.trainer.experiment_name == "p-64"
+    assert config.trainer.default_local_dir == "checkpoints/p/p-64"
+    kwargs = {"lengths": [64, "of p", "${plain}"], "theta": 5, "loss": {"loss_mode": "vanilla"}}
+    assert config.custom_reward_function.reward_kwargs == kwargs
+
+
+def test_null_for_a_key_that_follows_lets_it_follow(loading) -> None:
+    loaded = loading("actor_rollout_ref: {actor: {clip_ratio: 0.3, clip_ratio_high: null}}")
+    assert not loaded.errors
+    assert loaded.config.actor_rollout_ref.actor.clip_ratio_high == 0.3
+
+
+def test_overrides_are_yaml_and_the_last_one_counts(loading) -> None:
+    loaded = loading(
+        "trainer: {total_epochs: 3}\n",
+        "trainer.total_epochs=4",
+        "trainer.total_epochs=5",
+        "trainer.logger=[console, jsonl]",
+        "data={seed: 7, shuffle: no}",
+        "actor_rollout_ref.actor.optim.lr=1e-5",
+        "actor_rollout_ref.model.override_config.rope.theta=9",
+        "custom_reward_function.reward_kwargs.text=a=b",
+    )
+    config = loaded.config
+    assert not loaded.errors
+    assert config.trainer.total_epochs == 5
+    assert config.trainer.logger == ("console", "jsonl")
+    assert (config.data.seed, config.data.shuffle) == (7, False)
+    assert config.actor_rollout_ref.actor.optim.lr == 1e-5
+    assert config.actor_rollout_ref.model.override_config == {"rope": {"theta": 9}}
+    assert config.custom_reward_function.reward_kwargs == {"text": "a=b"}
+
+
+def test_origins(loading) -> None:
+    text = "data:\n  seed: 3\n  max_prompt_length: 8\n"
+    origins = loading(text, "data.max_prompt_length=16", backend="megatron").origins
+    assert str(origins["data.seed"]).endswith("run.yaml:2")
+    assert str(origins["data.max_prompt_length"]) == "override"
+    assert str(origins["actor_rollout_ref.rollout.prompt_length"]) == "default, as data.max_prompt_length"
+    assert str(origins["trainer.test_freq"]) == "default (megatron)"
+    assert str(origins["trainer.nnodes"]) == "default"
+
+
+def test_the_backend_comes_from_the_file_or_is_asked_for(loading) -> None:
+    megatron = "actor_rollout_ref: {actor: {strategy: megatron}}"
+    assert loading().config.backend == "fsdp"
+    assert loading("actor_rollout_ref: {actor: {strategy: fsdp2}}").config.backend == "fsdp"
+    assert loading(megatron).config.backend == "megatron"
+    assert loading(megatron).config.trainer.test_freq == 2
+    assert [p.severity for p in loading(megatron).problems if "backend megatron" in p.message] == ["here"]
+    assert [p.severity for p in loading(backend="megatron").problems if "backend" in p.message] == ["error"]
+
+
+def test_kl_goes_where_it_is_asked_for() -> None:
+    def wants(use_kl_loss: bool, use_kl_in_reward: bool | None, kl_coef: float = 0.1) -> tuple[bool, bool]:
+        actor = {"use_kl_loss": use_kl_loss}
+        algorithm = {"use_kl_in_reward": use_kl_in_reward, "kl_ctrl": {"kl_coef": kl_coef}}
+        config = build({"actor_rollout_ref": {"actor": actor}, "algorithm": algorithm})
+        return config.kl_in_reward, config.needs_reference
+
+    assert wants(False, None) == (True, True)
+    assert wants(True, None) == (False, True)
+    assert wants(False, False) == (False, False)
+    assert wants(False, None, kl_coef=0) == (True, False)
+    assert wants(True, True) == (True, True)
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00data")
+    (tmp_path / "control.yaml").write_bytes(b"data: \x01")
+    for name in ("nothing.yaml", ".", "binary.yaml", "control.yaml", "a\0b"):
+        loaded = load(f"{tmp_path}/{name}")
+        assert len(loaded.errors) == len(loaded.problems) == 1, name
+        assert "\n" not in loaded.problems[0].message
+
+
+def test_build_takes_plain_values_or_says_what_is_wrong() -> None:
+    assert build({"data": {"train_batch_size": 512}}).data.train_batch_size == 512
+    with pytest.raises(ConfigError) as raised:
+        build({"data": {"seed": "x", "sed": 1}})
+    assert str(raised.value).splitlines() == [
+        "error: data.sed: unknown key; did you mean data.seed?",
+        "error: data.seed: expected a whole number, not 'x'",
+    ]
+
+
+def test_a_configuration_is_immutable_and_picklable(loading) -> None:
+    config = loading("trainer: {logger: console}").config
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.trainer.nnodes = 2
+
+
+def test_show_loads_to_the_same(loading, tmp_path: Path) -> None:
+    loaded = loading(
+        "trainer: {project_name: '1e-6', experiment_name: 'no'}\n"
+        "custom_reward_function:\n"
+        "  reward_kwargs: {a: '007', b: 1:30, c: '\\${x}', d: 'yes', e: \"p: q # r\\n\", f: [1, null, 2.5, '1_0']}\n",
+        "data.prompt_key='\\${x}: # y'",
+        "actor_rollout_ref.actor.optim.lr=3e-7",
+    )
+    kwargs = {"a": "007", "b": "1:30", "c": "${x}", "d": "yes", "e": "p: q # r\n", "f": [1, None, 2.5, "1_0"]}
+    assert loaded.config.custom_reward_function.reward_kwargs == kwargs
+    assert loaded.config.data.prompt_key == "${x}: # y"
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(show(loaded, describe=True))
+    again = load(shown)
+    assert not again.errors
+    assert again.config == loaded.config
+
+
+def test_show_says_where_values_come_from(loading) -> None:
+    loaded = loading("data:\n  seed: 3\ntrainer:\n  nnodes: 1\n", "trainer.nnodes=2")
+    file = f"{loaded.path}:2"
+    assert show(loaded, changed=True) == f"data:\n  seed: 3    # {file}\ntrainer:\n  nnodes: 2  # override"
+    assert "  train_batch_size: 1024" in show(loaded)
+    described = show(loaded, changed=True, describe=True)
+    assert "  # Machines.\n  nnodes: 2" in described
+
+
+def test_loading_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from iiverl_core.config import load\n"
+        f"load({str(HERE / 'ii_verl_grpo.yaml')!r})\n"
+        "print([m for m in ('torch', 'ray', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_sections_are_parts_of_the_whole() -> None:
+    names = "data actor_rollout_ref critic reward_model reward_api custom_reward_function algorithm trainer"
+    assert list(Config.model_fields) == names.split()

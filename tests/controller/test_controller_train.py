@@ -1,0 +1,221 @@
+"""Whole runs, without Ray: what they learn, write, and do when something goes wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from iiverl_core.config import Loaded
+from iiverl_core.controller import train
+from iiverl_core.errors import ConfigError
+from iiverl_core.rewards import TooManyFailures
+
+Make = Callable[..., Loaded]
+
+
+def history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def samples(folder: Path, step: int) -> list[dict]:
+    return pq.read_table(folder / "samples" / f"{step}.parquet").to_pylist()
+
+
+def without_time(records: list[dict]) -> list[dict]:
+    clocks = ("time", "timing", "perf/")
+    return [{k: v for k, v in record.items() if not k.startswith(clocks)} for record in records]
+
+
+def reward(tmp_path: Path, body: str) -> str:
+    """Write a reward function and return the override that uses it."""
+    path = tmp_path / "reward.py"
+    path.write_text(f"def compute_score(data_source, solution_str, ground_truth, extra_info):\n    {body}\n")
+    return f"custom_reward_function.path={path}"
+
+
+@pytest.mark.slow
+def test_it_learns(quickstart: Make, tmp_path: Path) -> None:
+    train(
+        quickstart(
+            "trainer.total_training_steps=40",
+            "data.train_batch_size=16",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+            "actor_rollout_ref.rollout.n=16",
+        )
+    )
+    scores = [record["critic/score/mean"] for record in history(tmp_path / "run")]
+    assert sum(scores[-5:]) > 3 * sum(scores[:5])
+
+
+def test_a_run_can_be_repeated_bit_by_bit(quickstart: Make, tmp_path: Path) -> None:
+    train(quickstart(folder="first"))
+    train(quickstart(folder="second"))
+    first, second = (without_time(history(tmp_path / name)) for name in ("first", "second"))
+    assert first == second
+    assert [samples(tmp_path / "first", step) for step in (1, 2, 3)] == [
+        samples(tmp_path / "second", step) for step in (1, 2, 3)
+    ]
+
+
+def test_what_a_run_writes(quickstart: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(quickstart("trainer.val_before_train=true", "trainer.test_freq=2", "trainer.logger=[console,tensorboard]"))
+    records = history(tmp_path / "run")
+    assert [record["step"] for record in records] == [0, 1, 2, 3]
+    assert [("val/test_score/echo" in record) for record in records] == [True, False, True, True]
+    expected = {
+        "actor/entropy_loss", "actor/pg_loss", "actor/pg_clipfrac", "actor/ppo_kl", "actor/grad_norm", "actor/lr",
+        "critic/score/mean", "critic/rewards/max", "critic/advantages/min", "critic/returns/mean",
+        "response_length/mean", "prompt_length/clip_ratio", "global_seqlen/balanced_max", "global_seqlen/mean",
+        "timing_s/step", "timing_s/gen", "timing_s/reward", "timing_s/adv", "timing_s/update_actor",
+        "timing_per_token_ms/gen", "timing_per_token_ms/update_actor", "perf/total_num_tokens", "perf/throughput",
+        "perf/time_per_step", "perf/cpu_memory_used_gb",
+    }  # fmt: skip
+    assert expected <= records[1].keys()
+    rows = samples(tmp_path / "run", 1)
+    assert len(rows) == 16
+    assert {row["weights_version"] for row in rows} == {0}
+    assert all(row["rollout_log_prob_sum"] < 0 and row["outcome"] == "scored" for row in rows)
+    for group in range(4):
+        assert sum(row["advantage"] for row in rows if row["group"] == group) == pytest.approx(0, abs=1e-4)
+    assert (tmp_path / "run" / "reward.png").stat().st_size > 1000
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    printed = capsys.readouterr().out
+    assert "step:1 - " in printed and "critic/score/mean:" in printed
+    assert "next:" in printed
+
+
+def test_an_earlier_run_in_the_same_folder_is_kept_apart(quickstart: Make, tmp_path: Path) -> None:
+    train(quickstart("trainer.total_training_steps=2"))
+    train(quickstart("trainer.total_training_steps=1"))
+    assert len(history(tmp_path / "run")) == 1
+    assert len(list((tmp_path / "run").glob("metrics-*.jsonl"))) == 1
+
+
+def test_old_and_reference_log_probs_agree_with_the_engine_at_the_start(quickstart: Make, tmp_path: Path) -> None:
+    """Before the first update, the policy, the reference and the engine are the same model."""
+    train(
+        quickstart(
+            "trainer.total_training_steps=2",
+            "algorithm.use_kl_in_reward=true",
+            "algorithm.kl_ctrl.kl_coef=0.5",
+            "actor_rollout_ref.actor.use_kl_loss=true",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+            "actor_rollout_ref.ref.fsdp_config.mixed_precision={param_dtype: fp32}",
+            "actor_rollout_ref.ref.fsdp_config.model_dtype=fp32",
+        )
+    )
+    for row in samples(tmp_path / "run", 1):
+        assert row["old_log_prob_sum"] == pytest.approx(row["rollout_log_prob_sum"], abs=1e-4)
+        assert row["ref_log_prob_sum"] == pytest.approx(row["old_log_prob_sum"], abs=1e-4)
+        assert row["reward"] == pytest.approx(row["score"], abs=1e-4)
+    second = samples(tmp_path / "run", 2)
+    for row in second:
+        kl = row["old_log_prob_sum"] - row["ref_log_prob_sum"]
+        assert row["old_log_prob_sum"] == pytest.approx(row["rollout_log_prob_sum"], abs=1e-4)
+        assert row["reward"] == pytest.approx(row["score"] - 0.5 * kl, abs=1e-4)
+    assert any(abs(row["old_log_prob_sum"] - row["ref_log_prob_sum"]) > 1e-3 for row in second)
+    record = history(tmp_path / "run")[1]
+    assert record["critic/kl_coeff"] == 0.5
+    assert record["actor/kl_coef"] == 0.001
+    assert record["actor/kl_loss"] >= 0
+    assert record["actor/ppo_kl"] != 0  # the second mini-batch's ratio is not 1
+
+
+def test_a_known_ratio_is_not_computed(quickstart: Make, tmp_path: Path) -> None:
+    train(quickstart("trainer.total_training_steps=1"))
+    record = history(tmp_path / "run")[0]
+    assert "timing_s/old_log_prob" not in record and "timing_s/ref" not in record
+    assert record["actor/ppo_kl"] == 0
+
+
+def test_one_update_with_known_ratio_equals_one_with_computed_log_probs(quickstart: Make, tmp_path: Path) -> None:
+    """Asking for a KL that counts nothing makes old log-probs be computed, and must change nothing else."""
+    train(quickstart(folder="known"))
+    computed = (
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.kl_loss_coef=0.0",
+        "algorithm.use_kl_in_reward=true",
+        "algorithm.kl_ctrl.kl_coef=1e-12",
+    )
+    train(quickstart(*computed, folder="computed"))
+    known, computed = (history(tmp_path / name) for name in ("known", "computed"))
+    for one, other in zip(known, computed, strict=True):
+        assert one["critic/score/mean"] == pytest.approx(other["critic/score/mean"])
+        assert one["actor/grad_norm"] == pytest.approx(other["actor/grad_norm"], rel=1e-3)
+
+
+def test_failed_samples_teach_nothing_and_are_counted(quickstart: Make, tmp_path: Path) -> None:
+    flaky = reward(tmp_path, "return 1 / 0 if len(solution_str) % 2 else len(solution_str) / 10")
+    train(quickstart(flaky, "reward_api.max_failed_fraction=0.9", "trainer.total_training_steps=1"))
+    rows = samples(tmp_path / "run", 1)
+    failed = [row for row in rows if row["outcome"] == "function"]
+    assert failed and len(failed) < len(rows)
+    assert all(row["score"] is None and row["advantage"] is None for row in failed)
+    assert "ZeroDivisionError" in failed[0]["failure_detail"]
+    record = history(tmp_path / "run")[0]
+    assert record["reward/failed"] == record["reward/failed/function"] == len(failed)
+    for group in range(4):
+        advantages = [r["advantage"] for r in rows if r["group"] == group and r["advantage"] is not None]
+        assert len(advantages) != 1
+        assert sum(advantages) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_step_without_anything_to_compare_changes_nothing(quickstart: Make, tmp_path: Path) -> None:
+    """One sample of each group has a score: there is no update, and the weights stay as they are."""
+    once = (
+        "k = 'seen_' + ground_truth\n"
+        "    if k in globals(): raise ValueError('only one')\n"
+        "    globals()[k] = True\n"
+        "    return 1.0"
+    )
+    train(quickstart(reward(tmp_path, once), "reward_api.max_failed_fraction=0.9", "trainer.total_training_steps=2"))
+    records = history(tmp_path / "run")
+    assert [record["reward/dropped_samples"] for record in records] == [16, 16]
+    assert all("actor/pg_loss" not in record for record in records)
+    assert {row["weights_version"] for row in samples(tmp_path / "run", 2)} == {0}
+
+
+def test_too_many_failures_stop_the_run_with_the_reason(quickstart: Make, tmp_path: Path) -> None:
+    with pytest.raises(TooManyFailures, match="ZeroDivisionError"):
+        train(quickstart(reward(tmp_path, "return 1 / 0")))
+
+
+def test_a_reward_function_that_cannot_be_loaded_is_told_before_anything_starts(
+    quickstart: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "reward.py").write_text("import no_such_package_anywhere\n\ndef compute_score(*args): ...\n")
+    with pytest.raises(ConfigError, match="no_such_package_anywhere"):
+        train(quickstart(f"custom_reward_function.path={tmp_path}/reward.py"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_only(quickstart: Make, tmp_path: Path) -> None:
+    train(quickstart("trainer.val_before_train=true", "trainer.val_only=true", "data.val_batch_size=10"))
+    (record,) = history(tmp_path / "run")
+    assert record["step"] == 0 and 0 <= record["val/test_score/echo"] < 0.2
+
+
+def test_several_epochs_and_mini_batches_make_as_many_updates(quickstart: Make, tmp_path: Path) -> None:
+    train(
+        quickstart(
+            "actor_rollout_ref.actor.ppo_epochs=2",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+            "actor_rollout_ref.actor.shuffle=true",
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3",
+            "trainer.total_training_steps=2",
+        )
+    )
+    for record in history(tmp_path / "run"):
+        assert record["global_seqlen/balanced_max"] == pytest.approx(record["global_seqlen/mean"])
+        assert abs(record["actor/ppo_kl"]) > 0
+
+
+def test_a_step_of_other_micro_batches_learns_the_same(quickstart: Make, tmp_path: Path) -> None:
+    train(quickstart("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", folder="one"))
+    train(quickstart("actor_rollout_ref.model.use_remove_padding=true", folder="packed"))
+    one, packed = (history(tmp_path / name) for name in ("one", "packed"))
+    for left, right in zip(one, packed, strict=True):
+        for name in ("critic/score/mean", "actor/grad_norm", "actor/entropy_loss"):
+            assert left[name] == pytest.approx(right[name], rel=1e-3)

@@ -1,0 +1,56 @@
+"""The quickstart's model and data, and configurations of short runs on them."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from iiverl_core.config import Loaded, load
+
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+
+
+@pytest.fixture(scope="session")
+def quickstart_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `make_inputs.py` writes."""
+    spec = importlib.util.spec_from_file_location("make_inputs", QUICKSTART / "make_inputs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("inputs")
+    module.make_data(folder)
+    module.make_model(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def quickstart(quickstart_inputs: Path, tmp_path: Path) -> Callable[..., Loaded]:
+    """Make a configuration: the quickstart's, shortened, writing below `tmp_path`, with more overrides."""
+
+    def make(*overrides: str, runtime: str = "local", folder: str = "run") -> Loaded:
+        loaded = load(
+            QUICKSTART / "quickstart.yaml",
+            [
+                f"data.train_files={quickstart_inputs}/train.jsonl",
+                f"data.val_files={quickstart_inputs}/val.jsonl",
+                f"actor_rollout_ref.model.path={quickstart_inputs}/model",
+                f"custom_reward_function.path={QUICKSTART}/reward.py",
+                f"trainer.default_local_dir={tmp_path}/{folder}",
+                f"trainer.rollout_data_dir={tmp_path}/{folder}/samples",
+                f"trainer.runtime={runtime}",
+                f"trainer.n_gpus_per_node={2 if runtime == 'ray' else 1}",
+                "trainer.total_training_steps=3",
+                "trainer.val_before_train=false",
+                "trainer.test_freq=-1",
+                "trainer.logger=[jsonl]",
+                "data.train_batch_size=4",
+                "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+                "actor_rollout_ref.rollout.n=4",
+                *overrides,
+            ],
+        )
+        assert not loaded.obstacles, loaded.obstacles
+        return loaded
+
+    return make
