@@ -25,30 +25,39 @@ def quickstart_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def quickstart(quickstart_inputs: Path, tmp_path: Path) -> Callable[..., Loaded]:
-    """Make a configuration: the quickstart's, shortened, writing below `tmp_path`, with more overrides."""
+def quickstart_overrides(quickstart_inputs: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Make overrides that shorten the quickstart and let it write below `tmp_path`, with more behind them."""
 
-    def make(*overrides: str, runtime: str = "local", folder: str = "run") -> Loaded:
+    def make(*more: str, runtime: str = "local", folder: str = "run") -> list[str]:
+        return [
+            f"data.train_files={quickstart_inputs}/train.jsonl",
+            f"data.val_files={quickstart_inputs}/val.jsonl",
+            f"actor_rollout_ref.model.path={quickstart_inputs}/model",
+            f"custom_reward_function.path={QUICKSTART}/reward.py",
+            f"trainer.default_local_dir={tmp_path}/{folder}",
+            f"trainer.rollout_data_dir={tmp_path}/{folder}/samples",
+            f"trainer.runtime={runtime}",
+            f"trainer.n_gpus_per_node={2 if runtime == 'ray' else 1}",
+            "trainer.total_training_steps=3",
+            "trainer.val_before_train=false",
+            "trainer.test_freq=-1",
+            "trainer.logger=[jsonl]",
+            "data.train_batch_size=4",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+            "actor_rollout_ref.rollout.n=4",
+            *more,
+        ]
+
+    return make
+
+
+@pytest.fixture
+def quickstart(quickstart_overrides: Callable[..., list[str]]) -> Callable[..., Loaded]:
+    """Make a configuration: the quickstart's with `quickstart_overrides`."""
+
+    def make(*more: str, runtime: str = "local", folder: str = "run") -> Loaded:
         loaded = load(
-            QUICKSTART / "quickstart.yaml",
-            [
-                f"data.train_files={quickstart_inputs}/train.jsonl",
-                f"data.val_files={quickstart_inputs}/val.jsonl",
-                f"actor_rollout_ref.model.path={quickstart_inputs}/model",
-                f"custom_reward_function.path={QUICKSTART}/reward.py",
-                f"trainer.default_local_dir={tmp_path}/{folder}",
-                f"trainer.rollout_data_dir={tmp_path}/{folder}/samples",
-                f"trainer.runtime={runtime}",
-                f"trainer.n_gpus_per_node={2 if runtime == 'ray' else 1}",
-                "trainer.total_training_steps=3",
-                "trainer.val_before_train=false",
-                "trainer.test_freq=-1",
-                "trainer.logger=[jsonl]",
-                "data.train_batch_size=4",
-                "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-                "actor_rollout_ref.rollout.n=4",
-                *overrides,
-            ],
+            QUICKSTART / "quickstart.yaml", quickstart_overrides(*more, runtime=runtime, folder=folder)
         )
         assert not loaded.obstacles, loaded.obstacles
         return loaded

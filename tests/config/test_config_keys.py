@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iiverl_core.config import Config, load
+from iiverl_core.config import Config, Loaded, load
 from iiverl_core.config.schema import keys, sections
 from iiverl_core.config.section import NotYet, OnlyWhen
 
@@ -57,6 +57,29 @@ def test_defaults_are_those_of_the_backend(column: int, strategy: str, tmp_path:
             assert normal(value_of(config, path)) == normal(wanted), path
 
 
+@pytest.mark.parametrize("column", [1, 2])
+def test_a_file_of_all_defaults_loads_unchanged(column: int, tmp_path: Path) -> None:
+    lines = []
+    for path, *defaults in ROWS:
+        if defaults[column - 1] != "—":
+            *levels, name = path.split(".")
+            written = defaults[column - 1]
+            value = f"${{{written[2:]}}}" if written.startswith("= ") else json.loads(written)
+            lines.append((levels, name, value))
+    tree: dict[str, Any] = {}
+    for levels, name, value in lines:
+        section = tree
+        for level in levels:
+            section = section.setdefault(level, {})
+        section[name] = value
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(tree))
+    loaded = load(file)
+    assert not loaded.errors
+    strategy = f"actor_rollout_ref.actor.strategy={'fsdp' if column == 1 else 'megatron'}"
+    assert loaded.config == load_text(tmp_path, "trainer.logger=[console, wandb]", strategy).config
+
+
 def test_a_default_follows_its_key(tmp_path: Path) -> None:
     following = [(path, written[2:]) for path, written, _ in ROWS if written.startswith("= ")]
     assert len(following) > 20
@@ -73,7 +96,7 @@ def test_a_default_follows_its_key(tmp_path: Path) -> None:
         assert str(loaded.origins[path]) == f"default, as {followed}"
 
 
-def load_text(folder: Path, *overrides: str) -> Any:
+def load_text(folder: Path, *overrides: str) -> Loaded:
     file = folder / "empty.yaml"
     file.touch()
     return load(file, overrides)

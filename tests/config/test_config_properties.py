@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.config import load, render
@@ -52,7 +52,6 @@ def test_any_bytes_are_answered(content: str | bytes) -> None:
     assert isinstance(render(loaded(content).problems), str)
 
 
-@settings(max_examples=150)
 @given(
     st.dictionaries(st.sampled_from(PATHS), VALUES, max_size=12),
     st.sampled_from([None, "fsdp", "megatron", "x"]),
@@ -63,7 +62,7 @@ def test_any_values_are_answered(values: dict[str, Any], backend: str | None) ->
     render(answer.problems, running=True)
     numbered = [problem.line for problem in answer.problems if problem.line]
     assert numbered == sorted(numbered)
-    assert all(line <= text.count("\n") + 1 for line in numbered)
+    assert all(line <= len(text.splitlines()) + 1 for line in numbered)
 
 
 @given(st.lists(st.text(max_size=20) | st.sampled_from([f"{path}=[1" for path in PATHS]), max_size=3))
@@ -120,7 +119,9 @@ def test_a_reference_brings_the_value_or_is_told_at_its_line(path: str, target: 
         return
     brought, original = value_of(answer.config, path), value_of(answer.config, target)
     if type(brought) is type(original):
-        assert brought == original
+        assert brought == original or str(original).startswith(
+            str(Path.home())
+        )  # ~ is resolved in paths only
 
 
 def value_of(value: Any, path: str) -> Any:

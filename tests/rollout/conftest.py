@@ -34,7 +34,6 @@ SIZES = {
 ARCHITECTURES = {
     "qwen2": {},
     "qwen2-tied": {"tie_word_embeddings": True},
-    "qwen2-eager": {"attn_implementation": "eager"},
     "llama": {
         "rope_parameters": {
             "rope_type": "llama3",

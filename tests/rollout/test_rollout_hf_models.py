@@ -65,6 +65,17 @@ def test_buffers_are_those_of_a_loaded_model(name, make_model, make_engine_of) -
             assert buffer.dtype == torch.float32
 
 
+def test_another_attention_that_the_configuration_names_is_used(make_model, make_engine_of, prompts) -> None:
+    path, model = make_model("qwen2")
+    params = SamplingParams(n=2, max_tokens=20)
+    tokens = []
+    for attention in ("sdpa", "eager"):
+        engine = make_engine_of(path, model, override_config={"attn_implementation": attention})
+        assert (engine._model.config._attn_implementation == "eager") == (attention == "eager")
+        tokens.append([done.token_ids.tolist() for done in engine.generate(prompts, params)])
+    assert tokens[0] == tokens[1]
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

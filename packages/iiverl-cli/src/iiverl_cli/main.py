@@ -99,15 +99,17 @@ def validate(
     """Check a configuration without running it."""
     loaded = _load(config, overrides, config_path, backend)
     _tell(loaded.problems)
-    errors, others = len(loaded.errors), len(loaded.problems) - len(loaded.errors)
+    errors = len(loaded.errors)
+    others = len(loaded.problems) - errors
     if errors:
         typer.echo(
             f"{loaded.path} is not valid: {_count(errors, 'error')}, {_count(others, 'warning')}", err=True
         )
         raise typer.Exit(2)
-    obstacles = _count(len(loaded.obstacles), "thing") if loaded.obstacles else ""
-    cannot = f"; {obstacles} above would keep it from running here" if obstacles else ""
-    typer.echo(f"{loaded.path} is valid, with {_count(others, 'warning')}{cannot}")
+    with_warnings = f", with {_count(others, 'warning')}" if others else ""
+    obstacles = len(loaded.obstacles)
+    here = f"; {obstacles} of them keep{'s' * (obstacles == 1)} it from running here" if obstacles else ""
+    typer.echo(f"{loaded.path} is valid{with_warnings}{here}")
 
 
 @config_app.command("show")

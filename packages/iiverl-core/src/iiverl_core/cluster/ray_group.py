@@ -1,6 +1,8 @@
 """The runtime on Ray: a placement group with one process a device, on one machine or many."""
 
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -177,7 +179,10 @@ class RayGroup:
 def start_ray(cpus: int) -> None:
     """Connect to the cluster that `RAY_ADDRESS` names, else start one on this machine with so many CPUs."""
     local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": cpus}
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(include_dashboard=False, logging_level="error", **local)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which ends the process and cleans up nothing
 
 
 def stop_ray() -> None:

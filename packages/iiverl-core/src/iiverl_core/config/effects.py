@@ -18,7 +18,8 @@ def effects(view: View) -> list[Problem]:
     for path, key in keys().items():
         if path in view.tainted:
             continue
-        reason = next((why for mark in key.marks if (why := _unread(view, key, mark))), None)
+        marks = sorted(key.marks, key=lambda mark: not isinstance(mark, NoEffect))
+        reason = next((why for mark in marks if (why := _unread(view, key, mark))), None)
         if reason:
             if view.given(path):
                 unread[reason].append(path)

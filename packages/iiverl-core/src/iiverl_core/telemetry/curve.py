@@ -28,7 +28,7 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(span))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span * 0.7)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+    return [i * step for i in range(first, last + 1)]
 
 
 def draw_text(
@@ -87,4 +87,4 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _labelled(ticks: Sequence[float]) -> tuple[list[float], list[str]]:
-    return list(ticks), [f"{tick:g}" for tick in ticks]
+    return list(ticks), [f"{tick:.10g}" for tick in ticks]

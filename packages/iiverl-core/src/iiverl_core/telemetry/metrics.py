@@ -81,8 +81,8 @@ def perf_metrics(
     """Say how fast a step was and what memory it took; what is None is left out.
 
     `total_tokens` counts prompts and responses; `perf/throughput` is tokens a second and a device. `mfu` is by model
-    (`actor`, `critic`). Memory comes in bytes (peak of the fullest device; used on the host)
-    and goes out in GiB, under names that say `gb`.
+    (`actor`, `critic`). Memory comes in bytes (peak of the fullest device; used on the host) and goes out in GiB,
+    under names that say `gb`.
     """
     known: dict[str, float | None] = {
         "perf/total_num_tokens": total_tokens,

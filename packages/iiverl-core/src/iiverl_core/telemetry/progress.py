@@ -52,6 +52,7 @@ class Progress:
         self._every = every
         self._seconds: deque[float] = deque(maxlen=20)
         self._reward: float | None = None
+        self._mean: float | None = None
         self._last_step = self._last_line = time.perf_counter()
         self._bars = Bars(self._stream, self) if Bars.fit(self._stream) else None
         self._stop = threading.Event()
@@ -87,6 +88,7 @@ class Progress:
         """Show that `step` is done; its metrics give its reward and, in `timing_s/step`, its time."""
         now = time.perf_counter()
         self._seconds.append(metrics.get("timing_s/step", now - self._last_step))
+        self._mean = sum(self._seconds) / len(self._seconds)
         self._last_step, self.step = now, step
         self._reward = metrics.get(SCORE, self._reward)
         if not self._bars:
@@ -95,11 +97,10 @@ class Progress:
     def describe(self) -> str:
         """Say how the run goes: `reward 0.412  0.82 s/step  1m12s left`; the time is a mean of the last steps."""
         parts = [] if self._reward is None else [f"reward {self._reward:.3f}"]
-        if self._seconds:
-            mean = sum(self._seconds) / len(self._seconds)
-            parts.append(f"{mean:.2f} s/step")
+        if self._mean is not None:
+            parts.append(f"{self._mean:.2f} s/step")
             if self.step < self.total:
-                parts.append(f"{duration(mean * (self.total - self.step))} left")
+                parts.append(f"{duration(self._mean * (self.total - self.step))} left")
         return "  ".join(parts)
 
     def say(self, line: str) -> None:

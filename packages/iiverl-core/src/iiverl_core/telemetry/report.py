@@ -1,5 +1,6 @@
 """What a run says when it ends: its reward's curve, what came of it, and where things are."""
 
+import json
 import logging
 import os
 import shlex
@@ -33,8 +34,8 @@ def report(
 
     All of it is read from the `metrics.jsonl` in `folder`. `total_steps` is what the run was to take, and tells one
     that was interrupted; `samples` is the folder of sample dumps; `next_line` says what to do next, and without it
-    the samples or TensorBoard are proposed. A run without steps or without rewards has a report too, one
-    with a single reward has no curve, and a picture that cannot be drawn is a warning.
+    the samples or TensorBoard are proposed. A run without steps or without rewards has a report too, one with a single
+    reward has no curve, and a picture that cannot be drawn is a warning.
     """
     records = read_history(folder)
     trained = [record for record in records if record["step"] > 0]
@@ -85,7 +86,7 @@ def _facts(
     """Yield what came of the run and where each thing that exists is."""
     if rewards:
         yield "reward", _change(rewards)
-    elif records:
+    elif any(record["step"] > 0 for record in records):
         yield "reward", "none: no sample was scored, see reward/failed in the metrics"
     for name, scores in _validations(records).items():
         first = f"{scores[0]:.3f} -> " if len(scores) > 1 else ""
@@ -122,7 +123,8 @@ def _validations(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 def _next(folder: Path, samples: Path | None) -> str:
     if samples is not None and (dumps := [path for path in samples.glob("*.parquet") if path.stem.isdigit()]):
         last = _show(max(dumps, key=lambda path: int(path.stem)))
-        code = f"import pandas; print(pandas.read_parquet({last!r})[['prompt', 'response', 'score']])"
+        columns = '["prompt", "response", "score"]'
+        code = f"import pandas; print(pandas.read_parquet({json.dumps(last)})[{columns}].head(8).to_string())"
         return f"read what the model wrote in the last step:\n  python -c {shlex.quote(code)}"
     if (folder / TENSORBOARD_FOLDER).exists():
         return f"look at every metric: {_tensorboard(folder)}"

@@ -18,8 +18,8 @@ class SampleNumbers(TypedDict, total=False):
     """What is known of a sample beside the sample itself; what is absent is null in the file.
 
     `reward` is the score after KL, `advantage` the mean over the response's tokens, and each `…_log_prob_sum` the
-    log-probability of the whole response in nats: as it was sampled, and under the policy before the update and the
-    reference at the sampling temperature.
+    log-probability of the whole response in nats: as it was sampled (without it, the sample's own `log_prob`), and
+    under the policy before the update and the reference at the sampling temperature.
     """
 
     reward: float
@@ -90,7 +90,8 @@ def _row(step: int, sample: Sample, numbers: SampleNumbers) -> dict[str, Any]:
         "response": _text(sample.text),
         "ground_truth": _ground_truth(prompt.ground_truth),
         **_outcome(sample),
-        **{name: numbers.get(name) for name in SampleNumbers.__annotations__},
+        "rollout_log_prob_sum": sample.log_prob,
+        **numbers,
         "response_length": sample.response_length,
         "finish_reason": sample.finish_reason,
         "weights_version": sample.weights_version,

@@ -6,6 +6,7 @@ Each imports its package when it is built, and nothing before.
 import re
 import time
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ class TensorBoard:
     """Event files under `{folder}/tensorboard`, written by TensorBoard's own writer."""
 
     def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        messages: tuple[Any, Any] = (event_pb2, summary_pb2)  # protobuf makes their classes at run time
-        events, summaries = messages
+        # By name, since protobuf makes these modules' classes at run time, where no type checker sees them.
+        events = import_module("tensorboard.compat.proto.event_pb2")
+        summaries = import_module("tensorboard.compat.proto.summary_pb2")
         self._event, self._session, self._summary = events.Event, events.SessionLog, summaries.Summary
         self._writer = EventFileWriter(str(folder / TENSORBOARD_FOLDER))
         self._started = False

@@ -1,0 +1,213 @@
+"""The commands as a user types them."""
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from iiverl_cli.main import app
+from iiverl_core.errors import ConfigError, IIVerlError
+
+RUNNABLE = """\
+data:
+  train_files: train.parquet
+  val_files: null
+  train_batch_size: 4
+actor_rollout_ref:
+  model: {path: org/name}
+  actor: {ppo_mini_batch_size: 4}
+  rollout: {name: hf, n: 4}
+algorithm: {adv_estimator: grpo}
+trainer: {n_gpus_per_node: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a configuration that can run, and its data."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(RUNNABLE)
+    Path("train.parquet").touch()
+    return tmp_path
+
+
+def iiverl(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], list]:
+    """Put a function in the place of the training loop; the list gets what it is called with."""
+
+    def put(loop: Callable[..., None]) -> list:
+        calls: list = []
+
+        def recorded(loaded: object) -> None:
+            calls.append(loaded)
+            loop(loaded)
+
+        controller = types.ModuleType("iiverl_core.controller")
+        controller.train = recorded  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "iiverl_core.controller", controller)
+        return calls
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run.yaml", "trainer.total_epochs=2"],
+        ["--config_path", "run.yaml", "trainer.total_epochs=2"],
+        ["trainer.total_epochs=2", "--config-path", "run.yaml"],
+        ["run.yaml", "--backend", "fsdp", "trainer.total_epochs=2"],
+    ],
+)
+def test_training_gets_the_configuration(train, arguments: list[str]) -> None:
+    calls = train(lambda _: None)
+    result = iiverl("train-ppo", *arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+    assert calls[0].config.trainer.total_epochs == 2
+    assert calls[0].config.actor_rollout_ref.rollout.n == 4
+
+
+def test_training_does_not_start_with_errors(train) -> None:
+    calls = train(lambda _: None)
+    result = iiverl("train-ppo", "run.yaml", "trainer.nodes=2", "data.seed=x")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "command line: error: trainer.nodes: unknown key; did you mean trainer.nnodes?",
+        "command line: error: data.seed: expected a whole number, not 'x'",
+    ]
+    assert not calls
+
+
+def test_training_does_not_start_with_what_cannot_run_here(train) -> None:
+    calls = train(lambda _: None)
+    result = iiverl("train-ppo", "run.yaml", "algorithm.adv_estimator=rloo", "data.train_files=other.parquet")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "command line: error: data.train_files: not found: other.parquet, looked up from " + str(Path.cwd()),
+        "command line: error: algorithm.adv_estimator: not in this version: the advantage estimator rloo; set it to grpo",
+    ]
+    assert not calls
+
+
+def test_training_starts_with_warnings(train) -> None:
+    calls = train(lambda _: None)
+    result = iiverl("train-ppo", "run.yaml", "trainer.save_freq=10")
+    assert result.exit_code == 0
+    assert (
+        result.stderr
+        == "command line: warning: trainer.save_freq: has no effect: not in this version: checkpoints\n"
+    )
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(IIVerlError("the worker died"), 1), (ConfigError("no such row"), 2)]
+)
+def test_an_error_for_the_user_has_no_traceback(train, error: Exception, code: int) -> None:
+    def loop(_: object) -> None:
+        raise error
+
+    train(loop)
+    result = iiverl("train-ppo", "run.yaml")
+    assert result.exit_code == code
+    assert result.stderr == f"error: {error}\n"
+
+
+def test_any_other_error_keeps_its_traceback(train) -> None:
+    def loop(_: object) -> None:
+        raise ZeroDivisionError("a mistake of the program")
+
+    train(loop)
+    result = iiverl("train-ppo", "run.yaml")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_valid_file_is_called_valid() -> None:
+    result = iiverl("validate", "run.yaml")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "run.yaml is valid\n", "")
+
+
+def test_what_cannot_run_here_is_valid_and_told() -> None:
+    result = iiverl("validate", "run.yaml", "actor_rollout_ref.rollout.name=vllm")
+    assert result.exit_code == 0
+    assert result.stdout == "run.yaml is valid, with 1 warning; 1 of them keeps it from running here\n"
+    assert result.stderr.startswith(
+        "command line: warning: actor_rollout_ref.rollout.name: not in this version"
+    )
+
+
+def test_an_invalid_file_is_refused() -> None:
+    result = iiverl("validate", "--config_path", "run.yaml", "data.train_batch_size=6", "trainer.save_freq=1")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "run.yaml is not valid: 1 error, 1 warning"
+
+
+@pytest.mark.parametrize("command", [["train-ppo"], ["validate"], ["config", "show"]])
+def test_what_is_no_file_is_one_line(command: list[str]) -> None:
+    missing = iiverl(*command, "other.yaml")
+    assert missing.exit_code == 2
+    assert missing.stderr.splitlines()[0] == "other.yaml: error: there is no such file"
+    assert missing.stdout == ""
+    assert (
+        iiverl(*command, ".").stderr.splitlines()[0] == ".: error: this is a folder; name the YAML file in it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train-ppo"], "name the YAML file, as in: iiverl train-ppo run.yaml"),
+        (["validate", "trainer.nnodes=1"], "the YAML file comes before trainer.nnodes=1"),
+        (["train-ppo", "run.yaml", "--bakend", "fsdp"], "--backend"),
+        (["trian-ppo"], "train-ppo"),
+    ],
+)
+def test_bad_usage_says_what_is_expected(arguments: list[str], told: str) -> None:
+    result = iiverl(*arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_backend_is_named() -> None:
+    result = iiverl("validate", "run.yaml", "--backend", "fsdpp")
+    assert result.exit_code == 2
+    assert "--backend: expected fsdp or megatron, not 'fsdpp'; did you mean fsdp?" in result.stderr
+
+
+def test_show_prints_the_configuration_and_origins() -> None:
+    result = iiverl("config", "show", "run.yaml", "data.seed=5", "--changed")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:5] == [
+        "data:",
+        "  train_files: [train.parquet]  # run.yaml:2",
+        "  val_files: null               # run.yaml:3",
+        "  train_batch_size: 4           # run.yaml:4",
+        "  seed: 5                       # override",
+    ]
+    whole = iiverl("config", "show", "run.yaml").stdout
+    assert "total_epochs: 30" in whole
+    assert "# default, as data.max_response_length" in whole
+
+
+def test_show_refuses_what_is_wrong() -> None:
+    result = iiverl("config", "show", "run.yaml", "data.seed=x")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expected a whole number" in result.stderr
+
+
+def test_version() -> None:
+    result = iiverl("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("iiverl 0.")

@@ -1,0 +1,97 @@
+"""How a run under Ray ends when it is interrupted or loses a worker: quickly, with a reason, and leaving nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from quickstart_fixtures import QUICKSTART
+
+pytestmark = pytest.mark.slow
+
+
+class Run:
+    """`iiverl train-ppo` on a quickstart without end, in a process of its own."""
+
+    def __init__(self, overrides: list[str], log: Path) -> None:
+        self.log = log
+        self.process = subprocess.Popen(
+            [Path(sys.executable).with_name("iiverl"), "train-ppo", QUICKSTART / "quickstart.yaml", *overrides],
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.family: list[psutil.Process] = []
+
+    def wait_for(self, text: str) -> None:
+        """Wait until `text` was printed, and remember all processes that the run has by then."""
+        deadline = time.monotonic() + 120
+        while text not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"no {text!r} in:\n{self.log.read_text()}")
+            time.sleep(0.1)
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self) -> psutil.Process:
+        """One of the worker processes."""
+        return next(each for each in self.family if "ray::Host" in " ".join(each.cmdline()))
+
+    def ends(self, within: float) -> int:
+        """Wait for the end and for all of the run's processes to be gone; the exit code."""
+        started = time.monotonic()
+        code = self.process.wait(timeout=within)
+        gone, alive = psutil.wait_procs(self.family, timeout=within - (time.monotonic() - started))
+        assert not alive, alive
+        assert gone
+        return code
+
+
+@pytest.fixture
+def run(quickstart_overrides: Callable[..., list[str]], tmp_path: Path) -> Iterator[Run]:
+    overrides = quickstart_overrides("trainer.total_training_steps=100000", runtime="ray")
+    run = Run(overrides, tmp_path / "log")
+    yield run
+    if run.process.poll() is None:
+        os.killpg(run.process.pid, signal.SIGKILL)
+    for process in run.family:
+        if process.is_running():
+            process.kill()
+
+
+def test_a_killed_worker_ends_the_run(run: Run) -> None:
+    run.wait_for("step 3/")
+    worker = run.worker()
+    worker.kill()
+    assert run.ends(within=15) == 1
+    log = run.log.read_text()
+    assert f"(process {worker.pid} on" in log
+    assert "error: worker" in log and "died in" in log
+    assert "stopped after" in log  # the report of what there is
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing_behind(run: Run, number: int, code: int) -> None:
+    run.wait_for("step 3/")
+    run.process.send_signal(number)
+    assert run.ends(within=15) == code
+    log = run.log.read_text()
+    assert "Traceback" not in log
+    assert "stopped after" in log
+    assert (run.log.parent / "run" / "metrics.jsonl").exists()
+
+
+def test_interrupted_while_workers_start(run: Run) -> None:
+    deadline = time.monotonic() + 60
+    children: list[psutil.Process] = []
+    while not any("ray::Host" in " ".join(each.cmdline()) for each in children) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        children = psutil.Process(run.process.pid).children(recursive=True)
+    run.family = children
+    run.process.send_signal(signal.SIGINT)
+    assert run.ends(within=15) == 130

@@ -1,0 +1,45 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from iiverl_core.samples import Handle, Prompt, Sample
+from iiverl_reward_client import Outcome
+
+
+@pytest.fixture
+def make_sample() -> Callable[..., Sample]:
+    """Make a sample of which only what a test names matters."""
+
+    def make(
+        group: int = 0,
+        member: int = 0,
+        *,
+        prompt: int = 3,
+        response: int = 5,
+        outcome: Outcome | None = None,
+        finish: Any = "stop",
+        text: str = "an answer",
+        ground_truth: Any = None,
+    ) -> Sample:
+        row = Prompt(
+            row=10 + group,
+            ids=tuple(range(prompt)),
+            text="a question",
+            data_source="org/set",
+            ground_truth=ground_truth,
+        )
+        return Sample(
+            prompt=row,
+            group=group,
+            member=member,
+            text=text,
+            response_length=response,
+            finish_reason=finish,
+            weights_version=4,
+            log_prob=-7.5,
+            tokens=Handle(ref=None),
+            outcome=outcome,
+        )
+
+    return make

@@ -1,0 +1,128 @@
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiverl_core.samples import Sample
+from iiverl_core.telemetry.metrics import batch_metrics, perf_metrics, seqlen_metrics, token_timings
+from iiverl_reward_client import Failed, Scored
+
+Make = Callable[..., Sample]
+
+
+def test_scores_are_of_scored_samples_only(make_sample: Make):
+    samples = [
+        make_sample(0, 0, outcome=Scored(1.0, {"format": 1.0, "answer": 0.0})),
+        make_sample(0, 1, outcome=Scored(0.25, {"format": 0.5})),
+        make_sample(1, 0, outcome=Failed("timeout")),
+        make_sample(1, 1, outcome=Failed("server", attempts=3)),
+        make_sample(1, 2, outcome=Failed("timeout")),
+    ]
+    metrics = batch_metrics(samples, max_prompt_length=16, rewards={(0, 0): 0.5, (0, 1): 0.0})
+    assert metrics["critic/score/mean"] == 0.625
+    assert (metrics["critic/score/max"], metrics["critic/score/min"]) == (1.0, 0.25)
+    assert metrics["critic/rewards/mean"] == 0.25
+    assert (metrics["critic/rewards/max"], metrics["critic/rewards/min"]) == (0.5, 0.0)
+    assert {name: value for name, value in metrics.items() if name.startswith("reward/")} == {
+        "reward/answer/mean": 0.0,
+        "reward/format/mean": 0.75,
+        "reward/failed": 3.0,
+        "reward/failed/server": 1.0,
+        "reward/failed/timeout": 2.0,
+    }
+
+
+def test_lengths_and_clip_ratios(make_sample: Make):
+    samples = [
+        make_sample(0, 0, prompt=2, response=8, finish="length"),
+        make_sample(0, 1, prompt=2, response=1),
+        make_sample(1, 0, prompt=4, response=3),
+        make_sample(1, 1, prompt=4, response=8),  # as long as the limit, and still ended by itself
+    ]
+    metrics = batch_metrics(samples, max_prompt_length=4)
+    assert {name: value for name, value in metrics.items() if "length" in name} == {
+        "response_length/mean": 5.0,
+        "response_length/max": 8.0,
+        "response_length/min": 1.0,
+        "response_length/clip_ratio": 0.25,
+        "prompt_length/mean": 3.0,
+        "prompt_length/max": 4.0,
+        "prompt_length/min": 2.0,
+        "prompt_length/clip_ratio": 0.5,
+    }
+
+
+def test_stats_of_workers_are_passed_on_and_rewards_default_to_scores(make_sample: Make):
+    metrics = batch_metrics(
+        [make_sample(outcome=Scored(2.0))],
+        max_prompt_length=4,
+        token_stats={"advantages": (0.5, 2.0, -1.0), "values": (1.0, 1.0, 1.0)},
+    )
+    assert metrics["critic/rewards/mean"] == 2.0
+    assert metrics["critic/advantages/mean"] == 0.5
+    assert metrics["critic/advantages/max"] == 2.0
+    assert metrics["critic/advantages/min"] == -1.0
+    assert metrics["critic/values/mean"] == 1.0
+    assert not any(name.startswith("critic/returns") for name in metrics)
+
+
+def test_where_nothing_was_scored_there_is_no_score(make_sample: Make):
+    metrics = batch_metrics([make_sample(outcome=Failed("transport"))], max_prompt_length=4, rewards={})
+    assert not any(name.startswith(("critic/score", "critic/rewards")) for name in metrics)
+    assert metrics["reward/failed"] == 1.0
+    assert batch_metrics([], max_prompt_length=4) == {"reward/failed": 0.0}
+
+
+def test_seqlen_before_and_after_balancing():
+    metrics = seqlen_metrics([10, 20, 1, 3], [[0, 3], [1, 2]])
+    assert metrics == {
+        "global_seqlen/min": 4.0,
+        "global_seqlen/max": 30.0,
+        "global_seqlen/minmax_diff": 26.0,
+        "global_seqlen/balanced_min": 13.0,
+        "global_seqlen/balanced_max": 21.0,
+        "global_seqlen/mean": 17.0,
+    }
+
+
+@given(st.lists(st.integers(1, 4096), min_size=1, max_size=40), st.integers(1, 8))
+def test_ranks_that_take_the_next_samples_are_unbalanced_as_before(lengths: list[int], n: int):
+    cuts = [len(lengths) * rank // n for rank in range(n + 1)]
+    metrics = seqlen_metrics(lengths, [range(cuts[r], cuts[r + 1]) for r in range(n)])
+    assert metrics["global_seqlen/balanced_min"] == metrics["global_seqlen/min"]
+    assert metrics["global_seqlen/balanced_max"] == metrics["global_seqlen/max"]
+    assert metrics["global_seqlen/min"] <= metrics["global_seqlen/mean"] <= metrics["global_seqlen/max"]
+
+
+def test_perf_holds_what_is_known():
+    metrics = perf_metrics(
+        total_tokens=6000,
+        step_seconds=2.0,
+        devices=3,
+        mfu={"actor": 0.4, "critic": None},
+        max_memory_allocated=3 * 1024**3,
+        cpu_memory_used=1024**3 // 2,
+    )
+    assert metrics == {
+        "perf/total_num_tokens": 6000,
+        "perf/time_per_step": 2.0,
+        "perf/throughput": 1000.0,
+        "perf/max_memory_allocated_gb": 3.0,
+        "perf/cpu_memory_used_gb": 0.5,
+        "perf/mfu/actor": 0.4,
+    }
+
+
+def test_generation_is_timed_by_response_tokens_and_the_rest_by_all():
+    timings = {
+        "timing_s/gen": 2.0,
+        "timing_s/update_actor": 3.0,
+        "timing_s/reward": 1.0,
+        "timing_s/step": 9.0,
+    }
+    assert token_timings(timings, response_tokens=500, total_tokens=1000) == {
+        "timing_per_token_ms/gen": pytest.approx(4.0),
+        "timing_per_token_ms/update_actor": pytest.approx(3.0),
+    }
+    assert token_timings(timings, response_tokens=0, total_tokens=0) == {}

@@ -1,0 +1,224 @@
+import json
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.telemetry.trackers import NAMES, Trackers, make_trackers, number
+
+CONFIG = {"trainer": {"nnodes": 1, "logger": ["wandb"]}, "data": {"seed": 1}}
+
+
+class Recorder(ModuleType):
+    """Stands for a package that is not installed: keeps every call as (name, args, kwargs)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, args, kwargs))
+            return self
+
+        return call
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str) -> Recorder:
+    recorder = Recorder(name)
+    monkeypatch.setitem(sys.modules, name, recorder)
+    return recorder
+
+
+def make(names: list[str], folder: Path, **options: Any) -> Any:
+    return make_trackers(names, folder, "project", "experiment", CONFIG, **options)
+
+
+def test_console_says_a_line_a_step(tmp_path: Path):
+    lines: list[str] = []
+    tracker = make(["console"], tmp_path, say=lines.append)
+    tracker.log(
+        {"actor/lr": 1e-6, "critic/score/mean": 0.412345, "perf/total_num_tokens": 149226, "x": math.nan}, 7
+    )
+    assert lines == [
+        "step:7 - actor/lr:1e-06 - critic/score/mean:0.4123 - perf/total_num_tokens:149226 - x:nan"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "3"),
+        (3.0, "3.0"),
+        (-0.5, "-0.5"),
+        (12.3456, "12.35"),
+        (12345.678, "12345.7"),
+        (149226491215872.0, "149226491215872.0"),
+        (1e20, "1e+20"),
+        (0.00012346, "0.0001235"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers(value: float, text: str):
+    assert number(value) == text
+
+
+@given(st.floats(-1e300, 1e300))
+def test_a_number_can_be_read_back_to_four_digits(value: float):
+    assert float(number(value)) == pytest.approx(value, rel=5.1e-4)
+
+
+def test_several_trackers_get_the_same_and_numpy_numbers_are_plain(tmp_path: Path):
+    lines: list[str] = []
+    tracker = make(["console", "jsonl", "console"], tmp_path, say=lines.append)
+    tracker.log({"a": np.float32(0.5)}, 1)
+    tracker.close()
+    assert lines == ["step:1 - a:0.5"]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["a"] == 0.5
+
+
+def test_tensorboard_reads_what_was_written_and_a_resumed_run_replaces(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, value in ((1, 1.0), (3, 2.0)):
+        tracker = make(["tensorboard"], tmp_path)
+        for step in range(first, 5):
+            tracker.log({"critic/score/mean": value}, step)
+        tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("critic/score/mean")]
+    assert scalars == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def test_wandb_is_given_names_config_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wandb = stand_in(monkeypatch, "wandb")
+    folder = tmp_path / "run"
+    tracker = make(["wandb"], folder)
+    tracker.log({"a": 0.5}, 3)
+    tracker.close()
+    assert wandb.calls == [
+        ("init", (), {"project": "project", "name": "experiment", "config": CONFIG, "dir": str(folder)}),
+        ("log", ({"a": 0.5},), {"step": 3}),
+        ("finish", (), {}),
+    ]
+    assert folder.is_dir()
+
+
+def test_mlflow_is_given_flat_params_in_requests_that_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mlflow = stand_in(monkeypatch, "mlflow")
+    config = {"a": {"b": {str(i): i for i in range(130)}}, "long": "x" * 9000}
+    tracker = make_trackers(["mlflow"], tmp_path, "project", "experiment", config)
+    tracker.log({"val/test_score/org/set/mean@4": 0.5, "odd:name": 1.0}, 3)
+    tracker.close()
+    assert mlflow.calls[:2] == [
+        ("set_experiment", ("project",), {}),
+        ("start_run", (), {"run_name": "experiment"}),
+    ]
+    requests = [args[0] for name, args, _ in mlflow.calls if name == "log_params"]
+    assert [len(request) for request in requests] == [100, 31]
+    assert requests[0]["a.b.99"] == "99"
+    assert len(requests[1]["long"]) == 500
+    assert mlflow.calls[-2:] == [
+        ("log_metrics", ({"val/test_score/org/set/mean_at_4": 0.5, "odd_name": 1.0},), {"step": 3}),
+        ("end_run", (), {}),
+    ]
+
+
+def test_swanlab_is_given_names_config_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    swanlab = stand_in(monkeypatch, "swanlab")
+    tracker = make(["swanlab"], tmp_path)
+    tracker.log({"a": 0.5}, 3)
+    tracker.close()
+    logs = str(tmp_path / "swanlab")
+    assert swanlab.calls == [
+        (
+            "init",
+            (),
+            {"project": "project", "experiment_name": "experiment", "config": CONFIG, "logdir": logs},
+        ),
+        ("log", ({"a": 0.5},), {"step": 3}),
+        ("finish", (), {}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "swanlab"])
+def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setitem(sys.modules, name, None)  # importing it fails as if it were not there
+    with pytest.raises(IIVerlError, match=rf"trainer\.logger asks for {name}.*\n.*pip install {name}"):
+        make(["console", name], tmp_path)
+
+
+def test_a_tracker_that_cannot_start_closes_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    swanlab = stand_in(monkeypatch, "swanlab")
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("no API key")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    with pytest.raises(IIVerlError, match=r"wandb could not start \(RuntimeError: no API key\)") as caught:
+        make(["swanlab", "wandb"], tmp_path)
+    assert not isinstance(caught.value, ConfigError)
+    assert swanlab.calls[-1][0] == "finish"
+
+
+def test_a_name_that_is_none(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no tracker 'wanb'.*" + ".*".join(NAMES)):
+        make(["wanb"], tmp_path)
+
+
+class Broken:
+    def __init__(self) -> None:
+        self.tried: list[int] = []
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.tried.append(step)
+        raise ConnectionError("network is down")
+
+    def close(self) -> None:
+        raise ConnectionError("network is down")
+
+
+def test_a_tracker_that_fails_is_reported_once_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    broken, rest = Broken(), make(["jsonl"], tmp_path)
+    tracker = Trackers({"wandb": broken, "jsonl": rest})
+    with caplog.at_level(logging.WARNING):
+        for step in (1, 2):
+            tracker.log({"a": 1.0}, step)
+        tracker.close()
+    (record,) = caplog.records
+    assert "tracker wandb could not take step 1 (ConnectionError: network is down)" in record.getMessage()
+    assert broken.tried == [1, 2]  # the network may be back
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_interrupt_is_not_swallowed(tmp_path: Path):
+    def say(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(["console"], tmp_path, say=say).log({"a": 1.0}, 1)
+
+
+def test_importing_telemetry_brings_in_nothing_heavy():
+    heavy = ("torch", "ray", "tensorboard", "wandb", "matplotlib", "plotext", "pandas")
+    program = f"import iiverl_core.telemetry, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
