@@ -36,10 +36,24 @@ def main(uv: Path) -> None:
             python = outside / environment / "bin" / "python"
             # Versions as locked: what is tried here is the packaging, not tomorrow's releases.
             pins = outside / "pins.txt"
-            run(uv, "pip", "install", "--python", python, "--find-links", wheels, "-c", pins, *what, cwd=outside)
+            run(
+                uv,
+                "pip",
+                "install",
+                "--python",
+                python,
+                "--find-links",
+                wheels,
+                "-c",
+                pins,
+                *what,
+                cwd=outside,
+            )
             return python
 
-        pins = run(uv, "pip", "freeze", "--exclude-editable", "--python", sys.executable, cwd=ROOT, quiet=True)
+        pins = run(
+            uv, "pip", "freeze", "--exclude-editable", "--python", sys.executable, cwd=ROOT, quiet=True
+        )
         (outside / "pins.txt").write_text(pins)
 
         client = install("client", "iiverl-reward-client")

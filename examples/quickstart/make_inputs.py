@@ -66,4 +66,6 @@ if __name__ == "__main__":
     INPUTS.mkdir(exist_ok=True)
     make_data(INPUTS)
     make_model(INPUTS / "model")
-    print(f"made a model that knows nothing, and words for it to say back, in {INPUTS.relative_to(Path.cwd())}/")
+    print(
+        f"made a model that knows nothing, and words for it to say back, in {INPUTS.relative_to(Path.cwd())}/"
+    )

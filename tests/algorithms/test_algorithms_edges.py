@@ -22,7 +22,9 @@ from iiverl_core.algorithms import (
 
 def advantages_B(rewards: list[float], groups: list[int], *, norm_by_std: bool = True) -> torch.Tensor:
     """GRPO's advantage of each of some one-token responses."""
-    batch = AdvantageBatch(torch.tensor(rewards).double(), Segments.of([1] * len(rewards)), torch.tensor(groups))
+    batch = AdvantageBatch(
+        torch.tensor(rewards).double(), Segments.of([1] * len(rewards)), torch.tensor(groups)
+    )
     return ADVANTAGES["grpo"](batch, AdvantageSettings(norm_by_std))[0]
 
 
@@ -47,7 +49,9 @@ def test_rewards_anywhere_in_a_response_count() -> None:
 )
 def test_grpo_is_centred_and_independent_of_order(rows: list, norm_by_std: bool, random) -> None:
     def estimate(rows: list) -> torch.Tensor:
-        return advantages_B([reward for _, reward in rows], [group for group, _ in rows], norm_by_std=norm_by_std)
+        return advantages_B(
+            [reward for _, reward in rows], [group for group, _ in rows], norm_by_std=norm_by_std
+        )
 
     result = estimate(rows)
     for group in range(4):

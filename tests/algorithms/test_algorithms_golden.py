@@ -31,7 +31,9 @@ def flat(padded: list[list[float]]) -> Tensor:
 
 def weights(mode: str) -> Tensor:
     """The weight of each token, (T,)."""
-    return SEGMENTS.expand(torch.tensor(token_weights(mode, SEGMENTS.lengths_B.tolist(), horizon=MASK.shape[1])))
+    return SEGMENTS.expand(
+        torch.tensor(token_weights(mode, SEGMENTS.lengths_B.tolist(), horizon=MASK.shape[1]))
+    )
 
 
 def cases(kind: str, implemented: object = None) -> list:

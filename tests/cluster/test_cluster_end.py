@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from quickstart_fixtures import QUICKSTART
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,12 @@ class Run:
     def __init__(self, overrides: list[str], log: Path) -> None:
         self.log = log
         self.process = subprocess.Popen(
-            [Path(sys.executable).with_name("iiverl"), "train-ppo", QUICKSTART / "quickstart.yaml", *overrides],
+            [
+                Path(sys.executable).with_name("iiverl"),
+                "train-ppo",
+                QUICKSTART / "quickstart.yaml",
+                *overrides,
+            ],
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -89,7 +95,9 @@ def test_an_interrupted_run_leaves_nothing_behind(run: Run, number: int, code: i
 def test_interrupted_while_workers_start(run: Run) -> None:
     deadline = time.monotonic() + 60
     children: list[psutil.Process] = []
-    while not any("ray::Host" in " ".join(each.cmdline()) for each in children) and time.monotonic() < deadline:
+    while (
+        not any("ray::Host" in " ".join(each.cmdline()) for each in children) and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
         children = psutil.Process(run.process.pid).children(recursive=True)
     run.family = children

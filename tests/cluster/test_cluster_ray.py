@@ -103,7 +103,7 @@ def test_a_worker_killed_while_generating_is_named(group, quickstart: Make) -> N
     stream = group.stream(Worker.generate, [(many[:8], False), (many, False)])
     next(stream)
     os.kill(group.infos[1].pid, signal.SIGKILL)
-    with pytest.raises(WorkerError, match="worker 1 .* died in generate"):
+    with pytest.raises(WorkerError, match=r"worker 1 .* died in generate"):
         for _ in stream:
             pass
 

@@ -195,6 +195,18 @@ def test_kl_goes_where_it_is_asked_for() -> None:
     assert wants(True, True) == (True, True)
 
 
+def test_relative_paths_are_looked_up_from_the_working_folder(loading, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "train.parquet").touch()
+    (tmp_path / "elsewhere").mkdir()
+    text = "data: {train_files: train.parquet, val_files: null}"
+    monkeypatch.chdir(tmp_path)
+    assert not [p for p in loading(text).problems if p.key == "data.train_files"]
+    monkeypatch.chdir("elsewhere")
+    told = [p.message for p in loading(text).problems if p.key == "data.train_files"]
+    cwd = tmp_path / "elsewhere"
+    assert told == [f"not found: train.parquet, looked up from {cwd}; run from {tmp_path}, which has it"]
+
+
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00data")
     (tmp_path / "control.yaml").write_bytes(b"data: \x01")

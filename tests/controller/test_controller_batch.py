@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from iiverl_reward_client import Failed, Outcome, Scored
 
 from iiverl_core.controller.batch import (
     comparable,
@@ -16,6 +15,7 @@ from iiverl_core.controller.batch import (
 )
 from iiverl_core.samples import Handle, Prompt, Sample
 from iiverl_core.training.planning import Packing
+from iiverl_reward_client import Failed, Outcome, Scored
 
 
 def sample(group: int, member: int, length: int = 3, outcome: Outcome | None = None) -> Sample:

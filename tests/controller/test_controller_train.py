@@ -60,7 +60,11 @@ def test_a_run_can_be_repeated_bit_by_bit(quickstart: Make, tmp_path: Path) -> N
 
 
 def test_what_a_run_writes(quickstart: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(quickstart("trainer.val_before_train=true", "trainer.test_freq=2", "trainer.logger=[console,tensorboard]"))
+    train(
+        quickstart(
+            "trainer.val_before_train=true", "trainer.test_freq=2", "trainer.logger=[console,tensorboard]"
+        )
+    )
     records = history(tmp_path / "run")
     assert [record["step"] for record in records] == [0, 1, 2, 3]
     assert [("val/test_score/echo" in record) for record in records] == [True, False, True, True]
@@ -93,7 +97,9 @@ def test_an_earlier_run_in_the_same_folder_is_kept_apart(quickstart: Make, tmp_p
     assert len(list((tmp_path / "run").glob("metrics-*.jsonl"))) == 1
 
 
-def test_old_and_reference_log_probs_agree_with_the_engine_at_the_start(quickstart: Make, tmp_path: Path) -> None:
+def test_old_and_reference_log_probs_agree_with_the_engine_at_the_start(
+    quickstart: Make, tmp_path: Path
+) -> None:
     """Before the first update, the policy, the reference and the engine are the same model."""
     train(
         quickstart(
@@ -130,7 +136,9 @@ def test_a_known_ratio_is_not_computed(quickstart: Make, tmp_path: Path) -> None
     assert record["actor/ppo_kl"] == 0
 
 
-def test_one_update_with_known_ratio_equals_one_with_computed_log_probs(quickstart: Make, tmp_path: Path) -> None:
+def test_one_update_with_known_ratio_equals_one_with_computed_log_probs(
+    quickstart: Make, tmp_path: Path
+) -> None:
     """Asking for a KL that counts nothing makes old log-probs be computed, and must change nothing else."""
     train(quickstart(folder="known"))
     computed = (
@@ -170,7 +178,11 @@ def test_a_step_without_anything_to_compare_changes_nothing(quickstart: Make, tm
         "    globals()[k] = True\n"
         "    return 1.0"
     )
-    train(quickstart(reward(tmp_path, once), "reward_api.max_failed_fraction=0.9", "trainer.total_training_steps=2"))
+    train(
+        quickstart(
+            reward(tmp_path, once), "reward_api.max_failed_fraction=0.9", "trainer.total_training_steps=2"
+        )
+    )
     records = history(tmp_path / "run")
     assert [record["reward/dropped_samples"] for record in records] == [16, 16]
     assert all("actor/pg_loss" not in record for record in records)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from iiverl_fsdp import FSDPBackend
 from transformers import AutoModelForCausalLM
 
 from iiverl_core.algorithms import token_weights
@@ -17,6 +16,7 @@ from iiverl_core.training import MicroBatch, ModelSpec
 from iiverl_core.training.batching import filler, make_micro_batch
 from iiverl_core.training.losses import actor_loss
 from iiverl_core.training.planning import Packing, balance, micro_batches
+from iiverl_fsdp import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import run_on_ranks
@@ -75,7 +75,9 @@ def plan(packing: Packing, mode: str, order: list[int]) -> list[MicroBatch]:
     ]
 
 
-def gradients(path: str, packed: bool, packing: Packing, mode: str, order: list[int]) -> dict[str, torch.Tensor]:
+def gradients(
+    path: str, packed: bool, packing: Packing, mode: str, order: list[int]
+) -> dict[str, torch.Tensor]:
     backend = FSDPBackend(spec(path, packed=packed))
     actor = ActorConfig(
         clip_ratio_low=0.2, clip_ratio_high=0.28, use_kl_loss=True, kl_loss_coef=0.1, entropy_coeff=0.05
@@ -114,7 +116,9 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory):
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
     assert left.keys() == right.keys()
     for name in left:
-        torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            left[name], right[name], rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
@@ -127,7 +131,9 @@ def test_gradients_do_not_depend_on_batching(one_rank, tiny_model_path: Path, mo
 
 
 @pytest.mark.slow
-def test_gradients_do_not_depend_on_the_number_of_ranks(one_rank, tiny_model_path: Path, tmp_path: Path) -> None:
+def test_gradients_do_not_depend_on_the_number_of_ranks(
+    one_rank, tiny_model_path: Path, tmp_path: Path
+) -> None:
     reference = gradients(str(tiny_model_path), False, Packing(sequences=8), "token-mean", IN_ORDER)
     for results in run_on_ranks(all_cases, 2, tmp_path, str(tiny_model_path), "token-mean"):
         for result in results.values():
@@ -164,7 +170,9 @@ def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path) -> N
     backend = FSDPBackend(spec(str(tiny_model_path)))
     before = {name: tensor.clone() for name, tensor in backend.named_weights()}
     actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
-    backend.forward_backward(plan(Packing(sequences=4), "token-sum", IN_ORDER), actor_loss(actor), entropy=True)
+    backend.forward_backward(
+        plan(Packing(sequences=4), "token-sum", IN_ORDER), actor_loss(actor), entropy=True
+    )
     result = backend.step(lr=1e-2)
     assert result.taken and result.grad_norm > 0
     after = dict(backend.named_weights())
@@ -194,7 +202,9 @@ def test_weights_are_those_on_disk(one_rank, tiny_model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"param_offload": True}, {"mixed_precision": {"param_dtype": "bf16"}}])
-def test_offload_and_mixed_precision_give_about_the_same(one_rank, tiny_model_path: Path, options: dict) -> None:
+def test_offload_and_mixed_precision_give_about_the_same(
+    one_rank, tiny_model_path: Path, options: dict
+) -> None:
     batches = plan(Packing(sequences=4), "token-mean", IN_ORDER)
     expected = FSDPBackend(spec(str(tiny_model_path))).forward(batches, entropy=True)
     results = FSDPBackend(spec(str(tiny_model_path), **options)).forward(batches, entropy=True)
@@ -209,7 +219,9 @@ def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path)
         model = base.model.model_copy(update={"enable_gradient_checkpointing": checkpointing})
         backend = FSDPBackend(ModelSpec(**{**vars(base), "model": model}))
         actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
-        backend.forward_backward(plan(Packing(sequences=4), "token-mean", IN_ORDER), actor_loss(actor), entropy=True)
+        backend.forward_backward(
+            plan(Packing(sequences=4), "token-mean", IN_ORDER), actor_loss(actor), entropy=True
+        )
         return {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
 
     assert_same(gradient(True), gradient(False))

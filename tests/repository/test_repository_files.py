@@ -59,7 +59,10 @@ version = "0.1.0"
 source = { editable = "packages/here" }
 """
     slim = tomllib.loads(slim_lock.slim(full))
-    assert [(package["name"], package["version"]) for package in slim["package"]] == [("a", "1.0"), ("b", "2.0")]
+    assert [(package["name"], package["version"]) for package in slim["package"]] == [
+        ("a", "1.0"),
+        ("b", "2.0"),
+    ]
     assert "mirror" not in slim_lock.slim(full)
 
 

@@ -10,11 +10,12 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 
 FLOORS = [
-    "errors", "config", "algorithms", "samples", "data", "training", "rollout", "rewards", "telemetry", "cluster",
+    "errors", "dtypes", "config", "algorithms", "samples", "data", "training", "rollout", "rewards", "telemetry", "cluster",
     "controller",
 ]  # fmt: skip
 
 FORBIDDEN = {
+    "errors": {"torch"},
     "config": {"torch", "ray", "transformers", "datasets"},
     "data": {"ray", "torch"},
     "training": {"ray"},
@@ -77,7 +78,9 @@ def test_algorithms_import_torch_and_nothing_else() -> None:
 
 
 def test_only_one_module_knows_ray() -> None:
-    knowing = [file.name for file in CORE.rglob("*.py") if any(m.split(".")[0] == "ray" for m in imports(file))]
+    knowing = [
+        file.name for file in CORE.rglob("*.py") if any(m.split(".")[0] == "ray" for m in imports(file))
+    ]
     assert knowing == ["ray_group.py"]
 
 

@@ -12,7 +12,6 @@ from iiverl_core.rollout.hf import HFEngine
 FAMILIES = [
     "qwen2",
     "qwen2-tied",
-    "qwen2-eager",
     "llama",
     "mistral",
     "gemma2",

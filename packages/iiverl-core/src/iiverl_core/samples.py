@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+
 from iiverl_reward_client import Outcome
 
 FinishReason: TypeAlias = Literal["stop", "length"]

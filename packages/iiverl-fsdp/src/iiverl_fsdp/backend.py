@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, Place, StepResult
-from iiverl_core.training.layout import lay_out
-from iiverl_core.training.log_probs import token_log_probs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, Place, StepResult
+from iiverl_core.training.layout import lay_out
+from iiverl_core.training.log_probs import token_log_probs
 from iiverl_fsdp.model import build_sharded
 
 
@@ -23,13 +23,13 @@ class FSDPBackend:
         """Build and shard the model, and its AdamW where `spec.optim` is given."""
         self.place = Place(data_rank=dist.get_rank(), data_size=dist.get_world_size())
         self._spec = spec
-        self._model, self._packed = build_sharded(spec)
+        self._model = build_sharded(spec)
         self._optimizer = None
         if spec.optim is not None:
             self._optimizer = torch.optim.AdamW(
                 self._model.parameters(),
                 lr=spec.optim.lr,
-                betas=tuple(spec.optim.betas),
+                betas=spec.optim.betas,
                 weight_decay=spec.optim.weight_decay,
             )
 
@@ -77,7 +77,12 @@ class FSDPBackend:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def _run(self, batch: MicroBatch, entropy: bool) -> Outputs:
-        layout = lay_out(batch.prompts, batch.responses, packed=self._packed, device=self._spec.device)
+        layout = lay_out(
+            batch.prompts,
+            batch.responses,
+            packed=self._spec.model.use_remove_padding,
+            device=self._spec.device,
+        )
         logits = self._model(
             input_ids=layout.input_ids_BL,
             position_ids=layout.position_ids_BL,

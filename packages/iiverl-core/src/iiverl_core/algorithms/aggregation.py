@@ -15,7 +15,13 @@ batch's loss: neither the size of micro-batches nor the number of processes chan
 
 from collections.abc import Sequence
 
-AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+AGGREGATIONS = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+)
 
 
 def token_weights(mode: str, lengths: Sequence[int], horizon: float) -> list[float]:

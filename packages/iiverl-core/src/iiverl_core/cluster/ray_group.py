@@ -1,5 +1,6 @@
 """The runtime on Ray: a placement group with one process a device, on one machine or many."""
 
+import logging
 import os
 import signal
 import threading
@@ -11,15 +12,15 @@ from typing import Any, TypeVar
 # Under `uv run` Ray would start each worker through uv as well and upload the working directory for it.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
-import ray  # noqa: E402
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError  # noqa: E402
-from ray.util.placement_group import placement_group, remove_placement_group  # noqa: E402
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from iiverl_core.cluster.runtime import WorkerError  # noqa: E402
-from iiverl_core.cluster.worker import Worker, WorkerInfo  # noqa: E402
-from iiverl_core.config import Config  # noqa: E402
-from iiverl_core.errors import ConfigError, IIVerlError  # noqa: E402
+from iiverl_core.cluster.runtime import WorkerError
+from iiverl_core.cluster.worker import Worker, WorkerInfo
+from iiverl_core.config import Config
+from iiverl_core.errors import ConfigError, IIVerlError
 
 T = TypeVar("T")
 PLACEMENT_SECONDS = 60  # how long resources of a shared cluster may take to come free before the run gives up
@@ -69,7 +70,7 @@ class RayGroup:
         """
         self.infos: list[WorkerInfo] = []
         self._actors: list[Any] = []
-        self._placement = None
+        self._placement: PlacementGroup | None = None
         nodes, per_node = config.trainer.nnodes, config.trainer.n_gpus_per_node
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
@@ -77,27 +78,21 @@ class RayGroup:
         try:
             device = _device(config)
             self._placement = _reserve(nodes, per_node, device)
-            self._start(config, device, nodes, per_node)
+            self._start(config, device, self._placement)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, config: Config, device: str, nodes: int, per_node: int) -> None:
-        size = nodes * per_node
-        for rank in range(size):
+    def _start(self, config: Config, device: str, placement: PlacementGroup) -> None:
+        host = ray.remote(Host).options(num_cpus=1, num_gpus=1 if device == "cuda" else 0, max_restarts=0)
+        for rank in range(config.devices):
             strategy = PlacementGroupSchedulingStrategy(
-                self._placement, placement_group_bundle_index=rank // per_node
+                placement, placement_group_bundle_index=rank // config.trainer.n_gpus_per_node
             )
-            actor = ray.remote(Host).options(
-                name=None,
-                num_cpus=1,
-                num_gpus=1 if device == "cuda" else 0,
-                scheduling_strategy=strategy,
-                max_restarts=0,
-            )
-            self._actors.append(actor.remote(config, rank, size, device))
+            actor = host.options(scheduling_strategy=strategy).remote(config, rank, config.devices, device)
+            self._actors.append(actor)
         meeting_point = self.run_on(0, Worker.address)
-        self.infos = self.run(Worker.setup, [(meeting_point,)] * size)
+        self.infos = self.run(Worker.setup, [(meeting_point,)] * config.devices)
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `WorkerGroup.run`."""
@@ -124,15 +119,15 @@ class RayGroup:
     def stream(self, method: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
         """See `WorkerGroup.stream`."""
         name = method.__name__
-        waiting = {
+        waiting: dict[Any, int] = {
             actor.stream.options(num_returns="streaming").remote(name, each): rank
             for rank, (actor, each) in enumerate(zip(self._actors, arguments, strict=True))
         }
         while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1, fetch_local=False)
+            ready: list[Any] = ray.wait(list(waiting), num_returns=1, fetch_local=False)[0]
             for generator in ready:
                 try:
-                    item = ray.get(next(generator))
+                    item: Any = ray.get(next(generator))
                 except StopIteration:
                     del waiting[generator]
                     continue
@@ -178,11 +173,16 @@ class RayGroup:
 
 def start_ray(cpus: int) -> None:
     """Connect to the cluster that `RAY_ADDRESS` names, else start one on this machine with so many CPUs."""
-    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": cpus}
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(include_dashboard=False, logging_level="error", **local)
+    ray.init(
+        num_cpus=None if os.environ.get("RAY_ADDRESS") else cpus,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+    )
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which ends the process and cleans up nothing
+        signal.signal(
+            signal.SIGTERM, handler
+        )  # Ray puts its own there, which ends the process and cleans up nothing
 
 
 def stop_ray() -> None:
@@ -204,7 +204,7 @@ def _device(config: Config) -> str:
     return "cuda"
 
 
-def _reserve(nodes: int, per_node: int, device: str) -> Any:
+def _reserve(nodes: int, per_node: int, device: str) -> PlacementGroup:
     """Reserve one bundle of `per_node` devices for each node."""
     bundle = {"CPU": float(per_node)} | ({"GPU": float(per_node)} if device == "cuda" else {})
     group = placement_group([bundle] * nodes, strategy="SPREAD")

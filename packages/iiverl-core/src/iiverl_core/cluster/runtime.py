@@ -16,8 +16,10 @@ class WorkerError(IIVerlError):
 class WorkerGroup(Protocol):
     """The workers of a run, one a device. Methods are named by the function: `group.run(Worker.log_probs, …)`."""
 
-    infos: Sequence[WorkerInfo]
-    """One a worker, by rank."""
+    @property
+    def infos(self) -> Sequence[WorkerInfo]:
+        """What each worker is, by rank."""
+        ...
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """Call a method on every worker at the same time, each with its own arguments, and give all results by rank.

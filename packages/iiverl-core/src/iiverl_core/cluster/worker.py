@@ -116,7 +116,9 @@ class Worker:
             dist.init_process_group(kind, init_method=meeting_point, rank=self._rank, world_size=self._size)
         backend = load_backend(self._config.backend)
         self._actor = backend(self._spec(config.actor, "actor"))
-        self._reference = backend(self._spec(config.ref, "reference")) if self._config.needs_reference else None
+        self._reference = (
+            backend(self._spec(config.ref, "reference")) if self._config.needs_reference else None
+        )
         self._loss = actor_loss(config.actor)
         self._tokenizer = load_tokenizer(self._config)
         self._engine = make_engine(self._config, self._device)
@@ -253,7 +255,8 @@ class Worker:
     def _micro_batches(self, share: Share) -> list[MicroBatch]:
         tokens = open_all(self._store, [sample.tokens for sample in share.samples])
         arrays = {
-            name: open_all(self._store, [sample.arrays[name] for sample in share.samples]) for name in share.arrays
+            name: open_all(self._store, [sample.arrays[name] for sample in share.samples])
+            for name in share.arrays
         }
         temperature = self._config.actor_rollout_ref.rollout.temperature
         return [

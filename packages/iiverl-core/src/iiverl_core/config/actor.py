@@ -32,6 +32,7 @@ LossAggMode = Literal[
 LossMode = Literal[
     "vanilla", "gspo", "cispo", "sapo", "geo_mean", "gpg", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl"
 ]
+SAVED = ("model", "optimizer", "extra")
 ULYSSES = NotYet("sequence parallelism (Ulysses)", (1,))
 
 
@@ -45,7 +46,7 @@ class PolicyLossConfig(Section):
 class CheckpointConfig(Section):
     """What a checkpoint holds."""
 
-    save_contents: Annotated[Names, NotYet("checkpoints", (), blocks=False)] = ("model", "optimizer", "extra")
+    save_contents: Annotated[Names, NotYet("checkpoints", (SAVED,), blocks=False)] = SAVED
     """Parts that are saved."""
 
 

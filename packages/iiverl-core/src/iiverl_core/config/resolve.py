@@ -42,6 +42,8 @@ class _Resolver:
         followed = {p for p, v in given.values.items() if v is None and reference(self.defaults[p])}
         self.written = {**self.defaults, **{p: v for p, v in given.values.items() if p not in followed}}
         self.raw = dict(self.written)
+        self.own = given.values.keys() - followed
+        """Keys that still have the value that the user gave."""
         self.problems: list[Problem] = []
         self.broken = set(given.broken)
 
@@ -77,7 +79,7 @@ class _Resolver:
             if not unresolved:
                 return values
             for error in unresolved.values():
-                guilty = [path for path in error.paths if path in self.given.places]
+                guilty = [path for path in error.paths if path in self.own]
                 self.complain(guilty[0], str(error))
                 self.put_defaults(guilty)
 
@@ -88,7 +90,7 @@ class _Resolver:
             by_key[_key_of(error["loc"])].append(error)
         for path, details in by_key.items():
             sources = self.sources(path)
-            guilty = path if path in self.given.places else next(s for s in sources if s in self.given.places)
+            guilty = next(source for source in (path, *sources) if source in self.own)
             if by_key.keys().isdisjoint(sources):
                 self.complain(guilty, _message(path, values[path], self.raw[path], details))
             self.put_defaults([guilty])
@@ -110,6 +112,7 @@ class _Resolver:
     def put_defaults(self, paths: Iterable[str]) -> None:
         for path in paths:
             self.broken.add(path)
+            self.own.discard(path)
             self.raw[path] = self.defaults[path]
 
     def complain(self, path: str, message: str) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from iiverl_reward_client import Outcome, Scored
 
 from iiverl_core.algorithms import token_weights
 from iiverl_core.cluster.worker import Share
 from iiverl_core.rewards import Key
 from iiverl_core.samples import Handle, Sample
 from iiverl_core.training.planning import Packing, balance, in_order, micro_batches
+from iiverl_reward_client import Outcome, Scored
 
 T = TypeVar("T")
 

@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from iiverl_reward_client import Failed, Scored
-
 from iiverl_core.cluster.worker import Advantages, WorkerInfo
 from iiverl_core.config import Config
 from iiverl_core.controller.batch import Division
@@ -26,6 +24,7 @@ from iiverl_core.telemetry import (
     training_flops,
     write_samples,
 )
+from iiverl_reward_client import Failed, Scored
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,12 @@ class Observer:
     """Collects what happens in a step and passes it on under the names that dashboards hold."""
 
     def __init__(
-        self, config: Config, infos: Sequence[WorkerInfo], shape: ModelShape, progress: Progress, tracker: Tracker
+        self,
+        config: Config,
+        infos: Sequence[WorkerInfo],
+        shape: ModelShape,
+        progress: Progress,
+        tracker: Tracker,
     ) -> None:
         self.timers = Timers()
         self._config, self._infos, self._shape = config, infos, shape
@@ -109,10 +113,8 @@ class Observer:
         folder = self._config.trainer.rollout_data_dir
         if not folder:
             return
-        numbers: dict[Key, SampleNumbers] = {
-            (sample.group, sample.member): {"rollout_log_prob_sum": sample.log_prob} for sample in samples
-        }
-        for i, key in enumerate(_keys(batch)):
+        numbers: dict[Key, SampleNumbers] = {key: {} for key in _keys(batch)}
+        for i, key in enumerate(numbers):
             if advantages:
                 numbers[key] |= {"reward": advantages.rewards[i], "advantage": advantages.means[i]}
             if "old" in sums:
@@ -155,7 +157,9 @@ class Observer:
                 total_tokens=int(known["total_tokens"]),
                 step_seconds=seconds,
                 devices=devices,
-                mfu={"actor": mfu(known["flops"], timings.get("timing_s/update_actor", 0.0), device, devices)},
+                mfu={
+                    "actor": mfu(known["flops"], timings.get("timing_s/update_actor", 0.0), device, devices)
+                },
                 **{
                     name: int(known[name])
                     for name in ("max_memory_allocated", "max_memory_reserved", "cpu_memory_used")

@@ -12,8 +12,8 @@ from iiverl_core.controller.observer import ModelShape, Observer
 from iiverl_core.controller.trainer import Plan, Trainer
 from iiverl_core.controller.workers import Workers
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
-from iiverl_core.rewards import check_prompts, make_scorer
-from iiverl_core.telemetry import Progress, make_trackers, report
+from iiverl_core.rewards import Scorer, check_prompts, make_scorer
+from iiverl_core.telemetry import Progress, Tracker, make_trackers, read_history, report
 
 
 def train(loaded: Loaded) -> None:
@@ -26,32 +26,25 @@ def train(loaded: Loaded) -> None:
     folder = Path(config.trainer.default_local_dir).expanduser()
     plan = _plan(config)
     scorer = make_scorer(config)
-    started = False
+    tracker: Tracker | None = None
     try:
         _set_aside(folder)
-        with Progress(plan.total_steps) as progress:
-            tracker = make_trackers(
-                list(dict.fromkeys(["jsonl", *config.trainer.logger])),  # the report is made from it
-                folder,
-                config.trainer.project_name,
-                config.trainer.experiment_name,
-                config.model_dump(mode="json"),
-                say=progress.say,
-            )
-            try:
-                with progress.phase(f"starting {config.devices} worker(s)"):
-                    group = _start(config)
-                try:
-                    started = True
-                    observer = Observer(config, group.infos, _shape(config, group), progress, tracker)
-                    Trainer(config, plan, Workers(group, config), scorer, observer).fit()
-                finally:
-                    group.close()
-            finally:
-                tracker.close()
+        progress = Progress(plan.total_steps)
+        tracker = make_trackers(
+            list(dict.fromkeys(["jsonl", *config.trainer.logger])),  # the report is made from it
+            folder,
+            config.trainer.project_name,
+            config.trainer.experiment_name,
+            config.model_dump(mode="json"),
+            say=progress.say,
+        )
+        with progress:
+            _loop(config, plan, scorer, progress, tracker)
     finally:
         scorer.close()
-        if started:
+        if tracker is not None:
+            tracker.close()
+        if tracker is not None and read_history(folder):
             dumps = config.trainer.rollout_data_dir
             report(
                 folder,
@@ -59,6 +52,17 @@ def train(loaded: Loaded) -> None:
                 total_steps=None if config.trainer.val_only else plan.total_steps,
                 samples=Path(dumps).expanduser() if dumps else None,
             )
+
+
+def _loop(config: Config, plan: Plan, scorer: Scorer, progress: Progress, tracker: Tracker) -> None:
+    """Start the workers, train, and end them whatever happens."""
+    with progress.phase(f"starting {config.devices} worker{'s' * (config.devices > 1)}"):
+        group = _start(config)
+    try:
+        observer = Observer(config, group.infos, _shape(config, group), progress, tracker)
+        Trainer(config, plan, Workers(group, config), scorer, observer).fit()
+    finally:
+        group.close()
 
 
 def _plan(config: Config) -> Plan:
@@ -92,7 +96,9 @@ def _start(config: Config) -> WorkerGroup:
         from iiverl_core.cluster.local import LocalGroup
 
         return LocalGroup(config)
-    from iiverl_core.cluster.ray_group import RayGroup  # Ray is not needed, and may not be there, without this
+    from iiverl_core.cluster.ray_group import (
+        RayGroup,  # Ray is not needed, and may not be there, without this
+    )
 
     return RayGroup(config)
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from iiverl_reward_client import Scored
 
 from iiverl_core.algorithms import AdaptiveKL, FixedKL, KLController
 from iiverl_core.config import Config
@@ -22,6 +21,7 @@ from iiverl_core.data import PromptOrder, PromptSet
 from iiverl_core.rewards import Scorer, check_failures
 from iiverl_core.samples import Prompt, Sample
 from iiverl_core.training.schedule import learning_rate
+from iiverl_reward_client import Scored
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Plan:
 class Trainer:
     """The loop over steps. Builds nothing: everything it works with is given."""
 
-    def __init__(self, config: Config, plan: Plan, workers: Workers, scorer: Scorer, observer: Observer) -> None:
+    def __init__(
+        self, config: Config, plan: Plan, workers: Workers, scorer: Scorer, observer: Observer
+    ) -> None:
         self.config, self.plan = config, plan
         self.workers, self.scorer, self.observer = workers, scorer, observer
         self.timers = observer.timers
@@ -56,7 +58,11 @@ class Trainer:
             with self.timers("step"):
                 metrics = self.step(step)
                 last = step == self.plan.total_steps
-                if self.plan.val_prompts and trainer.test_freq > 0 and (last or step % trainer.test_freq == 0):
+                if (
+                    self.plan.val_prompts
+                    and trainer.test_freq > 0
+                    and (last or step % trainer.test_freq == 0)
+                ):
                     metrics |= self.validate(step)
             self.observer.step_done(step, metrics)
 
@@ -109,7 +115,8 @@ class Trainer:
         rollout = self.config.actor_rollout_ref.rollout
         n = rollout.val_kwargs.n if validate else rollout.n
         requests = [
-            (group, prompt, _seed(rollout.seed, step, validate, group)) for group, prompt in enumerate(prompts)
+            (group, prompt, _seed(rollout.seed, step, validate, group))
+            for group, prompt in enumerate(prompts)
         ]
         samples: list[Sample] = []
         with self.observer.phase("validating" if validate else "generating", len(prompts) * n) as phase:
@@ -174,14 +181,18 @@ def _kl_controller(config: Config) -> KLController:
 
 def _seed(seed: int, step: int, validate: bool, group: int) -> int:
     """A seed for each prompt of each step, so that a sample can be drawn again by itself."""
-    return int(np.random.SeedSequence([abs(seed), step, int(validate), group]).generate_state(1, np.uint64)[0])
+    return int(
+        np.random.SeedSequence([abs(seed), step, int(validate), group]).generate_state(1, np.uint64)[0]
+    )
 
 
 def _check_rollout(samples: Sequence[Sample], groups: int, n: int, version: int) -> None:
     """Make sure that every response is there once, written by the current weights."""
     keys = {(sample.group, sample.member) for sample in samples}
     if len(samples) != groups * n or len(keys) != len(samples):
-        raise RuntimeError(f"the engines gave {len(samples)} responses ({len(keys)} distinct) for {groups} × {n}")
+        raise RuntimeError(
+            f"the engines gave {len(samples)} responses ({len(keys)} distinct) for {groups} × {n}"
+        )
     stale = {sample.weights_version for sample in samples} - {version}
     if stale:
         raise RuntimeError(f"responses were written by weights of version {sorted(stale)}, not {version}")

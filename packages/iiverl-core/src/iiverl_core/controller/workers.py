@@ -25,7 +25,9 @@ class Workers:
         """Give every engine the actor's weights."""
         self._group.run(Worker.update_rollout_weights, [(version,)] * len(self._group.infos))
 
-    def generate(self, prompts: Sequence[tuple[int, Prompt, int]], *, validate: bool) -> Iterator[list[Sample]]:
+    def generate(
+        self, prompts: Sequence[tuple[int, Prompt, int]], *, validate: bool
+    ) -> Iterator[list[Sample]]:
         """Answer prompts, given with group and seed; yield samples as they finish."""
         engines = len(self._group.infos)
         return self._group.stream(Worker.generate, [(prompts[i::engines], validate) for i in range(engines)])
@@ -77,7 +79,10 @@ class Workers:
             for name, value in part.items():
                 metrics[name] = metrics.get(name, 0.0) + value
         step = results[0][1]
-        return metrics | {"actor/grad_norm": step.grad_norm, "actor/skipped_updates": float(not step.taken)}, division
+        return metrics | {
+            "actor/grad_norm": step.grad_norm,
+            "actor/skipped_updates": float(not step.taken),
+        }, division
 
     def memory(self) -> dict[str, int]:
         """Memory in bytes of the fullest device and host."""

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
-from iiverl_reward_client import Outcome
-
 from iiverl_core.samples import Sample
+from iiverl_reward_client import Outcome
 
 Key: TypeAlias = tuple[int, int]
 """A sample's `(group, member)`."""

@@ -3,17 +3,9 @@
 import torch
 
 from iiverl_core.config import Config
+from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
-
-DTYPES = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
 
 
 def make_engine(config: Config, device: torch.device | str) -> RolloutEngine:
@@ -31,7 +23,7 @@ def make_engine(config: Config, device: torch.device | str) -> RolloutEngine:
 
     return HFEngine(
         model.path,
-        dtype=DTYPES[rollout.dtype],
+        dtype=torch_dtype(rollout.dtype),
         device=device,
         tokenizer_path=config.data.tokenizer,
         trust_remote_code=model.trust_remote_code,

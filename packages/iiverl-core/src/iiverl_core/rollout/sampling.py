@@ -65,7 +65,8 @@ def warp_logits(logits_BV: Tensor, temperature: float, top_k: int = -1, top_p: f
 def draw(logits_BV: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
     """Draw a token for each row from the softmax of (B, V) logits: the first whose cumulative probability exceeds u.
 
-    Tokens of probability zero are never drawn, whatever u. Returns what `sample` does.
+    Tokens of probability zero are never drawn, whatever u, nor are those some 10^12 times rarer than the likeliest.
+    Returns what `sample` does.
 
     The search goes over blocks of the vocabulary, then within one, so that most of the vocabulary is only summed.
     """

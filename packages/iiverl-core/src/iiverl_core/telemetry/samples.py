@@ -18,13 +18,12 @@ class SampleNumbers(TypedDict, total=False):
     """What is known of a sample beside the sample itself; what is absent is null in the file.
 
     `reward` is the score after KL, `advantage` the mean over the response's tokens, and each `…_log_prob_sum` the
-    log-probability of the whole response in nats: as it was sampled (without it, the sample's own `log_prob`), and
-    under the policy before the update and the reference at the sampling temperature.
+    log-probability of the whole response in nats, at the sampling temperature: under the policy before the update, and
+    under the reference.
     """
 
     reward: float
     advantage: float
-    rollout_log_prob_sum: float
     old_log_prob_sum: float
     ref_log_prob_sum: float
 

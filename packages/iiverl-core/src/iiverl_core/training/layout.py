@@ -61,7 +61,10 @@ def _pack(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]):
     ids = torch.from_numpy(np.concatenate(sequences))[None]
     positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None]
     keep = np.concatenate(
-        [start + len(p) - 1 + np.arange(len(r)) for start, p, r in zip(starts, prompts, responses, strict=True)]
+        [
+            start + len(p) - 1 + np.arange(len(r))
+            for start, p, r in zip(starts, prompts, responses, strict=True)
+        ]
     )
     columns_T = torch.arange(len(keep))
     return ids, positions, torch.from_numpy(keep), torch.zeros_like(columns_T), columns_T

@@ -28,7 +28,9 @@ def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
     Longest first, each to the part with the least so far (Graham 1969), where a sequence of L tokens costs L plus a
     little for each pair of its tokens, as attention does. Within a part, positions stay in order.
     """
-    cost = [length + length * length / 24_000 for length in lengths]  # the pairs weigh as much as the rest at 24k
+    cost = [
+        length + length * length / 24_000 for length in lengths
+    ]  # the pairs weigh as much as the rest at 24k
     heap = [(0.0, part) for part in range(parts)]
     shares: list[list[int]] = [[] for _ in range(parts)]
     for i in sorted(range(len(lengths)), key=lambda i: (-cost[i], i)):
@@ -44,7 +46,9 @@ def in_order(count: int, parts: int) -> list[list[int]]:
     return [list(range(bounds[part], bounds[part + 1])) for part in range(parts)]
 
 
-def micro_batches(lengths: Sequence[int], shares: Sequence[Sequence[int]], packing: Packing) -> list[list[list[int]]]:
+def micro_batches(
+    lengths: Sequence[int], shares: Sequence[Sequence[int]], packing: Packing
+) -> list[list[list[int]]]:
     """Cut each rank's share into micro-batches, the same number on every rank.
 
     Sequences of like length go together, so that padding costs little. A rank with too few sequences gets empty

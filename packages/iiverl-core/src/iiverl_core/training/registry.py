@@ -17,4 +17,6 @@ def load_backend(name: str) -> type[TrainingBackend]:
     for entry in entry_points(group=GROUP):
         if entry.name == name:
             return entry.load()
-    raise ConfigError(f"the training backend '{name}' is not installed; install it with: pip install 'iiverl[{name}]'")
+    raise ConfigError(
+        f"the training backend '{name}' is not installed; install it with: pip install 'iiverl[{name}]'"
+    )

@@ -32,8 +32,17 @@ def _absent(view: View, key: str) -> str | None:
     if not absent:
         return None
     default = "" if view.given(key) else " (the default)"
-    base = "" if all(Path(name).is_absolute() for name in absent) else f", looked up from {Path.cwd()}"
-    return f"not found: {', '.join(absent)}{default}{base}"
+    return f"not found: {', '.join(absent)}{default}{_looked_up(view, absent)}"
+
+
+def _looked_up(view: View, absent: list[str]) -> str:
+    """Say from where relative paths were looked up, and whether the YAML file's own folder has them."""
+    relative = [name for name in absent if not Path(name).is_absolute()]
+    if not relative:
+        return ""
+    folder = Path(view.file).parent.absolute()
+    there = all(_is(Path.exists, str(folder / name)) for name in relative)
+    return f", looked up from {Path.cwd()}" + (f"; run from {folder}, which has it" if there else "")
 
 
 @checks.add("here", TRAIN)
@@ -94,7 +103,9 @@ def library_is_installed(view: View) -> str | None:
 def function_file_exists(view: View) -> str | None:
     """The file of a custom reward function is there."""
     path = view[FUNCTION]
-    return f"the file {path} does not exist" if path and not _is(Path.is_file, path) else None
+    if not path or _is(Path.is_file, path):
+        return None
+    return f"not found: {path}{_looked_up(view, [path])}"
 
 
 @checks.add("error", FUNCTION_NAME, FUNCTION)
