@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from iiverl_core.rollout import Request, SamplingParams
 from iiverl_core.rollout.hf import HFEngine
+from iiverl_core.rollout.hf.cache import RowCache
 
 MANY_ENDS = {"eos_token_id": [258, *range(0, 320, 8)]}
 
@@ -166,6 +167,23 @@ def test_long_responses_outgrow_the_room_of_the_cache(make, model, prompts, teac
     for done in completions:
         expected = teacher_forced(model, by_key[done.key], done, params)
         np.testing.assert_allclose(done.log_probs, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_columns_that_pad_every_row_leave(make, model, teacher_forced, monkeypatch) -> None:
+    trimmed = []
+    keep = RowCache.keep
+    monkeypatch.setattr(
+        RowCache, "keep", lambda cache, chosen: (trimmed.append(chosen.first_column), keep(cache, chosen))
+    )
+    generator = torch.Generator().manual_seed(0)
+    requests = [
+        Request(i, torch.randint(0, 256, (60 - 5 * i,), generator=generator).tolist(), i) for i in range(12)
+    ]
+    params = SamplingParams(max_tokens=20)
+    for done in make(override_config={"eos_token_id": list(range(0, 320, 3))}).generate(requests, params):
+        expected = teacher_forced(model, requests[done.key].prompt_ids, done, params)
+        np.testing.assert_allclose(done.log_probs, expected, atol=1e-5, rtol=1e-5)
+    assert sum(columns > 0 for columns in trimmed) > 2
 
 
 def test_the_caller_keeps_its_gradients_and_its_random_numbers(make, prompts) -> None:

@@ -84,16 +84,18 @@ class _Resolver:
                 self.put_defaults(guilty)
 
     def invalid(self, errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> None:
-        """Tell what does not fit its key, and put defaults for it."""
+        """Tell what does not fit its key, and put defaults for it; what came from there is tried again with them."""
         by_key: dict[str, list[ErrorDetails]] = defaultdict(list)
         for error in errors:
             by_key[_key_of(error["loc"])].append(error)
+        all_guilty = []
         for path, details in by_key.items():
             sources = self.sources(path)
-            guilty = next(source for source in (path, *sources) if source in self.own)
             if by_key.keys().isdisjoint(sources):
+                guilty = next(source for source in (path, *sources) if source in self.own)
                 self.complain(guilty, _message(path, values[path], self.raw[path], details))
-            self.put_defaults([guilty])
+                all_guilty.append(guilty)
+        self.put_defaults(all_guilty)
 
     def sources(self, path: str) -> list[str]:
         """The keys from which a value comes by reference, the nearest first."""

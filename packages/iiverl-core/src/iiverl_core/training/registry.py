@@ -2,10 +2,9 @@
 
 from importlib.metadata import entry_points
 
+from iiverl_core.config.checks.devices import BACKENDS, missing_backend
 from iiverl_core.errors import ConfigError
 from iiverl_core.training.backend import TrainingBackend
-
-GROUP = "iiverl.backends"
 
 
 def load_backend(name: str) -> type[TrainingBackend]:
@@ -14,9 +13,6 @@ def load_backend(name: str) -> type[TrainingBackend]:
     Raises:
         ConfigError: no installed package offers it.
     """
-    for entry in entry_points(group=GROUP):
-        if entry.name == name:
-            return entry.load()
-    raise ConfigError(
-        f"the training backend '{name}' is not installed; install it with: pip install 'iiverl[{name}]'"
-    )
+    if reason := missing_backend(name):
+        raise ConfigError(reason)
+    return next(entry.load() for entry in entry_points(group=BACKENDS) if entry.name == name)

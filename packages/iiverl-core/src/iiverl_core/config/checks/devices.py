@@ -12,11 +12,13 @@ RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 FSDP_SIZES = tuple(f"actor_rollout_ref.{role}.fsdp_config.fsdp_size" for role in ("actor", "ref"))
 TRACKERS = ("wandb", "mlflow", "swanlab")
+BACKENDS = "iiverl.backends"
+"""The entry-point group in which packages offer training backends."""
 
 
 def missing_backend(backend: str) -> str | None:
     """Say that no installed package offers a training backend, None where one does."""
-    if any(entry.name == backend for entry in importlib.metadata.entry_points(group="iiverl.backends")):
+    if any(entry.name == backend for entry in importlib.metadata.entry_points(group=BACKENDS)):
         return None
     if backend == "megatron":
         return "not in this version: the backend megatron; use fsdp"
