@@ -183,7 +183,7 @@ def test_columns_that_pad_every_row_leave(make, model, teacher_forced, monkeypat
     for done in make(override_config={"eos_token_id": list(range(0, 320, 3))}).generate(requests, params):
         expected = teacher_forced(model, requests[done.key].prompt_ids, done, params)
         np.testing.assert_allclose(done.log_probs, expected, atol=1e-5, rtol=1e-5)
-    assert sum(columns > 0 for columns in trimmed) > 2
+    assert sum(columns > 0 for columns in trimmed) >= 2
 
 
 def test_the_caller_keeps_its_gradients_and_its_random_numbers(make, prompts) -> None:

@@ -84,13 +84,17 @@ class RayGroup:
             raise
 
     def _start(self, config: Config, device: str, placement: PlacementGroup) -> None:
-        host = ray.remote(Host).options(num_cpus=1, num_gpus=1 if device == "cuda" else 0, max_restarts=0)
         for rank in range(config.devices):
             strategy = PlacementGroupSchedulingStrategy(
                 placement, placement_group_bundle_index=rank // config.trainer.n_gpus_per_node
             )
-            actor = host.options(scheduling_strategy=strategy).remote(config, rank, config.devices, device)
-            self._actors.append(actor)
+            host = ray.remote(Host).options(
+                num_cpus=1,
+                num_gpus=1 if device == "cuda" else 0,
+                max_restarts=0,
+                scheduling_strategy=strategy,
+            )
+            self._actors.append(host.remote(config, rank, config.devices, device))
         meeting_point = self.run_on(0, Worker.address)
         self.infos = self.run(Worker.setup, [(meeting_point,)] * config.devices)
 
