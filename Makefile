@@ -15,8 +15,9 @@ help: ## what there is
 setup: .venv/.synced ## install everything into .venv
 
 quickstart: setup ## a language model learns by reinforcement here, in under two minutes
-	@cd examples/quickstart && ../../.venv/bin/python make_inputs.py && ../../.venv/bin/iiverl train-ppo quickstart.yaml
-	@echo "Then: change examples/quickstart/quickstart.yaml and run 'make quickstart' again; examples/ has more, for GPUs too."
+	@.venv/bin/python examples/quickstart/make_inputs.py
+	.venv/bin/iiverl train-ppo examples/quickstart/quickstart.yaml
+	@echo "then: change examples/quickstart/quickstart.yaml and run it again; examples/ has more, for GPUs too"
 
 test: setup ## all tests
 	$(TEST)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICKSTART = ROOT / "examples" / "quickstart"
+QUICKSTART = Path("examples") / "quickstart"
 
 
 def run(*command: str | Path, cwd: Path, quiet: bool = False) -> str:
@@ -64,10 +64,12 @@ def main(uv: Path) -> None:
         run(client, "-c", "import iiverl_reward_client", cwd=outside)
 
         full = install("full", "iiverl[fsdp]")
-        shutil.copytree(QUICKSTART, outside / "quickstart", ignore=shutil.ignore_patterns("inputs", "run"))
-        run(full, "make_inputs.py", cwd=outside / "quickstart")
-        steps = ("trainer.total_training_steps=3",)
-        run(full.parent / "iiverl", "train-ppo", "quickstart.yaml", *steps, cwd=outside / "quickstart")
+        shutil.copytree(
+            ROOT / QUICKSTART, outside / QUICKSTART, ignore=shutil.ignore_patterns("inputs", "run")
+        )
+        run(full, QUICKSTART / "make_inputs.py", cwd=outside)
+        command = (full.parent / "iiverl", "train-ppo", QUICKSTART / "quickstart.yaml")
+        run(*command, "trainer.total_training_steps=3", cwd=outside)
         print("wheels: built, installed and run outside the workspace")
 
 

@@ -24,7 +24,9 @@ def make_model(folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     letters = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(ALPHABET)}, merges=[]))
     letters.decoder = decoders.Fuse()
     letters.add_special_tokens(["<end>"])
@@ -66,6 +68,4 @@ if __name__ == "__main__":
     INPUTS.mkdir(exist_ok=True)
     make_data(INPUTS)
     make_model(INPUTS / "model")
-    print(
-        f"made a model that knows nothing, and words for it to say back, in {INPUTS.relative_to(Path.cwd())}/"
-    )
+    print("made a model that knows nothing, and words for it to say back, in examples/quickstart/inputs/")

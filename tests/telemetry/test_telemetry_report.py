@@ -36,6 +36,7 @@ def fact(lines: list[str], name: str) -> str:
 
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).absolute().parent))
     folder, samples = Path("run"), Path("run/samples")
     for path in (folder, samples, folder / "tensorboard"):
         path.mkdir()
@@ -57,6 +58,16 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """  python -c 'import pandas; print(pandas.read_parquet("run/samples/100.parquet")["""
     )
     assert (folder / "reward.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_commands_that_the_shell_does_not_know_are_named_by_their_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "tensorboard").mkdir()
+    run(tmp_path, [0.1, 0.2])
+    command = fact(told(tmp_path), "tensorboard").split(" --logdir")[0]
+    assert (Path.cwd() / command).exists() and "/" in command
 
 
 def test_an_interrupted_run_says_so(tmp_path: Path):

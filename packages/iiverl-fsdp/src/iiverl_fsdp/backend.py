@@ -1,6 +1,7 @@
 """The FSDP2 backend: forward, backward, clip, step, and weights by name."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -67,9 +68,11 @@ class FSDPBackend:
         return StepResult(grad_norm=grad_norm, taken=taken)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.named_weights`. Tied weights come once."""
-        for name, parameter in self._model.named_parameters():
-            value = parameter.detach().to(self._spec.device)
+        """See `TrainingBackend.named_weights`. Tied weights come once; buffers that are saved come too."""
+        saved = self._model.state_dict().keys()
+        buffers = ((name, buffer) for name, buffer in self._model.named_buffers() if name in saved)
+        for name, tensor in chain(self._model.named_parameters(), buffers):
+            value = tensor.detach().to(self._spec.device)
             yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
     def parameter_count(self) -> int:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
@@ -124,15 +125,23 @@ def _next(folder: Path, samples: Path | None) -> str:
     if samples is not None and (dumps := [path for path in samples.glob("*.parquet") if path.stem.isdigit()]):
         last = _show(max(dumps, key=lambda path: int(path.stem)))
         columns = '["prompt", "response", "score"]'
-        code = f"import pandas; print(pandas.read_parquet({json.dumps(last)})[{columns}].head(8).to_string())"
-        return f"read what the model wrote in the last step:\n  python -c {shlex.quote(code)}"
+        code = f"import pandas; print(pandas.read_parquet({json.dumps(last)})[{columns}].drop_duplicates().head(8))"
+        return f"read what the model wrote in the last step:\n  {_tool('python')} -c {shlex.quote(code)}"
     if (folder / TENSORBOARD_FOLDER).exists():
         return f"look at every metric: {_tensorboard(folder)}"
     return "set trainer.rollout_data_dir to keep the samples of each step, and read what the model writes"
 
 
 def _tensorboard(folder: Path) -> str:
-    return f"tensorboard --logdir {shlex.quote(_show(folder / TENSORBOARD_FOLDER))}"
+    return f"{_tool('tensorboard')} --logdir {shlex.quote(_show(folder / TENSORBOARD_FOLDER))}"
+
+
+def _tool(name: str) -> str:
+    """Write a command so that it is found: as the shell knows it, or by its path in this environment."""
+    beside = Path(sys.executable).with_name(name)
+    if not beside.exists() or ((known := shutil.which(name)) and Path(known).absolute() == beside):
+        return name
+    return shlex.quote(_show(beside))
 
 
 def _show(path: Path) -> str:
