@@ -8,7 +8,7 @@ import pytest
 
 from iiverl_core.config import Config, Loaded, load
 from iiverl_core.config.schema import keys, sections
-from iiverl_core.config.section import NotYet, OnlyWhen
+from iiverl_core.config.sections.section import NotYet, OnlyWhen
 
 LINES = Path(__file__).with_name("keys.txt").read_text(encoding="utf-8").splitlines()
 ROWS = [line.split(" | ") for line in LINES if line and not line.startswith("#")]

@@ -1,22 +1,22 @@
 """The configuration: a typed model of every key of the YAML file, one file a section, and what loads and checks it."""
 
-from iiverl_core.config.actor import ActorConfig, RefConfig
-from iiverl_core.config.actor_rollout_ref import ActorRolloutRefConfig
-from iiverl_core.config.algorithm import AlgorithmConfig, FilterGroupsConfig, KLControlConfig
-from iiverl_core.config.critic import CriticConfig, CriticModelConfig
-from iiverl_core.config.custom_reward_function import CustomRewardFunctionConfig
-from iiverl_core.config.data import DataConfig
 from iiverl_core.config.listing import show
 from iiverl_core.config.loading import Loaded, Origin, build, load
-from iiverl_core.config.model import ModelConfig
-from iiverl_core.config.optim import OptimConfig
-from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
 from iiverl_core.config.problems import Problem, render
-from iiverl_core.config.reward_api import RewardAPIConfig
-from iiverl_core.config.reward_model import RewardModelConfig
-from iiverl_core.config.rollout import RolloutConfig, ValKwargs
-from iiverl_core.config.root import Config
-from iiverl_core.config.trainer import TrainerConfig
+from iiverl_core.config.sections.actor import ActorConfig, RefConfig
+from iiverl_core.config.sections.actor_rollout_ref import ActorRolloutRefConfig
+from iiverl_core.config.sections.algorithm import AlgorithmConfig, FilterGroupsConfig, KLControlConfig
+from iiverl_core.config.sections.critic import CriticConfig, CriticModelConfig
+from iiverl_core.config.sections.custom_reward_function import CustomRewardFunctionConfig
+from iiverl_core.config.sections.data import DataConfig
+from iiverl_core.config.sections.model import ModelConfig
+from iiverl_core.config.sections.optim import OptimConfig
+from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.reward_api import RewardAPIConfig
+from iiverl_core.config.sections.reward_model import RewardModelConfig
+from iiverl_core.config.sections.rollout import RolloutConfig, ValKwargs
+from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.trainer import TrainerConfig
 
 __all__ = [
     "ActorConfig",

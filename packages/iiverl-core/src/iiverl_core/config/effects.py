@@ -6,7 +6,7 @@ from iiverl_core.config.checks.view import View
 from iiverl_core.config.describe import shown
 from iiverl_core.config.problems import Problem
 from iiverl_core.config.schema import Key, keys, shared_sections
-from iiverl_core.config.section import BACKEND, ENGINE, NoEffect, NotYet, OnlyWhen
+from iiverl_core.config.sections.section import BACKEND, ENGINE, NoEffect, NotYet, OnlyWhen
 
 ALL_NAMED = 8
 

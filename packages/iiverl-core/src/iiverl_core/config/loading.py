@@ -18,9 +18,9 @@ from iiverl_core.config.given import Given
 from iiverl_core.config.interpolation import reference
 from iiverl_core.config.problems import COMMAND_LINE, Problem, in_order, render
 from iiverl_core.config.resolve import resolve
-from iiverl_core.config.root import Config
 from iiverl_core.config.schema import keys
-from iiverl_core.config.section import BACKEND
+from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.section import BACKEND
 from iiverl_core.config.source import Source, read_yaml
 from iiverl_core.config.suggest import nearest
 from iiverl_core.errors import ConfigError

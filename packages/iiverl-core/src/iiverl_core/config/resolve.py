@@ -12,8 +12,8 @@ from iiverl_core.config.describe import choices, expected, shown
 from iiverl_core.config.given import Given
 from iiverl_core.config.interpolation import Interpolation, UnresolvedError, nested, reference, references
 from iiverl_core.config.problems import Problem
-from iiverl_core.config.root import Config
 from iiverl_core.config.schema import keys
+from iiverl_core.config.sections.root import Config
 from iiverl_core.config.suggest import nearest
 
 

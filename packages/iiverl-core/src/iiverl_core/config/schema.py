@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from iiverl_core.config.root import Config
-from iiverl_core.config.section import NoEffect, NotYet, OnlyWhen, Section
+from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.section import NoEffect, NotYet, OnlyWhen, Section
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.section import ENGINE
+from iiverl_core.config.sections.section import ENGINE
 
 checks = Checks()
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.section import BACKEND, ENGINE
+from iiverl_core.config.sections.section import BACKEND, ENGINE
 
 checks = Checks()
 

@@ -1,7 +1,7 @@
 """Do the responses to a prompt differ, in training and in validation?"""
 
-from iiverl_core.config.algorithm import ADV_ESTIMATOR
 from iiverl_core.config.checks.view import Checks, View
+from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
 
 checks = Checks()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from iiverl_core.config.problems import Place, Problem, Severity
-from iiverl_core.config.root import Config
+from iiverl_core.config.sections.root import Config
 
 
 @dataclass(frozen=True)

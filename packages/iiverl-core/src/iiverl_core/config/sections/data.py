@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from iiverl_core.config.section import Count, Int, Names, NoEffect, Path, Paths, Section
+from iiverl_core.config.sections.section import Count, Int, Names, NoEffect, Path, Paths, Section
 
 
 class DataConfig(Section):

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from iiverl_core.config.actor import Strategy
-from iiverl_core.config.algorithm import KLControlConfig
-from iiverl_core.config.model import ModelConfig
-from iiverl_core.config.optim import OptimConfig
-from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
-from iiverl_core.config.section import (
+from iiverl_core.config.sections.actor import Strategy
+from iiverl_core.config.sections.algorithm import KLControlConfig
+from iiverl_core.config.sections.model import ModelConfig
+from iiverl_core.config.sections.optim import OptimConfig
+from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.section import (
     BACKEND,
     FSDP,
     ONLY_FSDP,

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from iiverl_core.config.section import ONLY_FSDP, Count, Names, Natural, NotYet, Path, Section
+from iiverl_core.config.sections.section import ONLY_FSDP, Count, Names, Natural, NotYet, Path, Section
 
 
 class ModelConfig(Section):

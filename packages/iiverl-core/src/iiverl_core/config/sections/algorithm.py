@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from iiverl_core.config.section import (
+from iiverl_core.config.sections.section import (
     Count,
     KLKind,
     Natural,

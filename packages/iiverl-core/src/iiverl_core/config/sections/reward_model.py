@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from iiverl_core.config.actor import Strategy
-from iiverl_core.config.model import ModelConfig
-from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
-from iiverl_core.config.section import (
+from iiverl_core.config.sections.actor import Strategy
+from iiverl_core.config.sections.model import ModelConfig
+from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.section import (
     ONLY_FSDP,
     Count,
     NoEffect,

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from iiverl_core.config.algorithm import ADV_ESTIMATOR
-from iiverl_core.config.section import (
+from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
+from iiverl_core.config.sections.section import (
     Count,
     Int,
     Natural,

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from iiverl_core.config.section import Count, Names, NotYet, OnlyWhen, Path, Positive, Section, Share
+from iiverl_core.config.sections.section import Count, Names, NotYet, OnlyWhen, Path, Positive, Section, Share
 
 WHEN_ENABLED = OnlyWhen("reward_api.enable", (True,))
 

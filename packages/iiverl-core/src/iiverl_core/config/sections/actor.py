@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iiverl_core.config.optim import OptimConfig
-from iiverl_core.config.parallel import FSDPConfig, MegatronConfig
-from iiverl_core.config.section import (
+from iiverl_core.config.sections.optim import OptimConfig
+from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.section import (
     BACKEND,
     FSDP,
     ONLY_FSDP,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from iiverl_core.config.section import Count, Dtype, Int, Natural, NoEffect, Section
+from iiverl_core.config.sections.section import Count, Dtype, Int, Natural, NoEffect, Section
 
 
 class WrapPolicyConfig(Section):

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from iiverl_core.config.actor import ActorConfig, RefConfig
-from iiverl_core.config.model import ModelConfig
-from iiverl_core.config.rollout import RolloutConfig
-from iiverl_core.config.section import NotYet, Section
+from iiverl_core.config.sections.actor import ActorConfig, RefConfig
+from iiverl_core.config.sections.model import ModelConfig
+from iiverl_core.config.sections.rollout import RolloutConfig
+from iiverl_core.config.sections.section import NotYet, Section
 
 
 class ActorRolloutRefConfig(Section):

@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-from iiverl_core.config.actor_rollout_ref import ActorRolloutRefConfig
-from iiverl_core.config.algorithm import ADV_ESTIMATOR, AlgorithmConfig
-from iiverl_core.config.critic import CriticConfig
-from iiverl_core.config.custom_reward_function import CustomRewardFunctionConfig
-from iiverl_core.config.data import DataConfig
-from iiverl_core.config.reward_api import RewardAPIConfig
-from iiverl_core.config.reward_model import RewardModelConfig
-from iiverl_core.config.section import OnlyWhen, Section
-from iiverl_core.config.trainer import TrainerConfig
+from iiverl_core.config.sections.actor_rollout_ref import ActorRolloutRefConfig
+from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR, AlgorithmConfig
+from iiverl_core.config.sections.critic import CriticConfig
+from iiverl_core.config.sections.custom_reward_function import CustomRewardFunctionConfig
+from iiverl_core.config.sections.data import DataConfig
+from iiverl_core.config.sections.reward_api import RewardAPIConfig
+from iiverl_core.config.sections.reward_model import RewardModelConfig
+from iiverl_core.config.sections.section import OnlyWhen, Section
+from iiverl_core.config.sections.trainer import TrainerConfig
 
 
 class Config(Section):

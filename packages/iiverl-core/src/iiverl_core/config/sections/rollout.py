@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from iiverl_core.config.section import (
+from iiverl_core.config.sections.section import (
     ONLY_HF,
     ONLY_VLLM,
     Count,

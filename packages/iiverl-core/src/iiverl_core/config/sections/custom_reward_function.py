@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from iiverl_core.config.section import Path, Section
+from iiverl_core.config.sections.section import Path, Section
 
 
 class CustomRewardFunctionConfig(Section):
