@@ -16,6 +16,13 @@ from quickstart_fixtures import QUICKSTART
 pytestmark = pytest.mark.slow
 
 
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "ray::Host" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return False
+
+
 class Run:
     """`iiverl train-ppo` on a quickstart without end, in a process of its own."""
 
@@ -45,7 +52,7 @@ class Run:
 
     def worker(self) -> psutil.Process:
         """One of the worker processes."""
-        return next(each for each in self.family if "ray::Host" in " ".join(each.cmdline()))
+        return next(each for each in self.family if is_worker(each))
 
     def ends(self, within: float) -> int:
         """Wait for the end and for all of the run's processes to be gone; the exit code."""
@@ -81,10 +88,17 @@ def test_a_killed_worker_ends_the_run(run: Run) -> None:
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing_behind(run: Run, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [
+        (os.killpg, signal.SIGINT, 130),
+        (os.kill, signal.SIGTERM, 143),
+    ],  # Ctrl-C goes to the whole process group
+    ids=["ctrl-c", "sigterm"],
+)
+def test_an_interrupted_run_leaves_nothing_behind(run: Run, send, number: int, code: int) -> None:
     run.wait_for("step 3/")
-    run.process.send_signal(number)
+    send(run.process.pid, number)
     assert run.ends(within=15) == code
     log = run.log.read_text()
     assert "Traceback" not in log
@@ -95,9 +109,7 @@ def test_an_interrupted_run_leaves_nothing_behind(run: Run, number: int, code: i
 def test_interrupted_while_workers_start(run: Run) -> None:
     deadline = time.monotonic() + 60
     children: list[psutil.Process] = []
-    while (
-        not any("ray::Host" in " ".join(each.cmdline()) for each in children) and time.monotonic() < deadline
-    ):
+    while not any(map(is_worker, children)) and time.monotonic() < deadline:
         time.sleep(0.2)
         children = psutil.Process(run.process.pid).children(recursive=True)
     run.family = children
