@@ -44,11 +44,11 @@ lock: $(filter .uv/%,$(UV)) ## resolve all versions anew, within what pyproject.
 	$(PYTHON) scripts/slim_lock.py
 
 clean: ## remove what was installed and made
-	rm -rf .venv .uv dist examples/quickstart/inputs examples/quickstart/run
+	rm -rf .venv .uv dist examples/*/inputs examples/*/run
 
 # uv completes the lock with the addresses of the index in use; these stay out of the repository.
 .venv/.synced: pyproject.toml uv.lock $(wildcard packages/*/pyproject.toml) | $(filter .uv/%,$(UV))
-	$(UV) sync --all-packages --extra fsdp
+	$(UV) sync --all-packages --extra fsdp --extra reward-server
 	$(PYTHON) scripts/slim_lock.py
 	@touch $@
 

@@ -33,7 +33,7 @@ actor_rollout_ref:
   model: {path: org/name}
   actor: {ppo_mini_batch_size: 4}
   rollout: {name: hf, n: 4}
-algorithm: {adv_estimator: grpo}
+algorithm: {adv_estimator: grpo, use_kl_in_reward: false}
 trainer: {n_gpus_per_node: 2}
 """
 

@@ -87,8 +87,15 @@ def test_home_folder_empty_sections_and_single_files(loading, monkeypatch: pytes
     monkeypatch.setenv("HOME", "/home/ada")
     config = loading("data:\n  train_files: ~/a.parquet\ntrainer:\nalgorithm: {}\n").config
     assert config.data.train_files == ("/home/ada/a.parquet",)
-    assert config.data.val_files == ("/home/ada/data/rlhf/gsm8k/test.parquet",)
     assert config.trainer.total_epochs == 30
+
+
+def test_training_data_without_validation_data_is_not_validated(loading) -> None:
+    assert loading("data: {train_files: a.parquet}").config.data.val_files is None
+    assert loading("data: {train_files: a.parquet, val_files: b.parquet}").config.data.val_files == (
+        "b.parquet",
+    )
+    assert loading("trainer: {nnodes: 1}").config.data.val_files is not None
 
 
 def test_top_k_zero_is_off(loading) -> None:

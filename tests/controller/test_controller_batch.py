@@ -24,6 +24,7 @@ def sample(group: int, member: int, length: int = 3, outcome: Outcome | None = N
         group=group,
         member=member,
         text="r",
+        raw_text="r<end>",
         response_length=length,
         finish_reason="stop",
         weights_version=0,

@@ -24,7 +24,7 @@ def samples(folder: Path, step: int) -> list[dict]:
 
 
 def without_time(records: list[dict]) -> list[dict]:
-    clocks = ("time", "timing", "perf/")
+    clocks = ("time", "timing", "perf/", "reward/hidden")
     return [{k: v for k, v in record.items() if not k.startswith(clocks)} for record in records]
 
 
@@ -95,6 +95,9 @@ def test_an_earlier_run_in_the_same_folder_is_kept_apart(quickstart: Make, tmp_p
     train(quickstart("trainer.total_training_steps=1"))
     assert len(history(tmp_path / "run")) == 1
     assert len(list((tmp_path / "run").glob("metrics-*.jsonl"))) == 1
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["1.parquet"]
+    (kept,) = (tmp_path / "run").glob("samples-*")
+    assert sorted(path.name for path in kept.iterdir()) == ["1.parquet", "2.parquet"]
 
 
 def test_old_and_reference_log_probs_agree_with_the_engine_at_the_start(
@@ -192,6 +195,13 @@ def test_a_step_without_anything_to_compare_changes_nothing(quickstart: Make, tm
 def test_too_many_failures_stop_the_run_with_the_reason(quickstart: Make, tmp_path: Path) -> None:
     with pytest.raises(TooManyFailures, match="ZeroDivisionError"):
         train(quickstart(reward(tmp_path, "return 1 / 0")))
+
+
+def test_too_many_failures_in_validation_stop_the_run_before_training(
+    quickstart: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(TooManyFailures, match="64 of 64"):
+        train(quickstart(reward(tmp_path, "return 1 / 0"), "trainer.val_before_train=true"))
 
 
 def test_a_reward_function_that_cannot_be_loaded_is_told_before_anything_starts(

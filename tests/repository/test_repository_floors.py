@@ -30,7 +30,7 @@ ALLOWED = {
     "iiverl_core": {"iiverl_core", "iiverl_reward_client"},
     "iiverl_fsdp": {"iiverl_fsdp", "iiverl_core"},
     "iiverl_megatron": {"iiverl_megatron", "iiverl_core"},
-    "iiverl_cli": {"iiverl_cli", "iiverl_core"},
+    "iiverl_cli": {"iiverl_cli", "iiverl_core", "iiverl_reward_client"},
 }
 
 

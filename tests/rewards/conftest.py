@@ -28,6 +28,7 @@ def _make_sample(
         group=key[0],
         member=key[1],
         text=text,
+        raw_text=f"{text}<end>",
         response_length=len(text),
         finish_reason="stop",
         weights_version=0,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from iiverl_core.config import RewardAPIConfig, build
+from iiverl_core.config import RewardModelConfig, build
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards import check_prompts, make_scorer
 from iiverl_core.rewards.rules import UnknownDataSource
@@ -63,7 +63,7 @@ def test_only_the_rules_ask_for_a_data_source_before_the_run(own_function, make_
         check_prompts(build({}), prompts)
 
 
-def test_a_server_that_is_asked_for_is_not_silently_replaced_by_a_rule():
-    config = build({}).model_copy(update={"reward_api": RewardAPIConfig(enable=True)})
-    with pytest.raises(ConfigError, match=r"reward_api\.enable is true"):
+def test_a_reward_model_that_is_asked_for_is_not_silently_replaced_by_a_rule():
+    config = build({}).model_copy(update={"reward_model": RewardModelConfig.model_construct(enable=True)})
+    with pytest.raises(ConfigError, match=r"reward_model\.enable is true"):
         make_scorer(config)

@@ -34,6 +34,7 @@ def make_sample() -> Callable[..., Sample]:
             group=group,
             member=member,
             text=text,
+            raw_text=text,
             response_length=response,
             finish_reason=finish,
             weights_version=4,

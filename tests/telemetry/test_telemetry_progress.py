@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from iiverl_core.telemetry.progress import Phase, Progress, short
+from iiverl_core.telemetry.phase import Phase, short
+from iiverl_core.telemetry.progress import Progress
 
 STEP = {"critic/score/mean": 0.4124, "timing_s/step": 0.82}
 

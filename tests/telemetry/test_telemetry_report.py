@@ -70,6 +70,23 @@ def test_commands_that_the_shell_does_not_know_are_named_by_their_path(
     assert (Path.cwd() / command).exists() and "/" in command
 
 
+def test_samples_without_a_score_are_told(tmp_path: Path):
+    lines = [{"step": i, "critic/score/mean": 0.5, "reward/failed": 3.0} for i in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert fact(told(tmp_path), "failed").startswith("6 samples had no score")
+
+
+def test_a_validation_before_training_is_told_as_such(tmp_path: Path):
+    lines = [{"step": 0, "val/test_score/x": 0.1, "val/failed": 0.0}, {"step": 1, "critic/score/mean": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert fact(told(tmp_path), "validation") == "0.100 (x, before training)"
+
+
+def test_a_run_that_failed_leaves_the_last_word_to_the_error(tmp_path: Path):
+    run(tmp_path, [0.2, 0.3])
+    assert not [line for line in told(tmp_path, ended_well=False) if line.startswith("next: ")]
+
+
 def test_an_interrupted_run_says_so(tmp_path: Path):
     run(tmp_path, [0.2, 0.1, 0.4])
     lines = told(tmp_path, total_steps=50, next_line="try again")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iiverl_cli.interruption import clean_exit
+from iiverl_cli.reward import reward_app
+from iiverl_cli.reward_server import reward_server
 
 if TYPE_CHECKING:
     from iiverl_core.config import Loaded, Problem
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(config_app, name="config")
+app.command("reward-server")(reward_server)
+app.add_typer(reward_app, name="reward")
 
 Config = Annotated[str | None, typer.Argument(metavar="CONFIG", help="The YAML file.", show_default=False)]
 Overrides = Annotated[

@@ -58,6 +58,7 @@ class Sample:
     """One response to one prompt.
 
     `group` is the position of its prompt in the step's batch and `member` its number among the prompt's responses.
+    `text` is the response without special tokens, `raw_text` with them.
     `weights_version` is the version of the weights that wrote it, `log_prob` the log-prob of the whole response under
     the distribution it was sampled from, in nats. `arrays` names more per-token arrays of shape
     (R,), by what they are: `old_log_probs`, `ref_log_probs`, `advantages`, ….
@@ -67,6 +68,7 @@ class Sample:
     group: int
     member: int
     text: str
+    raw_text: str
     response_length: int
     finish_reason: FinishReason
     weights_version: int

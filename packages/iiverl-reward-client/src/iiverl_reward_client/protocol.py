@@ -42,28 +42,33 @@ def outcome_of(status: int, body: str | bytes, attempts: int = 1) -> Outcome:
     A score's answer may hold more than the score: the rest is `Scored.info`. `attempts` is passed on to `Failed`.
     """
     if status == 200:
-        return _outcome_of_success(body, attempts)
-    detail = f"HTTP {status}"
-    if said := _server_detail(body):
-        detail = f"{detail}: {said}"
-    return Failed(_failure_kind(status), attempts, detail)
+        return outcome_of_success(body, attempts)
+    return failure_of_status(status, body, attempts)
 
 
-def _outcome_of_success(body: str | bytes, attempts: int) -> Outcome:
+def failure_of_status(status: int, body: str | bytes, attempts: int = 1) -> Failed:
+    """Say what an answer with another status than 200 means."""
+    said = server_detail(body)
+    detail = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+    return Failed(failure_kind(status), attempts, detail)
+
+
+def outcome_of_success(body: str | bytes, attempts: int = 1) -> Outcome:
     """Read the body of an answer with status 200."""
-    answer = _parsed(body)
+    answer = parsed(body)
     if not isinstance(answer, dict) or "score" not in answer:
-        detail = f'expected {{"score": number}}, got {_shortened(_as_text(body), _BODY_LENGTH)!r}'
+        detail = f'expected {{"score": number}}, got {shortened(as_text(body), _BODY_LENGTH)!r}'
         return Failed("bad_response", attempts, detail)
     score = answer.pop("score")
-    number = _finite(score)
+    number = finite_number(score)
     if number is None:
-        shown = _shortened(repr(score), _BODY_LENGTH)
+        shown = shortened(repr(score), _BODY_LENGTH)
         return Failed("bad_response", attempts, f"the score is no finite number: {shown}")
     return Scored(number, info=answer)
 
 
-def _failure_kind(status: int) -> FailureKind:
+def failure_kind(status: int) -> FailureKind:
+    """Say what kind of failure an HTTP status means."""
     if status in (429, 503):
         return "overload"
     if status == 408:
@@ -75,7 +80,7 @@ def _failure_kind(status: int) -> FailureKind:
     return "bad_response"
 
 
-def _finite(score: Any) -> float | None:
+def finite_number(score: Any) -> float | None:
     """Give a JSON number as a float; None where it is of another type, not finite, or too large for a float."""
     if isinstance(score, bool) or not isinstance(score, int | float):
         return None
@@ -86,18 +91,18 @@ def _finite(score: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _server_detail(body: str | bytes) -> str:
+def server_detail(body: str | bytes) -> str:
     """Find what the server says went wrong: `detail` of a JSON object, else the body as it is."""
-    answer = _parsed(body)
+    answer = parsed(body)
     if isinstance(answer, dict) and "detail" in answer:
         detail = answer["detail"]
         said = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
     else:
-        said = _as_text(body)
-    return _shortened(" ".join(said.split()), _DETAIL_LENGTH)
+        said = as_text(body)
+    return shortened(" ".join(said.split()), _DETAIL_LENGTH)
 
 
-def _parsed(body: str | bytes) -> Any:
+def parsed(body: str | bytes) -> Any:
     """Parse JSON; None for what is no JSON, or nested or long beyond what Python reads."""
     try:
         return json.loads(body)
@@ -105,9 +110,11 @@ def _parsed(body: str | bytes) -> Any:
         return None
 
 
-def _as_text(body: str | bytes) -> str:
+def as_text(body: str | bytes) -> str:
+    """Decode a body for a message."""
     return body if isinstance(body, str) else body.decode("utf-8", errors="replace")
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """Cut a text that is too long for a message."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

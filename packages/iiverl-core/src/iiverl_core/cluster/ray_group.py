@@ -7,6 +7,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 # Under `uv run` Ray would start each worker through uv as well and upload the working directory for it.
@@ -40,10 +42,20 @@ class RayStore:
 
 
 class Host:
-    """The actor around a worker: calls it by the name of a method."""
+    """The actor around a worker: calls it by the name of a method.
 
-    def __init__(self, config: Config, rank: int, size: int, device_type: str) -> None:
+    `folder` is where the run was started. Paths that a configuration gives are relative to it, so the process goes
+    there; on a cluster it is a shared one.
+    """
+
+    def __init__(self, config: Config, rank: int, size: int, device_type: str, folder: str) -> None:
+        if Path(folder).is_dir():
+            os.chdir(folder)
         self._worker = Worker(config, rank, size, device_type, RayStore())
+
+    def node(self) -> str:
+        """Give the address of this machine in the cluster."""
+        return ray.util.get_node_ip_address()
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method."""
@@ -94,8 +106,12 @@ class RayGroup:
                 max_restarts=0,
                 scheduling_strategy=strategy,
             )
-            self._actors.append(host.remote(config, rank, config.devices, device))
-        meeting_point = self.run_on(0, Worker.address)
+            self._actors.append(host.remote(config, rank, config.devices, device, str(Path.cwd())))
+        try:
+            node = ray.get(self._actors[0].node.remote())
+        except (RayActorError, RayTaskError) as error:
+            raise self._failure("its start", 0, error, {}) from None
+        meeting_point = self.run_on(0, Worker.address, node)
         self.infos = self.run(Worker.setup, [(meeting_point,)] * config.devices)
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
@@ -141,15 +157,16 @@ class RayGroup:
                 yield item
 
     def close(self) -> None:
-        """See `WorkerGroup.close`."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-            self._placement = None
-        if self._started_ray:
-            stop_ray()
+        """See `WorkerGroup.close`. A further Ctrl-C does not interrupt it: it takes seconds, and leaves nothing behind."""
+        with _undisturbed():
+            for actor in self._actors:
+                ray.kill(actor)
+            self._actors = []
+            if self._placement is not None:
+                remove_placement_group(self._placement)
+                self._placement = None
+            if self._started_ray:
+                stop_ray()
 
     def _failure(self, doing: str, rank: int, error: Exception, others: dict[Any, int]) -> IIVerlError:
         """Name the worker that failed first.
@@ -192,6 +209,19 @@ def start_ray(cpus: int) -> None:
 def stop_ray() -> None:
     """Disconnect, and end Ray where `start_ray` started it."""
     ray.shutdown()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave Ctrl-C without effect for a while."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _device(config: Config) -> str:

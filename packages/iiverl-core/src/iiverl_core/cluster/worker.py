@@ -19,11 +19,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.algorithms import ADVANTAGES, AdvantageBatch, AdvantageSettings, Segments, kl_divergence
 from iiverl_core.cluster.store import Store, open_all, put_all
-from iiverl_core.config import Config
+from iiverl_core.config import ActorConfig, Config, RefConfig
 from iiverl_core.data import load_tokenizer
-from iiverl_core.rollout import Request, make_engine, sampling_params
+from iiverl_core.rollout import Completion, Request, make_engine, sampling_params
 from iiverl_core.samples import Handle, Prompt, Sample, Tokens
-from iiverl_core.training import MicroBatch, ModelSpec, Place, StepResult, TrainingBackend
+from iiverl_core.training import MicroBatch, ModelSpec, Place, Role, StepResult, TrainingBackend
 from iiverl_core.training.batching import filler, make_micro_batch
 from iiverl_core.training.losses import actor_loss
 from iiverl_core.training.registry import load_backend
@@ -94,9 +94,8 @@ class Worker:
         self._device = torch.device(device_type)
         self._store = store
 
-    def address(self) -> str:
-        """Give the place where the group's processes can meet, if this one is the first."""
-        host = socket.gethostbyname(socket.gethostname())
+    def address(self, host: str) -> str:
+        """Give the place where the group's processes can meet: a free port of this process's machine, `host`."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return f"tcp://{host}:{probe.getsockname()[1]}"
@@ -131,17 +130,16 @@ class Worker:
             parameters=self._actor.parameter_count(),
         )
 
-    def _spec(self, section, role) -> ModelSpec:
-        trained = role == "actor"
+    def _spec(self, section: ActorConfig | RefConfig, role: Role) -> ModelSpec:
         megatron = self._config.backend == "megatron"
         return ModelSpec(
             role=role,
             model=self._config.actor_rollout_ref.model,
             parallel=section.megatron if megatron else section.fsdp_config,
             device=self._device,
-            default_dtype="fp32" if trained else "bf16",
-            optim=section.optim if trained else None,
-            grad_clip=(section.optim.clip_grad if megatron else section.grad_clip) if trained else None,
+            default_dtype="fp32" if role == "actor" else "bf16",
+            optim=section.optim if isinstance(section, ActorConfig) else None,
+            grad_clip=_grad_clip(section, megatron=megatron) if isinstance(section, ActorConfig) else None,
         )
 
     def update_rollout_weights(self, version: int) -> None:
@@ -153,7 +151,8 @@ class Worker:
         params = sampling_params(self._config, validate=validate)
         by_group = {group: prompt for group, prompt, _ in prompts}
         requests = [Request(key=group, prompt_ids=prompt.ids, seed=seed) for group, prompt, seed in prompts]
-        finished, tokens = [], []
+        finished: list[Completion] = []
+        tokens: list[Tokens] = []
         last = time.monotonic()
         for done in self._engine.generate(requests, params):
             finished.append(done)
@@ -171,21 +170,28 @@ class Worker:
         if finished:
             yield self._as_samples(finished, tokens, by_group)
 
-    def _as_samples(self, finished, tokens: list[Tokens], prompts: Mapping[int, Prompt]) -> list[Sample]:
-        texts = self._tokenizer.batch_decode([done.token_ids for done in finished], skip_special_tokens=True)
+    def _as_samples(
+        self, finished: Sequence[Completion], tokens: list[Tokens], prompts: Mapping[int, Prompt]
+    ) -> list[Sample]:
+        ids = [done.token_ids.tolist() for done in finished]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        raw_texts = self._tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
         return [
             Sample(
                 prompt=prompts[done.key],
                 group=done.key,
                 member=done.member,
                 text=text,
+                raw_text=raw_text,
                 response_length=len(done.token_ids),
                 finish_reason=done.finish_reason,
                 weights_version=done.weights_version,
                 log_prob=float(done.log_probs.sum()),
                 tokens=handle,
             )
-            for done, text, handle in zip(finished, texts, put_all(self._store, tokens), strict=True)
+            for done, text, raw_text, handle in zip(
+                finished, texts, raw_texts, put_all(self._store, tokens), strict=True
+            )
         ]
 
     def log_probs(self, model: str, share: Share) -> LogProbs:
@@ -272,6 +278,11 @@ class Worker:
             else filler(share.arrays, self._device)
             for positions in share.micro_batches
         ]
+
+
+def _grad_clip(actor: ActorConfig, *, megatron: bool) -> float | None:
+    """Read the limit from where each backend's files have it."""
+    return actor.optim.clip_grad if megatron else actor.grad_clip
 
 
 def _stats(x_T: torch.Tensor) -> tuple[float, float, float]:

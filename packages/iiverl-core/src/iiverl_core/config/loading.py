@@ -121,12 +121,18 @@ def _load(file: str, source: Source, overrides: Iterable[str], backend: str | No
     for override in overrides:
         given.lay_override(override)
     by_backend = _backend_defaults(given, backend)
-    resolved = resolve(given, by_backend)
+    resolved = resolve(given, {**by_backend, **_no_validation(given)})
     problems = [*given.problems, *resolved.problems]
     if readable:
         view = View(resolved.config, given.places, resolved.tainted, file)
         problems += [*run_checks(view), *effects(view)]
     return Loaded(file, resolved.config, in_order(dict.fromkeys(problems)), _origins(given, by_backend))
+
+
+def _no_validation(given: Given) -> Mapping[str, Any]:
+    """Who names training data and no validation data wants none, rather than the default's."""
+    named = any(path == "data.train_files" for path in given.places)
+    return {"data.val_files": None} if named and "data.val_files" not in given.places else {}
 
 
 def _backend_defaults(given: Given, backend: str | None) -> Mapping[str, Any]:

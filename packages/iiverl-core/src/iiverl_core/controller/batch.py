@@ -38,6 +38,11 @@ def with_arrays(samples: Sequence[Sample], name: str, handles: Sequence[Handle])
     ]
 
 
+def mini_batch_count(groups: int, groups_a_batch: int) -> int:
+    """Say into how many mini-batches groups are cut; the last may be smaller."""
+    return -(-groups // groups_a_batch)
+
+
 def mini_batches(
     samples: Sequence[Sample], groups: int, groups_a_batch: int, order: np.random.Generator | None
 ) -> list[list[Sample]]:
@@ -47,7 +52,7 @@ def mini_batches(
     with nothing left is left out.
     """
     place = np.arange(groups) if order is None else order.permutation(groups)
-    batches: list[list[Sample]] = [[] for _ in range(-(-groups // groups_a_batch))]
+    batches: list[list[Sample]] = [[] for _ in range(mini_batch_count(groups, groups_a_batch))]
     for sample in samples:
         batches[place[sample.group] // groups_a_batch].append(sample)
     return [batch for batch in batches if batch]
@@ -105,14 +110,16 @@ def _divide(
 ) -> Division:
     lengths = [sample.length for sample in samples]
     positions = balance(lengths, ranks) if balanced else in_order(len(lengths), ranks)
-    shares = [
-        Share(
-            samples=[samples[i] for i in mine],
-            micro_batches=[[mine.index(i) for i in batch] for batch in batches],
-            weights=[weights[i] for i in mine],
-            token_share=token_share,
-            arrays=arrays,
+    shares = []
+    for mine, batches in zip(positions, micro_batches(lengths, positions, packing), strict=True):
+        place = {position: i for i, position in enumerate(mine)}  # in the batch → in this rank's share
+        shares.append(
+            Share(
+                samples=[samples[i] for i in mine],
+                micro_batches=[[place[i] for i in batch] for batch in batches],
+                weights=[weights[i] for i in mine],
+                token_share=token_share,
+                arrays=arrays,
+            )
         )
-        for mine, batches in zip(positions, micro_batches(lengths, positions, packing), strict=True)
-    ]
     return Division(shares, positions)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from iiverl_core.cluster.worker import Advantages, WorkerInfo
 from iiverl_core.config import Config
@@ -23,6 +24,7 @@ from iiverl_core.telemetry import (
     token_timings,
     training_flops,
     write_samples,
+    write_scored,
 )
 from iiverl_reward_client import Failed, Scored
 
@@ -109,7 +111,9 @@ class Observer:
         advantages: Advantages | None,
         sums: Mapping[str, Sequence[float]],
     ) -> None:
-        """Write the samples of a step where `trainer.rollout_data_dir` says."""
+        """Write the samples of a step where `trainer.rollout_data_dir` and `reward_api.save_dir` say."""
+        if step % self._config.reward_api.save_freq == 0:
+            self._scored("train", step, samples)
         folder = self._config.trainer.rollout_data_dir
         if not folder:
             return
@@ -125,6 +129,7 @@ class Observer:
 
     def validation(self, step: int, samples: Sequence[Sample]) -> dict[str, float]:
         """Mean score of each data source over the samples that have one; writes them where asked."""
+        self._scored("val", step, samples)
         if folder := self._config.trainer.validation_data_dir:
             write_samples(Path(folder).expanduser(), step, samples)
         scores: dict[str, list[float]] = {}
@@ -134,6 +139,14 @@ class Observer:
         metrics = {f"val/test_score/{source}": sum(values) / len(values) for source, values in scores.items()}
         failed = sum(isinstance(sample.outcome, Failed) for sample in samples)
         return metrics | {"val/failed": float(failed)}
+
+    def _scored(self, split: Literal["train", "val"], step: int, samples: Sequence[Sample]) -> None:
+        """Keep what a reward server was asked and answered."""
+        server = self._config.reward_api
+        if server.enable and server.save_dir:
+            write_scored(
+                Path(server.save_dir).expanduser(), split, step, samples, server.verification_info_column
+            )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Give metrics to the trackers."""

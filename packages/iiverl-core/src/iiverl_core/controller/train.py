@@ -1,7 +1,8 @@
 """A run from its configuration to its report: build everything in the order in which it can fail cheaply, and loop."""
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -13,6 +14,7 @@ from iiverl_core.controller.trainer import Plan, Trainer
 from iiverl_core.controller.workers import Workers
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
 from iiverl_core.rewards import Scorer, check_prompts, make_scorer
+from iiverl_core.rewards.checking import check_before_run
 from iiverl_core.telemetry import Progress, Tracker, make_trackers, read_history, report
 
 
@@ -28,8 +30,8 @@ def train(loaded: Loaded) -> None:
     scorer = make_scorer(config)
     tracker: Tracker | None = None
     try:
-        _set_aside(folder)
         progress = Progress(plan.total_steps)
+        _set_aside(config, folder, progress.say)
         tracker = make_trackers(
             list(dict.fromkeys(["jsonl", *config.trainer.logger])),  # the report is made from it
             folder,
@@ -51,6 +53,7 @@ def train(loaded: Loaded) -> None:
                 config.trainer.experiment_name,
                 total_steps=None if config.trainer.val_only else plan.total_steps,
                 samples=Path(dumps).expanduser() if dumps else None,
+                ended_well=sys.exc_info()[0] is None,
             )
 
 
@@ -68,6 +71,8 @@ def _loop(config: Config, plan: Plan, scorer: Scorer, progress: Progress, tracke
 def _plan(config: Config) -> Plan:
     """Read the prompts and find how many steps they make."""
     data, trainer = config.data, config.trainer
+    if config.reward_api.enable:
+        check_before_run(config)  # before anything is tokenized: a wrong column costs a second
     tokenizer = load_tokenizer(config)
 
     def prompts_of(files: Sequence[str], splits: Sequence[str]) -> PromptSet:
@@ -115,10 +120,16 @@ def _shape(config: Config, group: WorkerGroup) -> ModelShape:
     )
 
 
-def _set_aside(folder: Path) -> None:
-    """Keep what an earlier run in the same folder wrote, under another name: two runs in one curve explain nothing."""
-    for name in ("metrics.jsonl", "tensorboard"):
-        path = folder / name
+def _set_aside(config: Config, folder: Path, say: Callable[[str], None]) -> None:
+    """Keep what an earlier run left in the same places, under other names: two runs in one curve explain nothing."""
+    dumps = (config.trainer.rollout_data_dir, config.trainer.validation_data_dir)
+    written = [folder / "metrics.jsonl", folder / "tensorboard", folder / "reward.png"]
+    written += [Path(dump).expanduser() for dump in dict.fromkeys(dumps) if dump]
+    for path in written:
+        if path.is_dir() and not any(path.iterdir()):
+            continue
         if path.exists():
             stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
-            path.rename(path.with_name(f"{path.stem}-{stamp}{path.suffix}"))
+            kept = path.with_name(f"{path.stem}-{stamp}{path.suffix}")
+            path.rename(kept)
+            say(f"an earlier run's {path.name} is kept as {kept}")

@@ -7,6 +7,7 @@ What is left out where it changes nothing: old log-probs where a step makes a si
 definition), and the reference policy where no KL is used.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,17 @@ import numpy as np
 
 from iiverl_core.algorithms import AdaptiveKL, FixedKL, KLController
 from iiverl_core.config import Config
-from iiverl_core.controller.batch import comparable, mini_batches, with_arrays, with_outcomes
+from iiverl_core.controller.batch import (
+    comparable,
+    mini_batch_count,
+    mini_batches,
+    with_arrays,
+    with_outcomes,
+)
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.workers import Workers
 from iiverl_core.data import PromptOrder, PromptSet
-from iiverl_core.rewards import Scorer, check_failures
+from iiverl_core.rewards import Scorer, check_failures, settle
 from iiverl_core.samples import Prompt, Sample
 from iiverl_core.training.schedule import learning_rate
 from iiverl_reward_client import Scored
@@ -69,9 +76,9 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """One training step: generate, score, compare, update."""
         _, rows = self.plan.order.batch(step - 1)
-        samples = self.rollout([self.plan.prompts[row] for row in rows], step)
+        samples, metrics = self.rollout([self.plan.prompts[row] for row in rows], step)
         batch = comparable(samples)
-        metrics = {"reward/dropped_samples": float(len(samples) - len(batch))}
+        metrics["reward/dropped_samples"] = float(len(samples) - len(batch))
         sums: dict[str, Sequence[float]] = {}
 
         if batch and self.needs_old_log_probs:
@@ -101,14 +108,17 @@ class Trainer:
         self.observer.samples(step, samples, batch, advantages, sums)
         return metrics | self.observer.describe(samples, batch, advantages, self.workers.memory())
 
-    def rollout(self, prompts: Sequence[Prompt], step: int) -> list[Sample]:
+    def rollout(self, prompts: Sequence[Prompt], step: int) -> tuple[list[Sample], dict[str, float]]:
         """Answer each prompt `n` times, and score the answers while others are still being written."""
         with self.timers("gen"):
             samples = self.generate(prompts, step, validate=False)
         with self.timers("reward"), self.observer.phase("scoring"):
+            generated = time.perf_counter()
             outcomes = self.scorer.collect()
+            exposed, busy = time.perf_counter() - generated, self.scorer.busy_seconds
         check_failures(outcomes, self.config.reward_api.max_failed_fraction)
-        return with_outcomes(samples, outcomes)
+        samples = with_outcomes(samples, settle(outcomes, self.config.reward_api))
+        return samples, {"reward/hidden_fraction": max(0.0, 1 - exposed / busy) if busy else 1.0}
 
     def generate(self, prompts: Sequence[Prompt], step: int, *, validate: bool) -> list[Sample]:
         """Generate with the engines' current weights, and hand each sample to the scorer as it finishes."""
@@ -135,7 +145,7 @@ class Trainer:
         arrays = tuple(name for name in ("advantages", "old_log_probs") if name in batch[0].arrays)
         arrays += ("ref_log_probs",) if actor.use_kl_loss else ()
         updates: list[Mapping[str, float]] = []
-        total = actor.ppo_epochs * -(-groups // actor.ppo_mini_batch_size)
+        total = actor.ppo_epochs * mini_batch_count(groups, actor.ppo_mini_batch_size)
         with self.observer.phase("updating", total) as phase:
             for epoch in range(actor.ppo_epochs):
                 order = np.random.default_rng([self.config.data.seed, step, epoch]) if actor.shuffle else None
@@ -158,14 +168,17 @@ class Trainer:
             for start in range(0, len(prompts), size):
                 part = self.generate(prompts[start : start + size], step, validate=True)
                 with self.observer.phase("scoring"):
-                    samples += with_outcomes(part, self.scorer.collect())
+                    outcomes = self.scorer.collect()
+                check_failures(outcomes, self.config.reward_api.max_failed_fraction)
+                samples += with_outcomes(part, settle(outcomes, self.config.reward_api))
         return self.observer.validation(step, samples)
 
     @property
     def needs_old_log_probs(self) -> bool:
         """Whether the policy changes between generation and the last update, or the reward holds a KL."""
         actor = self.config.actor_rollout_ref.actor
-        updates = actor.ppo_epochs * -(-self.config.data.train_batch_size // actor.ppo_mini_batch_size)
+        batches = mini_batch_count(self.config.data.train_batch_size, actor.ppo_mini_batch_size)
+        updates = actor.ppo_epochs * batches
         return updates > 1 or self.kl.coef != 0
 
 

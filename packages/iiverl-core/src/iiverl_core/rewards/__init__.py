@@ -2,7 +2,7 @@
 are still being generated. An outcome is a score or a typed failure, never a made-up zero."""
 
 from iiverl_core.rewards.build import check_prompts, make_scorer
-from iiverl_core.rewards.failures import TooManyFailures, check_failures
+from iiverl_core.rewards.failures import TooManyFailures, check_failures, settle
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.scorer import Key, Scorer
 
@@ -14,4 +14,5 @@ __all__ = [
     "check_failures",
     "check_prompts",
     "make_scorer",
+    "settle",
 ]

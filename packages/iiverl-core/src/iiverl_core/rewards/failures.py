@@ -1,11 +1,12 @@
 """How many samples may go without a score before a run stops."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from iiverl_core.config import RewardAPIConfig
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards.scorer import Key
-from iiverl_reward_client import Failed, FailureKind, Outcome
+from iiverl_reward_client import Failed, FailureKind, Outcome, Scored
 
 _DETAILS_SHOWN = 3
 
@@ -32,24 +33,46 @@ def check_failures(outcomes: Mapping[Key, Outcome], max_failed_fraction: float) 
     """
     failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
     by_kind: Counter[FailureKind] = Counter(failure.kind for failure in failed)
-    counts = dict(by_kind.most_common())
     # With no score at all there is nothing to learn from, whatever share may fail.
     if failed and (len(failed) == len(outcomes) or len(failed) > max_failed_fraction * len(outcomes)):
-        raise TooManyFailures(_diagnosis(failed, counts, len(outcomes), max_failed_fraction))
-    return counts
+        raise TooManyFailures(
+            f"{describe_failures(failed, len(outcomes))}\n"
+            f"reward_api.max_failed_fraction allows {max_failed_fraction:.1%}. "
+            f"What to do: {'; '.join(_NEXT_STEPS[kind] for kind, _ in by_kind.most_common())}."
+        )
+    return dict(by_kind.most_common())
 
 
-def _diagnosis(failed: list[Failed], counts: dict[FailureKind, int], total: int, limit: float) -> str:
-    kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-    lines = [
-        f"{len(failed)} of {total} samples could not be scored ({len(failed) / total:.1%}; "
-        f"reward_api.max_failed_fraction allows {limit:.1%}): {kinds}."
-    ]
+def describe_failures(failed: Sequence[Failed], total: int) -> str:
+    """Say how many of `total` samples failed, of which kinds, and the first distinct reasons."""
+    counts = Counter(failure.kind for failure in failed).most_common()
+    kinds = ", ".join(f"{kind} {count}" for kind, count in counts)
+    lines = [f"{len(failed)} of {total} samples could not be scored ({len(failed) / total:.1%}): {kinds}."]
     details = list(dict.fromkeys((failure.kind, failure.detail) for failure in failed if failure.detail))
     for kind, detail in details[:_DETAILS_SHOWN]:
         first, *rest = detail.splitlines() or [""]
         lines += [f"  {kind}: {first}", *(f"    {line}" for line in rest)]
     if len(details) > _DETAILS_SHOWN:
         lines.append(f"  … and {len(details) - _DETAILS_SHOWN} other messages")
-    lines.append(f"What to do: {'; '.join(_NEXT_STEPS[kind] for kind in counts)}.")
     return "\n".join(lines)
+
+
+def settle(outcomes: Mapping[Key, Outcome], config: RewardAPIConfig) -> dict[Key, Outcome]:
+    """Do with failed samples what `reward_api.on_failure` says.
+
+    Raises:
+        IIVerlError: it says `fail` and there is one.
+    """
+    failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
+    if not failed or config.on_failure == "exclude":
+        return dict(outcomes)
+    if config.on_failure == "fail":
+        raise IIVerlError(
+            f"{describe_failures(failed, len(outcomes))}\nreward_api.on_failure: fail ends the run."
+        )
+    return {
+        key: Scored(config.failure_score, info={"failed": outcome.kind, "detail": outcome.detail})
+        if isinstance(outcome, Failed)
+        else outcome
+        for key, outcome in outcomes.items()
+    }

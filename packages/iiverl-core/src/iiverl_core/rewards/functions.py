@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
@@ -27,6 +28,8 @@ class FunctionScorer:
 
     def __init__(self, function: ScoreFunction) -> None:
         self._function = function
+        self._busy = 0.0  # seconds, since the last collect
+        self.busy_seconds = 0.0
         self._changed = threading.Condition()
         # Under the condition's lock: what waits, what waits or is being scored, and what is done.
         self._waiting: deque[Sample] = deque()
@@ -70,6 +73,7 @@ class FunctionScorer:
             if self._closed:
                 raise RuntimeError("the scorer is closed")
             outcomes, self._outcomes = self._outcomes, {}
+            self.busy_seconds, self._busy = self._busy, 0.0
             return outcomes
 
     def close(self) -> None:
@@ -88,10 +92,11 @@ class FunctionScorer:
         try:
             with asyncio.Runner() as loop:
                 while (sample := self._next()) is not None:
+                    began = time.perf_counter()
                     outcome = self._function(sample)
                     if inspect.isawaitable(outcome):
                         outcome = loop.run(_awaited(outcome))
-                    self._finish((sample.group, sample.member), outcome)
+                    self._finish((sample.group, sample.member), outcome, time.perf_counter() - began)
         except BaseException as error:  # whatever it is, the thread that waits must hear of it
             with self._changed:
                 self._error = error
@@ -103,8 +108,9 @@ class FunctionScorer:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return None if self._closed else self._waiting.popleft()
 
-    def _finish(self, key: Key, outcome: Outcome) -> None:
+    def _finish(self, key: Key, outcome: Outcome, seconds: float) -> None:
         with self._changed:
+            self._busy += seconds
             self._outcomes[key] = outcome
             self._pending.discard(key)
             self._changed.notify_all()

@@ -13,6 +13,11 @@ Key: TypeAlias = tuple[int, int]
 class Scorer(Protocol):
     """Scores samples while others are still being generated."""
 
+    @property
+    def busy_seconds(self) -> float:
+        """Wall time in which at least one of the samples last collected was being scored."""
+        ...
+
     def submit(self, sample: Sample) -> None:
         """Take one finished sample and return at once.
 

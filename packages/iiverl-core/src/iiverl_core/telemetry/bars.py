@@ -3,23 +3,34 @@
 import logging
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from iiverl_core.telemetry.progress import Progress
+from iiverl_core.telemetry.phase import Phase
 
 BAR_WIDTH = 24
 
 
-class Bars:
-    """Draws a `Progress` four times a second, from a thread of its own."""
+class Shown(Protocol):
+    """What there is to draw: steps done and in all, how the run goes, and the current phase."""
 
-    def __init__(self, stream: TextIO, progress: "Progress") -> None:
+    step: int
+    total: int
+    phase_now: Phase | None
+
+    def describe(self) -> str:
+        """Say how the run goes."""
+        ...
+
+
+class Bars:
+    """Draws the progress of a run four times a second, from a thread of its own."""
+
+    def __init__(self, stream: TextIO, progress: Shown) -> None:
         self._progress = progress
         self._running = False
         self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []

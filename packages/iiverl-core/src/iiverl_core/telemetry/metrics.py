@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from iiverl_core.rewards.scorer import Key
 from iiverl_core.samples import Sample
-from iiverl_reward_client import Failed, Scored
+from iiverl_reward_client import Failed, Outcome, Scored
 
 Stats: TypeAlias = tuple[float, float, float]
 """Mean, maximum and minimum."""
@@ -39,7 +39,7 @@ def batch_metrics(
     for name, values in (token_stats or {}).items():
         metrics |= _named(f"critic/{name}", values)
     metrics |= _component_means(list(scored.values()))
-    metrics |= _failures([s.outcome for s in samples if isinstance(s.outcome, Failed)])
+    metrics |= _failures([kind for s in samples if (kind := _failure_kind(s.outcome))])
     metrics |= _stats("response_length", [s.response_length for s in samples])
     metrics |= _stats("prompt_length", [s.prompt_length for s in samples])
     if samples:
@@ -131,8 +131,15 @@ def _component_means(scored: Sequence[Scored]) -> dict[str, float]:
     return {f"reward/{component}/mean": sum(v) / len(v) for component, v in sorted(values.items())}
 
 
-def _failures(failed: Sequence[Failed]) -> dict[str, float]:
-    kinds = Counter(outcome.kind for outcome in failed)
-    return {"reward/failed": float(len(failed))} | {
-        f"reward/failed/{k}": float(n) for k, n in sorted(kinds.items())
+def _failure_kind(outcome: Outcome | None) -> str | None:
+    """Say how scoring failed, also where a constant took the place of the score; None where it did not."""
+    if isinstance(outcome, Failed):
+        return outcome.kind
+    return outcome.info.get("failed") if isinstance(outcome, Scored) else None
+
+
+def _failures(kinds: Sequence[str]) -> dict[str, float]:
+    counts = Counter(kinds)
+    return {"reward/failed": float(len(kinds))} | {
+        f"reward/failed/{k}": float(n) for k, n in sorted(counts.items())
     }

@@ -29,13 +29,14 @@ def report(
     total_steps: int | None = None,
     samples: Path | None = None,
     next_line: str | None = None,
+    ended_well: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
     """Draw the reward's curve in the terminal and to `{folder}/reward.png`, and sum up the run.
 
     All of it is read from the `metrics.jsonl` in `folder`. `total_steps` is what the run was to take, and tells one
     that was interrupted; `samples` is the folder of sample dumps; `next_line` says what to do next, and without it
-    the samples or TensorBoard are proposed. A run without steps or without rewards has a report too, one with a single
+    the samples or TensorBoard are proposed, unless the run did not end well and an error is to follow. A run without steps or without rewards has a report too, one with a single
     reward has no curve, and a picture that cannot be drawn is a warning.
     """
     records = read_history(folder)
@@ -47,7 +48,8 @@ def report(
     say(_headline(experiment, trained, total_steps))
     for name, text in _facts(folder, records, [reward for _, reward in rewards], samples):
         say(f"  {name:<13}{text}")
-    say(f"next: {next_line or _next(folder, samples)}")
+    if ended_well:
+        say(f"next: {next_line or _next(folder, samples)}")
 
 
 def first_and_last(rewards: Sequence[float]) -> tuple[float, float, int]:
@@ -85,19 +87,29 @@ def _facts(
     folder: Path, records: Sequence[dict[str, Any]], rewards: Sequence[float], samples: Path | None
 ) -> Iterator[tuple[str, str]]:
     """Yield what came of the run and where each thing that exists is."""
+    trained = [record for record in records if record["step"] > 0]
     if rewards:
         yield "reward", _change(rewards)
-    elif any(record["step"] > 0 for record in records):
+    elif trained:
         yield "reward", "none: no sample was scored, see reward/failed in the metrics"
+    failed = sum(record.get("reward/failed") or 0.0 for record in records)
+    if failed:
+        yield (
+            "failed",
+            f"{failed:.0f} samples had no score and taught nothing, see reward/failed in the metrics",
+        )
     for name, scores in _validations(records).items():
         first = f"{scores[0]:.3f} -> " if len(scores) > 1 else ""
-        yield "validation", f"{first}{scores[-1]:.3f} ({name})"
+        when = ", before training" if len(scores) == 1 and trained and "val/failed" in records[0] else ""
+        yield "validation", f"{first}{scores[-1]:.3f} ({name}{when})"
     if (folder / METRICS_FILE).exists():
         yield "metrics", _show(folder / METRICS_FILE)
     if len(rewards) > 1 and (folder / PICTURE).exists():
         yield "curve", _show(folder / PICTURE)
     if (folder / TENSORBOARD_FOLDER).exists():
         yield "tensorboard", _tensorboard(folder)
+    if trained:
+        yield "weights", "not saved: this version has no checkpoints"
     if samples is not None and samples.exists():
         yield "samples", f"{_show(samples)}{os.sep}STEP.parquet"
 

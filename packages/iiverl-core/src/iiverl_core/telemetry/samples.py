@@ -66,27 +66,32 @@ def write_samples(
     numbers = numbers or {}
     ordered = sorted(samples, key=lambda sample: (sample.group, sample.member))
     rows = [_row(step, sample, numbers.get((sample.group, sample.member), {})) for sample in ordered]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step}.parquet"
-    unfinished = folder / f".{step}.parquet.{os.getpid()}"
+    write_parquet(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    return path
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a file that appears whole or not at all, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished, compression="zstd")
+        pq.write_table(table, unfinished, compression="zstd")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
 def _row(step: int, sample: Sample, numbers: SampleNumbers) -> dict[str, Any]:
     prompt = sample.prompt
     return {
         "step": step,
-        "data_source": _text(prompt.data_source),
+        "data_source": utf8(prompt.data_source),
         "row": prompt.row,
         "group": sample.group,
         "member": sample.member,
-        "prompt": _text(prompt.text),
-        "response": _text(sample.text),
+        "prompt": utf8(prompt.text),
+        "response": utf8(sample.text),
         "ground_truth": _ground_truth(prompt.ground_truth),
         **_outcome(sample),
         "rollout_log_prob_sum": sample.log_prob,
@@ -100,19 +105,20 @@ def _row(step: int, sample: Sample, numbers: SampleNumbers) -> dict[str, Any]:
 def _outcome(sample: Sample) -> dict[str, Any]:
     match sample.outcome:
         case Scored(score, components):
-            return {"outcome": "scored", "score": score, "components": _json(components)}
+            return {"outcome": "scored", "score": score, "components": to_json(components)}
         case Failed(kind=kind, detail=detail):
-            return {"outcome": kind, "failure_detail": _text(detail)}
+            return {"outcome": kind, "failure_detail": utf8(detail)}
         case _:
             return {}
 
 
 def _ground_truth(value: Any) -> str | None:
-    return value if value is None else _text(value) if isinstance(value, str) else _json(value)
+    return value if value is None else utf8(value) if isinstance(value, str) else to_json(value)
 
 
-def _json(value: Any) -> str:
-    return _text(json.dumps(value, ensure_ascii=False, default=_plain))
+def to_json(value: Any) -> str:
+    """Write a value as JSON; what JSON does not know becomes what is nearest to it."""
+    return utf8(json.dumps(value, ensure_ascii=False, default=_plain))
 
 
 def _plain(value: Any) -> Any:
@@ -122,6 +128,6 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _text(text: str) -> str:
+def utf8(text: str) -> str:
     """Replace what UTF-8 cannot hold: half a surrogate pair, such as a scorer may give back."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,5 +1,7 @@
 """Do the parts of the objective fit together: KL divergence, clipping, aggregation, and what scores a response?"""
 
+import os
+
 from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.schema import keys
 
@@ -63,6 +65,18 @@ def kl_counts_once(view: View) -> str | None:
     return f"the KL divergence counts twice: in the reward, and by {KL_LOSS} in the loss"
 
 
+@checks.add("warning", IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef", "algorithm.adv_estimator")
+def kl_in_reward_is_meant(view: View) -> str | None:
+    """Files written for later verl expect no KL where none is asked for."""
+    asked = view.given(IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef")
+    if asked or view["algorithm.adv_estimator"] != "grpo" or not view.config.kl_in_reward:
+        return None
+    return (
+        f"{IN_REWARD} is not set, so a KL penalty is part of the reward, as in II-VERL; later verl has none. "
+        "Set it to true or false"
+    )
+
+
 REFERENCE = tuple(path for path in keys() if path.startswith("actor_rollout_ref.ref."))
 
 
@@ -93,6 +107,15 @@ def server_has_an_address(view: View) -> str | None:
         return f"a reward server needs its address, {URL}, as in http://localhost:8000"
     wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
     return f"an address begins with http:// or https://, and {wrong[0]!r} does not" if wrong else None
+
+
+@checks.add("here", "reward_api.token_env", "reward_api.enable")
+def token_is_there(view: View) -> str | None:
+    """The variable that holds the server's token is set."""
+    name = view["reward_api.token_env"]
+    if not view["reward_api.enable"] or name is None or os.environ.get(name):
+        return None
+    return f"the environment variable {name} is not set; it holds the reward server's token"
 
 
 @checks.add("error", FUNCTION, "reward_api.enable")

@@ -13,7 +13,7 @@ class DataConfig(Section):
     train_files: Paths = ("~/data/rlhf/gsm8k/train.parquet",)
     """What to train on: parquet, jsonl, csv or arrow files, `save_to_disk` folders, Hub names (`org/name:config@revision`)."""
     val_files: Paths | None = ("~/data/rlhf/gsm8k/test.parquet",)
-    """What to validate on, in the same forms; null for no validation."""
+    """What to validate on, in the same forms; null, or `train_files` without it, for no validation."""
     train_split: Names = ("train",)
     """Split of each training dataset that has splits: one for all, or a list with one for each of `train_files`."""
     val_split: Names = ("test",)

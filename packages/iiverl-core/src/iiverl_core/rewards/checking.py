@@ -1,0 +1,169 @@
+"""A reward server and the datasets that it is to score, looked at without a model: what `iiverl reward check` tells."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from iiverl_core.config import Config
+from iiverl_core.data.chat import PromptError, as_messages
+from iiverl_core.data.sources import load_tables
+from iiverl_core.errors import ConfigError
+from iiverl_core.rewards.remote import ROWS_CHECKED, check_rows, check_server, make_client
+from iiverl_core.samples import Prompt
+from iiverl_reward_client import Capabilities, Failed, Outcome, RewardSample, SyncRewardClient
+
+WRONG_ANSWER = r"\boxed{this is not the answer}"
+
+
+@dataclass(frozen=True)
+class ServerAnswer:
+    """A server, the seconds in which it answered a ping, and what it says of itself, if it says anything."""
+
+    url: str
+    ping: float | Failed
+    capabilities: Capabilities | None
+
+
+@dataclass(frozen=True)
+class TriedAnswer:
+    """What a row's made-up answer was given: `answer` is an obviously wrong one, or the row's own."""
+
+    row: int
+    type: str
+    answer: Literal["wrong", "right"]
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class RewardCheck:
+    """What a look at servers and datasets found; `rows` names each dataset and counts its rows that were checked."""
+
+    servers: list[ServerAnswer]
+    rows: list[tuple[str, int]]
+    tried: list[TriedAnswer]
+
+
+def check_rewards(config: Config, rows: int) -> RewardCheck:
+    """Ask the servers, check the first rows of the datasets, and score made-up answers to `rows` training prompts.
+
+    The rows are checked as before a run. Prompts are sent as plain text, without the model's chat template, since that
+    needs no tokenizer.
+
+    Raises:
+        ConfigError: no reward server is configured, or a row is not what the servers verify.
+        DataError: a dataset cannot be read.
+        IIVerlError: no server answers.
+    """
+    if not config.reward_api.enable:
+        raise ConfigError(
+            "reward_api.enable is false, so there is no reward server to check. "
+            "Set it to true, and reward_api.api_url to the server's address."
+        )
+    with make_client(config.reward_api) as client:
+        told, datasets = _look(config, client)
+        pings = client.ping()
+        servers = [ServerAnswer(url, pings[url], told[url]) for url in told]
+        tried = _try(client, datasets[0][1][:rows], config.reward_api.verification_info_column)
+    return RewardCheck(servers, [(name, len(prompts)) for name, prompts in datasets], tried)
+
+
+def check_before_run(config: Config) -> None:
+    """See that the reward server is there and verifies what the first rows of the datasets hold.
+
+    Raises:
+        ConfigError: a row is not what the servers verify.
+        DataError: a dataset cannot be read.
+        IIVerlError: no server answers.
+    """
+    with make_client(config.reward_api) as client:
+        _look(config, client)
+
+
+def _look(
+    config: Config, client: SyncRewardClient
+) -> tuple[dict[str, Capabilities | None], list[tuple[str, list[Prompt]]]]:
+    """Ask the servers what they verify, and hold the datasets' first rows against it."""
+    told = check_server(client)
+    datasets = _datasets(config)
+    for name, prompts in datasets:
+        try:
+            check_rows(config, prompts, told)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    return told, datasets
+
+
+def _datasets(config: Config) -> list[tuple[str, list[Prompt]]]:
+    """Read the first rows of each dataset that a run reads, as prompts without tokens; those to train on come first."""
+    data, trainer = config.data, config.trainer
+    tables = load_tables(data.train_files, data.train_split)
+    if data.val_files and (trainer.val_before_train or trainer.val_only or trainer.test_freq > 0):
+        tables += load_tables(data.val_files, data.val_split)
+    return [
+        (
+            table.name,
+            [_prompt(i, table.row(i), data.prompt_key) for i in range(min(len(table), ROWS_CHECKED))],
+        )
+        for table in tables
+    ]
+
+
+def _prompt(number: int, row: Mapping[str, Any], prompt_key: str) -> Prompt:
+    columns = {name: value for name, value in row.items() if name != prompt_key}
+    return Prompt(
+        row=number,
+        ids=(),
+        text=_text(row.get(prompt_key), number, prompt_key),
+        ground_truth=columns.get("ground_truth"),
+        columns=columns,
+    )
+
+
+def _text(prompt: Any, number: int, prompt_key: str) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return "\n".join(message["content"] for message in as_messages(prompt))
+    except PromptError as error:
+        raise ConfigError(
+            f"row {number} of the dataset, column {prompt_key!r} (data.prompt_key): it {error}"
+        ) from None
+
+
+def _try(client: SyncRewardClient, prompts: Sequence[Prompt], column: str) -> list[TriedAnswer]:
+    """Score an obviously wrong answer to each prompt, and its own one where `verification_info` has it."""
+    tries: list[tuple[int, str, Literal["wrong", "right"]]] = []
+    samples: list[RewardSample] = []
+    for prompt in prompts:
+        info = prompt.columns.get(column) or ""
+        read = _as_mapping(info)
+        answer = read.get("answer")
+        value = answer.get("value") if isinstance(answer, Mapping) else None
+        responses: dict[Literal["wrong", "right"], str] = {"wrong": WRONG_ANSWER}
+        if value is not None:
+            responses["right"] = rf"\boxed{{{value}}}"
+        for kind, response in responses.items():
+            tries.append((prompt.row, str(read.get("type", "")), kind))
+            samples.append(
+                RewardSample(
+                    id=f"{prompt.row}-{kind}",
+                    llm_output=f"{prompt.text}\n{response}",
+                    verification_info=info,
+                    prompt=prompt.text,
+                    response=response,
+                    label=prompt.ground_truth,
+                )
+            )
+    outcomes = client.score_batch(samples)
+    return [TriedAnswer(*each, outcome) for each, outcome in zip(tries, outcomes, strict=True)]
+
+
+def _as_mapping(info: Any) -> Mapping[str, Any]:
+    """Read a row's verification info as far as it is a JSON object; servers of other protocols take other things."""
+    if isinstance(info, str):
+        try:
+            info = json.loads(info)
+        except ValueError:
+            return {}
+    return info if isinstance(info, Mapping) else {}

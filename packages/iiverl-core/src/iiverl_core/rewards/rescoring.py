@@ -1,0 +1,185 @@
+"""Scoring the files of an earlier run again, to see what another reward server, or a mended one, says of them."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iiverl_core.errors import ConfigError
+from iiverl_reward_client import Failed, Outcome, RewardSample, Scored, SyncRewardClient
+
+_NEEDED = ("llm_output", "verification_info", "score")
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A sample whose score is another now: the row of its file, both scores, and what the model wrote."""
+
+    file: str
+    row: int
+    before: float
+    after: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores before and after.
+
+    Of the samples that have both, `same`, `higher` and `lower` count them, and the means are over these; `gained` have
+    a score only now, and `failed` have none now. `differences` begins with the largest.
+    """
+
+    same: int
+    higher: int
+    lower: int
+    gained: int
+    failed: list[Failed]
+    mean_before: float
+    mean_after: float
+    differences: list[Difference]
+
+
+def read_dumps(place: Path) -> pa.Table:
+    """Read a file of scored samples, or all below a folder in the order of their steps, with the column `file` added.
+
+    These are the files of `reward_api.save_dir`, also as II-VERL writes them.
+
+    Raises:
+        ConfigError: there is no such file, or it is of another kind.
+    """
+    files = dump_files(place)
+    tables = [_read(file, str(file.relative_to(place)) if place.is_dir() else file.name) for file in files]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"{place}: its files do not have the same columns ({error}). Score them one by one."
+        ) from error
+
+
+def dump_files(place: Path) -> list[Path]:
+    """List the parquet files that a path means, in the order of their steps.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if place.is_file():
+        return [place]
+    files = sorted(place.rglob("*.parquet"), key=lambda file: (str(file.parent), _step(file), file.name))
+    if not files:
+        what = "holds no parquet file" if place.is_dir() else "does not exist"
+        raise ConfigError(
+            f"{place} {what}. Name a file that a run wrote, such as debug_data/train/10.parquet, or its folder."
+        )
+    return files
+
+
+def rescore(table: pa.Table, client: SyncRewardClient, advance: Callable[[], None]) -> list[Outcome]:
+    """Score the rows of a table again, in order; `advance` is called for each that is done."""
+    names = ["llm_output", "verification_info", *(["response"] if "response" in table.column_names else [])]
+    samples = [_sample(i, **row) for i, row in enumerate(table.select(names).to_pylist())]
+    outcomes: dict[str, Outcome] = {}
+    for sample, outcome in client.score_stream(samples):
+        outcomes[sample.id] = outcome
+        advance()
+    return [outcomes[sample.id] for sample in samples]
+
+
+def compare(table: pa.Table, outcomes: Sequence[Outcome]) -> Comparison:
+    """Hold the new outcomes against the scores in the table."""
+    old = _scores(table)
+    pairs = [
+        (i, before, outcome.score)
+        for i, (before, outcome) in enumerate(zip(old, outcomes, strict=True))
+        if before is not None and isinstance(outcome, Scored)
+    ]
+    changed = [(i, before, after) for i, before, after in pairs if abs(after - before) > _SAME]
+    changed.sort(key=lambda pair: -abs(pair[2] - pair[1]))
+    higher = sum(after > before for _, before, after in changed)
+    return Comparison(
+        same=len(pairs) - len(changed),
+        higher=higher,
+        lower=len(changed) - higher,
+        gained=sum(isinstance(outcome, Scored) for outcome in outcomes) - len(pairs),
+        failed=[outcome for outcome in outcomes if isinstance(outcome, Failed)],
+        mean_before=_mean([before for _, before, _ in pairs]),
+        mean_after=_mean([after for _, _, after in pairs]),
+        differences=[_difference(table, i, before, after) for i, before, after in changed],
+    )
+
+
+def with_outcomes(table: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
+    """Add what the samples were given now: `new_score`, `new_outcome`, `new_detail` and `new_components` (JSON)."""
+    scored = [outcome if isinstance(outcome, Scored) else None for outcome in outcomes]
+    failed = [outcome if isinstance(outcome, Failed) else None for outcome in outcomes]
+    columns = {
+        "new_score": pa.array([each and each.score for each in scored], pa.float64()),
+        "new_outcome": pa.array([each.kind if each else "scored" for each in failed], pa.string()),
+        "new_detail": pa.array([each and each.detail for each in failed], pa.string()),
+        "new_components": pa.array(
+            [each and json.dumps(dict(each.components)) for each in scored], pa.string()
+        ),
+    }
+    for name, column in columns.items():
+        table = table.drop_columns(name) if name in table.column_names else table
+        table = table.append_column(name, column)
+    return table
+
+
+def _read(file: Path, name: str) -> pa.Table:
+    try:
+        table = pq.ParquetFile(file).read()
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{file} cannot be read as parquet: {error}") from error
+    if missing := [column for column in _NEEDED if column not in table.column_names]:
+        raise ConfigError(
+            f"{file} has no column {' or '.join(missing)}, so it is no file of reward_api.save_dir. "
+            f"It has: {', '.join(table.column_names)}."
+        )
+    table = table.drop_columns("file") if "file" in table.column_names else table
+    return table.append_column("file", pa.array([name] * len(table), pa.string()))
+
+
+def _sample(
+    number: int, llm_output: str, verification_info: str | None, response: str | None = None
+) -> RewardSample:
+    """Write a row as it is sent; the prompt is what stands before the response, where that is known."""
+    known = response is not None and llm_output.endswith(response)
+    return RewardSample(
+        id=str(number),
+        llm_output=llm_output,
+        verification_info=verification_info or "",
+        prompt=llm_output.removesuffix(response) if known and response else None,
+        response=response,
+    )
+
+
+def _scores(table: pa.Table) -> list[float | None]:
+    """Give the scores of a table; a constant in the place of a failed sample's score is none."""
+    scores = table["score"].to_pylist()
+    outcomes = table["outcome"].to_pylist() if "outcome" in table.column_names else [None] * len(scores)
+    return [
+        score if outcome in ("scored", None) and score is not None and math.isfinite(score) else None
+        for score, outcome in zip(scores, outcomes, strict=True)
+    ]
+
+
+def _difference(table: pa.Table, index: int, before: float, after: float) -> Difference:
+    file = table["file"][index].as_py()
+    row = index - table["file"].index(file).as_py()
+    text = table["response" if "response" in table.column_names else "llm_output"][index].as_py() or ""
+    return Difference(file, row, before, after, text)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _step(file: Path) -> int:
+    return int(file.stem) if file.stem.isdecimal() else -1

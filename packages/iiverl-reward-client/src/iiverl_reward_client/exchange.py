@@ -1,0 +1,74 @@
+"""One request and its answer: sending it, and telling what went wrong."""
+
+import httpx
+
+from iiverl_reward_client.addresses import Address
+from iiverl_reward_client.outcomes import Failed
+from iiverl_reward_client.retrying import Timeouts
+
+_AGENT = ("User-Agent", "iiverl-reward-client")
+_ACCEPT = ("Accept", "application/json")
+_JSON = ("Content-Type", "application/json")
+
+
+class Sender:
+    """Sends requests through an httpx transport.
+
+    It goes past `httpx.AsyncClient`, whose cookies, redirects and logging a reward server has no use for: a token goes
+    to the address it was given for and to no other.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, timeouts: Timeouts) -> None:
+        self._transport = transport
+        self._urls: dict[tuple[Address, str], httpx.URL] = {}  # joining URLs costs more than it should
+        read = timeouts.read
+        self._extensions = {
+            "timeout": {"connect": timeouts.connect, "read": read, "write": read, "pool": read}
+        }
+
+    async def post(self, address: Address, path: str, body: bytes) -> httpx.Response:
+        """Send JSON and read the answer.
+
+        Raises:
+            httpx.RequestError: there was none.
+        """
+        return await self._send("POST", address, path, body)
+
+    async def get(self, address: Address, path: str) -> httpx.Response:
+        """Ask and read the answer.
+
+        Raises:
+            httpx.RequestError: there was none.
+        """
+        return await self._send("GET", address, path, None)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
+
+    async def _send(self, method: str, address: Address, path: str, body: bytes | None) -> httpx.Response:
+        url = self._urls.get((address, path))
+        if url is None:
+            url = self._urls[address, path] = address.at(path)
+        headers = [_AGENT, _ACCEPT]
+        if body is not None:
+            headers.append(_JSON)
+        if address.authorization is not None:
+            headers.append(("Authorization", address.authorization))
+        request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
+        response = await self._transport.handle_async_request(request)
+        try:
+            await response.aread()
+        finally:
+            await response.aclose()
+        return response
+
+
+def failure_of(error: httpx.RequestError) -> Failed:
+    """Say what kind of failure a request without an answer is."""
+    detail = str(error) or type(error).__name__
+    if isinstance(error, httpx.TimeoutException):
+        return Failed("timeout", detail=detail)
+    if isinstance(error, httpx.TransportError):
+        return Failed("transport", detail=detail)
+    return Failed("bad_response", detail=detail)

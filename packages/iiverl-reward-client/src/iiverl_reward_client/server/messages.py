@@ -1,0 +1,104 @@
+"""The JSON documents of the protocol, as they are checked and published."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from iiverl_reward_client.outcomes import FailureKind
+
+
+class RewardRequest(BaseModel):
+    """One sample, as `POST /reward` takes it."""
+
+    llm_output: str = Field(description="Prompt and response together, special tokens kept.")
+    verification_info: str = Field(description="A JSON document with `type` and `answer`.")
+
+
+class RewardResponse(BaseModel):
+    """A score, 0 to 1."""
+
+    score: float
+
+
+class Sample(BaseModel):
+    """One sample of a batch."""
+
+    id: str = Field(description="Returned with the result.")
+    llm_output: str = Field(description="Prompt and response together, special tokens kept.")
+    prompt: str | None = Field(None, description="The prompt alone.")
+    response: str | None = Field(
+        None,
+        description="The response alone; without it, what follows the server's answer marker is verified.",
+    )
+    verification_info: str | dict[str, Any] = Field(
+        description="`type` and `answer`; may be JSON in a string."
+    )
+
+
+class BatchRequest(BaseModel):
+    """Samples to be scored."""
+
+    samples: list[Sample]
+
+
+class Error(BaseModel):
+    """Why there is no score."""
+
+    kind: FailureKind
+    detail: str
+    retry_after: float | None = Field(description="Seconds after which to try again, if that helps.")
+
+
+class ScoredResult(BaseModel):
+    """A sample's score, and what it is made of."""
+
+    id: str
+    score: float
+    components: dict[str, float]
+    info: dict[str, Any]
+
+
+class FailedResult(BaseModel):
+    """A sample that could not be scored."""
+
+    id: str
+    error: Error
+
+
+class BatchResponse(BaseModel):
+    """A result for each sample, in order."""
+
+    server_version: str = Field(description="Changes with whatever may change a score.")
+    results: list[ScoredResult | FailedResult]
+
+
+class Capabilities(BaseModel):
+    """What the server can do."""
+
+    protocol: str
+    server_version: str
+    types: list[str]
+    unavailable: dict[str, str] = Field(description="Types that cannot be verified here, and why.")
+    max_batch: int
+    max_body_bytes: int
+
+
+class Health(BaseModel):
+    """How busy the server is."""
+
+    status: str
+    in_flight: int
+    waiting: int
+
+
+class Ping(BaseModel):
+    """A sign of life."""
+
+    status: str
+    message: str
+
+
+class Detail(BaseModel):
+    """What is wrong with a request, or the server."""
+
+    detail: Any

@@ -1,0 +1,132 @@
+"""From a request's sample to its result: what is asked, by which verifier, in which lane."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iiverl_reward_client.outcomes import Scored
+from iiverl_reward_client.server.lanes import Lane
+from iiverl_reward_client.server.metrics import Metrics
+from iiverl_reward_client.server.registry import BUILT_IN, find_verifiers, version_of
+from iiverl_reward_client.server.settings import Settings
+from iiverl_reward_client.verifiers import BadAnswerError, Submission, UnavailableError, VerifierError
+from iiverl_reward_client.verifiers.extraction import split_turn
+from iiverl_reward_client.verifiers.format_score import format_score, with_format
+
+_log = logging.getLogger(__name__)
+
+Result = Scored | VerifierError
+
+
+class Scoring:
+    """The verifiers of a server, each with its lane. `files` are users' verifiers as `file.py:function`.
+
+    Raises:
+        SettingsError: a user's verifier is not there, or has the type of another.
+    """
+
+    def __init__(self, settings: Settings, files: Sequence[str] = ()) -> None:
+        self.settings = settings
+        self.version = version_of(settings, files)
+        self.unavailable: dict[str, str] = {}
+        self.metrics = Metrics()
+        self._entries = find_verifiers(settings, files)
+        self._lanes = {type: Lane(entry.places, settings.queue) for type, entry in self._entries.items()}
+        for type, lane in self._lanes.items():
+            self.metrics.watch(type, lambda lane=lane: lane.in_flight, lambda lane=lane: lane.waiting)
+
+    @property
+    def types(self) -> list[str]:
+        """The types that can be verified here."""
+        return [type for type in self._entries if type not in self.unavailable]
+
+    @property
+    def in_flight(self) -> int:
+        """How many samples are being verified."""
+        return sum(lane.in_flight for lane in self._lanes.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many samples wait for a place."""
+        return sum(lane.waiting for lane in self._lanes.values())
+
+    async def start(self) -> None:
+        """Make all verifiers ready; those that cannot be are `unavailable`, with the reason."""
+        await asyncio.gather(*(self._start(type) for type in self._entries))
+
+    async def close(self) -> None:
+        """Drop what is under way, and free processes and connections."""
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await asyncio.gather(*(entry.verifier.close() for entry in self._entries.values()))
+
+    async def score(
+        self, llm_output: str, prompt: str | None, response: str | None, info: str | Mapping[str, Any]
+    ) -> Result:
+        """Score one sample; whatever happens, the result says it.
+
+        `response` is verified where it is given, otherwise what follows the last answer marker of `llm_output`.
+        """
+        arrived = time.monotonic()
+        type = "unknown"
+        try:
+            document = _read(info)
+            type = self._known(document["type"])
+            if response is None:
+                before, response = split_turn(llm_output, self.settings.answer_marker)
+                prompt = before if prompt is None else prompt
+            submission = Submission(type, response, document["answer"], prompt, document)
+            result: Result = await self._verified(submission)
+        except VerifierError as failed:
+            result = failed
+        except Exception as error:
+            _log.exception("verifying a sample of type %s", type)
+            result = VerifierError("server", f"{type}: {error.__class__.__name__} in the server")
+        self.metrics.count(type, result, time.monotonic() - arrived)
+        return result
+
+    async def _start(self, type: str) -> None:
+        try:
+            await self._entries[type].verifier.start()
+        except UnavailableError as error:
+            self.unavailable[type] = error.detail
+
+    def _known(self, type: Any) -> str:
+        if not isinstance(type, str) or type not in self._entries:
+            shown = repr(type)[:80]
+            raise BadAnswerError(
+                f"verification_info has the unknown type {shown}; known: {', '.join(self._entries)}"
+            )
+        return type
+
+    async def _verified(self, submission: Submission) -> Scored:
+        type, settings = submission.type, self.settings
+        if type in self.unavailable:
+            raise UnavailableError(self.unavailable[type])
+        verifier = self._entries[type].verifier
+        verifier.check(submission.answer)
+        scored = await self._lanes[type].run(lambda: verifier.verify(submission))
+        if settings.use_format_verifier and type in BUILT_IN:
+            return with_format(scored, format_score(submission, settings.end_token))
+        return scored
+
+
+def _read(info: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read a `verification_info` as far as all types have it in common.
+
+    Raises:
+        BadAnswerError: it is no JSON object, or lacks `type` or `answer`.
+    """
+    if isinstance(info, str):
+        try:
+            info = json.loads(info)
+        except (ValueError, RecursionError) as error:
+            raise BadAnswerError(f"verification_info is no JSON: {str(error)[:200]}") from None
+    if not isinstance(info, Mapping):
+        raise BadAnswerError(f"verification_info is a JSON object, not {type(info).__name__}")
+    for name in ("type", "answer"):
+        if name not in info:
+            raise BadAnswerError(f"verification_info lacks {name!r}")
+    return info

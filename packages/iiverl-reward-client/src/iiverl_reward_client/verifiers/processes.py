@@ -1,0 +1,210 @@
+"""Worker processes: each runs one submission at a time, and is killed and replaced when that takes too long."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iiverl_reward_client.verifiers.verifier import VerifierError
+
+_log = logging.getLogger(__name__)
+
+_START_LIMIT = 120.0  # seconds: a verifier may import a large library
+_RESTART_PAUSE = 1.0
+_REPLY_BYTES = 16 * 2**20
+_LOOK_EVERY = 0.1  # seconds between looks at a worker's memory
+
+
+class WorkerError(Exception):
+    """A worker process could not load its function, or ended before it had."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What one submission may cost: seconds of wall time, and bytes of resident memory (kept on Linux only)."""
+
+    seconds: float = 10.0
+    memory_bytes: int = 2 * 2**30
+
+
+class WorkerPool:
+    """Up to `size` processes that each have loaded the function at `target` (see `worker`)."""
+
+    def __init__(
+        self, target: str, size: int, limits: WorkerLimits, hidden_variables: Sequence[str] = ()
+    ) -> None:
+        self._target = target
+        self._size = size
+        self._limits = limits
+        self._hidden = frozenset(hidden_variables)
+        self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
+        self._processes: set[asyncio.subprocess.Process] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[int]] = set()
+        self._count = 0  # of processes, those that are starting included
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start one process and see that it is usable; the others, and all without this call, start when needed.
+
+        Raises:
+            WorkerError: it is not; says why.
+        """
+        self._idle.put_nowait(await self._started())
+        self._count += 1
+
+    async def call(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message to a free process, and give its reply.
+
+        Raises:
+            VerifierError: it took too long or too much memory, or the process ended; another replaces it.
+        """
+        line = json.dumps(message).encode() + b"\n"
+        process = await self._free()
+        try:
+            reply = await self._exchange(process, line)
+        except BaseException:
+            self._replace(process)
+            raise
+        self._idle.put_nowait(process)
+        return reply
+
+    async def close(self) -> None:
+        """Kill all processes, with what they started, and wait until they are gone."""
+        self._closed = True
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        for process in list(self._processes):
+            self._end(process)
+        await asyncio.gather(*self._ending)
+
+    async def _free(self) -> asyncio.subprocess.Process:
+        """Wait for a process that has nothing to do."""
+        if self._idle.empty() and self._count < self._size:
+            self._count += 1
+            self._start_in_background()
+        try:
+            async with asyncio.timeout(_START_LIMIT):
+                while (process := await self._idle.get()).returncode is not None:
+                    self._replace(process)  # it ended while nobody asked anything of it
+                return process
+        except TimeoutError:
+            raise VerifierError("server", "no worker process could be started") from None
+
+    async def _exchange(self, process: asyncio.subprocess.Process, line: bytes) -> dict[str, Any]:
+        """Send a line and await the reply, under the limits."""
+        answer = asyncio.create_task(_ask(process, line))
+        watch = asyncio.create_task(_memory_above(process.pid, self._limits.memory_bytes))
+        try:
+            done, _ = await asyncio.wait(
+                (answer, watch), timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if answer in done:
+                return await answer
+        finally:
+            answer.cancel()
+            watch.cancel()
+        if watch in done:
+            raise VerifierError(
+                "server", f"verifying took more than {self._limits.memory_bytes / 2**20:.0f} MiB of memory"
+            )
+        raise VerifierError("timeout", f"verifying took longer than {self._limits.seconds:g} s")
+
+    def _replace(self, process: asyncio.subprocess.Process) -> None:
+        self._end(process)
+        if not self._closed:
+            self._start_in_background()
+
+    def _start_in_background(self) -> None:
+        task = asyncio.create_task(self._restarted())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _restarted(self) -> None:
+        """Start a process, again and again until one is usable."""
+        while True:
+            try:
+                self._idle.put_nowait(await self._started())
+                return
+            except (WorkerError, OSError) as error:
+                _log.error("a worker process for %s cannot start: %s", self._target, error)
+                await asyncio.sleep(_RESTART_PAUSE)
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        # -P: the folder that the server was started in is no place to import from.
+        command = (sys.executable, "-P", "-m", "iiverl_reward_client.verifiers.worker")
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            self._target,
+            str(self._limits.seconds),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={key: value for key, value in os.environ.items() if key not in self._hidden},
+            limit=_REPLY_BYTES,
+            start_new_session=True,  # Ctrl-C is for the server alone, and killing takes all that a worker started
+        )
+        self._processes.add(process)
+        try:
+            async with asyncio.timeout(_START_LIMIT):
+                said = json.loads(await _line(process))
+        except BaseException as error:
+            self._end(process)
+            if isinstance(error, TimeoutError):
+                raise WorkerError(f"it was not ready after {_START_LIMIT:g} s") from None
+            if isinstance(error, VerifierError):
+                raise WorkerError(error.detail) from None
+            raise
+        if "unusable" in said:
+            self._end(process)
+            raise WorkerError(said["unusable"])
+        return process
+
+    def _end(self, process: asyncio.subprocess.Process) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self._processes.discard(process)
+        task = asyncio.create_task(process.wait())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+
+async def _ask(process: asyncio.subprocess.Process, line: bytes) -> dict[str, Any]:
+    assert process.stdin is not None
+    with suppress(ConnectionError):  # that it ended shows below, with its exit code
+        process.stdin.write(line)
+        await process.stdin.drain()
+    return json.loads(await _line(process))
+
+
+async def _line(process: asyncio.subprocess.Process) -> bytes:
+    assert process.stdout is not None
+    try:
+        line = await process.stdout.readline()
+    except ValueError:
+        raise VerifierError("server", f"a verifier's reply exceeds {_REPLY_BYTES} bytes") from None
+    if not line:
+        code = await process.wait()
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise VerifierError("server", f"the verifier's process {ended}")
+    return line
+
+
+async def _memory_above(pid: int, most: int) -> None:
+    """Return once a process holds more than `most` bytes; never, where the system has no /proc."""
+    statm = Path(f"/proc/{pid}/statm")
+    page = os.sysconf("SC_PAGE_SIZE")
+    while True:
+        await asyncio.sleep(_LOOK_EVERY)
+        try:
+            if int(statm.read_text().split()[1]) * page > most:
+                return
+        except (OSError, IndexError, ValueError):  # no /proc, or the process has just ended
+            await asyncio.Event().wait()

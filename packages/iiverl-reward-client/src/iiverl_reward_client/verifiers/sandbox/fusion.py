@@ -1,0 +1,85 @@
+"""Sandbox Fusion, ByteDance's public server that runs code in many languages: `POST /run_code`."""
+
+import math
+from typing import Any, Literal
+
+import httpx
+
+from iiverl_reward_client.verifiers.sandbox.seam import (
+    DEFAULT_LIMITS,
+    Execution,
+    Limits,
+    SandboxError,
+    UnsupportedLanguage,
+)
+
+_SLACK_SECONDS = 30.0  # beyond compiling and running, for a server with other work to do
+
+
+class FusionSandbox:
+    """Runs programs on a Sandbox Fusion server; `url` is its root, or ends in `/run_code`.
+
+    Of the limits it holds wall time and memory; the others are that server's own. CPU time is not held apart.
+    """
+
+    def __init__(self, url: str) -> None:
+        root = url.rstrip("/").removesuffix("/run_code")
+        self._address = f"{root}/run_code"
+        self._client = httpx.Client(limits=httpx.Limits(max_connections=None))
+
+    def run(
+        self, source: str, stdin: str = "", *, language: str = "python", limits: Limits = DEFAULT_LIMITS
+    ) -> Execution:
+        """Run a program in any language that the server has; see `Sandbox.run`."""
+        seconds = limits.wall_seconds
+        request = {
+            "code": _clean(source),
+            "stdin": _clean(stdin),
+            "language": language,
+            "compile_timeout": seconds,
+            "run_timeout": seconds,
+            "memory_limit_MB": math.ceil(limits.memory_bytes / (1 << 20)),
+        }
+        try:
+            response = self._client.post(self._address, json=request, timeout=2 * seconds + _SLACK_SECONDS)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise SandboxError(f"{self._address}: {type(error).__name__}: {error}") from error
+        if response.status_code == 422:  # of what is sent, only the language can be out of its range
+            raise UnsupportedLanguage(f"{self._address} refuses {language!r}: {response.text[:300]}")
+        if response.status_code != 200:
+            raise SandboxError(f"{self._address} answers {response.status_code}: {response.text[:300]}")
+        try:
+            return _execution(response.json(), limits.output_bytes)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SandboxError(f"{self._address} gives no result of a run: {response.text[:300]}") from error
+
+
+def _clean(text: str) -> str:
+    """Replace halves of surrogate pairs, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _execution(answer: dict[str, Any], output_bytes: int) -> Execution:
+    """Read an answer; a program that does not compile has the compiler's streams and exit code.
+
+    Raises:
+        SandboxError: the server says that it failed itself.
+        KeyError, TypeError, ValueError: this is no answer to `/run_code`.
+    """
+    if answer["status"] == "SandboxError":
+        raise SandboxError(f"Sandbox Fusion failed: {str(answer.get('message'))[:300]}")
+    result = answer.get("run_result") or answer["compile_result"]
+    stdout, stderr = (result.get(name) or "" for name in ("stdout", "stderr"))
+    code = result.get("return_code")
+    ended = _ended(result["status"], code)
+    if len(stdout) + len(stderr) > output_bytes:
+        return Execution(stdout[:output_bytes], stderr[:output_bytes], None, "output")
+    return Execution(stdout, stderr, code if ended == "exit" else None, ended)
+
+
+def _ended(status: str, code: int | None) -> Literal["exit", "signal", "timeout"]:
+    if status == "TimeLimitExceeded":
+        return "timeout"
+    if status != "Finished":
+        raise ValueError(f"unknown status {status!r}")
+    return "signal" if code is None or code < 0 else "exit"

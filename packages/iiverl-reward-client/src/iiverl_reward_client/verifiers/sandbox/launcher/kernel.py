@@ -1,0 +1,115 @@
+"""Linux system calls that Python has no function for (3.11 has neither `unshare` nor `mount`)."""
+
+import ctypes
+import errno
+import os
+import struct
+
+_NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
+_NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
+ALL_NAMESPACES = _NEWNS | _NEWCGROUP | _NEWUTS | _NEWIPC | _NEWUSER | _NEWPID | _NEWNET
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+MNT_DETACH = 2
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
+PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 28, 36, 38
+SECCOMP_MODE_FILTER = 2
+# Uid 0 means nothing, no capability is raised as ambient or kept over a change of uid; all locked.
+_SECUREBITS_NOTHING_FOR_ROOT = 0b11_10_10_11
+
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_SYS_MOUNT_SETATTR = 442  # the same number on every architecture
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def unshare(flags: int) -> None:
+    """Put this process (for pids: its children) in new namespaces."""
+    _checked(_libc.unshare(ctypes.c_int(flags)), "new namespaces")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """Mount `source` on `target`; `flags` are of MS_*."""
+    result = _libc.mount(
+        source.encode(),
+        target.encode(),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        options.encode() or None,
+    )
+    _checked(result, f"mount {kind or source} on {target}")
+
+
+def detach(target: str) -> None:
+    """Take a mount and all below it out of the view."""
+    _checked(_libc.umount2(target.encode(), MNT_DETACH), f"unmount {target}")
+
+
+def restrict_mount(target: str, flags: int, *, recursive: bool) -> None:
+    """Add restrictions (MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC) to a mount, or to it and all below it."""
+    attributes = struct.pack("QQQQ", flags, 0, 0, 0)  # MOUNT_ATTR_* have these four values too
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_long(_AT_FDCWD),
+        target.encode(),
+        ctypes.c_long(_AT_RECURSIVE if recursive else 0),
+        attributes,
+        ctypes.c_long(len(attributes)),
+    )
+    _checked(result, f"restrict the mount {target}")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make `new_root` the root of this mount namespace; what was the root lies at `put_old`."""
+    number = ctypes.c_long(_SYS_PIVOT_ROOT[os.uname().machine])
+    _checked(_libc.syscall(number, new_root.encode(), put_old.encode()), f"pivot_root to {new_root}")
+
+
+def set_host_name(name: str) -> None:
+    """Name the machine in this namespace of names; the module `socket` takes long to import."""
+    _checked(_libc.sethostname(name.encode(), ctypes.c_size_t(len(name))), "set the host name")
+
+
+def prctl(option: int, first: int, second: int = 0) -> None:
+    """Set an attribute of this process."""
+    arguments = [ctypes.c_ulong(value) for value in (first, second, 0, 0)]
+    _checked(_libc.prctl(ctypes.c_int(option), *arguments), f"prctl {option}")
+
+
+def die_with_parent(signal_number: int, parent: int) -> None:
+    """Get a signal when the parent ends; at once if it has ended already. A change of rights undoes this."""
+    prctl(PR_SET_PDEATHSIG, signal_number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal_number)
+
+
+def drop_bounding_set() -> None:
+    """Make it impossible to gain capabilities by executing a file; needs CAP_SETPCAP."""
+    prctl(PR_SET_SECUREBITS, _SECUREBITS_NOTHING_FOR_ROOT)
+    capability = 0
+    while True:
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno != errno.EINVAL or capability == 0:
+                raise
+            return  # past the last capability of this kernel
+        capability += 1
+
+
+def drop_capabilities() -> None:
+    """Give up every capability that this process has."""
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _checked(_libc.capset(header, bytes(24)), "capset")

@@ -1,0 +1,83 @@
+"""What a sandbox takes and gives: limits, an execution, and the errors that are the sandbox's own."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+Ending: TypeAlias = Literal["exit", "signal", "timeout", "memory", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may use.
+
+    `cpu_seconds`: CPU time of each process; `wall_seconds`: from the program's start until all is killed.
+    `memory_bytes`: address space of each process, and the memory of all of them together.
+    `processes`: processes and threads at one time. `file_bytes`: each file, and the whole scratch folder.
+    `output_bytes`: standard output and standard error together.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    cpu_seconds: float = 10.0
+    wall_seconds: float = 20.0
+    memory_bytes: int = 1 << 30
+    processes: int = 32
+    file_bytes: int = 64 << 20
+    output_bytes: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is positive, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a program ended, and what it wrote until then, as UTF-8 with replacement characters.
+
+    `exit_code` is there when the program ended by itself (`ended` is `exit`); `timeout` is CPU or wall time.
+    A program that runs out of address space gets a MemoryError and mostly exits with it; `memory` says that
+    it was killed because all its processes together held too much.
+    """
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    ended: Ending
+
+
+class SandboxError(Exception):
+    """The sandbox failed. Says nothing about the program, so nothing may be scored by it."""
+
+
+class SandboxUnavailable(SandboxError):  # noqa: N818 (a state of the machine, not a mistake)
+    """No sandbox can be had here; `reason` says why and what to do about it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnsupportedLanguage(SandboxError):  # noqa: N818
+    """The sandbox does not run programs in this language."""
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class Sandbox(Protocol):
+    """Runs programs that nobody has read, away from everything else."""
+
+    def run(
+        self, source: str, stdin: str = "", *, language: str = "python", limits: Limits = DEFAULT_LIMITS
+    ) -> Execution:
+        """Run `source` with `stdin` on its standard input; block until it and all it started are gone.
+
+        May be called from several threads at once.
+
+        Raises:
+            UnsupportedLanguage: this sandbox has nothing to run `language` with.
+            SandboxError: the sandbox itself failed. Nothing that the program does raises.
+        """
+        ...

@@ -1,0 +1,94 @@
+"""Finding answers in what models write."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiverl_reward_client.verifiers.extraction import code_blocks, last_box, last_code_block, split_turn
+
+MARKER = "<｜Assistant｜>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q<｜Assistant｜>a", ("q<｜Assistant｜>", "a")),
+        (
+            "q<｜Assistant｜>a<｜User｜>q<｜Assistant｜>b",
+            ("q<｜Assistant｜>a<｜User｜>q<｜Assistant｜>", "b"),
+        ),
+        ("<|Assistant|>a", (None, "<|Assistant|>a")),
+        ("q<｜Assistant｜>", ("q<｜Assistant｜>", "")),
+    ],
+)
+def test_a_response_stands_behind_the_last_marker(text: str, expected: tuple[str | None, str]) -> None:
+    assert split_turn(text, MARKER) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no box", None),
+        ("\\boxed{1} and \\boxed{2}", "2"),
+        ("\\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\fbox{3} \\fboxed{4}", "4"),
+        ("\\boxed{1} and \\boxed{2", "1"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("a stray { then \\boxed{5} and }", "5"),
+        ("} \\boxed {6}", "6"),
+        ("\\boxed{\\boxed{7}}", "7"),
+        ("\\\\boxed{8}", "8"),
+        ("\\boxed{}", ""),
+        ("\\boxed 9", None),
+    ],
+)
+def test_the_last_closed_box(text: str, expected: str | None) -> None:
+    assert last_box(text) == expected
+
+
+balanced = st.recursive(
+    st.text(alphabet="ab1 \\,+", max_size=5).map(lambda text: text.replace("\\", "\\\\")),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+    max_leaves=10,
+)
+
+
+@given(before=st.text(alphabet="ab {\n"), inside=balanced, after=st.text(alphabet="ab \n"))
+def test_a_box_is_found_whatever_stands_before_it(before: str, inside: str, after: str) -> None:
+    assert last_box(f"{before}\\boxed{{{inside}}}{after}") == inside
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("```python\nx = 1\n```", [("python", "x = 1\n")]),
+        ("so: ```py\na``` done", []),
+        ("so: ```py\na```", [("python", "a")]),
+        ("```\na\n```\n```C++ main.cpp\nb\n```\n", [("", "a\n"), ("cpp", "b\n")]),
+        ('```python\ns = "```x"\n```', [("python", 's = "```x"\n')]),
+        ("```python\nnever closed", []),
+        ("``` ```", []),
+    ],
+)
+def test_fenced_blocks(text: str, expected: list[tuple[str, str]]) -> None:
+    assert code_blocks(text) == expected
+
+
+def test_the_last_block_of_a_language() -> None:
+    text = "```python\n1\n```\n```py\n2\n```\n```cpp\n3\n```\n"
+    assert last_code_block(text) == "3\n"
+    assert last_code_block(text, "Python") == "2\n"
+    assert last_code_block(text, "rust") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```py\n" * 100_000, "```" * 200_000, "`" * 500_000, "\\boxed{" * 70_000, "\\boxed" + " " * 500_000],
+)
+def test_long_nonsense_takes_time_in_proportion(text: str) -> None:
+    began = time.monotonic()
+    last_box(text)
+    code_blocks(text)
+    assert time.monotonic() - began < 2

@@ -1,0 +1,168 @@
+"""`llm_judge` against a server that speaks the OpenAI protocol."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from iiverl_reward_client.verifiers import Submission, UnavailableError, VerifierError
+from iiverl_reward_client.verifiers.llm_judge import JudgeVerifier
+
+
+class Judge(ThreadingHTTPServer):
+    """Answers as the test says, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status, self.said, self.headers, self.delay = 200, "VERDICT: MATCH", {}, 0.0
+        self.document: Any = None
+        self.asked: list[tuple[str, dict[str, str], Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1/"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        judge = self.server
+        assert isinstance(judge, Judge)
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        judge.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+        time.sleep(judge.delay)
+        document = judge.document or {"choices": [{"message": {"content": judge.said}}]}
+        self.send_response(judge.status)
+        for name, value in judge.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with Judge() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def score(url: str | None, prompt: str | None = "2+2?", key: str | None = None, seconds: float = 5) -> float:
+    async def run() -> float:
+        verifier = JudgeVerifier("m", url, key, max_tokens=7, temperature=0.5, seconds=seconds)
+        await verifier.start()
+        try:
+            submission = Submission("llm_judge", "It is 4", {"value": "four"}, prompt, {})
+            return (await verifier.verify(submission)).score
+        finally:
+            await verifier.close()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("VERDICT: MATCH", 1.0),
+        ("VERDICT: NO MATCH", 0.0),
+        ("Maybe VERDICT: MATCH, but\n**VERDICT: no match**", 0.0),
+        ("<think>VERDICT: NO MATCH?</think> VERDICT: **MATCH**", 1.0),
+    ],
+)
+def test_the_last_verdict_counts(judge: Judge, said: str, expected: float) -> None:
+    judge.said = said
+    assert score(judge.url) == expected
+
+
+def test_what_the_judge_is_asked(judge: Judge) -> None:
+    score(judge.url, key="secret")
+    ((path, headers, body),) = judge.asked
+    assert path == "/v1/chat/completions"
+    assert headers["authorization"] == "Bearer secret"
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 7, 0.5)
+    assert body["messages"][1]["content"] == (
+        "<task>\n2+2?\n</task>\n\n<reference>\nfour\n</reference>\n\n<answer>\nIt is 4\n</answer>"
+    )
+
+
+def test_no_task_where_none_is_known(judge: Judge) -> None:
+    score(judge.url, prompt=None)
+    assert "<task>" not in judge.asked[0][2]["messages"][1]["content"]
+    assert "authorization" not in judge.asked[0][1]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (429, "overload"),
+        (503, "overload"),
+        (408, "timeout"),
+        (504, "timeout"),
+        (500, "server"),
+        (401, "server"),
+    ],
+)
+def test_what_the_judge_refuses_is_no_zero(judge: Judge, status: int, kind: str) -> None:
+    judge.status, judge.headers = status, {"Retry-After": "3"}
+    with pytest.raises(VerifierError) as failed:
+        score(judge.url, key="secret")
+    assert failed.value.kind == kind
+    assert failed.value.retry_after == (3.0 if kind == "overload" else None)
+    assert "secret" not in failed.value.detail
+
+
+@pytest.mark.parametrize("document", [{"choices": []}, {"choices": [{"message": {"content": None}}]}, [1]])
+def test_no_completion_is_no_zero(judge: Judge, document: Any) -> None:
+    judge.document = document
+    with pytest.raises(VerifierError) as failed:
+        score(judge.url)
+    assert failed.value.kind == "bad_response"
+
+
+def test_no_verdict_is_no_zero(judge: Judge) -> None:
+    judge.said = "I cannot say"
+    with pytest.raises(VerifierError, match="I cannot say") as failed:
+        score(judge.url)
+    assert failed.value.kind == "bad_response"
+
+
+def test_a_slow_judge(judge: Judge) -> None:
+    judge.delay = 0.5
+    with pytest.raises(VerifierError) as failed:
+        score(judge.url, seconds=0.1)
+    assert failed.value.kind == "timeout"
+
+
+def test_no_judge_there() -> None:
+    with pytest.raises(VerifierError) as failed:
+        score("http://127.0.0.1:1/v1")
+    assert failed.value.kind == "transport"
+
+
+def test_no_judge_set() -> None:
+    with pytest.raises(UnavailableError, match="LLM_JUDGE_BASE_URL"):
+        score(None)
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(UnavailableError, match="is not an address"):
+        score("localhost:8000/v1")
+
+
+def test_through_the_server(judge: Judge, start: Any) -> None:
+    server = start(llm_judge_model="m", llm_judge_base_url=judge.url)
+    answer = server.reward("2+2?<｜Assistant｜>It is 4", "llm_judge", {"value": "four"})
+    assert answer.body == b'{"score":1.0}'
+    assert "<task>\n2+2?<｜Assistant｜>\n</task>" in judge.asked[0][2]["messages"][1]["content"]
+    judge.status = 503
+    answer = server.reward("It is 4", "llm_judge", {"value": "four"})
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")

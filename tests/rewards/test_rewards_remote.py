@@ -1,0 +1,201 @@
+"""Scoring on a reward server: what is sent, what failures come to, outages, and the checks before a run."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from iiverl_core.config import RewardAPIConfig, build
+from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.rewards import check_failures, make_scorer, settle
+from iiverl_core.rewards.failures import TooManyFailures
+from iiverl_core.rewards.remote import check_rows, check_server, make_client
+from iiverl_core.samples import Prompt
+from iiverl_reward_client import Failed, Scored
+from reward_servers import reward_server
+
+INFO = json.dumps({"type": "math_verifiable", "answer": {"value": "7"}})
+
+
+def config(url: str, **more):
+    return build({"reward_api": {"enable": True, "api_url": url, "timeout": 2, **more}})
+
+
+def by_length(body: dict) -> tuple[int, dict]:
+    return 200, {"score": len(body["llm_output"]) / 100}
+
+
+def check_prompts(configuration, prompts) -> None:
+    """What is seen before a run."""
+    with make_client(configuration.reward_api) as client:
+        check_rows(configuration, prompts, check_server(client))
+
+
+def prompt(**columns) -> Prompt:
+    return Prompt(row=3, ids=(1,), text="q", columns=columns)
+
+
+@pytest.fixture
+def scoring(make_sample):
+    """Score some texts with a configuration; outcomes by number."""
+
+    def score(configuration, *texts: str) -> list:
+        scorer = make_scorer(configuration)
+        try:
+            for i, text in enumerate(texts):
+                scorer.submit(make_sample(text, key=(i, 0), verification_info=INFO))
+            outcomes = scorer.collect()
+        finally:
+            scorer.close()
+        return [outcomes[i, 0] for i in range(len(texts))]
+
+    return score
+
+
+def test_what_is_sent_and_what_comes_back(scoring) -> None:
+    with reward_server(by_length) as server:
+        outcomes = scoring(config(server.url), "a", "bbb")
+    assert [outcome.score for outcome in outcomes] == [0.14, 0.16]
+    assert sorted(server.requests, key=lambda body: len(body["llm_output"]))[0] == {
+        "llm_output": "questiona<end>",
+        "verification_info": INFO,
+    }
+    assert all(0 < outcome.info["seconds"] < 10 for outcome in outcomes)
+
+
+def test_a_refused_sample_is_a_failure_and_the_others_keep_their_scores(scoring) -> None:
+    def refuse_b(body: dict):
+        return (422, {"detail": "no such type"}) if "b" in body["llm_output"] else (200, {"score": 1.0})
+
+    with reward_server(refuse_b) as server:
+        good, bad = scoring(config(server.url), "a", "b")
+    assert good.score == 1.0
+    assert isinstance(bad, Failed) and bad.kind == "bad_request" and "no such type" in bad.detail
+
+
+def test_samples_are_scored_while_others_are_still_to_come(make_sample) -> None:
+    arrived = threading.Event()
+
+    def note(body: dict):
+        arrived.set()
+        return 200, {"score": 1.0}
+
+    with reward_server(note) as server:
+        scorer = make_scorer(config(server.url))
+        scorer.submit(make_sample("a", key=(0, 0), verification_info=INFO))
+        assert arrived.wait(5)  # before collect is called
+        scorer.submit(make_sample("b", key=(0, 1), verification_info=INFO))
+        assert len(scorer.collect()) == 2
+        assert scorer.collect() == {}
+        scorer.close()
+
+
+def test_a_server_that_comes_back_scores_everything(scoring) -> None:
+    with reward_server(by_length) as server:
+        server.stop()
+        threading.Timer(1.5, server.start).start()
+        outcomes = scoring(config(server.url), *"abcd")
+    assert all(isinstance(outcome, Scored) for outcome in outcomes)
+
+
+def test_waiting_out_an_outage_sends_the_missing_samples_again(scoring, monkeypatch, caplog) -> None:
+    """The client gives up, the scorer does not."""
+    from iiverl_core.rewards import remote
+
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    failing = {"left": 6}
+
+    def broken_at_first(body: dict):
+        if failing["left"] > 0:
+            failing["left"] -= 1
+            return 500, {"detail": "starting"}
+        return by_length(body)
+
+    monkeypatch.setattr(remote, "Timeouts", lambda **_: remote_timeouts)
+    from iiverl_reward_client import Timeouts
+
+    remote_timeouts = Timeouts(connect=1, read=1, sample=0.3)
+    with reward_server(broken_at_first) as server:
+        outcomes = scoring(config(server.url, max_workers=2), "a", "b")
+    assert [outcome.score for outcome in outcomes] == [0.14, 0.14]
+
+
+def test_a_server_that_stays_away_is_diagnosed(scoring, monkeypatch) -> None:
+    from iiverl_core.rewards import remote
+    from iiverl_reward_client import Timeouts
+
+    monkeypatch.setattr(remote, "Timeouts", lambda **_: Timeouts(connect=0.2, read=0.2, sample=0.3))
+    with reward_server(by_length) as server:
+        server.stop()
+        url = server.url
+        started = time.monotonic()
+        outcomes = scoring(config(url, outage_patience=1), *"abc")
+        assert time.monotonic() - started < 20
+    with pytest.raises(TooManyFailures) as caught:
+        check_failures(dict(enumerate(outcomes)), 0.1)
+    message = str(caught.value)
+    assert "3 of 3 samples could not be scored" in message and "transport" in message
+    assert url in message
+
+
+def test_a_few_failures_are_not_waited_for(scoring) -> None:
+    def one_fails(body: dict):
+        return (422, {"detail": "odd"}) if "b" in body["llm_output"] else (200, {"score": 1.0})
+
+    with reward_server(one_fails) as server:
+        started = time.monotonic()
+        scoring(config(server.url, max_failed_fraction=0.0), "a", "b")  # a refusal does not pass by waiting
+        assert time.monotonic() - started < 5
+
+
+def test_on_failure() -> None:
+    outcomes = {(0, 0): Scored(1.0), (0, 1): Failed("server", detail="boom")}
+    assert settle(outcomes, RewardAPIConfig()) == outcomes
+    replaced = settle(outcomes, RewardAPIConfig(on_failure="constant", failure_score=-1.0))[0, 1]
+    assert isinstance(replaced, Scored) and replaced.score == -1.0
+    assert replaced.info == {"failed": "server", "detail": "boom"}
+    with pytest.raises(IIVerlError, match=r"1 of 2 samples .* server 1\.\n  server: boom"):
+        settle(outcomes, RewardAPIConfig(on_failure="fail"))
+    assert settle({(0, 0): Scored(1.0)}, RewardAPIConfig(on_failure="fail")) == {(0, 0): Scored(1.0)}
+
+
+def test_the_token_is_sent_and_shown_nowhere(scoring, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("REWARD_TOKEN", "sesame-1234")
+    with reward_server(lambda body: (500, {"detail": "sesame-1234"})) as server:
+        from iiverl_core.rewards import remote
+        from iiverl_reward_client import Timeouts
+
+        monkeypatch.setattr(remote, "Timeouts", lambda **_: Timeouts(connect=1, read=1, sample=0.3))
+        (outcome,) = scoring(config(server.url, token_env="REWARD_TOKEN", outage_patience=0), "a")
+    assert server.headers[0]["Authorization"] == "Bearer sesame-1234"
+    assert "sesame" not in repr(outcome) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"verification": INFO}, r"row 3 .*'verification_info' .*no such column.*verification"),
+        ({"verification_info": "{'type'}"}, r"row 3 .*is no JSON"),
+        ({"verification_info": "[1]"}, "a JSON object"),
+        ({"verification_info": '{"answer": {}}'}, "type missing; there is answer"),
+        ({"verification_info": None}, "a JSON object"),
+    ],
+)
+def test_rows_are_checked_before_the_run(columns: dict, message: str) -> None:
+    with reward_server(by_length) as server, pytest.raises(ConfigError, match=message):
+        check_prompts(config(server.url), [prompt(**columns)])
+
+
+def test_good_rows_pass_as_text_or_as_a_mapping() -> None:
+    with reward_server(by_length) as server:
+        check_prompts(
+            config(server.url), [prompt(verification_info=INFO), prompt(verification_info=json.loads(INFO))]
+        )
+
+
+def test_a_server_that_does_not_answer_is_told_before_the_run() -> None:
+    with reward_server(by_length) as server:
+        server.stop()
+        with pytest.raises(IIVerlError, match=rf"{server.url} does not answer \(transport"):
+            check_prompts(config(server.url), [prompt(verification_info=INFO)])
