@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iiverl_core.algorithms import ADVANTAGES, AdvantageBatch, AdvantageSettings, Segments
 from iiverl_core.controller.batch import (
     comparable,
     divide,
@@ -50,6 +52,46 @@ def test_a_failed_sample_and_one_with_nothing_to_compare_are_left_out() -> None:
         sample(1, 2, outcome=Scored(0.0)),
     ]
     assert [(s.group, s.member) for s in comparable(samples)] == [(1, 0), (1, 2)]
+
+
+def advantages(scores: list[list[float | None]]) -> dict[tuple[int, int], float]:
+    """GRPO's advantage of each sample that takes part, of one-token responses; None is a failed sample."""
+    samples = [
+        sample(group, member, 1, Failed("server") if score is None else Scored(score))
+        for group, members in enumerate(scores)
+        for member, score in enumerate(members)
+    ]
+    batch = comparable(samples)
+    if not batch:
+        return {}
+    given = AdvantageBatch(
+        torch.tensor([s.outcome.score for s in batch]).double(),
+        Segments.of([1] * len(batch)),
+        torch.tensor([s.group for s in batch]),
+    )
+    values, _ = ADVANTAGES["grpo"](given, AdvantageSettings())
+    return {(s.group, s.member): value for s, value in zip(batch, values.tolist(), strict=True)}
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.booleans()), min_size=2, max_size=8),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_failures_turn_no_survivor_s_advantage_around(groups: list[list[tuple[float, bool]]]) -> None:
+    """Where a response is right or wrong, the right ones never lose and the wrong ones never gain by others' failures."""
+    perfect = advantages([[score for score, _ in group] for group in groups])
+    with_failures = advantages([[None if failed else score for score, failed in group] for group in groups])
+    for key, value in with_failures.items():
+        assert value * perfect[key] >= -1e-9
+        assert abs(value) < 1e-9 or (value > 0) == (groups[key[0]][key[1]][0] == 1.0)
+
+
+def test_between_more_than_two_scores_a_baseline_of_survivors_can_turn_one_around() -> None:
+    """0.4 is worse than the mean of all four, and better than the mean of the two that are left."""
+    assert advantages([[0.4, 0.0, 1.0, 1.0]])[0, 0] < 0 < advantages([[0.4, 0.0, None, None]])[0, 0]
 
 
 def test_mini_batches_follow_groups_and_lose_only_what_was_dropped() -> None:
