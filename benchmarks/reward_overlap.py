@@ -9,7 +9,7 @@ they finish, and the other keeps them until all are written, which is the baseli
 pair warms up and is left out.
 
 `exposed` is `timing_s/reward`, what scoring adds to the step's wall time. Two shares are shown: `reward/hidden_fraction`
-of the run's own metrics (of the time from the first sample sent to the last score, what passed while samples were
+of the run's own metrics (of the time in which a sample was being scored, what passed while others were
 written), and what is left of the baseline's scoring time, 1 - exposed / baseline, medians both.
 """
 
