@@ -184,7 +184,7 @@ def test_the_servers_files_and_environment_are_out_of_sight(
         f"for path in ({str(secret)!r}, {__file__!r}, '/etc/shadow', '/etc/hostname', '/proc/1/environ', '/proc/kcore',\n"
         "             '/proc/cmdline', '/proc/meminfo', '/sys/kernel', '/proc/1/root', '/dev/mem', '/dev/vda', '/dev/tty'):\n"
         "    refused(lambda: open(path).read() if not os.path.isdir(path) else os.listdir(path))\n"
-        "os.symlink('/proc/self/root/../../etc/shadow', 'link')\n"
+        "os.symlink('/proc/self/' + 'root/../../etc/shadow', 'link')\n"
         "refused(lambda: open('link').read())\n"
         "print('SECRET_TOKEN' in os.environ, 's3cret' in open('/proc/self/environ').read(), file=sys.stderr)\n"
     )
