@@ -153,6 +153,9 @@ def test_a_server_that_stays_dead_stops_the_run_with_a_diagnosis(
     assert server.url in message and "of 16 samples could not be scored" in message and "transport" in message
     assert [record["step"] for record in history(tmp_path / "run")] == [1]  # what there was is kept
     assert "stopped after 1 of 3 steps" in capsys.readouterr().out
+    last = pq.read_table(tmp_path / "scored" / "train" / "2.parquet").to_pylist()
+    assert len(last) == 16 and {row["outcome"] for row in last} == {"transport"}
+    assert len(pq.read_table(tmp_path / "run" / "samples" / "2.parquet")) == 16
 
 
 def test_a_wrong_column_costs_a_second(run) -> None:

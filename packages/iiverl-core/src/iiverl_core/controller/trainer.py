@@ -25,6 +25,7 @@ from iiverl_core.controller.batch import (
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.workers import Workers
 from iiverl_core.data import PromptOrder, PromptSet
+from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import Scorer, check_failures, settle
 from iiverl_core.samples import Prompt, Sample
 from iiverl_core.training.schedule import learning_rate
@@ -116,8 +117,14 @@ class Trainer:
             generated = time.perf_counter()
             outcomes = self.scorer.collect()
             exposed, busy = time.perf_counter() - generated, self.scorer.busy_seconds
-        check_failures(outcomes, self.config.reward_api.max_failed_fraction)
-        samples = with_outcomes(samples, settle(outcomes, self.config.reward_api))
+        try:
+            check_failures(outcomes, self.config.reward_api.max_failed_fraction)
+            settled = settle(outcomes, self.config.reward_api)
+        except IIVerlError:
+            # The step is not trained on, but what was generated and what did score it is there to be looked at.
+            self.observer.samples(step, with_outcomes(samples, outcomes), [], None, {})
+            raise
+        samples = with_outcomes(samples, settled)
         return samples, {"reward/hidden_fraction": max(0.0, 1 - exposed / busy) if busy else 1.0}
 
     def generate(self, prompts: Sequence[Prompt], step: int, *, validate: bool) -> list[Sample]:
