@@ -284,8 +284,40 @@ def test_the_backend_comes_from_the_file_or_is_asked_for(loading) -> None:
     assert loading("actor_rollout_ref: {actor: {strategy: fsdp2}}").config.backend == "fsdp"
     assert loading(megatron).config.backend == "megatron"
     assert loading(megatron).config.trainer.test_freq == 2
-    assert [p.severity for p in loading(megatron).problems if "backend megatron" in p.message] == ["here"]
-    assert [p.severity for p in loading(backend="megatron").problems if "backend" in p.message] == ["error"]
+    assert loading(backend="megatron").config.backend == "megatron"
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "megatron"])
+def test_a_backend_that_is_not_installed(loading, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    def told(loaded: Loaded) -> list[tuple[str, str, str]]:
+        return [(p.severity, p.key, p.message) for p in loaded.problems if "installed" in p.message]
+
+    message = f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
+    text = f"actor_rollout_ref: {{actor: {{strategy: {backend}}}, rollout: {{name: hf}}}}"
+    assert not told(loading(text))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    assert told(loading(text)) == [("here", "actor_rollout_ref.actor.strategy", message)]
+    assert told(loading("actor_rollout_ref: {rollout: {name: hf}}", backend=backend)) == [
+        ("here", "--backend", message)
+    ]
+
+
+@pytest.mark.parametrize("role", ["actor_rollout_ref.ref", "critic", "reward_model"])
+def test_under_megatron_all_models_have_the_actors_layout(loading, role: str) -> None:
+    actor = "actor_rollout_ref.actor.megatron"
+    loaded = loading(
+        "",
+        f"{actor}={{tensor_model_parallel_size: 2, virtual_pipeline_model_parallel_size: 3, dtype: fp32}}",
+        f"{role}.megatron.seed=7",
+        backend="megatron",
+    )
+    section = loaded.config
+    for name in role.split("."):
+        section = getattr(section, name)
+    own = loaded.config.actor_rollout_ref.actor.megatron
+    assert section.megatron == own.model_copy(update={"seed": 7})
+    assert own.tensor_model_parallel_size == 2
+    assert str(loaded.origins[f"{role}.megatron.dtype"]) == f"default, as {actor}.dtype"
 
 
 def test_kl_goes_where_it_is_asked_for() -> None:

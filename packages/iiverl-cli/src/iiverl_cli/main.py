@@ -4,18 +4,16 @@ Nothing heavy is imported before the configuration is known to be right.
 """
 
 import importlib.metadata
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from iiverl_cli.algorithms import algorithms
+from iiverl_cli.arguments import Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
 from iiverl_cli.interruption import clean_exit
+from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
 from iiverl_cli.reward_server import reward_server
-
-if TYPE_CHECKING:
-    from iiverl_core.config import Loaded, Problem
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -29,32 +27,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(config_app, name="config")
+app.command("plan")(plan)
 app.command("algorithms")(algorithms)
 app.command("reward-server")(reward_server)
 app.add_typer(reward_app, name="reward")
-
-Config = Annotated[str | None, typer.Argument(metavar="CONFIG", help="The YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Values that replace the file's, as in trainer.total_epochs=1.",
-        show_default=False,
-    ),
-]
-ConfigPath = Annotated[
-    str | None,
-    typer.Option(
-        "--config_path", "--config-path", metavar="CONFIG", help="The YAML file, in place of CONFIG."
-    ),
-]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        metavar="fsdp|megatron",
-        help="Training backend; by default the file's actor_rollout_ref.actor.strategy, else fsdp.",
-    ),
-]
 
 
 def main() -> None:
@@ -79,14 +55,14 @@ def _options(
 
 @app.command()
 def train_ppo(
-    config: Config = None,
+    config: ConfigFile = None,
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
 ) -> None:
     """Train with PPO, GRPO or a relative of theirs."""
-    loaded = _load(config, overrides, config_path, backend)
-    _tell(loaded.problems, running=True)
+    loaded = load_config(config, overrides, config_path, backend)
+    tell(loaded.problems, running=True)
     if loaded.obstacles:
         raise typer.Exit(2)
     with clean_exit():
@@ -97,14 +73,14 @@ def train_ppo(
 
 @app.command()
 def validate(
-    config: Config = None,
+    config: ConfigFile = None,
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
 ) -> None:
     """Check a configuration without running it."""
-    loaded = _load(config, overrides, config_path, backend)
-    _tell(loaded.problems)
+    loaded = load_config(config, overrides, config_path, backend)
+    tell(loaded.problems)
     errors = len(loaded.errors)
     others = len(loaded.problems) - errors
     if errors:
@@ -120,7 +96,7 @@ def validate(
 
 @config_app.command("show")
 def show_config(
-    config: Config = None,
+    config: ConfigFile = None,
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
@@ -132,34 +108,11 @@ def show_config(
     """Print the whole configuration as YAML, and where each value comes from."""
     from iiverl_core.config import show
 
-    loaded = _load(config, overrides, config_path, backend)
-    _tell(loaded.errors)
+    loaded = load_config(config, overrides, config_path, backend)
+    tell(loaded.errors)
     if loaded.errors:
         raise typer.Exit(2)
     typer.echo(show(loaded, changed=changed, describe=describe))
-
-
-def _load(
-    config: str | None, overrides: list[str] | None, config_path: str | None, backend: str | None
-) -> "Loaded":
-    from iiverl_core.config import load
-
-    overrides = list(overrides or ())
-    if config_path is not None and config is not None:
-        overrides.insert(0, config)
-    file = config_path or config
-    if not file:
-        raise typer.BadParameter("name the YAML file, as in: iiverl train-ppo run.yaml", param_hint="CONFIG")
-    if "=" in file and not file.endswith((".yaml", ".yml")):
-        raise typer.BadParameter(f"the YAML file comes before {file}", param_hint="CONFIG")
-    return load(file, overrides, backend)
-
-
-def _tell(problems: "Sequence[Problem]", *, running: bool = False) -> None:
-    from iiverl_core.config import render
-
-    if problems:
-        typer.echo(render(problems, running=running), err=True)
 
 
 def _count(number: int, word: str) -> str:

@@ -160,7 +160,7 @@ def _backend_defaults(given: Given, backend: str | None) -> Mapping[str, Any]:
         given.complain(BACKEND, message, given.places[BACKEND])
         given.broken.add(BACKEND)
     elif backend and (absent := missing_backend(backend)):
-        given.problems.append(Problem("error", "--backend", absent, COMMAND_LINE))
+        given.problems.append(Problem("here", "--backend", absent, COMMAND_LINE))
         given.broken.add(BACKEND)
     return MEGATRON_DEFAULTS if (backend or strategy) == "megatron" else {}
 
@@ -168,12 +168,13 @@ def _backend_defaults(given: Given, backend: str | None) -> Mapping[str, Any]:
 def _origins(given: Given, by_backend: Mapping[str, Any]) -> dict[str, Origin]:
     origins = {}
     for path, key in keys().items():
-        followed = reference(key.default)
+        followed = reference(by_backend.get(path, key.default))
         if path in given.places:
             place = given.places[path]
             origins[path] = Origin("override") if place.file == COMMAND_LINE else Origin("file", str(place))
-        elif path in by_backend:
-            origins[path] = Origin("backend", by_backend[BACKEND])
+        elif followed:
+            origins[path] = Origin("follows", followed)
         else:
-            origins[path] = Origin("follows", followed) if followed else Origin("default")
+            backend_says = path in by_backend
+            origins[path] = Origin("backend", by_backend[BACKEND]) if backend_says else Origin("default")
     return origins

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from iiverl_core.cluster.worker import Trained
 from iiverl_core.config import Config, ModelConfig
+from iiverl_core.config.splitting import engine_problem
 from iiverl_core.controller.observer import ModelShape
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import Role
@@ -37,6 +38,8 @@ def check_vocabularies(config: Config, tokens: int) -> None:
 def check_engine_devices(config: Config) -> None:
     """See that the actor can be spread over an engine's devices, as far as its configuration tells.
 
+    The configuration's checks tell it already of a model that is at hand; this is for those that come from the Hub.
+
     Raises:
         ConfigError: its heads, or the width of its layers, do not divide.
     """
@@ -47,18 +50,10 @@ def check_engine_devices(config: Config) -> None:
     text = _text_config(key, model)
     heads, inner = text.num_attention_heads, getattr(text, "intermediate_size", None) or 0
     shared = getattr(text, "num_key_value_heads", None) or heads
-
-    def divides(size: int) -> bool:
-        return not (heads % size or inner % size or (shared % size and size % shared))
-
-    if not divides(size):
-        devices = config.trainer.rollout_devices or config.devices
-        best = max(n for n in range(1, size) if devices % n == 0 and divides(n))
-        raise ConfigError(
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size is {size}, and the model '{model.path}' ({key}) does "
-            f"not divide over so many devices: it has {heads} attention heads, {shared} of keys and values, and layers of "
-            f"{inner}. Set it to {best}"
-        )
+    devices = config.trainer.rollout_devices or config.devices
+    if problem := engine_problem(size, devices, heads=heads, kv_heads=shared, inner=inner):
+        name = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+        raise ConfigError(f"{name} is {size}, and {key} ({model.path}) {problem}")
 
 
 def shapes(config: Config, parameters: Mapping[Role, int]) -> dict[Trained, ModelShape]:

@@ -5,6 +5,7 @@ from iiverl_core.config.checks.critic import checks as critic
 from iiverl_core.config.checks.devices import checks as devices
 from iiverl_core.config.checks.files import checks as files
 from iiverl_core.config.checks.functions import checks as functions
+from iiverl_core.config.checks.layouts import checks as layouts
 from iiverl_core.config.checks.learning import checks as learning
 from iiverl_core.config.checks.rewards import checks as rewards
 from iiverl_core.config.checks.sampling import checks as sampling
@@ -16,7 +17,7 @@ __all__ = ["ALL", "View", "run_checks"]
 
 ALL = tuple(
     check
-    for part in (batches, sampling, learning, critic, rewards, schedule, devices, files, functions)
+    for part in (batches, sampling, learning, critic, rewards, schedule, devices, layouts, files, functions)
     for check in part.all
 )
 

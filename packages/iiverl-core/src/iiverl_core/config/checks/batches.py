@@ -18,6 +18,11 @@ PROMPT, RESPONSE = "data.max_prompt_length", "data.max_response_length"
 LENGTHS = (PROMPT, RESPONSE)
 NODES, PER_NODE = "trainer.nnodes", "trainer.n_gpus_per_node"
 ROLLOUT = "actor_rollout_ref.rollout"
+COPY = tuple(
+    f"actor_rollout_ref.actor.megatron.{kind}_parallel_size"
+    for kind in ("tensor_model", "pipeline_model", "context")
+)
+"""Keys whose product is the devices that Megatron spreads one copy of a model over."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,19 @@ def _check_micro_batches(role: Batching) -> None:
             f"this and {role.per_device} exclude each other; keep that one, which fits any number of devices"
         )
 
-    @checks.add("error", role.count, PER_NODE, NODES, role.dynamic, role=role.role)
+    @checks.add("error", role.count, PER_NODE, NODES, role.dynamic, *COPY, role=role.role)
     def micro_batch_divides_over_devices(view: View) -> str | None:
-        size, devices = view[role.count], view.config.devices
-        if size is None or size % devices == 0 or view[role.per_device] is not None:
+        size, ranks = view[role.count], view.config.data_ranks
+        if size is None or size % ranks == 0 or view[role.per_device] is not None:
             return None
         if view[role.dynamic] or not view.given(role.count):  # it is not read, or what it follows is told
             return None
-        return f"{size} sequences do not divide over {_devices(view)}; {role.per_device} counts on one device"
+        where = (
+            _devices(view)
+            if ranks == view.config.devices
+            else f"{ranks} copies of the model on {_devices(view)}"
+        )
+        return f"{size} sequences do not divide over {where}; {role.per_device} counts on one device"
 
     @checks.add("warning", role.per_device, role.count, role.dynamic, role=role.role)
     def micro_batch_size_is_read(view: View) -> str | None:

@@ -27,8 +27,6 @@ def missing_backend(backend: str) -> str | None:
     """Say that no installed package offers a training backend, None where one does."""
     if any(entry.name == backend for entry in importlib.metadata.entry_points(group=BACKENDS)):
         return None
-    if backend == "megatron":
-        return "not in this version: the backend megatron; use fsdp"
     return f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from iiverl_core.config.sections.optim import OptimConfig
-from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.parallel import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig
 from iiverl_core.config.sections.section import (
     BACKEND,
     FSDP,
@@ -128,7 +128,7 @@ class ActorConfig(Section):
     optim: OptimConfig = OptimConfig()
     fsdp_config: Annotated[FSDPConfig, ONLY_FSDP] = FSDPConfig()
     megatron: Annotated[MegatronConfig, only_megatron()] = MegatronConfig()
-    load_weight: Annotated[bool, only_megatron()] = True
+    load_weight: Annotated[bool, RANDOM_WEIGHTS, only_megatron()] = True
     """Read the model's weights, under Megatron; false starts from random ones."""
     param_offload: Annotated[bool, only_megatron("actor_rollout_ref.actor.fsdp_config.param_offload")] = False
     """Keep weights in CPU memory while they are not used, under Megatron."""
@@ -158,7 +158,7 @@ class RefConfig(Section):
     )
     """Devices over which a sequence is split."""
     megatron: Annotated[MegatronConfig, only_megatron()] = MegatronConfig()
-    load_weight: Annotated[bool, only_megatron()] = True
+    load_weight: Annotated[bool, RANDOM_WEIGHTS, only_megatron()] = True
     """Read the model's weights, under Megatron; false starts from random ones."""
     param_offload: Annotated[bool, only_megatron("actor_rollout_ref.ref.fsdp_config.param_offload")] = False
     """Keep weights in CPU memory while they are not used, under Megatron."""

@@ -6,7 +6,7 @@ from iiverl_core.config.sections.actor import ULYSSES, Strategy
 from iiverl_core.config.sections.algorithm import KLControlConfig
 from iiverl_core.config.sections.model import ModelConfig
 from iiverl_core.config.sections.optim import OptimConfig
-from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.parallel import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig
 from iiverl_core.config.sections.section import (
     BACKEND,
     FSDP,
@@ -59,11 +59,9 @@ class CriticConfig(Section):
     """Sequences that go through the model together, counted over all devices."""
     ppo_micro_batch_size_per_gpu: Count | None = None
     """Sequences that go through the model together on one device; null fills up to the token budget."""
-    forward_micro_batch_size: Annotated[Count | None, ONLY_FSDP] = follows("critic.ppo_micro_batch_size")
+    forward_micro_batch_size: Count | None = follows("critic.ppo_micro_batch_size")
     """The same where values are only computed, counted over all devices."""
-    forward_micro_batch_size_per_gpu: Annotated[Count | None, ONLY_FSDP] = follows(
-        "critic.ppo_micro_batch_size_per_gpu"
-    )
+    forward_micro_batch_size_per_gpu: Count | None = follows("critic.ppo_micro_batch_size_per_gpu")
     """The same where values are only computed, on one device."""
     use_dynamic_bsz: bool = follows("actor_rollout_ref.actor.use_dynamic_bsz")
     """Fill micro-batches up to a token budget instead of counting sequences."""
@@ -82,8 +80,14 @@ class CriticConfig(Section):
     cliprange_value: Nonnegative = 0.5
     """How far a value may move from the one before the update."""
     megatron: Annotated[MegatronConfig, only_megatron()] = MegatronConfig()
-    load_weight: Annotated[bool, only_megatron()] = True
+    load_weight: Annotated[bool, RANDOM_WEIGHTS, only_megatron()] = True
     """Read the model's weights, under Megatron; false starts from random ones."""
+    param_offload: Annotated[bool, only_megatron("critic.model.fsdp_config.param_offload")] = False
+    """Keep weights in CPU memory while they are not used, under Megatron."""
+    grad_offload: Annotated[bool, only_megatron("critic.model.fsdp_config.param_offload")] = False
+    """Keep gradients in CPU memory while they are not used, under Megatron."""
+    optimizer_offload: Annotated[bool, only_megatron("critic.model.fsdp_config.optimizer_offload")] = False
+    """Keep the optimizer's state in CPU memory while it is not used, under Megatron."""
     kl_ctrl: Annotated[KLControlConfig, NoEffect("algorithm.kl_ctrl controls the KL divergence")] = (
         KLControlConfig()
     )

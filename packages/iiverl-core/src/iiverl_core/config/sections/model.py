@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from iiverl_core.config.sections.section import ONLY_FSDP, Count, Names, Natural, NotYet, Path, Section
+from iiverl_core.config.sections.section import Count, Names, Natural, NotYet, Path, Section
 
 
 class ModelConfig(Section):
@@ -18,7 +18,7 @@ class ModelConfig(Section):
     """Values that replace those of the model's own `config.json`."""
     enable_gradient_checkpointing: bool = True
     """Compute activations again in the backward pass instead of keeping them."""
-    use_remove_padding: Annotated[bool, ONLY_FSDP] = False
+    use_remove_padding: bool = False
     """Lay a micro-batch's sequences one after another instead of padding them to one length."""
     trust_remote_code: bool = False
     """Let code that comes with the model run."""

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from iiverl_core.config.sections.section import Count, Dtype, Int, Natural, NoEffect, Section
+from iiverl_core.config.sections.section import Count, Dtype, Int, Natural, NoEffect, NotYet, Section
+
+RANDOM_WEIGHTS = NotYet("starting from random weights", (True,))
 
 
 class WrapPolicyConfig(Section):
@@ -41,7 +43,10 @@ class FSDPConfig(Section):
 
 
 class MegatronConfig(Section):
-    """How Megatron spreads a model over the devices."""
+    """How Megatron spreads a model over the devices.
+
+    Under Megatron, what is not set for another model than the actor is as it is for the actor.
+    """
 
     tensor_model_parallel_size: Count = 4
     """Devices over which each layer's matrices are split."""
@@ -49,7 +54,13 @@ class MegatronConfig(Section):
     """Stages into which the layers are split."""
     virtual_pipeline_model_parallel_size: Count | None = None
     """Model chunks that a stage interleaves; null for one."""
+    context_parallel_size: Count = 1
+    """Devices over which each sequence is split; above 1 needs Transformer Engine."""
+    expert_model_parallel_size: Count = 1
+    """Devices over which the experts of a mixture-of-experts model are spread."""
     sequence_parallel: bool = True
-    """Split the activations between tensor-parallel layers along the sequence."""
+    """Split activations between tensor-parallel layers along the sequence; no effect where the tensor size is 1."""
+    dtype: Dtype = "bf16"
+    """Dtype of the weights in forward and backward; the optimizer steps fp32 copies of them."""
     seed: Int = 1
     """Seed of Megatron's random states."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from iiverl_core.config.sections.actor import ULYSSES, Strategy
 from iiverl_core.config.sections.model import ModelConfig
-from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.parallel import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig
 from iiverl_core.config.sections.section import (
     ONLY_FSDP,
     Count,
@@ -81,7 +81,7 @@ class RewardModelConfig(Section):
     """How the rewards of a batch are gathered."""
     overlong_buffer: OverlongBufferConfig = OverlongBufferConfig()
     megatron: Annotated[MegatronConfig, WHEN_ENABLED, only_megatron()] = MegatronConfig()
-    load_weight: Annotated[bool, WHEN_ENABLED, only_megatron()] = True
+    load_weight: Annotated[bool, WHEN_ENABLED, RANDOM_WEIGHTS, only_megatron()] = True
     """Read the model's weights, under Megatron; false starts from random ones."""
     param_offload: Annotated[
         bool, WHEN_ENABLED, only_megatron("reward_model.model.fsdp_config.param_offload")

@@ -16,7 +16,6 @@ from iiverl_core.config.sections.section import (
     NotYet,
     Section,
     follows,
-    only_megatron,
 )
 
 TopK = Annotated[Int, Field(ge=-1), AfterValidator(lambda k: k or -1)]
@@ -120,5 +119,7 @@ class RolloutConfig(Section):
     """Fill micro-batches up to a token budget instead of counting sequences."""
     log_prob_max_token_len_per_gpu: Count = follows("actor_rollout_ref.actor.ppo_max_token_len_per_gpu")
     """Tokens in a micro-batch at most, where it is filled to a budget."""
-    layer_name_map: Annotated[LayerNameMapConfig, only_megatron()] = LayerNameMapConfig()
+    layer_name_map: Annotated[
+        LayerNameMapConfig, NoEffect("the Megatron backend knows the names of its layers")
+    ] = LayerNameMapConfig()
     val_kwargs: ValKwargs = ValKwargs()

@@ -42,6 +42,17 @@ class Config(Section):
         return self.trainer.nnodes * self.trainer.n_gpus_per_node
 
     @property
+    def data_ranks(self) -> int:
+        """Ranks that train on samples of their own: all devices or, under Megatron, copies of the model on them."""
+        sizes = self.actor_rollout_ref.actor.megatron
+        copy = (
+            sizes.tensor_model_parallel_size
+            * sizes.pipeline_model_parallel_size
+            * sizes.context_parallel_size
+        )
+        return max(self.devices // copy, 1) if self.backend == "megatron" else self.devices
+
+    @property
     def engine_devices(self) -> int:
         """Devices over which one rollout engine is spread."""
         rollout = self.actor_rollout_ref.rollout

@@ -1,0 +1,59 @@
+"""The arguments of all commands that read a configuration, and how it is loaded and told about."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from iiverl_core.config import Loaded, Problem
+
+ConfigFile = Annotated[
+    str | None, typer.Argument(metavar="CONFIG", help="The YAML file.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Values that replace the file's, as in trainer.total_epochs=1.",
+        show_default=False,
+    ),
+]
+ConfigPath = Annotated[
+    str | None,
+    typer.Option(
+        "--config_path", "--config-path", metavar="CONFIG", help="The YAML file, in place of CONFIG."
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="fsdp|megatron",
+        help="Training backend; by default the file's actor_rollout_ref.actor.strategy, else fsdp.",
+    ),
+]
+
+
+def load_config(
+    config: str | None, overrides: list[str] | None, config_path: str | None, backend: str | None
+) -> "Loaded":
+    """Load the configuration that a command's arguments name."""
+    from iiverl_core.config import load
+
+    overrides = list(overrides or ())
+    if config_path is not None and config is not None:
+        overrides.insert(0, config)
+    file = config_path or config
+    if not file:
+        raise typer.BadParameter("name the YAML file, as in: iiverl train-ppo run.yaml", param_hint="CONFIG")
+    if "=" in file and not file.endswith((".yaml", ".yml")):
+        raise typer.BadParameter(f"the YAML file comes before {file}", param_hint="CONFIG")
+    return load(file, overrides, backend)
+
+
+def tell(problems: "Sequence[Problem]", *, running: bool = False) -> None:
+    """Write problems to the terminal, a line each."""
+    from iiverl_core.config import render
+
+    if problems:
+        typer.echo(render(problems, running=running), err=True)

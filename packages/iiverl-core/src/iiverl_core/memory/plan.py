@@ -1,0 +1,220 @@
+"""A run's memory on its fullest device, phase by phase."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from iiverl_core.config import Config
+from iiverl_core.config.checks.layouts import MODELS
+from iiverl_core.config.checks.view import Role
+from iiverl_core.config.model_facts import ModelFacts, find_config, read_model_facts
+from iiverl_core.errors import ConfigError
+from iiverl_core.memory.activations import activations, logits
+from iiverl_core.memory.engine import EngineMemory, engine_memory
+from iiverl_core.memory.layout import Layout, Stage, layout_of
+from iiverl_core.memory.states import States, states
+from iiverl_core.memory.work import work_of
+
+TRAINED: tuple[Role, ...] = ("actor", "critic")
+LANGUAGE: tuple[Role, ...] = ("actor", "reference")
+Item: TypeAlias = tuple[Role | Literal["engine"], str]
+"""Whose memory it is, and of what kind."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass through a model takes on one device beside its states, in bytes; `tokens` are its micro-batch's."""
+
+    tokens: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """Activations and logits."""
+        return self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class RoleMemory:
+    """One model on one device, in bytes. `forward` is a pass without gradients, `update` one with, where it is trained."""
+
+    role: Role
+    facts: ModelFacts
+    layout: Layout
+    states: States
+    forward: Pass
+    update: Pass | None = None
+
+    @property
+    def resident(self) -> dict[str, int]:
+        """What stays on the device while other models work: all that is not offloaded.
+
+        FSDP frees its gradients after each step; Megatron's are one buffer that stays.
+        """
+        kinds = {"weights": self.states.weights, "optimizer": self.states.optimizer}
+        if not self.layout.sharded:
+            kinds["gradients"] = self.states.gradients
+        return {kind: size for kind, size in kinds.items() if kind not in self.layout.offloaded}
+
+    def using(self, work: Pass, *, train: bool) -> dict[str, int]:
+        """All that is on the device while this model works."""
+        here = {**self.resident, "weights": self.states.weights}
+        if train:
+            here |= {"gradients": self.states.gradients, "optimizer": self.states.optimizer}
+        return {
+            **here,
+            "gathered": self.states.gathered,
+            "activations": work.activations,
+            "logits": work.logits,
+        }
+
+    @property
+    def most(self) -> int:
+        """Bytes of this model alone at its fullest."""
+        forward = sum(self.using(self.forward, train=False).values())
+        return max(forward, sum(self.using(self.update, train=True).values())) if self.update else forward
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a step, and what is on a device in it: bytes by who has them and of what kind they are."""
+
+    name: str
+    items: Mapping[Item, int] = field(repr=False)
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return sum(self.items.values())
+
+    @property
+    def biggest(self) -> Item:
+        """Whose the largest item is, and what kind."""
+        return max(self.items, key=lambda item: self.items[item])
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A run's memory, in bytes on a device of the pipeline stage that needs most."""
+
+    device_memory: int
+    stage: Stage
+    roles: tuple[RoleMemory, ...]
+    engine: EngineMemory
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def too_large(self) -> tuple[Phase, ...]:
+        """Phases that need more than a device has."""
+        return tuple(phase for phase in self.phases if phase.total > self.device_memory)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase fits, and the engine can hold a sequence."""
+        return not self.too_large and self.engine.has_room
+
+
+def roles_of(config: Config) -> tuple[Role, ...]:
+    """Name the models of a run."""
+    there: dict[Role, bool] = {
+        "actor": True,
+        "reference": config.needs_reference,
+        "critic": config.uses_critic,
+        "reward": config.reward_model.enable,
+    }
+    return tuple(role for role, needed in there.items() if needed)
+
+
+def find_facts(config: Config) -> dict[Role, ModelFacts]:
+    """Read the shapes of a run's models from their `config.json`, which is all of a model that has to be at hand.
+
+    Raises:
+        ConfigError: there is none, or its keys are not those of the models that are known here.
+    """
+    found: dict[Role, ModelFacts] = {}
+    policy = config.actor_rollout_ref.model
+    models = {"critic": config.critic.model, "reward": config.reward_model.model}
+    for role in roles_of(config):
+        model, key = models.get(role, policy), f"{MODELS[role]}.path"
+        facts = read_model_facts(model.path, model.override_config)
+        if facts is None and find_config(model.path) is None:
+            raise ConfigError(
+                f"{key}: there is no config.json of '{model.path}', in a folder of this name or in the Hub's local cache. "
+                "It is all that is read of the model: put it into a folder, and name that"
+            )
+        if facts is None:
+            raise ConfigError(
+                f"{key}: the config.json of '{model.path}' does not say hidden_size, intermediate_size, num_hidden_layers, "
+                "num_attention_heads and vocab_size, from which memory is counted"
+            )
+        found[role] = facts
+    return found
+
+
+def plan_memory(config: Config, facts: Mapping[Role, ModelFacts], device_memory: int) -> MemoryPlan:
+    """Count a run's memory on devices of `device_memory` bytes; `facts` has the shape of each of the run's models.
+
+    Weights on their way from the actor to the engine (at most a bucket more than both) are left out.
+    """
+    stages: tuple[Stage, ...] = ("first", "last")
+    plans = [_of_stage(config, facts, device_memory, stage) for stage in stages]
+    return max(plans, key=lambda plan: sorted((phase.total for phase in plan.phases), reverse=True))
+
+
+def _of_stage(
+    config: Config, facts: Mapping[Role, ModelFacts], device_memory: int, stage: Stage
+) -> MemoryPlan:
+    roles = tuple(_role(config, role, facts[role], stage) for role in roles_of(config))
+    engine = engine_memory(config, facts["actor"], device_memory)
+    return MemoryPlan(device_memory, stage, roles, engine, _phases(config, roles, engine))
+
+
+def _role(config: Config, role: Role, facts: ModelFacts, stage: Stage) -> RoleMemory:
+    layout = layout_of(config, role)
+
+    def one(train: bool) -> Pass:
+        work = work_of(config, role, layout.data, train=train)
+        heads = logits(facts, layout, stage, work) if role in LANGUAGE else 0
+        return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), heads)
+
+    trained = role in TRAINED
+    own = states(facts, layout, stage, language=role in LANGUAGE, trained=trained)
+    return RoleMemory(role, facts, layout, own, one(False), one(True) if trained else None)
+
+
+def _phases(config: Config, roles: tuple[RoleMemory, ...], engine: EngineMemory) -> tuple[Phase, ...]:
+    """Lay out who is on a device when: the engine while it generates, each model in its turn, the rest as it stays."""
+    rollout = config.actor_rollout_ref.rollout
+    apart = config.trainer.rollout_devices is not None
+    awake: dict[Item, int] = {
+        ("engine", "weights"): engine.weights,
+        ("engine", "work"): engine.work,
+        ("engine", "cache"): engine.cache,
+    }
+    asleep: dict[Item, int] = {}
+    if not apart and rollout.name == "hf":
+        asleep = {("engine", "weights"): engine.weights}
+    elif not apart and not rollout.free_cache_engine:
+        asleep = awake
+    resident: dict[Item, int] = {
+        (model.role, kind): size for model in roles for kind, size in model.resident.items()
+    }
+
+    def phase(name: str, model: RoleMemory, work: Pass, *, train: bool) -> Phase:
+        using: dict[Item, int] = {
+            (model.role, kind): size for kind, size in model.using(work, train=train).items()
+        }
+        return Phase(name, {**resident, **asleep, **using})
+
+    found = [Phase("generate", awake if apart else {**resident, **awake})]
+    found += [phase(f"forward: {model.role}", model, model.forward, train=False) for model in roles]
+    found += [
+        phase(f"update: {model.role}", model, model.update, train=True) for model in roles if model.update
+    ]
+    return tuple(found)

@@ -1,0 +1,117 @@
+"""`iiverl plan` as a user types it, and the tables of the example that explains layouts by it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from iiverl_cli.main import app
+from iiverl_core.config import load
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "grpo_megatron"
+BLOCKS = re.findall(
+    r"```bash\n(iiverl plan .*?)\n```\n```text\n(.*?)\n```",
+    (EXAMPLE / "README.md").read_text("utf-8"),
+    re.DOTALL,
+)
+MODEL = "actor_rollout_ref.model.path"
+SMALL = f"{MODEL}=models/Qwen2.5-7B-Instruct"
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The example's folder, and no Hub cache but an empty one."""
+    monkeypatch.chdir(EXAMPLE)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+
+
+def iiverl(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_readme_has_a_table_for_each_size() -> None:
+    named = " ".join(command for command, _ in BLOCKS)
+    assert {path.name for path in (EXAMPLE / "models").iterdir()} == set(re.findall(r"models/(\S+)", named))
+    assert len(BLOCKS) >= 5
+
+
+@pytest.mark.parametrize(("command", "printed"), BLOCKS, ids=range(len(BLOCKS)))
+def test_the_readme_shows_what_is_printed(command: str, printed: str) -> None:
+    result = iiverl(*shlex.split(command.replace("\\\n", ""))[1:])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.rstrip() == printed
+    assert "It fits" in printed
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLE.glob("*.yaml")), ids=lambda file: file.name)
+def test_the_examples_files_are_valid(file: Path) -> None:
+    loaded = load(file)
+    assert not loaded.errors
+    assert not [p for p in loaded.problems if p.severity == "warning"]
+
+
+def test_json_has_the_same_numbers() -> None:
+    plan = json.loads(iiverl("plan", "grpo_megatron.yaml", SMALL, "--json").stdout)
+    assert plan["fits"] is True
+    actor = plan["roles"]["actor"]
+    assert actor["parameters"] == 7_615_616_512
+    assert actor["layout"]["data"] == 4
+    assert plan["peak"] == {"phase": "generate", "bytes": plan["phases"]["generate"]["bytes"]}
+    for phase in plan["phases"].values():
+        assert phase["bytes"] == sum(phase["items"].values())
+    table = iiverl("plan", "grpo_megatron.yaml", SMALL).stdout
+    assert f"{actor['states']['optimizer'] / 1e9:.1f}" in table
+    assert f"{plan['engine']['tokens']:,} tokens" in table
+
+
+def test_a_smaller_device_is_too_small() -> None:
+    result = iiverl("plan", "grpo_megatron.yaml", SMALL, "--device-memory", "40")
+    assert result.exit_code == 0
+    assert "TOO LARGE" in result.stdout
+    assert "update: actor needs 54.9 of 40.0 GB, most for actor: gradients" in result.stdout
+    assert (
+        "the engine has no room for one sequence; raise actor_rollout_ref.rollout.gpu_memory_utilization"
+        in result.stdout
+    )
+    assert not json.loads(
+        iiverl("plan", "grpo_megatron.yaml", SMALL, "--device-memory", "40", "--json").stdout
+    )["fits"]
+
+
+def test_fsdp_collects_layers() -> None:
+    strategy = "actor_rollout_ref.actor.strategy=fsdp"
+    result = iiverl("plan", "grpo_megatron.yaml", SMALL, strategy)
+    assert "fsdp, each model over all 8 devices" in result.stdout
+    assert "gathered" in result.stdout
+
+
+def test_a_model_that_is_not_at_hand_is_one_line() -> None:
+    result = iiverl("plan", "grpo_megatron.yaml", f"{MODEL}=org/name")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {MODEL}: there is no config.json of 'org/name'")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_model_of_another_kind_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_embd": 768}')
+    result = iiverl("plan", "grpo_megatron.yaml", f"{MODEL}={tmp_path}")
+    assert result.exit_code == 2
+    assert "does not say hidden_size" in result.stderr
+
+
+def test_a_wrong_configuration_is_told_as_by_validate() -> None:
+    wrong = ["grpo_megatron.yaml", SMALL, "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=3"]
+    result = iiverl("plan", *wrong)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "do not divide into copies over 3" in result.stderr
+    assert set(result.stderr.splitlines()) <= set(iiverl("validate", *wrong).stderr.splitlines())
+
+
+def test_a_backend_need_not_be_installed_to_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
+    result = iiverl("plan", "grpo_megatron.yaml", SMALL, "--backend", "megatron")
+    assert result.exit_code == 0
+    assert "megatron, tensor 2" in result.stdout
