@@ -140,22 +140,27 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(
 
 VLLM = (
     "actor_rollout_ref.rollout.name=vllm",
-    "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
     "actor_rollout_ref.rollout.verify_weights=true",
     "actor_rollout_ref.rollout.max_num_seqs=64",
-    "trainer.total_training_steps=40",
+    "trainer.total_training_steps=30",
     "data.train_batch_size=16",
     "actor_rollout_ref.actor.ppo_mini_batch_size=16",
     "actor_rollout_ref.rollout.n=16",
 )
 
 
+ONE_ENGINE = {
+    "colocated": ("actor_rollout_ref.rollout.tensor_model_parallel_size=2",),
+    "disaggregated": ("actor_rollout_ref.rollout.tensor_model_parallel_size=1", "trainer.rollout_devices=1"),
+}
+
+
 @pytest.mark.vllm
-@pytest.mark.parametrize("where", ["colocated", "disaggregated"])
+@pytest.mark.parametrize("where", ONE_ENGINE)
 def test_grpo_learns_with_vllm(quickstart: Make, tmp_path: Path, where: str) -> None:
+    """Two processes train, and one engine answers: over both of them, or in a process of its own."""
     pytest.importorskip("vllm")
-    more = ("trainer.rollout_devices=1",) if where == "disaggregated" else ()
-    train(quickstart(*VLLM, *more, runtime="ray"))
+    train(quickstart(*VLLM, *ONE_ENGINE[where], runtime="ray"))
     records = history(tmp_path / "run")
     scores = [record["critic/score/mean"] for record in records]
     assert sum(scores[-5:]) > 2 * sum(scores[:5])

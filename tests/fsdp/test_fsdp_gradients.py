@@ -14,7 +14,7 @@ from iiverl_core.algorithms import POLICY_LOSSES, PolicyBatch, Segments, token_w
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.config import ActorConfig, FSDPConfig, ModelConfig, OptimConfig, build
 from iiverl_core.samples import Tokens
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Offload, Role
 from iiverl_core.training.batching import filler, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, policy_loss_settings
 from iiverl_core.training.planning import Packing, balance, micro_batches
@@ -34,8 +34,9 @@ CORRECTION = RolloutCorrection(importance="token", cap=1.5, rejection="geometric
 SAMPLES = 9  # odd, so that ranks get unequal numbers
 
 
-def spec(path: str, *, packed: bool = False, **parallel) -> ModelSpec:
+def spec(path: str, *, packed: bool = False, offload: bool = False, **parallel) -> ModelSpec:
     return ModelSpec(
+        offload=Offload(parameters=offload),
         role="actor",
         model=ModelConfig(path=path, use_remove_padding=packed, enable_gradient_checkpointing=False),
         parallel=FSDPConfig(**{"mixed_precision": FP32, **parallel}),
@@ -335,7 +336,7 @@ def test_weights_are_those_on_disk(one_rank, tiny_model_path: Path) -> None:
     assert backend.parameter_count() == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("options", [{"param_offload": True}, {"mixed_precision": {"param_dtype": "bf16"}}])
+@pytest.mark.parametrize("options", [{"offload": True}, {"mixed_precision": {"param_dtype": "bf16"}}])
 def test_offload_and_mixed_precision_give_about_the_same(
     one_rank, tiny_model_path: Path, options: dict
 ) -> None:

@@ -22,7 +22,7 @@ from iiverl_core.algorithms.value_loss import value_loss
 from iiverl_core.config import FSDPConfig, ModelConfig, OptimConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.samples import Tokens
-from iiverl_core.training import MicroBatch, ModelSpec, Outputs, Role
+from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
 from iiverl_core.training.batching import filler, make_micro_batch
 from iiverl_core.training.planning import Packing, balance, micro_batches
 from iiverl_fsdp import FSDPBackend
@@ -81,7 +81,13 @@ def critic_path(folder: Path) -> Path:
 
 
 def backend(
-    role: Role, path: Path, *, packed: bool = False, checkpointing: bool = False, **parallel
+    role: Role,
+    path: Path,
+    *,
+    packed: bool = False,
+    checkpointing: bool = False,
+    offload: bool = False,
+    **parallel,
 ) -> FSDPBackend:
     return FSDPBackend(
         ModelSpec(
@@ -90,6 +96,7 @@ def backend(
                 path=str(path), use_remove_padding=packed, enable_gradient_checkpointing=checkpointing
             ),
             parallel=FSDPConfig(**{"mixed_precision": FP32, **parallel}),
+            offload=Offload(parameters=offload),
             device=CPU,
             optim=OptimConfig(lr=1e-2, weight_decay=0.0) if role == "critic" else None,
             grad_clip=1.0,
@@ -228,7 +235,7 @@ def test_gradients_are_those_by_hand_for_every_division(one_rank, critic_path: P
 
 def test_checkpointing_and_offload_change_no_gradient(one_rank, critic_path: Path) -> None:
     expected = gradients(critic_path, "padded, three sequences")
-    for options in ({"checkpointing": True}, {"param_offload": True}):
+    for options in ({"checkpointing": True}, {"offload": True}):
         found = gradients(critic_path, "padded, three sequences", **options)
         for name, gradient in expected.items():
             same(found[name], gradient, name)

@@ -15,6 +15,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from iiverl_core.rollout import Completion, Request, SamplingParams
 from iiverl_core.rollout.hf import HFEngine
@@ -54,6 +55,13 @@ ARCHITECTURES = {
     # Heads as narrow as vLLM on a CPU can do.
     "qwen2-wide": {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
     "llama-wide-tied": {"head_dim": 32, "tie_word_embeddings": True},
+    "qwen3_moe": {
+        "hidden_size": 64,
+        "head_dim": 32,
+        "moe_intermediate_size": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "bloom": {"n_layer": 2, "n_head": 4},
 }
@@ -96,7 +104,8 @@ def make_engine_of() -> Callable[..., HFEngine]:
 
     def make(path: Path, model: PreTrainedModel, version: int = 0, **options) -> HFEngine:
         engine = HFEngine(str(path), **({"dtype": torch.float32, "device": "cpu"} | options))
-        engine.update_weights(model.named_parameters(), version)
+        weights = revert_weight_conversion(model, dict(model.named_parameters()))  # names as in a checkpoint
+        engine.update_weights(weights.items(), version)
         return engine
 
     return make

@@ -16,6 +16,7 @@ FAMILIES = [
     "mistral",
     "gemma2",
     "gemma3_text",
+    "qwen3_moe",
     "gpt2",
     "bloom",
 ]

@@ -11,3 +11,7 @@ class ConfigError(IIVerlError):
     """The configuration, or what it names, is not what a run needs."""
 
     exit_code: int = 2
+
+
+class CheckpointError(IIVerlError):
+    """A checkpoint cannot be written, or is not what the run needs."""

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, Place, StepResult
 from iiverl_core.training.layout import lay_out
@@ -71,12 +73,18 @@ class FSDPBackend:
         return StepResult(grad_norm=grad_norm, taken=taken)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.named_weights`. Tied weights come once; buffers that are saved come too."""
+        """See `TrainingBackend.named_weights`. Tied weights come once; buffers that are saved come too.
+
+        What transformers has joined for computing, as the experts of a layer, is gathered as one, and taken apart.
+        """
         saved = self._model.state_dict().keys()
         buffers = ((name, buffer) for name, buffer in self._model.named_buffers() if name in saved)
         for name, tensor in chain(self._model.named_parameters(), buffers):
             value = tensor.detach().to(self._spec.device)
-            yield name, value.full_tensor() if isinstance(value, DTensor) else value
+            whole = {name: value.full_tensor() if isinstance(value, DTensor) else value}
+            if isinstance(self._model, PreTrainedModel):
+                whole = revert_weight_conversion(self._model, whole)
+            yield from whole.items()
 
     def parameter_count(self) -> int:
         """See `TrainingBackend.parameter_count`."""

@@ -46,7 +46,7 @@ def build_sharded(spec: ModelSpec) -> nn.Module:
     if not isinstance(parallel, FSDPConfig):
         raise TypeError(f"FSDP reads fsdp_config, not {type(parallel).__name__}")
     # FSDP2 moves weights, gradients and the optimizer's state together.
-    offload = parallel.param_offload or parallel.optimizer_offload
+    offload = spec.offload.parameters or spec.offload.optimizer
     config = _model_config(spec, half=parallel.mixed_precision.param_dtype not in ("fp32", "float32"))
     dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
     build, read = BUILDERS[spec.role]

@@ -4,8 +4,16 @@ import importlib
 
 import torch
 
-from iiverl_core.config import ActorConfig, Config, CriticConfig, ModelConfig
-from iiverl_core.training import ModelSpec, Role, TrainingBackend
+from iiverl_core.config import (
+    ActorConfig,
+    Config,
+    CriticConfig,
+    FSDPConfig,
+    ModelConfig,
+    RefConfig,
+    RewardModelConfig,
+)
+from iiverl_core.training import ModelSpec, Offload, Role, TrainingBackend
 from iiverl_core.training.registry import load_backend
 
 
@@ -29,7 +37,9 @@ def model_specs(config: Config, device: torch.device) -> list[ModelSpec]:
     megatron = config.backend == "megatron"
     policy, critic, reward = config.actor_rollout_ref, config.critic, config.reward_model
 
-    def trained(role: Role, model: ModelConfig, section: ActorConfig | CriticConfig, fsdp) -> ModelSpec:
+    def trained(
+        role: Role, model: ModelConfig, section: ActorConfig | CriticConfig, fsdp: FSDPConfig
+    ) -> ModelSpec:
         return ModelSpec(
             role=role,
             model=model,
@@ -38,15 +48,32 @@ def model_specs(config: Config, device: torch.device) -> list[ModelSpec]:
             default_dtype="fp32",
             optim=section.optim,
             grad_clip=section.optim.clip_grad if megatron else section.grad_clip,
+            offload=Offload(section.param_offload, section.grad_offload, section.optimizer_offload)
+            if megatron
+            else _fsdp_offload(fsdp),
+        )
+
+    def fixed(
+        role: Role, model: ModelConfig, section: RefConfig | RewardModelConfig, fsdp: FSDPConfig
+    ) -> ModelSpec:
+        return ModelSpec(
+            role=role,
+            model=model,
+            parallel=section.megatron if megatron else fsdp,
+            device=device,
+            default_dtype="bf16",
+            offload=Offload(section.param_offload) if megatron else _fsdp_offload(fsdp),
         )
 
     specs = [trained("actor", policy.model, policy.actor, policy.actor.fsdp_config)]
     if config.needs_reference:
-        parallel = policy.ref.megatron if megatron else policy.ref.fsdp_config
-        specs.append(ModelSpec("reference", policy.model, parallel, device, default_dtype="bf16"))
+        specs.append(fixed("reference", policy.model, policy.ref, policy.ref.fsdp_config))
     if config.uses_critic:
         specs.append(trained("critic", critic.model, critic, critic.model.fsdp_config))
     if reward.enable:
-        parallel = reward.megatron if megatron else reward.model.fsdp_config
-        specs.append(ModelSpec("reward", reward.model, parallel, device, default_dtype="bf16"))
+        specs.append(fixed("reward", reward.model, reward, reward.model.fsdp_config))
     return specs
+
+
+def _fsdp_offload(fsdp: FSDPConfig) -> Offload:
+    return Offload(parameters=fsdp.param_offload, optimizer=fsdp.optimizer_offload)

@@ -9,17 +9,25 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from iiverl_core.cluster.broadcast import Exchange
 from iiverl_core.cluster.generation import Answers, Question
 from iiverl_core.cluster.ray_group import GRACE_SECONDS, Host, RayStore, device_of, reserve
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
+from iiverl_core.cluster.ways import Carrier, ThroughStore
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Config
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rollout import Sampling
-from iiverl_core.samples import Handle, Sample
+from iiverl_core.samples import Sample
 
+MEGABYTE = 2**20
 DEATHS = 5  # of one engine without a sample in between, after which the run ends
+
+
+def carrier_for(device: str) -> Carrier:
+    """Choose how weights travel: from device to device on `cuda`; on `cpu` the object store is shared memory already."""
+    return Exchange(ray.util.get_node_ip_address()) if device == "cuda" else ThroughStore()
 
 
 class RayEngines:
@@ -27,7 +35,7 @@ class RayEngines:
 
     An engine is spread over `Config.engine_devices` consecutive processes, which have no use without each other: when
     one dies the others are ended. The engine is started again at the next `update_weights`. Weights come from the
-    processes of `group`, a bucket at a time, through Ray's object store, which is shared memory on one machine.
+    processes of `group`, a bucket at a time, on the way of `carrier_for`.
     """
 
     def __init__(self, config: Config, group: WorkerGroup, say: Callable[[str], None]) -> None:
@@ -41,6 +49,7 @@ class RayEngines:
         self._size = config.engine_devices
         count = (config.trainer.rollout_devices or 0) // self._size
         self._device = device_of(config)
+        self._carrier = carrier_for(self._device)
         self._engines: list[list[Any]] = [[] for _ in range(count)]
         """The processes of each engine; none where it is dead."""
         self.infos: list[RolloutWorkerInfo | None] = [None] * (count * self._size)
@@ -78,14 +87,26 @@ class RayEngines:
 
     def update_weights(self, version: int) -> None:
         """See `Engines.update_weights`. An engine that dies meanwhile is started again, and all get the weights anew."""
+        failures = 0  # in a row, of which no engine has died
         while True:
+            deaths = sum(self._deaths)
             self._start([engine for engine, actors in enumerate(self._engines) if not actors])
-            self._all("begin_update", version)
-            while (bucket := self._next_bucket()) is not None:
-                self._all("load", bucket)
-            self._all("finish_update")
-            if all(self._engines):
+            reason = self._pass_on(version)
+            if reason is None:
                 return
+            self._carrier.give_up(reason)
+            failures = failures + 1 if sum(self._deaths) == deaths else 0
+            if failures == DEATHS:
+                raise WorkerError(f"the engines did not get their weights, {DEATHS} times in a row: {reason}")
+
+    def _pass_on(self, version: int) -> str | None:
+        """Give all engines the weights; say why, where one has not got them all."""
+        way = self._carrier.way(len(self.infos))
+        self._group.run(Worker.begin_departure, [(way,)] * len(self._group.infos))
+        reason = self._all("begin_update", version, way)
+        while reason is None and (ticket := self._next_bucket()) is not None:
+            reason = self._all("load", ticket)
+        return self._all("finish_update") if reason is None else reason
 
     def sleep(self, *, forget: bool) -> None:
         """Do nothing: no one else needs these devices' memory."""
@@ -104,10 +125,10 @@ class RayEngines:
     def _by_rank(self) -> list[dict[int, Any]]:
         return [dict(enumerate(actors, i * self._size)) for i, actors in enumerate(self._engines)]
 
-    def _next_bucket(self) -> Handle | None:
-        size = self._config.actor_rollout_ref.rollout.update_weights_bucket_megabytes * 2**20
-        handles = self._group.run(Worker.next_bucket, [(size,)] * len(self._group.infos))
-        return next((handle for handle in handles if handle is not None), None)
+    def _next_bucket(self) -> Any:
+        size = self._config.actor_rollout_ref.rollout.update_weights_bucket_megabytes * MEGABYTE
+        tickets = self._group.run(Worker.next_bucket, [(size,)] * len(self._group.infos))
+        return next((ticket for ticket in tickets if ticket is not None), None)
 
     def _start(self, engines: Sequence[int]) -> None:
         """Start these engines, side by side."""
@@ -146,24 +167,33 @@ class RayEngines:
         except (RayActorError, RayTaskError) as error:
             raise self._failure(engine * self._size, "its start", error) from None
 
-    def _all(self, method: str, *arguments: Any) -> None:
-        """Call a method on every engine that is alive, side by side; one that dies is left out from there on."""
+    def _all(self, method: str, *arguments: Any) -> str | None:
+        """Call a method on every process that is alive, side by side, and say why, where one could not do as it should.
+
+        An engine that dies is left out from there on.
+        """
         calls = {
             actor.call.remote(method, arguments): rank
             for actors in self._by_rank()
             for rank, actor in actors.items()
         }
+        reason: str | None = None
         while calls:
             for call in ray.wait(list(calls), num_returns=1)[0]:
                 rank = calls.pop(call)
                 try:
-                    ray.get(call)
+                    failed = ray.get(call)
+                    reason = reason or failed
                 except (RayActorError, RayTaskError) as error:
                     engine = self._failed(rank, method, error)
+                    reason = f"{self._where(rank)} died"
                     calls = {c: other for c, other in calls.items() if other // self._size != engine}
+        return reason
 
     def _failed(self, rank: int, doing: str, error: Exception) -> int:
         """End an engine of which a process died, leave it out until it is started again, and give its number.
+
+        The way of the weights led to it: it is given up, and with it the waiting of others for this process.
 
         Raises:
             WorkerError: none died, but one raised; or the engine has died too often.
@@ -173,6 +203,7 @@ class RayEngines:
         if death is None:
             raise self._failure(rank, doing, error) from None
         self._end(engine)
+        self._carrier.give_up(f"{self._where(death[0])} died")
         self._deaths[engine] += 1
         if self._deaths[engine] >= DEATHS:
             raise self._failure(death[0], doing, death[1]) from None

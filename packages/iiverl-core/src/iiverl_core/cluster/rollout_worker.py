@@ -4,17 +4,19 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.cluster.generation import Generator, Question
 from iiverl_core.cluster.meeting import free_address, join
-from iiverl_core.cluster.store import Store, open_all
+from iiverl_core.cluster.store import Store
+from iiverl_core.cluster.ways import BrokenWayError, Receiver, Way
 from iiverl_core.cluster.weights import Arriving
 from iiverl_core.config import Config
 from iiverl_core.rollout import Sampling
-from iiverl_core.samples import Handle, Sample, Tokens
+from iiverl_core.samples import Sample, Tokens
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class RolloutWorker:
         self._config, self._rank, self._store = config, rank, store
         self._device = torch.device(device_type)
         self._arriving: Arriving | None = None
+        self._way: Way | None = None
+        self._receiver: Receiver | None = None
 
     def address(self, host: str) -> str:
         """Give the place where the engine's processes can meet: a free port of this process's machine, `host`."""
@@ -70,13 +74,27 @@ class RolloutWorker:
             yield answers.tokens
             yield answers.samples
 
-    def begin_update(self, version: int) -> None:
-        """Expect weights of this version, a bucket at a time."""
+    def begin_update(self, version: int, way: Way) -> None:
+        """Expect weights of this version, a bucket at a time, on this way; an update that is not finished is dropped."""
+        if self._arriving is not None:
+            self._arriving.drop()
+        if way != self._way:
+            if self._receiver is not None:
+                self._receiver.close()
+            self._receiver = way.receiver(self._rank, self._store, self._device)
+            self._way = way
         self._arriving = Arriving(lambda weights: self._generator.update_weights(weights, version))
 
-    def load(self, bucket: Handle) -> None:
-        """Take the next bucket."""
-        self._expected().feed(open_all(self._store, [bucket])[0])
+    def load(self, ticket: Any) -> str | None:
+        """Take the bucket of this ticket; say why, where it cannot come."""
+        if self._receiver is None:
+            raise RuntimeError("weights have no way here: call begin_update first")
+        try:
+            bucket = self._receiver.receive(ticket)
+        except BrokenWayError as error:
+            return str(error)
+        self._expected().feed(bucket)
+        return None
 
     def finish_update(self) -> None:
         """Wait until the engine has all weights; raises what `RolloutEngine.update_weights` raises."""

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import psutil
@@ -21,6 +21,7 @@ from iiverl_core.cluster.generation import Generator, Question
 from iiverl_core.cluster.meeting import free_address, join
 from iiverl_core.cluster.models import build_models
 from iiverl_core.cluster.store import Store, open_all, put_all
+from iiverl_core.cluster.ways import Sender, Way
 from iiverl_core.cluster.weights import Departing
 from iiverl_core.config import Config
 from iiverl_core.rollout import Sampling
@@ -122,6 +123,8 @@ class Worker:
             "critic": critic_loss(self._config.critic),
         }
         self._departing: Departing | None = None
+        self._way: Way | None = None
+        self._sender: Sender | None = None
         self._generator = None
         if not self._config.trainer.rollout_devices:
             self._generator = Generator(self._config, self._device, self._rank)
@@ -138,19 +141,22 @@ class Worker:
         """Give the engine that lives here the actor's weights."""
         self._generating().update_weights(self._model("actor").named_weights(), version)
 
-    def next_bucket(self, size: int) -> Handle | None:
-        """Give the next of the actor's weights, at least `size` bytes, for engines elsewhere; None after the last.
+    def begin_departure(self, way: Way) -> None:
+        """Let the actor's weights, from the first on, depart for engines elsewhere: the first that reports sends them."""
+        if way != self._way:
+            if self._sender is not None:
+                self._sender.close()
+            place = self._models["actor"].place
+            first = place.reports and place.data_rank == 0
+            self._sender = way.sender(self._store, self._device) if first else None
+            self._way = way
+        self._departing = Departing(self._model("actor").named_weights(), self._sender)
 
-        All workers take part, and the first of them that reports puts the weights into the store.
-        """
+    def next_bucket(self, size: int) -> Any:
+        """Send the next of these weights, at least `size` bytes, as `Departing.next` does. All workers take part."""
         if self._departing is None:
-            self._departing = Departing(self._model("actor").named_weights(), size)
-        place = self._models["actor"].place
-        bucket = self._departing.next(pack=place.reports and place.data_rank == 0)
-        if bucket is None:
-            self._departing = None
-            return None
-        return put_all(self._store, [bucket])[0]
+            raise RuntimeError("no weights depart: call begin_departure first")
+        return self._departing.next(size)
 
     def generate(self, questions: Sequence[Question], sampling: Sampling) -> Iterator[list[Sample]]:
         """Answer questions with the engine that lives here; yield samples as they finish, a few at a time.
@@ -165,9 +171,14 @@ class Worker:
         self._generating().sleep(forget)
 
     def evaluate(self, role: Role, share: Share) -> TokenArrays:
-        """Run a model over the samples of `share`, in their order: log-probs of a policy, or values of the critic."""
+        """Run a model over the samples of `share`, in their order: log-probs of a policy, or values of the critic.
+
+        A process that does not report only takes part.
+        """
         micro_batches = self._micro_batches(share)
         outputs = self._model(role).forward(micro_batches)
+        if not self._model(role).place.reports:
+            return TokenArrays([], [])
         arrays: dict[int, np.ndarray] = {}
         for positions, batch, output in zip(share.micro_batches, micro_batches, outputs, strict=True):
             x_T = output.values_T if role == "critic" else output.log_probs_T
@@ -178,11 +189,12 @@ class Worker:
         return TokenArrays(put_all(self._store, ordered), [float(array.sum()) for array in ordered])
 
     def score(self, share: Share) -> list[float]:
-        """Score the samples of `share` with the reward model, in their order."""
+        """Score the samples of `share` with the reward model, in their order, where this process reports."""
+        outputs = self._model("reward").forward(self._micro_batches(share))
+        if not self._model("reward").place.reports:
+            return []
         scores: dict[int, float] = {}
-        for positions, output in zip(
-            share.micro_batches, self._model("reward").forward(self._micro_batches(share)), strict=True
-        ):
+        for positions, output in zip(share.micro_batches, outputs, strict=True):
             if positions and output.scores_B is not None:
                 scores |= dict(zip(positions, output.scores_B.tolist(), strict=True))
         return [scores[i] for i in range(len(share.samples))]

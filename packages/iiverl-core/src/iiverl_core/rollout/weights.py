@@ -2,27 +2,31 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from iiverl_core.rollout.checkpoint import checkpoint_slots, place_of
 from iiverl_core.rollout.digest import digest
 
 SHOWN = 5  # names of one kind that an error lists
 
 
 class ExpectedWeights:
-    """Names and shapes of a model's weights, by which one update's weights are checked as they stream past.
+    """Names and shapes of a checkpoint's weights, by which one update's weights are checked as they stream past.
 
     Tied weights may be given once, under any of their names, or more than once with the same values; they go on under
     the first of their names.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Read them from the model as transformers has it; it may be on the meta device."""
-        slots = model.state_dict(keep_vars=True)
-        first: dict[int, str] = {}
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Read them from the model as transformers has it; it may be on the meta device. Raises as `checkpoint_slots`."""
+        slots = checkpoint_slots(model)
+        first: dict[tuple, str] = {}
         self._model_name = type(model).__name__
-        self._canonical = {name: first.setdefault(id(slot), name) for name, slot in slots.items()}
-        self.shapes = {name: slots[name].shape for name in first.values()}
+        self._canonical = {name: first.setdefault(place_of(slot), name) for name, slot in slots.items()}
+        self.slots = {name: slots[name] for name in first.values()}
+        """Where each weight lies in the model, by the first of its names."""
+        self.shapes = {name: slot.shape for name, slot in self.slots.items()}
 
     def check(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield each weight under its first name until one does not fit, and read the rest without yielding.

@@ -4,6 +4,7 @@ from iiverl_core.training.backend import (
     Loss,
     MicroBatch,
     ModelSpec,
+    Offload,
     Outputs,
     Place,
     Role,
@@ -11,4 +12,14 @@ from iiverl_core.training.backend import (
     TrainingBackend,
 )
 
-__all__ = ["Loss", "MicroBatch", "ModelSpec", "Outputs", "Place", "Role", "StepResult", "TrainingBackend"]
+__all__ = [
+    "Loss",
+    "MicroBatch",
+    "ModelSpec",
+    "Offload",
+    "Outputs",
+    "Place",
+    "Role",
+    "StepResult",
+    "TrainingBackend",
+]

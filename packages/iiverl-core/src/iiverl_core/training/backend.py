@@ -7,6 +7,7 @@ given, steps an optimizer, and gives the weights by Hugging Face name.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -17,6 +18,15 @@ from iiverl_core.algorithms.segments import Segments
 from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
 
 Role: TypeAlias = Literal["actor", "reference", "critic", "reward"]
+
+
+@dataclass(frozen=True)
+class Offload:
+    """What lies in CPU memory while it is not used."""
+
+    parameters: bool = False
+    gradients: bool = False
+    optimizer: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class ModelSpec:
     default_dtype: str = "fp32"
     optim: OptimConfig | None = None
     grad_clip: float | None = None
+    offload: Offload = Offload()
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class MicroBatch:
 class Outputs:
     """What a model says of the responses of a micro-batch, fp32.
 
-    A policy gives `log_probs_T` of each response token at the micro-batch's temperature and, where asked, `entropy_T`,
+    Empty on a process that does not have the model's end. A policy gives `log_probs_T` of each response token at the micro-batch's temperature and, where asked, `entropy_T`,
     in nats. A critic gives `values_T`, of the state before each response token: its head's output at the position that
     predicts the token. A reward model gives `scores_B`, its head's output at the last token of each sequence.
     """
@@ -126,9 +137,21 @@ class TrainingBackend(Protocol):
         ...
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors by Hugging Face name, one at a time, the same on each process that reports."""
+        """Whole tensors by the names that Hugging Face checkpoints use, one at a time, the same on every process."""
         ...
 
     def parameter_count(self) -> int:
         """Parameters of the whole model."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and random states into `folder`, each process its part."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Take over what `save` wrote, by however many processes, in whatever layout.
+
+        Raises:
+            CheckpointError: it is not whole, or of another model.
+        """
         ...

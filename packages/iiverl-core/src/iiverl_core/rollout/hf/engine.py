@@ -68,6 +68,12 @@ class HFEngine:
             raise ConfigError(
                 f"the rollout engine `hf` cannot run {type(self._model).__name__}: it takes no key-value cache"
             )
+        try:
+            self._expected = ExpectedWeights(self._model)
+        except ValueError as error:
+            raise ConfigError(
+                f"the rollout engine `hf` cannot be given the weights of '{model_path}': {error}"
+            ) from error
         RowCache(self._model)  # raises where the model needs another kind of cache
         self._direct_mask = use_grouped_sdpa(self._model)
         self._vocabulary: int = self._model.config.get_text_config().vocab_size
@@ -87,9 +93,8 @@ class HFEngine:
 
     @torch.no_grad()
     def _copy(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        slots = self._model.state_dict(keep_vars=True)
-        for name, value in ExpectedWeights(self._model).check(weights):
-            slots[name].copy_(value)
+        for name, value in self._expected.check(weights):
+            self._expected.slots[name].copy_(value)
 
     def sleep(self, *, weights: bool = False) -> None:
         """Do nothing, or forget the weights: between two streams this engine holds nothing else."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ class InProcessTransfer(WeightTransferEngine[WeightTransferInitInfo, Bucket]):
         """Make the layers ready; an update that broke off is closed first, or its remains would count as this one's."""
         if self._open:
             self.finish_weight_update()
+        if self.device.type == "cpu":
+            _pack_experts_again(self.model)
         initialize_layerwise_reload(self.model)
         self._open = True
 
@@ -72,6 +75,18 @@ class InProcessTransfer(WeightTransferEngine[WeightTransferInitInfo, Bucket]):
 
     def shutdown(self) -> None:
         """Nothing to release."""
+
+
+def _pack_experts_again(model: nn.Module) -> None:
+    """Let the experts of a layer be brought into their kernel's layout after loading, as they were the first time.
+
+    On a CPU the kernel does that when it is made, and it would not be made again: what is loaded would be read in a
+    layout that it does not have.
+    """
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _repack_tied(model: nn.Module) -> None:

