@@ -1,1 +1,5 @@
-"""The Megatron backend's place. It is not there yet: nothing is offered under `iiverl.backends`."""
+"""A training backend on megatron-core: tensor, pipeline, virtual pipeline, sequence, expert and data parallel."""
+
+from iiverl_megatron.backend import MegatronBackend
+
+__all__ = ["MegatronBackend"]

@@ -1,0 +1,182 @@
+"""What a model of transformers is to megatron-core: its `config.json` as a `TransformerConfig`.
+
+Llama, Qwen2 (and 2.5), Qwen3 and Qwen3 MoE are decoders of one kind: RMSNorm before attention and before the MLP,
+rotary positions, gated MLPs with SiLU. They differ in a few switches.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from iiverl_core.config import MegatronConfig
+from iiverl_core.dtypes import torch_dtype
+from iiverl_core.errors import ConfigError
+from iiverl_core.training import ModelSpec
+from iiverl_megatron.layers import TRANSFORMER_ENGINE
+
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is built: megatron-core's configuration, and what it does not hold.
+
+    `tied` says whether the embedding is the output layer too. `inv_freq` are the frequencies of rotary positions, of
+    half a head's features.
+    """
+
+    transformer: TransformerConfig
+    vocabulary: int
+    tied: bool
+    max_positions: int
+    inv_freq: torch.Tensor
+
+
+def read_architecture(spec: ModelSpec, parallel: MegatronConfig) -> Architecture:
+    """Read the model at `spec.model.path`.
+
+    Raises:
+        ConfigError: there is none, it is of another family, or it does not divide as `parallel` asks.
+    """
+    config = _model_config(spec)
+    return Architecture(
+        transformer=_transformer_config(spec, parallel, config),
+        vocabulary=config.vocab_size,
+        tied=bool(config.tie_word_embeddings) and spec.role in ("actor", "reference"),
+        max_positions=config.max_position_embeddings,
+        inv_freq=_rotary(spec, config),
+    )
+
+
+def _model_config(spec: ModelSpec) -> PreTrainedConfig:
+    model = spec.model
+    try:
+        config = AutoConfig.from_pretrained(
+            model.path, trust_remote_code=model.trust_remote_code, **model.override_config
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model can be read from '{model.path}' ({spec.role}): {error}") from error
+    if config.model_type not in FAMILIES:
+        raise ConfigError(
+            f"the {spec.role} model '{model.path}' is of the family {config.model_type}; the backend megatron knows "
+            f"{', '.join(FAMILIES)}. Use --backend fsdp, which takes every causal LM of transformers"
+        )
+    refused = {
+        "attention_bias": config.model_type != "qwen2" and getattr(config, "attention_bias", False),
+        "mlp_bias": getattr(config, "mlp_bias", False),
+        "use_sliding_window": getattr(config, "use_sliding_window", False),
+    }
+    if any(refused.values()) or config.hidden_act != "silu":
+        names = [name for name, value in refused.items() if value] or [f"hidden_act {config.hidden_act}"]
+        raise ConfigError(
+            f"the {spec.role} model '{model.path}' has {', '.join(names)}, which the backend megatron does not know; "
+            "use --backend fsdp"
+        )
+    return config
+
+
+def _transformer_config(
+    spec: ModelSpec, parallel: MegatronConfig, config: PreTrainedConfig
+) -> TransformerConfig:
+    dtype = torch_dtype(parallel.dtype)
+    family = config.model_type
+    recompute = spec.model.enable_gradient_checkpointing and spec.optim is not None
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    options: dict[str, Any] = {
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_query_groups": config.num_key_value_heads,
+        "kv_channels": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": config.rms_norm_eps,
+        "qk_layernorm": family.startswith("qwen3"),
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": family == "qwen2",
+        # Dropout is off: the log-probs of a response must be the same each time they are asked for.
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "perform_initialization": False,  # every weight is read
+        "use_cpu_initialization": spec.device.type == "cpu",
+        "tensor_model_parallel_size": tensor,
+        "pipeline_model_parallel_size": pipeline,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": parallel.context_parallel_size,
+        # A dense model beside one with experts lies on the same processes.
+        "expert_model_parallel_size": parallel.expert_model_parallel_size if family == "qwen3_moe" else 1,
+        "expert_tensor_parallel_size": 1,
+        "sequence_parallel": parallel.sequence_parallel and tensor > 1,
+        "variable_seq_lengths": pipeline > 1,  # each micro-batch has a shape of its own
+        "moe_token_dispatcher_type": "alltoall",  # asked of dense models too, by varying lengths
+        # Interleaved stages exchange both ways at once: in one batch of messages two stages would take one for another.
+        "overlap_p2p_comm": parallel.virtual_pipeline_model_parallel_size is not None,
+        "batch_p2p_comm": parallel.virtual_pipeline_model_parallel_size is None,
+        "calculate_per_token_loss": True,  # losses add up: nothing is divided by numbers of micro-batches or ranks
+        "recompute_granularity": "full" if recompute else None,
+        "recompute_method": "uniform" if recompute else None,
+        "recompute_num_layers": 1 if recompute else None,
+        # Fusions need apex or Transformer Engine; the gradient's accumulation needs apex.
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "apply_rope_fusion": TRANSFORMER_ENGINE,
+    }
+    if family == "qwen3_moe":
+        options |= _experts(config)
+    try:
+        return TransformerConfig(**options)
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"megatron-core refuses this layout for '{spec.model.path}': {error}") from error
+
+
+def _experts(config: PreTrainedConfig) -> dict[str, Any]:
+    """Say what the mixture of experts is, without losses beside the algorithm's."""
+    dense = set(getattr(config, "mlp_only_layers", None) or ())
+    every = getattr(config, "decoder_sparse_step", 1)
+    return {
+        "num_moe_experts": config.num_experts,
+        "moe_router_topk": config.num_experts_per_tok,
+        "moe_ffn_hidden_size": config.moe_intermediate_size,
+        "moe_layer_freq": [
+            int(i not in dense and (i + 1) % every == 0) for i in range(config.num_hidden_layers)
+        ],
+        # A softmax over the chosen experts alone is the softmax over all, normalised to the chosen.
+        "moe_router_pre_softmax": not config.norm_topk_prob,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": TRANSFORMER_ENGINE,
+    }
+
+
+def _rotary(spec: ModelSpec, config: PreTrainedConfig) -> torch.Tensor:
+    """Compute the frequencies of rotary positions, (head's features / 2,), as transformers does."""
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    kind = rope.get("rope_type", "default")
+    theta = rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))
+    if kind == "default":
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+        return 1.0 / theta**exponents
+    scale: float = 0.0
+    if kind in ROPE_INIT_FUNCTIONS and not kind.startswith(("dynamic", "longrope")):
+        inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+        if scale == 1.0:
+            return inv_freq
+    raise ConfigError(
+        f"the {spec.role} model '{spec.model.path}' scales its rotary positions by {kind}, which the backend megatron "
+        "does not know; use --backend fsdp, or take rope_scaling out of its config.json"
+    )

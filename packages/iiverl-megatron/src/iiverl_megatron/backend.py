@@ -1,0 +1,198 @@
+"""The Megatron backend: forward and backward through a pipeline, step, and weights by name."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from iiverl_core.config import MegatronConfig
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, StepResult
+from iiverl_core.training.batching import filler
+from iiverl_core.training.metrics import merge
+from iiverl_megatron import checkpoint
+from iiverl_megatron.architecture import read_architecture
+from iiverl_megatron.inputs import Inputs, make_inputs
+from iiverl_megatron.model import build_chunks, distribute
+from iiverl_megatron.optimizer import make_optimizer, step
+from iiverl_megatron.parallel import lay_out_processes, place
+from iiverl_megatron.vocabulary import split_token_log_probs
+from iiverl_megatron.weights import named_tensors, read_weights
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _computing(
+    method: Callable[Concatenate["MegatronBackend", P], T],
+) -> Callable[Concatenate["MegatronBackend", P], T]:
+    """Make a method run where megatron-core can compute, which without CUDA takes some arranging."""
+
+    @wraps(method)
+    def inside(self: "MegatronBackend", *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._arranged():
+            return method(self, *args, **kwargs)
+
+    return inside
+
+
+class MegatronBackend:
+    """A model split over the processes as its section `megatron` says.
+
+    Implements `iiverl_core.training.TrainingBackend`.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Build this process's part of the model, and its AdamW where `spec.optim` is given."""
+        if not isinstance(spec.parallel, MegatronConfig):
+            raise TypeError(f"Megatron reads the section megatron, not {type(spec.parallel).__name__}")
+        self._spec = spec
+        with self._arranged():
+            lay_out_processes(spec.parallel)
+            self.place = place()
+            self._architecture = read_architecture(spec, spec.parallel)
+            self._models = build_chunks(spec, spec.parallel, self._architecture)
+            read_weights(spec, self._models, self._architecture)
+            self._chunks: list[Any] = list(self._models)
+            self._optimizer = None
+            if spec.optim is None:
+                for model in self._models:
+                    model.requires_grad_(False)
+            else:
+                self._chunks = [distribute(model) for model in self._models]
+                self._optimizer = make_optimizer(self._chunks, spec.optim)
+
+    @_computing
+    def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
+        """See `TrainingBackend.forward`. Outside of the last pipeline stage outputs are empty."""
+        with torch.no_grad():
+            results = self._run(micro_batches, entropy, loss=None)
+        return results or [Outputs() for _ in micro_batches]
+
+    @_computing
+    def forward_backward(
+        self, micro_batches: Sequence[MicroBatch], loss: Loss, *, entropy: bool = False
+    ) -> dict[str, float]:
+        """See `TrainingBackend.forward_backward`."""
+        totals: dict[str, Tensor] = {}
+        for metrics in self._run(micro_batches, entropy, loss):
+            merge(totals, metrics)
+        return {name: total.item() for name, total in totals.items()}
+
+    @_computing
+    def step(self, lr: float) -> StepResult:
+        """See `TrainingBackend.step`."""
+        if self._optimizer is None:
+            raise RuntimeError(f"the {self._spec.role} model was built without an optimizer")
+        return step(self._chunks, self._optimizer, lr, self._spec.grad_clip)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.named_weights`. Tied weights come once."""
+        return named_tensors(
+            self._models, self._architecture, self._spec.role, lambda parameter: parameter.data
+        )
+
+    def parameter_count(self) -> int:
+        """See `TrainingBackend.parameter_count`."""
+        return sum(tensor.numel() for _, tensor in self.named_weights())
+
+    @_computing
+    def save(self, folder: Path) -> None:
+        """See `TrainingBackend.save`."""
+        checkpoint.save(folder, self._chunks, self._optimizer)
+
+    @_computing
+    def load(self, folder: Path) -> None:
+        """See `TrainingBackend.load`."""
+        checkpoint.load(folder, self._chunks, self._optimizer)
+
+    def _run(self, micro_batches: Sequence[MicroBatch], entropy: bool, loss: Loss | None) -> list[Any]:
+        """Send micro-batches through the pipeline; in the last stage, give their outputs, or with a loss its metrics."""
+        batches = list(micro_batches)
+        chunks = self._chunks if loss is not None else self._models
+        if len(chunks) > 1:
+            # Interleaved stages take micro-batches in rounds of as many as there are stages.
+            short = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size()
+            batches += [filler(tuple(batches[0].arrays_T), self._spec.device)] * short
+        inputs = [self._inputs(batch) for batch in batches]
+        finish = [
+            partial(self._finish, batch, each, entropy, loss)
+            for batch, each in zip(batches, inputs, strict=True)
+        ]
+        results = get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=[iter(zip(inputs, finish, strict=True)) for _ in chunks],
+            model=chunks,
+            num_microbatches=len(batches),
+            seq_length=1,  # said by each micro-batch itself
+            micro_batch_size=1,
+            forward_only=loss is None,
+            collect_non_loss_data=loss is None,
+        )
+        return results[: len(micro_batches)]
+
+    def _forward_step(self, data: Iterator[tuple[Inputs, Any]], chunk: Any) -> tuple[Tensor, Any]:
+        """Run one chunk over the next micro-batch."""
+        inputs, finish = next(data)
+        model = getattr(chunk, "module", chunk)
+        asking = model.output_layer.at(inputs.positions) if model.post_process else nullcontext()
+        with asking:
+            output = chunk(
+                input_ids=inputs.input_ids_BL,
+                position_ids=inputs.position_ids_BL,
+                attention_mask=None,
+                packed_seq_params=inputs.packed,
+            )
+        return output, finish
+
+    def _finish(
+        self,
+        batch: MicroBatch,
+        inputs: Inputs,
+        entropy: bool,
+        loss: Loss | None,
+        output: Tensor,
+        non_loss_data: bool = False,
+    ) -> Any:
+        """Make of the last chunk's output what was asked for: `Outputs`, or the loss, no token count, and metrics."""
+        outputs = self._outputs(output[0], batch, inputs, entropy)
+        if loss is None:
+            return outputs
+        value, metrics = loss(outputs, batch)
+        return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
+
+    def _outputs(self, head_NV: Tensor, batch: MicroBatch, inputs: Inputs, entropy: bool) -> Outputs:
+        if self._spec.role == "critic":
+            return Outputs(values_T=head_NV.sum(-1))
+        if self._spec.role == "reward":
+            return Outputs(scores_B=head_NV.sum(-1))
+        log_probs_T, entropy_T = split_token_log_probs(
+            head_NV,
+            inputs.targets_T,
+            batch.temperature,
+            vocabulary=self._architecture.vocabulary,
+            group=parallel_state.get_tensor_model_parallel_group(),
+            entropy=entropy,
+        )
+        return Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)
+
+    def _inputs(self, batch: MicroBatch) -> Inputs:
+        return make_inputs(
+            batch,
+            self._spec.role,
+            packed=self._spec.model.use_remove_padding,
+            multiple=parallel_state.get_tensor_model_parallel_world_size(),
+            device=self._spec.device,
+        )
+
+    def _arranged(self) -> AbstractContextManager[None]:
+        if self._spec.device.type == "cuda":
+            return nullcontext()
+        from iiverl_megatron.cpu import on_cpu
+
+        return on_cpu()

@@ -1,0 +1,99 @@
+"""What a layer is made of: Transformer Engine's modules where it is installed, else megatron-core's own.
+
+Of megatron-core's own two are replaced. Its attention keeps the scores of all pairs of tokens and refuses packed
+sequences; its RMSNorm refuses sequence parallelism. Parameters have the same names and meaning either way, so
+checkpoints do not tell which was used.
+
+Suffixes: `_SBHD` positions, rows, heads, features of a head; `_THD` tokens of packed sequences.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import MegatronModule, TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch import Tensor
+
+TRANSFORMER_ENGINE = find_spec("transformer_engine") is not None
+if not hasattr(moe_utils, "te_general_gemm"):
+    # The router asks whether this is None, and 0.16 gives it a value only where Transformer Engine is.
+    moe_utils.te_general_gemm = None  # type: ignore[attr-defined]
+
+
+def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlockSubmodules:
+    """Say what the layers of one model chunk consist of."""
+    spec = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=TRANSFORMER_ENGINE, normalization="RMSNorm", vp_stage=chunk
+    )
+    if TRANSFORMER_ENGINE:
+        return spec
+    spec.layer_norm = RMSNorm
+    for layer in spec.layer_specs or ():
+        parts: Any = layer.submodules
+        attention: Any = parts.self_attention.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+        attention.core_attention = CausalAttention
+        if attention.q_layernorm is not IdentityOp:
+            attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return spec
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Root mean square normalisation (Zhang and Sennrich 2019) over the last dimension.
+
+    Under sequence parallelism each process sees a part of the positions, so the gradient of the weight is a sum over
+    tensor-parallel processes; megatron-core takes it for weights that are marked.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **kwargs: Any) -> None:
+        """Make the weight where and in which dtype the layer's others are."""
+        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+        super().__init__(hidden_size, eps=eps, device=device, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class CausalAttention(MegatronModule):
+    """Causal attention by torch's fused kernels, over rows or over packed sequences.
+
+    Implements megatron-core's `CoreAttention`. Heads of keys and values are shared by groups of query heads.
+    """
+
+    def __init__(
+        self, *, config: TransformerConfig, softmax_scale: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(config=config)
+        self._scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        packed_seq_params: PackedSeqParams | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attend: (S, B, H, D) → (S, B, H·D), or packed (T, H, D) → (T, H·D)."""
+        if packed_seq_params is None:
+            return self._rows(query, key, value)
+        bounds = packed_seq_params.cu_seqlens_q
+        if bounds is None:
+            raise ValueError("packed sequences come with their bounds")
+        sizes = bounds.diff().tolist()
+        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+        return torch.cat([self._rows(*(x[:, None] for x in part))[:, 0] for part in parts])
+
+    def _rows(self, query_SBHD: Tensor, key_SBHD: Tensor, value_SBHD: Tensor) -> Tensor:
+        heads_first = [x.permute(1, 2, 0, 3) for x in (query_SBHD, key_SBHD, value_SBHD)]
+        grouped = query_SBHD.shape[2] != key_SBHD.shape[2]
+        context = F.scaled_dot_product_attention(
+            *heads_first, is_causal=True, scale=self._scale, enable_gqa=grouped
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)

@@ -1,0 +1,78 @@
+"""The layout of the processes: who shares a matrix, a pipeline, experts, or nothing but gradients."""
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from iiverl_core.config import MegatronConfig
+from iiverl_core.errors import ConfigError
+from iiverl_core.training import Place
+
+
+def lay_out_processes(parallel: MegatronConfig) -> None:
+    """Divide the processes of the default group as `parallel` says; a process has one layout for all of its models.
+
+    Raises:
+        ConfigError: another model was laid out otherwise before.
+    """
+    wanted = (
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+        parallel.expert_model_parallel_size,
+    )
+    if parallel_state.model_parallel_is_initialized():
+        if wanted != layout_sizes():
+            raise ConfigError(
+                f"models of one run share a layout: tensor, pipeline, virtual pipeline, context and expert parallel "
+                f"sizes are {layout_sizes()}, and a further model asks for {wanted}; give all sections `megatron` the same"
+            )
+        return
+    tensor, pipeline, virtual, context, experts = wanted
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=virtual,
+        context_parallel_size=context,
+        expert_model_parallel_size=experts,
+        expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,
+    )
+    model_parallel_cuda_manual_seed(parallel.seed)
+
+
+def layout_sizes() -> tuple[int, int, int | None, int, int]:
+    """Sizes of tensor, pipeline, virtual pipeline, context and expert parallel groups."""
+    return (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_virtual_pipeline_model_parallel_world_size(),
+        parallel_state.get_context_parallel_world_size(),
+        parallel_state.get_expert_model_parallel_world_size(),
+    )
+
+
+def place() -> Place:
+    """Say where this process stands.
+
+    The processes of one data-parallel rank work on the same samples. Results are known in the last pipeline stage, the
+    same to all of it, and its first process reports them.
+    """
+    first = (
+        parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_context_parallel_rank() == 0
+    )
+    return Place(
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        reports=first and parallel_state.is_pipeline_last_stage(),
+    )
+
+
+def from_last_stage(values: torch.Tensor) -> torch.Tensor:
+    """Give every pipeline stage the last one's `values`, in place."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast(values, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return values

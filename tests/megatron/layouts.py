@@ -1,0 +1,182 @@
+"""Tiny models, layouts over four processes, and one batch: what tests of the Megatron backend compute on."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iiverl_core.algorithms import POLICY_LOSSES, token_weights
+from iiverl_core.algorithms.rollout_correction import RolloutCorrection
+from iiverl_core.config import (
+    ActorConfig,
+    CriticConfig,
+    FSDPConfig,
+    MegatronConfig,
+    ModelConfig,
+    OptimConfig,
+    build,
+)
+from iiverl_core.samples import Tokens
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
+from iiverl_core.training.batching import filler, make_micro_batch
+from iiverl_core.training.losses import actor_loss, critic_loss
+from iiverl_core.training.planning import Packing, balance, micro_batches
+
+CPU = torch.device("cpu")
+SAMPLES = 9  # odd, so that ranks get unequal numbers
+SIZES = {
+    "vocab_size": 323,  # divides over no two processes
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "dtype": "float32",
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 24, "tie_word_embeddings": False},
+    "qwen3_moe": {"head_dim": 16, **EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1]},
+}
+
+
+def layout(
+    tensor: int = 1, pipeline: int = 1, experts: int = 1, chunks: int | None = None, sequence: bool = False
+) -> MegatronConfig:
+    return MegatronConfig(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=chunks,
+        expert_model_parallel_size=experts,
+        sequence_parallel=sequence,
+        dtype="fp32",
+    )
+
+
+def make_model(folder: Path, family: str, head: str = "CausalLM", **more: Any) -> Path:
+    """Save a tiny random model whose weights are all different from zero and one."""
+    import transformers
+    from transformers import AutoConfig
+
+    labels = {} if head == "CausalLM" else {"num_labels": 1}
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **labels, **more})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"AutoModelFor{head}").from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                torch.nn.init.normal_(parameter, mean=float(bool(parameter.min() > 0)), std=0.2)
+    path = folder / f"{family}-{head}"
+    model.save_pretrained(path)
+    return path
+
+
+def model_spec(
+    path: Path, parallel: MegatronConfig | FSDPConfig, role: Role = "actor", **model: Any
+) -> ModelSpec:
+    trained = role in ("actor", "critic")
+    return ModelSpec(
+        role=role,
+        model=ModelConfig(path=str(path), **{"enable_gradient_checkpointing": False, **model}),
+        parallel=parallel,
+        device=CPU,
+        default_dtype="fp32",
+        optim=OptimConfig(lr=1e-3, weight_decay=0.1) if trained else None,
+        grad_clip=1.0,
+    )
+
+
+def in_layout(spec: ModelSpec) -> Any:
+    """Build a Megatron backend on these processes, whatever layout they had before."""
+    from megatron.core import parallel_state
+
+    from iiverl_megatron import MegatronBackend
+
+    gc.collect()
+    parallel_state.destroy_model_parallel()
+    return MegatronBackend(spec)
+
+
+def data() -> tuple[list[Tokens], dict[str, list[np.ndarray]]]:
+    """Sequences of uneven lengths, with arrays that make every part of the losses count."""
+    rng = np.random.default_rng(0)
+    tokens = [
+        Tokens(rng.integers(0, 320, p), rng.integers(0, 320, r), np.zeros(r, dtype=np.float32))
+        for p, r in zip(rng.integers(1, 12, SAMPLES), rng.integers(1, 20, SAMPLES), strict=True)
+    ]
+    middles = {"advantages": 0.0, "old_log_probs": -5.8, "ref_log_probs": -5.8, "values": 0.0, "returns": 0.0}
+    arrays = {
+        name: [rng.normal(middle, 0.5, len(t.response_ids)).astype(np.float32) for t in tokens]
+        for name, middle in middles.items()
+    }
+    return tokens, arrays
+
+
+def batches(rank: int, size: int, sequences: int = 2) -> list[MicroBatch]:
+    """The micro-batches of data-parallel rank `rank` of `size`."""
+    tokens, arrays = data()
+    lengths = [len(t.prompt_ids) + len(t.response_ids) for t in tokens]
+    weights = token_weights("token-mean", [len(t.response_ids) for t in tokens], horizon=20)
+    mine = micro_batches(lengths, balance(lengths, size), Packing(sequences=sequences))[rank]
+    share = 1 / sum(len(t.response_ids) for t in tokens)
+    return [
+        make_micro_batch(
+            [tokens[i] for i in batch],
+            {name: [array[i] for i in batch] for name, array in arrays.items()},
+            [weights[i] for i in batch],
+            token_share=share,
+            temperature=0.8,
+            device=CPU,
+        )
+        if batch
+        else filler(tuple(arrays), CPU)
+        for batch in mine
+    ]
+
+
+def loss_of(role: Role) -> Loss:
+    if role == "critic":
+        critic: CriticConfig = build({"critic": {"cliprange_value": 0.5}}).critic
+        return critic_loss(critic)
+    actor = ActorConfig(
+        clip_ratio_low=0.2, clip_ratio_high=0.28, use_kl_loss=True, kl_loss_coef=0.1, entropy_coeff=0.05
+    )
+    return actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection())
+
+
+def by_sample(outputs: list[Any], batches: list[MicroBatch]) -> dict[tuple[int, ...], list[torch.Tensor]]:
+    """What a model says of each sequence, by its tokens, so that it does not matter who had it."""
+    found = {}
+    for output, batch in zip(outputs, batches, strict=True):
+        for name in ("log_probs_T", "entropy_T", "values_T"):
+            x_T = getattr(output, name)
+            if x_T is not None and batch.token_share:
+                parts = batch.segments.split(x_T)
+                for prompt, response, part in zip(batch.prompts, batch.responses, parts, strict=True):
+                    found.setdefault((*prompt.tolist(), -1, *response.tolist()), []).append(part)
+        if output.scores_B is not None and batch.token_share:
+            for prompt, response, score in zip(batch.prompts, batch.responses, output.scores_B, strict=True):
+                found.setdefault((*prompt.tolist(), -1, *response.tolist()), []).append(score)
+    return found
+
+
+def gradients(backend: Any) -> dict[str, torch.Tensor]:
+    """The gradient by checkpoint name, summed over all processes that have to do with it; it is gone afterwards."""
+    from megatron.core.distributed import finalize_model_grads
+
+    from iiverl_megatron.cpu import on_cpu
+    from iiverl_megatron.weights import named_tensors
+
+    with on_cpu():
+        finalize_model_grads(backend._chunks, force_all_reduce=True)
+        architecture, role = backend._architecture, backend._spec.role
+        whole = named_tensors(backend._models, architecture, role, lambda parameter: parameter.main_grad)
+        copies = {name: tensor.clone() for name, tensor in whole}
+        for chunk in backend._chunks:
+            chunk.zero_grad_buffer()
+    return copies

@@ -1,0 +1,145 @@
+"""Megatron computes what FSDP computes: outputs, losses, gradients and steps, in every layout."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from iiverl_core.config import FSDPConfig
+from iiverl_core.training import Role
+from iiverl_core.training.metrics import merge
+from iiverl_fsdp import FSDPBackend
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layouts import (
+    batches,
+    by_sample,
+    gradients,
+    in_layout,
+    layout,
+    loss_of,
+    make_model,
+    model_spec,
+)
+
+from ranks import Ranks
+
+pytestmark = [pytest.mark.megatron, pytest.mark.slow]
+
+FP32 = FSDPConfig(mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32"})
+STEPS = 3
+DENSE = {
+    "data parallel": (layout(), {}),
+    "tensor": (layout(tensor=2), {}),
+    "tensor and sequence, packed": (layout(tensor=2, sequence=True), {"use_remove_padding": True}),
+    "pipeline": (layout(pipeline=2), {"use_remove_padding": True}),
+    "tensor and pipeline": (layout(tensor=2, pipeline=2, sequence=True), {}),
+    "virtual pipeline": (layout(pipeline=2, chunks=2), {"enable_gradient_checkpointing": True}),
+    "more processes than heads of keys": (layout(tensor=4), {"use_remove_padding": True}),
+}
+EXPERTS = {
+    "experts": (layout(experts=2), {}),
+    "experts over tensor-parallel processes": (layout(tensor=2, experts=2, sequence=True), {}),
+    "experts in a pipeline": (layout(pipeline=2, experts=2), {"use_remove_padding": True}),
+}
+CASES: dict[str, tuple[str, str, Role, dict[str, tuple[Any, dict[str, Any]]]]] = {
+    "actor": ("qwen2", "CausalLM", "actor", DENSE),
+    "actor with norms of queries and keys": ("qwen3", "CausalLM", "actor", DENSE),
+    "critic": ("qwen2", "TokenClassification", "critic", DENSE),
+    "reward model": ("llama", "SequenceClassification", "reward", DENSE),
+    "mixture of experts": ("qwen3_moe", "CausalLM", "actor", EXPERTS),
+}
+
+
+def learn(backend: Any, role: Role, micro: list[Any], take: Any) -> dict[str, Any]:
+    """What a model says before a step, the loss's metrics, the gradient, and the weights after some steps."""
+    found: dict[str, Any] = {"outputs": by_sample(backend.forward(micro, entropy=True), micro)}
+    if role == "reward":
+        return found
+    found["start"] = {name: tensor.clone() for name, tensor in backend.named_weights()}
+    found["metrics"] = backend.forward_backward(micro, loss_of(role), entropy=True)
+    found["gradient"] = take(backend)  # and clears it
+    found["norms"] = []
+    for _ in range(STEPS):
+        backend.forward_backward(micro, loss_of(role), entropy=True)
+        found["norms"].append(backend.step(1e-3).grad_norm)
+    found["end"] = {name: tensor.clone() for name, tensor in backend.named_weights()}
+    return found
+
+
+def under_megatron(path: Path, role: Role, cases: dict[str, tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    results = {}
+    for name, (parallel, options) in cases.items():
+        backend = in_layout(model_spec(path, parallel, role, **options))
+        micro = batches(backend.place.data_rank, backend.place.data_size)
+        found = learn(backend, role, micro, gradients)
+        first = dist.get_rank() == 0
+        kept = found if first else {key: found[key] for key in ("outputs", "metrics") if key in found}
+        results[name] = {**kept, "place": backend.place}
+    return results
+
+
+def under_fsdp(path: Path, role: Role) -> dict[str, Any]:
+    backend = FSDPBackend(model_spec(path, FP32, role))
+
+    def take(backend: Any) -> dict[str, torch.Tensor]:
+        whole = {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
+        backend._optimizer.zero_grad()
+        # Experts are one tensor a layer in the model and one an expert in its checkpoints.
+        is_whole = isinstance(backend._model, PreTrainedModel)
+        return revert_weight_conversion(backend._model, whole) if is_whole else whole
+
+    return learn(backend, role, batches(0, 1), take)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_numbers_in_every_layout(one_rank, four_ranks: Ranks, case: str, tmp_path: Path) -> None:
+    family, head, role, cases = CASES[case]
+    path = make_model(tmp_path, family, head)
+    expected = under_fsdp(path, role)
+    assert role == "reward" or max(g.abs().max() for g in expected["gradient"].values()) > 1e-2
+    for name, found in joined(four_ranks.run(under_megatron, path, role, cases)).items():
+        print(name)
+        outputs = {key: torch.cat([x.flatten() for x in row]) for key, row in found["outputs"].items()}
+        rows = {key: torch.cat([x.flatten() for x in row]) for key, row in expected["outputs"].items()}
+        assert_same(outputs, rows, 1e-5)
+        if role == "reward":
+            continue
+        assert found["metrics"].keys() == expected["metrics"].keys()
+        for metric, value in expected["metrics"].items():
+            assert found["metrics"][metric] == pytest.approx(value, rel=1e-4, abs=1e-6), metric
+        assert_same(found["start"], expected["start"], 0.0)
+        assert_same(found["gradient"], expected["gradient"], 1e-5)
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+        assert_same(found["end"], expected["end"], 1e-4)
+        moved = max((found["end"][n] - found["start"][n]).abs().max() for n in found["end"])
+        assert moved > 2e-3
+
+
+def joined(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What all processes found, of each case: outputs of those that report, sums of their metrics."""
+    together = {}
+    for case in results[0]:
+        reporting = [r[case] for r in results if r[case]["place"].reports]
+        ranks = [r["place"].data_rank for r in reporting]
+        assert sorted(ranks) == list(range(reporting[0]["place"].data_size))
+        outputs = {key: row for r in reporting for key, row in r["outputs"].items()}
+        metrics: dict[str, float] = {}
+        for r in reporting:
+            merge(metrics, r.get("metrics", {}))
+        together[case] = {**results[0][case], "outputs": outputs, "metrics": metrics}
+    return together
