@@ -46,13 +46,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def layout(
-    tensor: int = 1, pipeline: int = 1, experts: int = 1, chunks: int | None = None, sequence: bool = False
+    tensor: int = 1,
+    pipeline: int = 1,
+    experts: int = 1,
+    *,
+    context: int = 1,
+    chunks: int | None = None,
+    sequence: bool = False,
 ) -> MegatronConfig:
     return MegatronConfig(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=chunks,
         expert_model_parallel_size=experts,
+        context_parallel_size=context,
         sequence_parallel=sequence,
         dtype="fp32",
     )

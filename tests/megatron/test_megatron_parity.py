@@ -39,6 +39,8 @@ DENSE = {
     "tensor and sequence, packed": (layout(tensor=2, sequence=True), {"use_remove_padding": True}),
     "pipeline": (layout(pipeline=2), {"use_remove_padding": True}),
     "tensor and pipeline": (layout(tensor=2, pipeline=2, sequence=True), {}),
+    "context": (layout(context=2), {"use_remove_padding": True}),
+    "context and tensor": (layout(tensor=2, context=2, sequence=True), {}),
     "virtual pipeline": (layout(pipeline=2, chunks=2), {"enable_gradient_checkpointing": True}),
     "more processes than heads of keys": (layout(tensor=4), {"use_remove_padding": True}),
 }

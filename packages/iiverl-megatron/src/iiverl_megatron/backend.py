@@ -17,10 +17,11 @@ from iiverl_core.training.batching import filler
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
 from iiverl_megatron.architecture import read_architecture
-from iiverl_megatron.inputs import Inputs, make_inputs
+from iiverl_megatron.context import from_owners
+from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
 from iiverl_megatron.model import build_chunks, distribute
 from iiverl_megatron.optimizer import make_optimizer, step
-from iiverl_megatron.parallel import lay_out_processes, place
+from iiverl_megatron.parallel import context_group, lay_out_processes, place, tensor_group
 from iiverl_megatron.vocabulary import split_token_log_probs
 from iiverl_megatron.weights import named_tensors, read_weights
 
@@ -55,6 +56,11 @@ class MegatronBackend:
         with self._arranged():
             lay_out_processes(spec.parallel)
             self.place = place()
+            self._sharing = Sharing(
+                tensor=tensor_group().size(),
+                context=context_group().size(),
+                context_rank=context_group().rank(),
+            )
             self._architecture = read_architecture(spec, spec.parallel)
             self._models = build_chunks(spec, spec.parallel, self._architecture)
             read_weights(spec, self._models, self._architecture)
@@ -114,7 +120,7 @@ class MegatronBackend:
     def _run(self, micro_batches: Sequence[MicroBatch], entropy: bool, loss: Loss | None) -> list[Any]:
         """Send micro-batches through the pipeline; in the last stage, give their outputs, or with a loss its metrics."""
         batches = list(micro_batches)
-        chunks = self._chunks if loss is not None else self._models
+        chunks: list[Any] = self._chunks if loss is not None else [*self._models]
         if len(chunks) > 1:
             # Interleaved stages take micro-batches in rounds of as many as there are stages.
             short = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size()
@@ -167,26 +173,32 @@ class MegatronBackend:
         return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
 
     def _outputs(self, head_NV: Tensor, batch: MicroBatch, inputs: Inputs, entropy: bool) -> Outputs:
+        def everyone(own: Tensor) -> Tensor:
+            shared = self._sharing.context > 1
+            return from_owners(own, inputs.here_N, context_group()) if shared else own
+
         if self._spec.role == "critic":
-            return Outputs(values_T=head_NV.sum(-1))
+            return Outputs(values_T=everyone(head_NV.sum(-1)))
         if self._spec.role == "reward":
-            return Outputs(scores_B=head_NV.sum(-1))
+            return Outputs(scores_B=everyone(head_NV.sum(-1)))
         log_probs_T, entropy_T = split_token_log_probs(
             head_NV,
             inputs.targets_T,
             batch.temperature,
             vocabulary=self._architecture.vocabulary,
-            group=parallel_state.get_tensor_model_parallel_group(),
+            group=tensor_group(),
             entropy=entropy,
         )
-        return Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)
+        return Outputs(
+            log_probs_T=everyone(log_probs_T), entropy_T=None if entropy_T is None else everyone(entropy_T)
+        )
 
     def _inputs(self, batch: MicroBatch) -> Inputs:
         return make_inputs(
             batch,
             self._spec.role,
             packed=self._spec.model.use_remove_padding,
-            multiple=parallel_state.get_tensor_model_parallel_world_size(),
+            sharing=self._sharing,
             device=self._spec.device,
         )
 

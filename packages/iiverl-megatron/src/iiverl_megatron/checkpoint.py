@@ -45,7 +45,7 @@ def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
         state = _sharded(chunks, optimizer, loading=True)
         if same := saved["layout"] == layout_sizes():
             state["rng"] = _random_states()
-        found = dist_checkpointing.load(state, str(folder))
+        found: Any = dist_checkpointing.load(state, str(folder))
     except (CheckpointingException, KeyError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no checkpoint of this model: {error}") from error
     for i, chunk in enumerate(chunks):
@@ -56,7 +56,7 @@ def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
     if same:
         torch.set_rng_state(found["rng"]["cpu"])
         torch.cuda.set_rng_state(found["rng"]["device"])
-        get_cuda_rng_tracker().set_states(found["rng"]["tracker"])
+        _tracker().set_states(found["rng"]["tracker"])
 
 
 @contextmanager
@@ -93,12 +93,16 @@ def _sharded(chunks: Sequence[Any], optimizer: Any, *, loading: bool) -> dict[st
     return state
 
 
+def _tracker() -> Any:
+    return get_cuda_rng_tracker()
+
+
 def _random_states() -> ShardedObject:
     """This process's random states: the same for all data-parallel ranks, so one of them writes them."""
     states = {
         "cpu": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(),
-        "tracker": get_cuda_rng_tracker().get_states(),
+        "tracker": _tracker().get_states(),
     }
     tensor, pipeline, *_ = layout_sizes()
     here = (

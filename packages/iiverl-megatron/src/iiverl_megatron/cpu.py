@@ -41,12 +41,16 @@ class _CudaIsCpu(TorchFunctionMode):
             return args[0]
         if func is torch.Tensor.record_stream:
             return None
+        if func is torch.Tensor.pin_memory:
+            return args[0].clone()  # what is pinned is a copy of what lies on the device
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             return func(*args).replace("torch.", "torch.cuda.")
         if any(_is_cuda(each) for each in args):
             args = tuple(torch.device("cpu") if _is_cuda(each) else each for each in args)
         if kwargs and _is_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": torch.device("cpu")}
+        if kwargs and kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         return func(*args, **(kwargs or {}))
 
 

@@ -84,6 +84,6 @@ class ValueHead(_Picking, nn.Linear):
         nn.Linear.__init__(self, config.hidden_size, 1, bias=bias, device=device, dtype=dtype)
         self.gathers = config.sequence_parallel
 
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """Give the numbers, (N, 1, 1)."""
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Give the numbers, (N, 1, 1), and None, as an output layer of megatron-core does."""
         return super().forward(self.pick(input).to(self.weight.dtype)), None

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -20,6 +21,9 @@ from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
+from iiverl_megatron.context import own_columns, whole_context
+from iiverl_megatron.parallel import context_group
+
 TRANSFORMER_ENGINE = find_spec("transformer_engine") is not None
 if not hasattr(moe_utils, "te_general_gemm"):
     # The router asks whether this is None, and 0.16 gives it a value only where Transformer Engine is.
@@ -28,7 +32,7 @@ if not hasattr(moe_utils, "te_general_gemm"):
 
 def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlockSubmodules:
     """Say what the layers of one model chunk consist of."""
-    spec = get_gpt_decoder_block_spec(
+    spec: Any = get_gpt_decoder_block_spec(
         config, use_transformer_engine=TRANSFORMER_ENGINE, normalization="RMSNorm", vp_stage=chunk
     )
     if TRANSFORMER_ENGINE:
@@ -61,14 +65,18 @@ class RMSNorm(torch.nn.RMSNorm):
 class CausalAttention(MegatronModule):
     """Causal attention by torch's fused kernels, over rows or over packed sequences.
 
-    Implements megatron-core's `CoreAttention`. Heads of keys and values are shared by groups of query heads.
+    Implements megatron-core's `CoreAttention`. Heads of keys and values are shared by groups of query heads. Under
+    context parallelism each process gathers the keys and values of whole rows, for the queries that it has.
     """
+
+    _context: dist.ProcessGroup | None
 
     def __init__(
         self, *, config: TransformerConfig, softmax_scale: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(config=config)
         self._scale = softmax_scale
+        self._context = context_group() if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -82,6 +90,8 @@ class CausalAttention(MegatronModule):
     ) -> Tensor:
         """Attend: (S, B, H, D) → (S, B, H·D), or packed (T, H, D) → (T, H·D)."""
         if packed_seq_params is None:
+            if self._context is not None:
+                key, value = whole_context(key, self._context), whole_context(value, self._context)
             return self._rows(query, key, value)
         bounds = packed_seq_params.cu_seqlens_q
         if bounds is None:
@@ -91,9 +101,14 @@ class CausalAttention(MegatronModule):
         return torch.cat([self._rows(*(x[:, None] for x in part))[:, 0] for part in parts])
 
     def _rows(self, query_SBHD: Tensor, key_SBHD: Tensor, value_SBHD: Tensor) -> Tensor:
-        heads_first = [x.permute(1, 2, 0, 3) for x in (query_SBHD, key_SBHD, value_SBHD)]
-        grouped = query_SBHD.shape[2] != key_SBHD.shape[2]
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query_SBHD, key_SBHD, value_SBHD))
+        seen = None
+        if self._context is not None:
+            rank, size = self._context.rank(), self._context.size()
+            columns_L = torch.arange(key.shape[2], device=key.device)
+            seen = own_columns(len(columns_L), rank, size, key.device)[:, None] >= columns_L
+        grouped = query.shape[1] != key.shape[1]
         context = F.scaled_dot_product_attention(
-            *heads_first, is_causal=True, scale=self._scale, enable_gqa=grouped
+            query, key, value, seen, is_causal=seen is None, scale=self._scale, enable_gqa=grouped
         )
         return context.permute(2, 0, 1, 3).flatten(2)

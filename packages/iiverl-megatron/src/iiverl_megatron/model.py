@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
@@ -58,13 +57,3 @@ def distribute(model: GPTModel) -> DistributedDataParallel:
         DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
         model,
     )
-
-
-def freeze(model: GPTModel) -> GPTModel:
-    """Let a chunk be run forward alone."""
-    return model.requires_grad_(False)
-
-
-def is_tied_copy(model: GPTModel, parameter: torch.nn.Parameter) -> bool:
-    """Whether a parameter is the last stage's copy of the embedding."""
-    return model.share_embeddings_and_output_weights and parameter is model.output_layer.weight

@@ -1,6 +1,7 @@
 """The layout of the processes: who shares a matrix, a pipeline, experts, or nothing but gradients."""
 
-import torch
+from typing import cast
+
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -71,8 +72,21 @@ def place() -> Place:
     )
 
 
-def from_last_stage(values: torch.Tensor) -> torch.Tensor:
-    """Give every pipeline stage the last one's `values`, in place."""
-    group = parallel_state.get_pipeline_model_parallel_group()
-    dist.broadcast(values, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
-    return values
+def tensor_group() -> dist.ProcessGroup:
+    """The processes that share each layer's matrices."""
+    return cast(dist.ProcessGroup, parallel_state.get_tensor_model_parallel_group())
+
+
+def context_group() -> dist.ProcessGroup:
+    """The processes that share each sequence."""
+    return cast(dist.ProcessGroup, parallel_state.get_context_parallel_group())
+
+
+def stages() -> dist.ProcessGroup:
+    """The processes of all pipeline stages that have the same slices."""
+    return cast(dist.ProcessGroup, parallel_state.get_pipeline_model_parallel_group())
+
+
+def expert_stages() -> dist.ProcessGroup:
+    """The processes that have all experts of all pipeline stages between them."""
+    return cast(dist.ProcessGroup, parallel_state.get_expert_tensor_model_pipeline_parallel_group())

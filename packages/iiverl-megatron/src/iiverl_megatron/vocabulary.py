@@ -76,7 +76,8 @@ class _SplitLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_log_probs_T: Tensor, grad_entropy_T: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_log_probs_T, grad_entropy_T = grad_outputs
         softmax_TV, targets_T, here_T, *more = ctx.saved_tensors
         # d log p(y) / d z_v = 1[v = y] - p_v
         weight_TV = grad_log_probs_T[:, None].expand_as(softmax_TV)

@@ -7,19 +7,21 @@ processes that share it, and the whole goes to all pipeline stages; never more t
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from iiverl_core.training import ModelSpec, Role
 from iiverl_megatron.architecture import Architecture
 from iiverl_megatron.checkpoint_files import CheckpointFiles
 from iiverl_megatron.names import EXPERT, Entry, Sliced, Whole, entry, order
+from iiverl_megatron.parallel import expert_stages, stages, tensor_group
 
 LOCAL_EXPERT = re.compile(
     r"mlp\.experts\.(?:local_experts\.(\d+)\.(linear_fc[12])\.weight|(linear_fc[12])\.weight(\d+))"
@@ -47,7 +49,7 @@ def _global_name(name: str, chunk: GPTModel) -> str:
     found = re.fullmatch(r"decoder\.layers\.(\d+)\.(.*)", name)
     if found is None:
         return name
-    layer = chunk.decoder.layers[int(found[1])].layer_number - 1
+    layer = cast(TransformerLayer, chunk.decoder.layers[int(found[1])]).layer_number - 1
     rest = found[2]
     if expert := LOCAL_EXPERT.fullmatch(rest):
         config = chunk.config
@@ -125,8 +127,8 @@ def named_tensors(
     """
     own = {name: take(parameter).detach() for name, parameter in global_parameters(chunks).items()}
     device = next(chunks[0].parameters()).device
-    homes = _homes({name: value for name, value in own.items() if not EXPERT.fullmatch(name)}, _stages())
-    homes |= _homes({name: value for name, value in own.items() if EXPERT.fullmatch(name)}, _expert_stages())
+    homes = _homes({name: value for name, value in own.items() if not EXPERT.fullmatch(name)}, stages())
+    homes |= _homes({name: value for name, value in own.items() if EXPERT.fullmatch(name)}, expert_stages())
     for name in sorted(homes, key=order):
         found, home = entry(name, architecture, role), homes[name]
         one = found.expert or isinstance(found.form, Whole)
@@ -135,20 +137,9 @@ def named_tensors(
         if name in own and one:
             slices[0] = own[name]
         elif name in own:
-            group = parallel_state.get_tensor_model_parallel_group()
-            dist.all_gather_into_tensor(slices.flatten(0, 1), own[name].contiguous(), group=group)
-        dist.broadcast(slices, src=home.rank, group=_expert_stages() if found.expert else _stages())
+            dist.all_gather_into_tensor(slices.flatten(0, 1), own[name].contiguous(), group=tensor_group())
+        dist.broadcast(slices, src=home.rank, group=expert_stages() if found.expert else stages())
         yield from zip(found.names, found.form.join(slices.unbind()), strict=True)
-
-
-def _stages() -> dist.ProcessGroup:
-    """The processes of all pipeline stages that have the same slices."""
-    return parallel_state.get_pipeline_model_parallel_group()
-
-
-def _expert_stages() -> dist.ProcessGroup:
-    """The processes that have all experts of all pipeline stages between them."""
-    return parallel_state.get_expert_tensor_model_pipeline_parallel_group()
 
 
 def _homes(own: Mapping[str, Tensor], group: dist.ProcessGroup) -> dict[str, _Home]:

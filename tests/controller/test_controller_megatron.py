@@ -1,0 +1,83 @@
+"""GRPO and PPO learn under Megatron, split by tensor and by pipeline, with both rollout engines."""
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from iiverl_core.config import Loaded
+from iiverl_core.controller import train
+
+Make = Callable[..., Loaded]
+pytestmark = [pytest.mark.megatron, pytest.mark.slow]
+
+ACTOR = "actor_rollout_ref.actor"
+LAYOUTS = {
+    "tensor": (f"{ACTOR}.megatron.tensor_model_parallel_size=2",),
+    "pipeline": (
+        f"{ACTOR}.megatron.tensor_model_parallel_size=1",
+        f"{ACTOR}.megatron.pipeline_model_parallel_size=2",
+        "actor_rollout_ref.model.use_remove_padding=true",
+    ),
+}
+ENGINES = {
+    "hf": (),
+    "vllm": (
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+        "actor_rollout_ref.rollout.verify_weights=true",
+        "actor_rollout_ref.rollout.max_num_seqs=64",
+    ),
+}
+GRPO = ("data.train_batch_size=16", f"{ACTOR}.ppo_mini_batch_size=16", "actor_rollout_ref.rollout.n=16")
+ALGORITHMS = {
+    "grpo": GRPO,
+    "ppo": (
+        "data.train_batch_size=32",
+        f"{ACTOR}.ppo_mini_batch_size=32",
+        "actor_rollout_ref.rollout.n=16",
+        "algorithm.adv_estimator=gae",
+        "algorithm.lam=0.95",
+        "critic.optim.lr=2e-3",
+        "trainer.critic_warmup=3",
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_is_up() -> Iterator[None]:
+    """Ray for all tests of this file: groups use it and leave it running."""
+    from iiverl_core.cluster.ray_group import start_ray, stop_ray
+
+    start_ray(cpus=4)
+    yield
+    stop_ray()
+
+
+@pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_reward_doubles(
+    quickstart: Make, quickstart_inputs: Path, tmp_path: Path, algorithm: str, layout: str, engine: str
+) -> None:
+    if engine == "vllm" and find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    train(
+        quickstart(
+            f"{ACTOR}.strategy=megatron",
+            f"{ACTOR}.megatron.dtype=fp32",
+            f"critic.model.path={quickstart_inputs}/model",
+            *ALGORITHMS[algorithm],
+            *LAYOUTS[layout],
+            *ENGINES[engine],
+            "trainer.total_training_steps=30",
+            runtime="ray",
+        )
+    )
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = [record["critic/score/mean"] for record in records]
+    assert sum(scores[-5:]) > 2 * sum(scores[:5])
+    kl = [record["rollout/kl"] for record in records if "rollout/kl" in record]  # not before the actor's turn
+    assert len(kl) > 20 and max(kl) < 1e-5
