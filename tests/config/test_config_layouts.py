@@ -132,19 +132,68 @@ def test_layers_divide_into_stages() -> None:
     ]
 
 
-def test_context_parallelism_needs_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(name: str) -> object:
-        return object() if there else None
-
-    monkeypatch.setattr("importlib.util.find_spec", found)
-    there = False
-    (message,) = told(context_size=2)
-    assert message.startswith(
-        "here context_parallel_size: only Transformer Engine's attention splits sequences"
-    )
-    assert "pip install" in message
-    there = True
+def test_rows_that_are_shared_are_padded() -> None:
+    model, critic = "actor_rollout_ref.model", "critic.model"
+    packed = [f"{model}.use_remove_padding=true", f"{critic}.use_remove_padding=true"]
     assert told(context_size=2) == []
+    assert told(*packed) == []
+    actors = (
+        f"warning {model}.use_remove_padding: has no effect: rows that several devices share "
+        f"({SECTION}.context_parallel_size is 2) are padded"
+    )
+    assert told(*packed, "algorithm.adv_estimator=grpo", context_size=2) == [actors]
+    assert told(*packed, "critic.enable=true", "critic.model.path=./dense", context_size=2) == [
+        actors,
+        f"warning {critic}.use_remove_padding: has no effect: rows that several devices share "
+        "(critic.megatron.context_parallel_size is 2) are padded",
+    ]
+
+
+def of_the_backend(*overrides: str, backend: str = "megatron") -> list[str]:
+    """What is said of models that a backend does not know, and of dtypes that it does not train in."""
+    Path("run.yaml").write_text("actor_rollout_ref: {rollout: {name: hf}}")
+    given = ["actor_rollout_ref.model.path=./dense", f"{SECTION}.tensor_model_parallel_size=1", *overrides]
+    problems = load("run.yaml", given, backend).problems
+    return [
+        f"{p.severity} {p.key}: {p.message}"
+        for p in problems
+        if "family" in p.message or p.message.startswith(("fp16", "float16"))
+    ]
+
+
+def test_a_family_that_the_backend_does_not_know() -> None:
+    for name, family in (("mistral", "mistral"), ("none", ""), ("llama", "llama"), ("qwen2", "qwen2")):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps({**DENSE, "model_type": family}))
+    answer = (
+        "is of the family mistral; the backend megatron knows llama, qwen2, qwen3, qwen3_moe. Use --backend fsdp, which "
+        "takes every causal LM of transformers"
+    )
+    path = "actor_rollout_ref.model.path"
+    used = "actor_rollout_ref.actor.use_kl_loss=true"
+    assert of_the_backend(f"{path}=./mistral", used) == [
+        f"error {path}: the actor model './mistral' {answer}"
+    ]
+    for known in ("./llama", "./qwen2", "./dense", "./experts", "./none", "org/name"):
+        assert of_the_backend(f"{path}={known}") == []
+    assert of_the_backend(f"{path}=./mistral", backend="fsdp") == []
+    others = ["critic.enable=true", "critic.model.path=./mistral"]
+    assert of_the_backend(*others) == [f"error critic.model.path: the critic model './mistral' {answer}"]
+    assert of_the_backend("critic.enable=false", "algorithm.adv_estimator=grpo", *others[1:]) == []
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "float16"])
+def test_what_is_trained_has_a_dtype_that_needs_no_loss_scaling(dtype: str) -> None:
+    answer = f"{dtype}, in which small gradients vanish: losses are not scaled; use bf16 or fp32"
+    critic = ["critic.enable=true", "critic.model.path=./dense"]
+    assert of_the_backend(*critic, f"{SECTION}.dtype={dtype}") == [f"error {SECTION}.dtype: {answer}"]
+    assert of_the_backend(*critic, f"critic.megatron.dtype={dtype}") == [
+        f"error critic.megatron.dtype: {answer}"
+    ]
+    used = "actor_rollout_ref.actor.use_kl_loss=true"
+    assert of_the_backend(used, f"actor_rollout_ref.ref.megatron.dtype={dtype}") == []
+    assert of_the_backend(f"{SECTION}.dtype={dtype}", backend="fsdp") == []
+    assert of_the_backend(f"{SECTION}.dtype=bfloat16") == []
 
 
 @pytest.mark.parametrize(

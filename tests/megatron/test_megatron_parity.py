@@ -1,5 +1,6 @@
 """Megatron computes what FSDP computes: outputs, losses, gradients and steps, in every layout."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from iiverl_core.config import FSDPConfig
-from iiverl_core.training import Role
+from iiverl_core.training import Offload, Role
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp import FSDPBackend
 
@@ -35,7 +36,7 @@ FP32 = FSDPConfig(mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32"
 STEPS = 3
 DENSE = {
     "data parallel": (layout(), {}),
-    "tensor": (layout(tensor=2), {}),
+    "tensor, offloaded": (layout(tensor=2), {}),
     "tensor and sequence, packed": (layout(tensor=2, sequence=True), {"use_remove_padding": True}),
     "pipeline": (layout(pipeline=2), {"use_remove_padding": True}),
     "tensor and pipeline": (layout(tensor=2, pipeline=2, sequence=True), {}),
@@ -45,7 +46,7 @@ DENSE = {
     "more processes than heads of keys": (layout(tensor=4), {"use_remove_padding": True}),
 }
 EXPERTS = {
-    "experts": (layout(experts=2), {}),
+    "experts, offloaded": (layout(experts=2), {}),
     "experts over tensor-parallel processes": (layout(tensor=2, experts=2, sequence=True), {}),
     "experts in a pipeline": (layout(pipeline=2, experts=2), {"use_remove_padding": True}),
 }
@@ -63,6 +64,7 @@ def learn(backend: Any, role: Role, micro: list[Any], take: Any) -> dict[str, An
     found: dict[str, Any] = {"outputs": by_sample(backend.forward(micro, entropy=True), micro)}
     if role == "reward":
         return found
+    found["size"] = backend.parameter_count()
     found["start"] = {name: tensor.clone() for name, tensor in backend.named_weights()}
     found["metrics"] = backend.forward_backward(micro, loss_of(role), entropy=True)
     found["gradient"] = take(backend)  # and clears it
@@ -78,7 +80,10 @@ def under_megatron(path: Path, role: Role, cases: dict[str, tuple[Any, dict[str,
     torch.set_num_threads(1)
     results = {}
     for name, (parallel, options) in cases.items():
-        backend = in_layout(model_spec(path, parallel, role, **options))
+        spec = model_spec(path, parallel, role, **options)
+        if "offloaded" in name:
+            spec = dataclasses.replace(spec, offload=Offload(True, True, True))
+        backend = in_layout(spec)
         micro = batches(backend.place.data_rank, backend.place.data_size)
         found = learn(backend, role, micro, gradients)
         first = dist.get_rank() == 0
@@ -124,6 +129,7 @@ def test_the_same_numbers_in_every_layout(one_rank, four_ranks: Ranks, case: str
         assert found["metrics"].keys() == expected["metrics"].keys()
         for metric, value in expected["metrics"].items():
             assert found["metrics"][metric] == pytest.approx(value, rel=1e-4, abs=1e-6), metric
+        assert found["size"] == expected["size"] == sum(t.numel() for t in expected["start"].values())
         assert_same(found["start"], expected["start"], 0.0)
         assert_same(found["gradient"], expected["gradient"], 1e-5)
         assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)

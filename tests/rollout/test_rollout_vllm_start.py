@@ -51,6 +51,46 @@ def test_a_model_that_vllm_does_not_know(quickstart: Callable[..., Loaded], gpt_
         make_engine(config, "cpu")
 
 
+@pytest.fixture
+def olmo2(quickstart_inputs: Path, tmp_path: Path) -> Path:
+    """A folder with a random OLMo 2, which vLLM runs in transformers' implementation, and the quickstart's tokenizer."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    folder = tmp_path / "olmo2"
+    shutil.copytree(quickstart_inputs / "model", folder)
+    config = Olmo2Config(
+        vocab_size=28,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=27,
+        bos_token_id=27,
+        eos_token_id=27,
+    )
+    Olmo2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_transformers_is_not_run_where_it_is_trained(
+    quickstart: Callable[..., Loaded], olmo2: Path
+) -> None:
+    path = f"actor_rollout_ref.model.path={olmo2}"
+    told = (
+        r"vLLM has no model of its own for '.*olmo2' \(actor_rollout_ref\.model\.path\) and runs that of transformers.*"
+        rf"Set trainer\.rollout_devices.*or set {ROLLOUT}\.name to hf"
+    )
+    wrong = f"{ROLLOUT}.engine_kwargs.vllm.kv_cache_dtype=none"  # found later, so that no engine is built
+    with pytest.raises(ConfigError, match=told):
+        make_engine(quickstart(*VLLM, path, wrong).config, "cpu")
+    apart = quickstart(*VLLM, path, wrong, "trainer.rollout_devices=1", runtime="ray").config
+    with pytest.raises(
+        ConfigError, match=r"vLLM cannot start with the model '.*olmo2': Input should be 'auto'"
+    ):
+        make_engine(apart, "cpu")
+
+
 def test_a_context_longer_than_the_models(quickstart: Callable[..., Loaded], tmp_path: Path) -> None:
     told = (
         r"vLLM cannot start with the model .* max_model_len \(108\) is greater than .*max_position_embeddings=64.*; "

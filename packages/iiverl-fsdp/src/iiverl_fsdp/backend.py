@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, Place, St
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.metrics import merge
+from iiverl_fsdp import checkpoint
 from iiverl_fsdp.model import build_sharded
 
 
@@ -89,6 +91,14 @@ class FSDPBackend:
     def parameter_count(self) -> int:
         """See `TrainingBackend.parameter_count`."""
         return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """See `TrainingBackend.save`. There are no random states: nothing here draws random numbers."""
+        checkpoint.save(folder, self._model, self._optimizer)
+
+    def load(self, folder: Path) -> None:
+        """See `TrainingBackend.load`."""
+        checkpoint.load(folder, self._model, self._optimizer)
 
     def _run(self, batch: MicroBatch, entropy: bool) -> Outputs:
         layout = lay_out(

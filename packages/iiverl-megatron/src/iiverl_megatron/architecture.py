@@ -14,12 +14,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from iiverl_core.config import MegatronConfig
+from iiverl_core.config.model_facts import MEGATRON_FAMILIES
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
 from iiverl_megatron.layers import TRANSFORMER_ENGINE
-
-FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ def _model_config(spec: ModelSpec) -> PreTrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be read from '{model.path}' ({spec.role}): {error}") from error
-    if config.model_type not in FAMILIES:
+    if config.model_type not in MEGATRON_FAMILIES:
         raise ConfigError(
             f"the {spec.role} model '{model.path}' is of the family {config.model_type}; the backend megatron knows "
-            f"{', '.join(FAMILIES)}. Use --backend fsdp, which takes every causal LM of transformers"
+            f"{', '.join(MEGATRON_FAMILIES)}. Use --backend fsdp, which takes every causal LM of transformers"
         )
     refused = {
         "attention_bias": config.model_type != "qwen2" and getattr(config, "attention_bias", False),

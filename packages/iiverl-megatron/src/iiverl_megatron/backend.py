@@ -20,10 +20,11 @@ from iiverl_megatron.architecture import read_architecture
 from iiverl_megatron.context import from_owners
 from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
 from iiverl_megatron.model import build_chunks, distribute
+from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
 from iiverl_megatron.parallel import context_group, lay_out_processes, place, tensor_group
 from iiverl_megatron.vocabulary import split_token_log_probs
-from iiverl_megatron.weights import named_tensors, read_weights
+from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,11 +73,14 @@ class MegatronBackend:
             else:
                 self._chunks = [distribute(model) for model in self._models]
                 self._optimizer = make_optimizer(self._chunks, spec.optim)
+            self._offloading = Offloading(
+                spec.offload, self._chunks, self._optimizer, spec.device, self._arranged
+            )
 
     @_computing
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
         """See `TrainingBackend.forward`. Outside of the last pipeline stage outputs are empty."""
-        with torch.no_grad():
+        with torch.no_grad(), self._offloading.parameters():
             results = self._run(micro_batches, entropy, loss=None)
         return results or [Outputs() for _ in micro_batches]
 
@@ -86,8 +90,10 @@ class MegatronBackend:
     ) -> dict[str, float]:
         """See `TrainingBackend.forward_backward`."""
         totals: dict[str, Tensor] = {}
-        for metrics in self._run(micro_batches, entropy, loss):
-            merge(totals, metrics)
+        self._offloading.gradients_come()
+        with self._offloading.parameters():
+            for metrics in self._run(micro_batches, entropy, loss):
+                merge(totals, metrics)
         return {name: total.item() for name, total in totals.items()}
 
     @_computing
@@ -95,27 +101,33 @@ class MegatronBackend:
         """See `TrainingBackend.step`."""
         if self._optimizer is None:
             raise RuntimeError(f"the {self._spec.role} model was built without an optimizer")
-        return step(self._chunks, self._optimizer, lr, self._spec.grad_clip)
+        with self._offloading.parameters(), self._offloading.optimizer():
+            result = step(self._chunks, self._optimizer, lr, self._spec.grad_clip)
+        self._offloading.gradients_gone()
+        return result
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_weights`. Tied weights come once."""
-        return named_tensors(
-            self._models, self._architecture, self._spec.role, lambda parameter: parameter.data
-        )
+        with self._offloading.parameters():
+            yield from named_tensors(
+                self._models, self._architecture, self._spec.role, lambda parameter: parameter.data
+            )
 
     def parameter_count(self) -> int:
         """See `TrainingBackend.parameter_count`."""
-        return sum(tensor.numel() for _, tensor in self.named_weights())
+        return count_parameters(self._models, self._architecture, self._spec.role)
 
     @_computing
     def save(self, folder: Path) -> None:
         """See `TrainingBackend.save`."""
-        checkpoint.save(folder, self._chunks, self._optimizer)
+        with self._offloading.parameters(), self._offloading.optimizer():
+            checkpoint.save(folder, self._chunks, self._optimizer)
 
     @_computing
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
-        checkpoint.load(folder, self._chunks, self._optimizer)
+        with self._offloading.parameters(), self._offloading.optimizer():
+            checkpoint.load(folder, self._chunks, self._optimizer)
 
     def _run(self, micro_batches: Sequence[MicroBatch], entropy: bool, loss: Loss | None) -> list[Any]:
         """Send micro-batches through the pipeline; in the last stage, give their outputs, or with a loss its metrics."""

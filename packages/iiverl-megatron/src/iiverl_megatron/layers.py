@@ -20,8 +20,9 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
-from iiverl_megatron.context import own_columns, whole_context
+from iiverl_megatron.context import whole_context
 from iiverl_megatron.parallel import context_group
 
 TRANSFORMER_ENGINE = find_spec("transformer_engine") is not None
@@ -102,13 +103,23 @@ class CausalAttention(MegatronModule):
 
     def _rows(self, query_SBHD: Tensor, key_SBHD: Tensor, value_SBHD: Tensor) -> Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query_SBHD, key_SBHD, value_SBHD))
-        seen = None
-        if self._context is not None:
-            rank, size = self._context.rank(), self._context.size()
-            columns_L = torch.arange(key.shape[2], device=key.device)
-            seen = own_columns(len(columns_L), rank, size, key.device)[:, None] >= columns_L
-        grouped = query.shape[1] != key.shape[1]
-        context = F.scaled_dot_product_attention(
-            query, key, value, seen, is_causal=seen is None, scale=self._scale, enable_gqa=grouped
-        )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        options: dict[str, Any] = {"scale": self._scale, "enable_gqa": query.shape[1] != key.shape[1]}
+        if self._context is None:
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
+        else:
+            # Each of the two pieces that this process has sees what comes before it, and itself up to its own column.
+            front, back = query.chunk(2, 2)
+            rank, size, length = self._context.rank(), self._context.size(), front.shape[2]
+            attended = torch.cat(
+                [
+                    F.scaled_dot_product_attention(
+                        piece, key[:, :, :end], value[:, :, :end], causal_lower_right(length, end), **options
+                    )
+                    for piece, end in (
+                        (front, (rank + 1) * length),
+                        (back, (2 * size - rank) * length),
+                    )
+                ],
+                2,
+            )
+        return attended.permute(2, 0, 1, 3).flatten(2)

@@ -10,6 +10,9 @@ from iiverl_core.config import MegatronConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import Place
 
+_laid_out: dist.ProcessGroup | None = None
+"""The group whose processes have been laid out: megatron-core keeps layouts for as long as a process lives."""
+
 
 def lay_out_processes(parallel: MegatronConfig) -> None:
     """Divide the processes of the default group as `parallel` says; a process has one layout for all of its models.
@@ -24,6 +27,9 @@ def lay_out_processes(parallel: MegatronConfig) -> None:
         parallel.context_parallel_size,
         parallel.expert_model_parallel_size,
     )
+    global _laid_out
+    if _laid_out is not dist.group.WORLD:
+        parallel_state.destroy_model_parallel()  # what is left of a run before, in this same process
     if parallel_state.model_parallel_is_initialized():
         if wanted != layout_sizes():
             raise ConfigError(
@@ -42,6 +48,7 @@ def lay_out_processes(parallel: MegatronConfig) -> None:
         create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(parallel.seed)
+    _laid_out = dist.group.WORLD
 
 
 def layout_sizes() -> tuple[int, int, int | None, int, int]:

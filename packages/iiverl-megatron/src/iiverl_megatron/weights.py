@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from iiverl_core.training import ModelSpec, Role
 from iiverl_megatron.architecture import Architecture
 from iiverl_megatron.checkpoint_files import CheckpointFiles
-from iiverl_megatron.names import EXPERT, Entry, Sliced, Whole, entry, order
+from iiverl_megatron.names import EXPERT, Entry, Sliced, Vocabulary, Whole, entry, order
 from iiverl_megatron.parallel import expert_stages, stages, tensor_group
 
 LOCAL_EXPERT = re.compile(
@@ -127,19 +127,44 @@ def named_tensors(
     """
     own = {name: take(parameter).detach() for name, parameter in global_parameters(chunks).items()}
     device = next(chunks[0].parameters()).device
-    homes = _homes({name: value for name, value in own.items() if not EXPERT.fullmatch(name)}, stages())
-    homes |= _homes({name: value for name, value in own.items() if EXPERT.fullmatch(name)}, expert_stages())
+    homes = _all_homes(own)
     for name in sorted(homes, key=order):
         found, home = entry(name, architecture, role), homes[name]
-        one = found.expert or isinstance(found.form, Whole)
-        count = 1 if one else parallel_state.get_tensor_model_parallel_world_size()
-        slices = torch.empty(count, *home.shape, dtype=home.dtype, device=device)
+        one = _is_one(found)
+        slices = torch.empty(
+            1 if one else tensor_group().size(), *home.shape, dtype=home.dtype, device=device
+        )
         if name in own and one:
             slices[0] = own[name]
         elif name in own:
             dist.all_gather_into_tensor(slices.flatten(0, 1), own[name].contiguous(), group=tensor_group())
         dist.broadcast(slices, src=home.rank, group=expert_stages() if found.expert else stages())
         yield from zip(found.names, found.form.join(slices.unbind()), strict=True)
+
+
+def count_parameters(chunks: Sequence[GPTModel], architecture: Architecture, role: Role) -> int:
+    """Count the parameters of the whole model; tied weights count once. All processes take part."""
+    total = 0
+    for name, home in _all_homes(global_parameters(chunks)).items():
+        found = entry(name, architecture, role)
+        rows = home.shape[0] if _is_one(found) else home.shape[0] * tensor_group().size()
+        if isinstance(found.form, Vocabulary):
+            rows = found.form.tokens
+        total += rows * home.shape[1:].numel()
+    return total
+
+
+def _is_one(found: Entry) -> bool:
+    """Whether a parameter is whole on every process that has it."""
+    return found.expert or isinstance(found.form, Whole)
+
+
+def _all_homes(own: Mapping[str, Tensor]) -> dict[str, _Home]:
+    """Say where each parameter of the whole model lies, the same on every process but for which copy it is told of."""
+    homes = _homes({name: value for name, value in own.items() if not EXPERT.fullmatch(name)}, stages())
+    return homes | _homes(
+        {name: value for name, value in own.items() if EXPERT.fullmatch(name)}, expert_stages()
+    )
 
 
 def _homes(own: Mapping[str, Tensor], group: dist.ProcessGroup) -> dict[str, _Home]:

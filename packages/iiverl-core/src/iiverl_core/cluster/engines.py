@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from iiverl_core.cluster.generation import Question
+from iiverl_core.cluster.generation import Question, stored
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.rollout import Sampling
@@ -52,9 +52,9 @@ class ColocatedEngines:
 
     def generate(self, questions: Sequence[Sequence[Question]], sampling: Sampling) -> Iterator[list[Sample]]:
         """See `Engines.generate`."""
-        return self._group.stream(
-            Worker.generate, [(questions[rank // self._size], sampling) for rank in self._ranks]
-        )
+        arguments = [(questions[rank // self._size], sampling) for rank in self._ranks]
+        for tokens, samples in self._group.stream(Worker.generate, arguments):
+            yield stored(samples, tokens)
 
     def update_weights(self, version: int) -> None:
         """See `Engines.update_weights`."""

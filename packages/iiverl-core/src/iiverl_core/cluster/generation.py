@@ -31,16 +31,9 @@ class Question:
     members: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Answers:
-    """A few finished samples, and the token arrays of each, which are still to be put where others find them."""
-
-    samples: list[Sample]
-    tokens: list[Tokens]
-
-    def stored(self, reference: Any) -> list[Sample]:
-        """Give the samples with handles to their token arrays, which lie in the store under `reference`."""
-        return [replace(sample, tokens=Handle(reference, i)) for i, sample in enumerate(self.samples)]
+def stored(samples: Sequence[Sample], reference: Any) -> list[Sample]:
+    """Give samples handles to their token arrays, which lie in the store under `reference`, in the same order."""
+    return [replace(sample, tokens=Handle(reference, i)) for i, sample in enumerate(samples)]
 
 
 class Generator:
@@ -69,8 +62,19 @@ class Generator:
         if self._config.actor_rollout_ref.rollout.free_cache_engine:
             self._engine.sleep(weights=forget)
 
-    def generate(self, questions: Sequence[Question], sampling: Sampling) -> Iterator[Answers]:
-        """Answer questions; yield what is finished, a few samples at a time."""
+    def close(self) -> None:
+        """End the engine, and maybe torch.distributed in this process with it; see `RolloutEngine.close`."""
+        self._engine.close()
+
+    def generate(
+        self, questions: Sequence[Question], sampling: Sampling
+    ) -> Iterator[list[Tokens] | list[Sample]]:
+        """Answer questions; yield in turn the token arrays of what is finished, and the samples that they belong to.
+
+        A runtime keeps the arrays where all find them, and passes on the samples (`stored`). A process that put them
+        into a store by itself, and yielded samples that name them, would take them along when it dies; and Ray, which
+        counts who still needs an object, miscounts those that are named within what a generator yields.
+        """
         params = sampling_params(self._config, sampling)
         prompts = {question.group: question.prompt for question in questions}
         requests = [
@@ -84,13 +88,15 @@ class Generator:
                 continue
             finished.append(done)
             if time.monotonic() - last > STREAM_SECONDS:
-                yield self._answers(finished, prompts)
+                yield from self._answers(finished, prompts)
                 finished = []
                 last = time.monotonic()
         if finished:
-            yield self._answers(finished, prompts)
+            yield from self._answers(finished, prompts)
 
-    def _answers(self, finished: Sequence[Completion], prompts: Mapping[int, Prompt]) -> Answers:
+    def _answers(
+        self, finished: Sequence[Completion], prompts: Mapping[int, Prompt]
+    ) -> Iterator[list[Tokens] | list[Sample]]:
         tokens = [
             Tokens(np.asarray(prompts[done.key].ids, dtype=np.int64), done.token_ids, done.log_probs)
             for done in finished
@@ -113,4 +119,5 @@ class Generator:
             )
             for done, text, raw_text in zip(finished, texts, raw_texts, strict=True)
         ]
-        return Answers(samples, tokens)
+        yield tokens
+        yield samples

@@ -31,7 +31,11 @@ class LocalGroup:
             raise ConfigError("trainer.device: cuda, but torch sees no CUDA device here; use auto or cpu")
         self._meeting = TemporaryDirectory(prefix="iiverl-")
         self._worker = Worker(config, rank=0, size=1, device_type=device, store=LocalStore())
-        self.infos = [self._worker.setup((Path(self._meeting.name) / "meeting").as_uri())]
+        try:
+            self.infos = [self._worker.setup((Path(self._meeting.name) / "meeting").as_uri())]
+        except BaseException:
+            self.close()  # what it has joined would be in the way of the next one in this process
+            raise
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `WorkerGroup.run`."""
@@ -41,10 +45,13 @@ class LocalGroup:
         """See `WorkerGroup.run_on`."""
         return method(self._worker, *arguments)
 
-    def stream(self, method: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+    def stream(
+        self, method: Callable[..., Iterator[Any]], arguments: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[Any, Any]]:
         """See `WorkerGroup.stream`."""
         for each in arguments:
-            yield from method(self._worker, *each)
+            items = method(self._worker, *each)
+            yield from zip(items, items, strict=True)
 
     def close(self) -> None:
         """See `WorkerGroup.close`."""

@@ -10,8 +10,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from iiverl_core.cluster.broadcast import Exchange
-from iiverl_core.cluster.generation import Answers, Question
-from iiverl_core.cluster.ray_group import GRACE_SECONDS, Host, RayStore, device_of, reserve
+from iiverl_core.cluster.generation import Question, stored
+from iiverl_core.cluster.ray_group import GRACE_SECONDS, Host, RayStore, device_of, next_pair, reserve
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
 from iiverl_core.cluster.ways import Carrier, ThroughStore
@@ -73,8 +73,7 @@ class RayEngines:
             ready: list[Any] = ray.wait(list(waiting), num_returns=1, fetch_local=False)[0]
             for stream in ready:
                 try:
-                    tokens = next(stream)  # a reference, which is passed on and not opened here
-                    samples: list[Sample] = ray.get(next(stream, tokens))  # a failure comes alone
+                    tokens, samples = next_pair(stream)
                 except StopIteration:
                     del waiting[stream]
                     continue
@@ -83,7 +82,7 @@ class RayEngines:
                     waiting = {s: rank for s, rank in waiting.items() if rank // self._size != engine}
                     continue
                 self._deaths[waiting[stream] // self._size] = 0
-                yield Answers(samples, []).stored(tokens)
+                yield stored(samples, tokens)
 
     def update_weights(self, version: int) -> None:
         """See `Engines.update_weights`. An engine that dies meanwhile is started again, and all get the weights anew."""

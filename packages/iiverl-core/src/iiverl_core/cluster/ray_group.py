@@ -135,7 +135,9 @@ class RayGroup:
         except (RayActorError, RayTaskError) as error:
             raise self._failure(method.__name__, rank, error, {}) from None
 
-    def stream(self, method: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+    def stream(
+        self, method: Callable[..., Iterator[Any]], arguments: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[Any, Any]]:
         """See `WorkerGroup.stream`."""
         name = method.__name__
         waiting: dict[Any, int] = {
@@ -146,14 +148,14 @@ class RayGroup:
             ready: list[Any] = ray.wait(list(waiting), num_returns=1, fetch_local=False)[0]
             for generator in ready:
                 try:
-                    item: Any = ray.get(next(generator))
+                    pair = next_pair(generator)
                 except StopIteration:
                     del waiting[generator]
                     continue
                 except (RayActorError, RayTaskError) as error:
                     rank = waiting.pop(generator)
                     raise self._failure(name, rank, error, {}) from None
-                yield item
+                yield pair
 
     def close(self) -> None:
         """See `WorkerGroup.close`. A further Ctrl-C does not interrupt it: it takes seconds, and leaves nothing behind."""
@@ -189,6 +191,17 @@ class RayGroup:
         if isinstance(cause, RayTaskError) and isinstance(cause.cause, IIVerlError):
             return cause.cause
         return WorkerError(_describe(first, self.infos, doing, cause))
+
+
+def next_pair(generator: Any) -> tuple[Any, Any]:
+    """Take a reference to what a generator yields next, unopened, and what it yields after that.
+
+    Raises:
+        StopIteration: there is nothing more.
+        RayActorError, RayTaskError: it failed.
+    """
+    reference = next(generator)
+    return reference, ray.get(next(generator, reference))  # a failure comes alone
 
 
 def start_ray(cpus: int) -> None:

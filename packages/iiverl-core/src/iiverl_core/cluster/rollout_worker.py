@@ -63,16 +63,11 @@ class RolloutWorker:
     def generate(
         self, questions: Sequence[Question], sampling: Sampling
     ) -> Iterator[list[Tokens] | list[Sample]]:
-        """Answer questions; yield what is finished: token arrays, then the samples that they belong to.
+        """Answer questions; yield as `Generator.generate` does.
 
         Of the processes of an engine, which get the same questions, the first yields, and the others nothing.
-
-        What this process puts into a store is gone with it, and what it returns is not: a sample that has left
-        must not lose its tokens when the process dies.
         """
-        for answers in self._generator.generate(questions, sampling):
-            yield answers.tokens
-            yield answers.samples
+        return self._generator.generate(questions, sampling)
 
     def begin_update(self, version: int, way: Way) -> None:
         """Expect weights of this version, a bucket at a time, on this way; an update that is not finished is dropped."""

@@ -33,8 +33,13 @@ class WorkerGroup(Protocol):
         """Call a method that works alone on one worker. Raises as `run` does."""
         ...
 
-    def stream(self, method: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
-        """Call a generator on every worker and yield what they yield, as it comes. Raises as `run` does."""
+    def stream(
+        self, method: Callable[..., Iterator[Any]], arguments: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Call a generator on every worker, which yields in turn something for the store and something for the caller.
+
+        Yields pairs as they come: a reference to the one, and the other. Raises as `run` does.
+        """
         ...
 
     def close(self) -> None:

@@ -100,6 +100,7 @@ class Worker:
         self._rank, self._size = rank, size
         self._device = torch.device(device_type)
         self._store = store
+        self._generator: Generator | None = None
 
     def address(self, host: str) -> str:
         """Give the place where the group's processes can meet: a free port of this process's machine, `host`."""
@@ -125,7 +126,6 @@ class Worker:
         self._departing: Departing | None = None
         self._way: Way | None = None
         self._sender: Sender | None = None
-        self._generator = None
         if not self._config.trainer.rollout_devices:
             self._generator = Generator(self._config, self._device, self._rank)
         return WorkerInfo(
@@ -158,13 +158,14 @@ class Worker:
             raise RuntimeError("no weights depart: call begin_departure first")
         return self._departing.next(size)
 
-    def generate(self, questions: Sequence[Question], sampling: Sampling) -> Iterator[list[Sample]]:
-        """Answer questions with the engine that lives here; yield samples as they finish, a few at a time.
+    def generate(
+        self, questions: Sequence[Question], sampling: Sampling
+    ) -> Iterator[list[Tokens] | list[Sample]]:
+        """Answer questions with the engine that lives here; yield as `Generator.generate` does.
 
         Where it lives in other workers as well, all of them get the same questions, and the first yields the samples.
         """
-        for answers in self._generating().generate(questions, sampling):
-            yield answers.stored(self._store.put(answers.tokens))
+        return self._generating().generate(questions, sampling)
 
     def sleep(self, forget: bool) -> None:
         """Let the engine that lives here give back the memory that only generating needs; see `Generator.sleep`."""
@@ -257,7 +258,9 @@ class Worker:
         return used
 
     def close(self) -> None:
-        """Leave the group."""
+        """End the engine that lives here, which has groups of its own within the group, and leave the group."""
+        if self._generator is not None:
+            self._generator.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "config.json"
+MEGATRON_FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
+"""Model types that the backend megatron builds."""
 QKV_BIASED = ("qwen2", "qwen2_moe")
 """Model types whose query, key and value projections always have a bias, and whose files have no key for it."""
 QK_NORMED = ("qwen3", "qwen3_moe")

@@ -85,3 +85,10 @@ class RolloutEngine(Protocol):
         With `weights`, those are forgotten as well, and an update has to come before anything is generated.
         """
         ...
+
+    def close(self) -> None:
+        """End the engine, which is of no use afterwards, also in the middle of a stream. May be called twice.
+
+        It may take down torch.distributed in this process, where it has groups of its own.
+        """
+        ...

@@ -21,6 +21,7 @@ def make_engine(config: Config, device: torch.device | str) -> RolloutEngine:
 
         return VLLMEngine(
             engine_arguments(config, torch.device(device).type),
+            colocated=not config.trainer.rollout_devices,
             tokenizer_path=config.data.tokenizer,
             verify_weights=rollout.verify_weights,
             bucket_bytes=rollout.update_weights_bucket_megabytes * 2**20,

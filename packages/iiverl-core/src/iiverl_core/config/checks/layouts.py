@@ -1,10 +1,12 @@
-"""Do Megatron's sizes fit the devices, each other and the models, as far as their `config.json` is at hand?"""
+"""Does Megatron know the models, and do its sizes fit them, the devices and each other?
 
-import importlib.util
+Of models, what is told is told as far as their `config.json` is at hand.
+"""
+
 from math import prod
 
 from iiverl_core.config.checks.view import Checks, Role, View
-from iiverl_core.config.model_facts import ModelFacts, read_model_facts
+from iiverl_core.config.model_facts import MEGATRON_FAMILIES, ModelFacts, read_model_facts
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
 
@@ -23,6 +25,7 @@ MODELS: dict[Role, str] = {
     "critic": "critic.model",
     "reward": "reward_model.model",
 }
+TRAINED: tuple[Role, ...] = ("actor", "critic")
 TENSOR, PIPELINE = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 VIRTUAL = "virtual_pipeline_model_parallel_size"
 CONTEXT, EXPERT = "context_parallel_size", "expert_model_parallel_size"
@@ -89,19 +92,6 @@ def there_are_experts(view: View) -> str | None:
     return f"{view[ACTOR[EXPERT]]}, and no model of this run has experts; set it to 1"
 
 
-@checks.add("here", ACTOR[CONTEXT])
-def context_parallelism_is_installed(view: View) -> str | None:
-    """The attention that splits sequences is there."""
-    if view.config.backend != "megatron" or view[ACTOR[CONTEXT]] == 1:
-        return None
-    if importlib.util.find_spec("transformer_engine"):
-        return None
-    return (
-        "only Transformer Engine's attention splits sequences, and it is not installed; install it with: "
-        "pip install --no-build-isolation 'transformer-engine[pytorch]', or set it to 1"
-    )
-
-
 def _check_same_layout(role: Role, name: str) -> None:
     key, actors = f"{SECTIONS[role]}.{name}", ACTOR[name]
 
@@ -110,6 +100,42 @@ def _check_same_layout(role: Role, name: str) -> None:
         if not uses(view, role) or view[key] == view[actors]:
             return None
         return f"{key} is {view[key]}, and {actors} is {view[actors]}: in this version all models have one layout; set only the actor's"
+
+
+def _check_model(role: Role) -> None:
+    """The checks of what the backend can do with one role's model, however it is split."""
+    section, path = SECTIONS[role], f"{MODELS[role]}.path"
+    dtype, context = f"{section}.dtype", f"{section}.{CONTEXT}"
+    packed = f"{MODELS[role]}.use_remove_padding"
+
+    @checks.add("error", path, role=role)
+    def family_is_known(view: View) -> str | None:
+        facts = facts_of(view, role)
+        if not uses(view, role) or facts is None or not own(view, role):
+            return None
+        if facts.model_type in (*MEGATRON_FAMILIES, ""):  # whoever builds the model says that it names none
+            return None
+        return (
+            f"the {role} model '{view[path]}' is of the family {facts.model_type}; the backend megatron knows "
+            f"{', '.join(MEGATRON_FAMILIES)}. Use --backend fsdp, which takes every causal LM of transformers"
+        )
+
+    if role in TRAINED:
+
+        @checks.add("error", dtype, role=role)
+        def losses_need_no_scaling(view: View) -> str | None:
+            told = role == "actor" or view.given(dtype)
+            if not uses(view, role) or not told or view[dtype] not in ("fp16", "float16"):
+                return None
+            return f"{view[dtype]}, in which small gradients vanish: losses are not scaled; use bf16 or fp32"
+
+    if role != "reference":  # the actor's is the reference's, too
+
+        @checks.add("warning", packed, context, role=role)
+        def shared_rows_are_padded(view: View) -> str | None:
+            if not uses(view, role) or not view[packed] or view[context] == 1:
+                return None
+            return f"has no effect: rows that several devices share ({context} is {view[context]}) are padded"
 
 
 def _check_layers(role: Role) -> None:
@@ -177,6 +203,7 @@ def _check_experts(role: Role) -> None:
 
 
 for _role in SECTIONS:
+    _check_model(_role)
     _check_layers(_role)
     _check_experts(_role)
     if _role != "actor":

@@ -55,7 +55,7 @@ class MegatronConfig(Section):
     virtual_pipeline_model_parallel_size: Count | None = None
     """Model chunks that a stage interleaves; null for one."""
     context_parallel_size: Count = 1
-    """Devices over which each sequence is split; above 1 needs Transformer Engine."""
+    """Devices over which each sequence is split; above 1, sequences are padded to one length."""
     expert_model_parallel_size: Count = 1
     """Devices over which the experts of a mixture-of-experts model are spread."""
     sequence_parallel: bool = True

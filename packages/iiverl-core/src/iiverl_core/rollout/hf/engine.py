@@ -101,6 +101,10 @@ class HFEngine:
         if weights:
             self.weights_version = -1
 
+    def close(self) -> None:
+        """Forget the weights: nothing of this engine outlives it."""
+        self.weights_version = -1
+
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
         """Yield each response as it finishes; see `RolloutEngine.generate`.
 

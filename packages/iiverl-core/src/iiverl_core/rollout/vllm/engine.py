@@ -43,6 +43,7 @@ class VLLMEngine:
         self,
         arguments: Mapping[str, Any],
         *,
+        colocated: bool = False,
         tokenizer_path: str | None = None,
         verify_weights: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
@@ -51,6 +52,7 @@ class VLLMEngine:
 
         Args:
             arguments: of `vllm.LLM`, as `engine_arguments` gives them.
+            colocated: the model is trained in this process as well.
             tokenizer_path: folder or Hub name of the tokenizer, by default the model's; it names an end-of-sentence.
             verify_weights: compare, after each update, the checksum of each weight as the engine computes with it with
                 that of the weight as it was given. The first update is verified in any case.
@@ -82,7 +84,7 @@ class VLLMEngine:
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self._stop_ids = sorted(stop_token_ids(path, tokenizer_path, model, trust_remote_code=trust))
         with _own_random_numbers():
-            self._llm = start(self._vllm, arguments)
+            self._llm = start(self._vllm, arguments, colocated=colocated)
         self._max_length: int = self._llm.model_config.max_model_len
         (self._parts,) = self._llm.collective_rpc("iiverl_weight_parts", args=(self._shapes,))
 
@@ -260,6 +262,18 @@ class VLLMEngine:
         if self._can_sleep and waking:
             self._llm.wake_up(sorted(waking, reverse=True))
         self._asleep -= waking
+
+    def close(self) -> None:
+        """Shut vLLM down, and with it torch.distributed in this process; see `RolloutEngine.close`.
+
+        Left to the end of the process, vLLM would do so then, and stumble over its groups where the process has left
+        torch.distributed in the meantime.
+        """
+        self.weights_version = -1
+        # Requests end with vLLM; what went wrong may be that it can do nothing more with them.
+        self._stream += 1
+        self._running.clear()
+        self._llm.llm_engine.engine_core.shutdown()
 
     def _end_stream(self) -> None:
         self._stream += 1

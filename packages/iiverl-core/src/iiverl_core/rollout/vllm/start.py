@@ -20,11 +20,11 @@ HINTS = {
 }
 
 
-def start(vllm: ModuleType, arguments: Mapping[str, Any]) -> Any:
-    """Start `vllm.LLM`, ready to be given weights.
+def start(vllm: ModuleType, arguments: Mapping[str, Any], *, colocated: bool) -> Any:
+    """Start `vllm.LLM`, ready to be given weights; `colocated` says that the model is trained in this process as well.
 
     Raises:
-        ConfigError: vLLM cannot run the model with these arguments.
+        ConfigError: vLLM cannot run the model with these arguments, or not in a process that trains it.
     """
     from vllm.config import WeightTransferConfig
 
@@ -32,16 +32,18 @@ def start(vllm: ModuleType, arguments: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=FutureWarning)  # of vLLM's own use of torch
-            llm = vllm.LLM(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
+            model_config = vllm.EngineArgs(**arguments).create_model_config()
+            if colocated:
+                _check_own_model(model_config, path)
+            if vllm.platforms.current_platform.is_cpu():
+                _check_head_size(model_config, path)
+            return vllm.LLM(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = _reason(error)
         hint = next(
             (hint for word, hint in HINTS.items() if word in reason), f"see {SECTION} for its settings"
         )
         raise ConfigError(f"vLLM cannot start with the model '{path}': {reason}; {hint}") from error
-    if vllm.platforms.current_platform.is_cpu():
-        _check_head_size(llm, path)
-    return llm
 
 
 def _reason(error: Exception) -> str:
@@ -50,11 +52,25 @@ def _reason(error: Exception) -> str:
     return said.removeprefix("Value error, ").split(". ")[0].split("\n")[0]
 
 
-def _check_head_size(llm: Any, path: str) -> None:
+def _check_own_model(model_config: Any, path: str) -> None:
+    """See that vLLM will not run transformers' model.
+
+    It would put its own `__init__` and `__call__` on transformers' class, for compiling, and they want of every model of
+    that class, the trained one too, what vLLM gives to its own alone.
+    """
+    if model_config.using_transformers_backend():
+        raise ConfigError(
+            f"vLLM has no model of its own for '{path}' (actor_rollout_ref.model.path) and runs that of transformers, "
+            "which it changes for the whole process: the model cannot be trained there. Set trainer.rollout_devices, "
+            f"so that engines have processes of their own, or set {SECTION}.name to hf"
+        )
+
+
+def _check_head_size(model_config: Any, path: str) -> None:
     """On a CPU, vLLM finds out about heads that it cannot do at the first prompt."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    size, sizes = llm.model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
+    size, sizes = model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
     if size not in sizes:
         raise ConfigError(
             f"vLLM on a CPU cannot run the model '{path}' (actor_rollout_ref.model.path): its attention heads are {size} "

@@ -1,5 +1,6 @@
 """How vLLM is switched on, and what of its behaviour changes with its version; the range is `config.vllm_version`'s."""
 
+import logging
 import os
 import warnings
 from types import ModuleType
@@ -36,4 +37,6 @@ def import_vllm() -> ModuleType:
         raise ConfigError(
             f"vLLM is installed and cannot be imported: {error}. Was it built for another torch or another device?"
         ) from error
+    # vLLM sets its level when an engine is made, and has something to say before that.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     return vllm

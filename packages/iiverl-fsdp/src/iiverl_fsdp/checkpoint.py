@@ -1,0 +1,122 @@
+"""A model's weights and optimizer states on disk, each process its part, to be read by any number of processes.
+
+The files are those of `torch.distributed.checkpoint`, which names every shard by its place in the whole tensor. Tensors
+have the names of the model's parameters; nothing of how they are sharded is in a name. There are no random states, since
+nothing draws random numbers here: dropout is off.
+"""
+
+from itertools import chain
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from iiverl_core.errors import CheckpointError
+
+MODEL, OPTIMIZER = "model.", "optimizer."  # what names begin with
+KIND = "optimizer"  # the entry that says that there is an optimizer, which may have made no step
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) -> None:
+    """Write a model into `folder`, which is made; all processes take part.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    state: dict[str, Any] = _weights(model)
+    if optimizer is not None:
+        state[KIND] = type(optimizer).__name__
+        for name, parameter in model.named_parameters():
+            # A parameter that has made no step has no state, and `optimizer.state` would make an entry when asked.
+            for key, value in optimizer.state.get(parameter, {}).items():
+                state[f"{OPTIMIZER}{name}.{key}"] = value
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        state_dict_saver.save(state, checkpoint_id=folder)
+    except (CheckpointException, OSError) as error:
+        raise CheckpointError(f"no checkpoint can be written to {folder}: {_reason(error)}") from error
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) -> None:
+    """Take a model over from `folder`. Without an `optimizer`, the states of one there are left alone.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it is of another model, which is seen before anything changes.
+    """
+    try:
+        saved = FileSystemReader(folder).read_metadata()
+    except (OSError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(f"{folder} holds no checkpoint of a model: {error}") from error
+    state = _weights(model)
+    _check(folder, state, saved, optimizer)
+    moments = {} if optimizer is None else _empty_moments(model, saved)
+    for name, states in moments.items():
+        state |= {f"{OPTIMIZER}{name}.{key}": value for key, value in states.items()}
+    try:
+        state_dict_loader.load(state, checkpoint_id=folder)  # into the tensors themselves
+    except CheckpointException as error:
+        raise CheckpointError(f"the checkpoint in {folder} is not whole: {_reason(error)}") from error
+    if optimizer is not None:
+        optimizer.state.clear()
+        for name, parameter in model.named_parameters():
+            if name in moments:
+                optimizer.state[parameter] = moments[name]
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Give this process's shards of the parameters, tied ones once, and the buffers that are saved.
+
+    `state_dict` is what brings parameters that are still whole from a forward pass back into shards.
+    """
+    once = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
+    return {f"{MODEL}{name}": value for name, value in model.state_dict().items() if name in once}
+
+
+def _check(
+    folder: Path, state: dict[str, Tensor], saved: Metadata, optimizer: torch.optim.AdamW | None
+) -> None:
+    """Raise CheckpointError where the weights in `folder` are not, by name and shape, those of `state`."""
+    shapes = {
+        name: tuple(entry.size)
+        for name, entry in saved.state_dict_metadata.items()
+        if name.startswith(MODEL) and isinstance(entry, TensorStorageMetadata)
+    }
+    for name in sorted(shapes.keys() | state.keys()):
+        there, here = shapes.get(name), tuple(state[name].shape) if name in state else None
+        if there != here:
+            raise CheckpointError(
+                f"{folder} holds a checkpoint of another model: {name.removeprefix(MODEL)} "
+                f"{_described(there)} there and {_described(here)} here; was model.path changed since?"
+            )
+    if optimizer is not None and KIND not in saved.state_dict_metadata:
+        raise CheckpointError(
+            f"the checkpoint in {folder} holds no optimizer: it is of a model that was not trained"
+        )
+
+
+def _described(shape: tuple[int, ...] | None) -> str:
+    return "is not" if shape is None else f"has shape {shape}"
+
+
+def _empty_moments(model: nn.Module, saved: Metadata) -> dict[str, dict[str, Tensor]]:
+    """Make AdamW's states of every parameter that has some in the checkpoint, sharded as the parameter is."""
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if f"{OPTIMIZER}{name}.{key}" in saved.state_dict_metadata:
+                empty = torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
+                moments.setdefault(name, {})[key] = empty
+    return moments
+
+
+def _reason(error: BaseException) -> str:
+    """Give the first process's reason, where all of them report theirs with tracebacks."""
+    if isinstance(error, CheckpointException):
+        return str(next(iter(error.failures.values()))[0])
+    return str(error)

@@ -1,0 +1,209 @@
+"""Training goes on from a checkpoint as if it had not stopped, on however many processes."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+from iiverl_core.config import FSDPConfig, ModelConfig, OptimConfig
+from iiverl_core.errors import CheckpointError
+from iiverl_core.samples import Tokens
+from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
+from iiverl_core.training.batching import make_micro_batch
+from iiverl_fsdp import FSDPBackend
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ranks import Ranks
+
+CPU = torch.device("cpu")
+PRECISION: dict[str, Any] = {"mixed_precision": {"param_dtype": "fp32", "reduce_dtype": "fp32"}}
+SAMPLES = 4
+TOLERANCE = 1e-6
+
+
+def backend_of(
+    path: Path, role: Role = "actor", *, offload: bool = False, trained: bool = True
+) -> FSDPBackend:
+    return FSDPBackend(
+        ModelSpec(
+            role=role,
+            model=ModelConfig(path=str(path), use_remove_padding=False),
+            parallel=FSDPConfig(**PRECISION),
+            device=CPU,
+            optim=OptimConfig() if trained else None,
+            grad_clip=1.0,
+            offload=Offload(parameters=offload, optimizer=offload),
+        )
+    )
+
+
+def batches() -> list[MicroBatch]:
+    """This process's samples, each a micro-batch."""
+    rng = np.random.default_rng(0)
+    samples = [
+        (Tokens(rng.integers(0, 256, p), rng.integers(0, 256, r), np.zeros(r)), rng.normal(size=r))
+        for p, r in rng.integers(3, 12, (SAMPLES, 2))
+    ]
+    return [
+        make_micro_batch([tokens], {"targets": [targets]}, [1 / SAMPLES], device=CPU)
+        for tokens, targets in samples[dist.get_rank() :: dist.get_world_size()]
+    ]
+
+
+def loss(outputs: Outputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    targets_T = batch.arrays_T["targets"]
+    if outputs.values_T is not None:
+        total = (batch.weights_T * (outputs.values_T - targets_T).square()).sum()
+    else:
+        assert outputs.log_probs_T is not None
+        total = -(batch.weights_T * targets_T * outputs.log_probs_T).sum()
+    return total, {"loss": total.detach()}
+
+
+def step(backend: FSDPBackend) -> tuple[float, float]:
+    """The whole batch's loss before a step, and its gradient's norm."""
+    total = torch.tensor(backend.forward_backward(batches(), loss)["loss"])
+    dist.all_reduce(total)
+    return total.item(), backend.step(1e-2).grad_norm
+
+
+def interrupted(path: Path, role: Role, offload: bool, folder: Path) -> list[float]:
+    """Save after two steps; the third and the fourth, of which the one shows the weights, the other the optimizer."""
+    backend = backend_of(path, role, offload=offload)
+    for _ in range(2):
+        step(backend)
+    backend.forward(batches())  # leaves some parameters whole
+    backend.save(folder)
+    return [*step(backend), *step(backend)]
+
+
+def resumed(path: Path, role: Role, offload: bool, folder: Path) -> tuple[list[float], list[float]]:
+    """Two steps before loading, and two after."""
+    backend = backend_of(path, role, offload=offload)
+    before = [*step(backend), *step(backend)]
+    backend.load(folder)
+    return before, [*step(backend), *step(backend)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    with Ranks(2, tmp_path_factory.mktemp("two")) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Role, Path]:
+    """A model for each role; the critic's head is not zero, so that all of it learns from the first step on."""
+    model = AutoModelForTokenClassification.from_pretrained(tiny_model_path, num_labels=1)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+    path = tmp_path_factory.mktemp("critic")
+    model.save_pretrained(path)
+    return {"actor": tiny_model_path, "critic": path}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True], ids=["device", "offload"])
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_training_goes_on_where_it_stopped(
+    one_rank, two_ranks: Ranks, paths: dict[Role, Path], role: Role, offload: bool, tmp_path: Path
+) -> None:
+    path = paths[role]
+    expected = two_ranks.run(interrupted, path, role, offload, tmp_path / "two")[0]
+    for before, after in (
+        resumed(path, role, not offload, tmp_path / "two"),
+        two_ranks.run(resumed, path, role, offload, tmp_path / "two")[0],
+    ):
+        assert after == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
+        assert before != pytest.approx(expected, rel=1e-2)
+    alone = interrupted(path, role, offload, tmp_path / "one")
+    _, after = two_ranks.run(resumed, path, role, offload, tmp_path / "one")[1]
+    assert after == pytest.approx(alone, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def test_a_model_that_has_made_no_step_is_saved_as_it_is(
+    one_rank, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    backend, other = backend_of(tiny_model_path), backend_of(tiny_model_path)
+    backend.save(tmp_path)
+    expected = [step(backend) for _ in range(2)]
+    for _ in range(2):  # the second time, it has states to forget
+        other.load(tmp_path)
+        assert [step(other) for _ in range(2)] == expected
+
+
+def test_a_model_without_an_optimizer_has_its_weights_alone(
+    one_rank, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    actor, reference = backend_of(tiny_model_path), backend_of(tiny_model_path, "reference", trained=False)
+    step(actor)
+    actor.save(tmp_path / "actor")
+    reference.load(tmp_path / "actor")
+    given = dict(actor.named_weights())
+    assert all(torch.equal(value, given[name]) for name, value in reference.named_weights())
+    reference.save(tmp_path / "reference")
+    with pytest.raises(CheckpointError, match=r"reference holds no optimizer: it is of a model"):
+        actor.load(tmp_path / "reference")
+
+
+def test_tied_weights_are_saved_once_and_stay_tied(one_rank, tiny_model_path: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "tied")
+    backend = backend_of(tmp_path / "tied")
+    step(backend)
+    backend.save(tmp_path / "saved")
+    names = FileSystemReader(tmp_path / "saved").read_metadata().state_dict_metadata
+    assert "model.model.embed_tokens.weight" in names
+    assert "model.lm_head.weight" not in names
+    other = backend_of(tmp_path / "tied")
+    other.load(tmp_path / "saved")
+    assert step(other) == step(backend)
+
+
+def test_a_folder_without_a_checkpoint_is_told(one_rank, tiny_model_path: Path, tmp_path: Path) -> None:
+    backend = backend_of(tiny_model_path)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/none holds no checkpoint of a model"):
+        backend.load(tmp_path / "none")
+    backend.save(tmp_path / "broken")
+    for file in (tmp_path / "broken").glob("*.distcp"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=rf"the checkpoint in {tmp_path}/broken is not whole: .*distcp"):
+        backend.load(tmp_path / "broken")
+    (tmp_path / "broken" / ".metadata").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="broken holds no checkpoint of a model"):
+        backend.load(tmp_path / "broken")
+
+
+def test_a_folder_that_cannot_be_written_is_told(one_rank, tiny_model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=rf"no checkpoint can be written to {tmp_path}/file/folder: "):
+        backend_of(tiny_model_path).save(tmp_path / "file" / "folder")
+
+
+def test_another_models_checkpoint_is_told_and_not_taken(
+    one_rank, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    config = AutoModelForCausalLM.from_pretrained(tiny_model_path).config
+    config.update({"vocab_size": 300})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "smaller")
+    backend_of(tmp_path / "smaller").save(tmp_path / "saved")
+    backend = backend_of(tiny_model_path)
+    before = {name: value.clone() for name, value in backend.named_weights()}
+    told = (
+        rf"{tmp_path}/saved holds a checkpoint of another model: lm_head\.weight has shape \(300, 64\) there"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        backend.load(tmp_path / "saved")
+    assert all(torch.equal(value, before[name]) for name, value in backend.named_weights())
+    critic = backend_of(tiny_model_path, "critic")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight has shape \(300, 64\) there and is not here"):
+        critic.load(tmp_path / "saved")

