@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from iiverl_core.config import MegatronConfig
-from iiverl_core.config.model_facts import MEGATRON_FAMILIES
+from iiverl_core.config.model_facts import family_problem
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
@@ -60,11 +60,8 @@ def _model_config(spec: ModelSpec) -> PreTrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be read from '{model.path}' ({spec.role}): {error}") from error
-    if config.model_type not in MEGATRON_FAMILIES:
-        raise ConfigError(
-            f"the {spec.role} model '{model.path}' is of the family {config.model_type}; the backend megatron knows "
-            f"{', '.join(MEGATRON_FAMILIES)}. Use --backend fsdp, which takes every causal LM of transformers"
-        )
+    if problem := family_problem(config.model_type):
+        raise ConfigError(f"the {spec.role} model '{model.path}' {problem}")
     refused = {
         "attention_bias": config.model_type != "qwen2" and getattr(config, "attention_bias", False),
         "mlp_bias": getattr(config, "mlp_bias", False),

@@ -181,3 +181,13 @@ def _expert_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Say which layers choose between experts: every `decoder_sparse_step`-th, but those of `mlp_only_layers`."""
     step, dense = values.get("decoder_sparse_step") or 1, values.get("mlp_only_layers") or ()
     return tuple(layer for layer in range(layers) if (layer + 1) % step == 0 and layer not in dense)
+
+
+def family_problem(model_type: str) -> str | None:
+    """Say that the backend megatron does not build models of this type, None where it does."""
+    if model_type in MEGATRON_FAMILIES:
+        return None
+    return (
+        f"is of the family {model_type}; the backend megatron knows {', '.join(MEGATRON_FAMILIES)}. Use --backend fsdp, "
+        "which takes every causal LM of transformers"
+    )

@@ -6,7 +6,7 @@ Of models, what is told is told as far as their `config.json` is at hand.
 from math import prod
 
 from iiverl_core.config.checks.view import Checks, Role, View
-from iiverl_core.config.model_facts import MEGATRON_FAMILIES, ModelFacts, read_model_facts
+from iiverl_core.config.model_facts import ModelFacts, family_problem, read_model_facts
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
 
@@ -113,12 +113,10 @@ def _check_model(role: Role) -> None:
         facts = facts_of(view, role)
         if not uses(view, role) or facts is None or not own(view, role):
             return None
-        if facts.model_type in (*MEGATRON_FAMILIES, ""):  # whoever builds the model says that it names none
-            return None
-        return (
-            f"the {role} model '{view[path]}' is of the family {facts.model_type}; the backend megatron knows "
-            f"{', '.join(MEGATRON_FAMILIES)}. Use --backend fsdp, which takes every causal LM of transformers"
-        )
+        problem = (
+            family_problem(facts.model_type) if facts.model_type else None
+        )  # else whoever builds it tells
+        return f"the {role} model '{view[path]}' {problem}" if problem else None
 
     if role in TRAINED:
 
