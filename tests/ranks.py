@@ -60,13 +60,32 @@ class Ranks:
             process.kill()
 
 
+_joined: dict[str, Any] = {}  # in a process of `Ranks`: how it joined the others, and how often
+
+
+def rejoin() -> None:
+    """Leave all groups and join the others anew, on each of the processes: groups that are left behind keep threads."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _joined["times"] += 1
+    dist.init_process_group(
+        "gloo",
+        init_method=f"{_joined['meeting']}-{_joined['times']}",
+        rank=_joined["rank"],
+        world_size=_joined["size"],
+    )
+
+
 def _enter(rank: int, size: int, meeting: str, calls: Any, results: Any) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+        _joined.update(meeting=meeting, rank=rank, size=size, times=0)
+        rejoin()
         while (call := calls.get()) is not None:
             function, arguments = call
             # Pickled here, tensors are copied; the queue would send them as shared memory that ends with this process.

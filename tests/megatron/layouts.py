@@ -1,11 +1,13 @@
 """Tiny models, layouts over four processes, and one batch: what tests of the Megatron backend compute on."""
 
 import gc
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from iiverl_core.algorithms import POLICY_LOSSES, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
@@ -23,6 +25,9 @@ from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
 from iiverl_core.training.batching import filler, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss
 from iiverl_core.training.planning import Packing, balance, micro_batches
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ranks import rejoin
 
 CPU = torch.device("cpu")
 SAMPLES = 9  # odd, so that ranks get unequal numbers
@@ -104,8 +109,10 @@ def in_layout(spec: ModelSpec) -> Any:
 
     from iiverl_megatron import MegatronBackend
 
-    gc.collect()
     parallel_state.destroy_model_parallel()
+    if dist.get_world_size() > 1:
+        gc.collect()
+        rejoin()
     return MegatronBackend(spec)
 
 

@@ -7,7 +7,8 @@ compute on gloo, so within `on_cpu()` these questions are answered for the CPU:
 - calls of torch that name a CUDA device, and `Tensor.cuda()`, use the CPU (a `TorchFunctionMode`, which sees each call);
 - `Tensor.type()` says `torch.cuda.FloatTensor` where it would say `torch.FloatTensor`, which optimizers compare with;
 - `torch.cuda.current_device`, `synchronize`, `Stream`, … are replaced by what is left to do on a CPU, mostly nothing;
-- the tracker of random states saves and restores the CPU's generator.
+- the tracker of random states saves and restores the CPU's generator;
+- what megatron-core would compile runs as it is: compiling asks what is replaced here, and takes longer than it saves.
 
 Everything is put back on leaving. This module is imported only where there is no CUDA device.
 """
@@ -27,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 def on_cpu() -> Iterator[None]:
     """Let megatron-core, called within, compute on the CPU. Holds for this thread."""
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for place, name, replacement in _REPLACEMENTS:
             stack.enter_context(patch.object(place, name, replacement))
         stack.enter_context(_CudaIsCpu())
