@@ -93,3 +93,16 @@ def hub() -> Iterator["HubServer"]:
 
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process as a group of one."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    meeting = (tmp_path_factory.mktemp("group") / "meeting").as_uri()
+    dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """Models of several architectures, small enough to be made on the spot, and their teacher-forced log-probs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,8 +157,11 @@ VLLM_ARGUMENTS = {
 
 
 @pytest.fixture(scope="session")
-def make_vllm_of(make_model) -> Callable[..., "VLLMEngine"]:
-    """Start vLLM with a model of `make_model`, once for all tests, on the CPU; still without weights."""
+def make_vllm_of(make_model) -> Iterator[Callable[..., "VLLMEngine"]]:
+    """Start vLLM with a model of `make_model`, once for all tests, on the CPU; still without weights.
+
+    The engines share vLLM's groups in this process, so they end together.
+    """
     from iiverl_core.rollout.vllm import VLLMEngine
     from iiverl_core.rollout.vllm.arguments import FIXED
 
@@ -170,4 +173,6 @@ def make_vllm_of(make_model) -> Callable[..., "VLLMEngine"]:
             started[name, dtype] = VLLMEngine(arguments, verify_weights=True, bucket_bytes=2**14)
         return started[name, dtype]
 
-    return make
+    yield make
+    for engine in started.values():
+        engine.close()

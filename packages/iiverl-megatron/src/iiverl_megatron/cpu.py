@@ -1,6 +1,6 @@
 """megatron-core on processes without CUDA.
 
-megatron-core asks for CUDA by name in some two hundred places: `device="cuda"`, `torch.cuda.current_device()`, random
+megatron-core asks for CUDA by name in over two hundred places: `device="cuda"`, `torch.cuda.current_device()`, random
 states of a CUDA generator, parameters whose type must be called `torch.cuda.FloatTensor`. None of it is needed to
 compute on gloo, so within `on_cpu()` these questions are answered for the CPU:
 

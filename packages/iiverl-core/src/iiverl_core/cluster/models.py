@@ -1,6 +1,7 @@
 """Which models a run has, and what a backend needs to build each."""
 
 import importlib
+from dataclasses import replace
 
 import torch
 
@@ -37,24 +38,11 @@ def model_specs(config: Config, device: torch.device) -> list[ModelSpec]:
     megatron = config.backend == "megatron"
     policy, critic, reward = config.actor_rollout_ref, config.critic, config.reward_model
 
-    def trained(
-        role: Role, model: ModelConfig, section: ActorConfig | CriticConfig, fsdp: FSDPConfig
-    ) -> ModelSpec:
-        return ModelSpec(
-            role=role,
-            model=model,
-            parallel=section.megatron if megatron else fsdp,
-            device=device,
-            default_dtype="fp32",
-            optim=section.optim,
-            grad_clip=section.optim.clip_grad if megatron else section.grad_clip,
-            offload=Offload(section.param_offload, section.grad_offload, section.optimizer_offload)
-            if megatron
-            else _fsdp_offload(fsdp),
-        )
-
     def fixed(
-        role: Role, model: ModelConfig, section: RefConfig | RewardModelConfig, fsdp: FSDPConfig
+        role: Role,
+        model: ModelConfig,
+        section: ActorConfig | CriticConfig | RefConfig | RewardModelConfig,
+        fsdp: FSDPConfig,
     ) -> ModelSpec:
         return ModelSpec(
             role=role,
@@ -63,6 +51,19 @@ def model_specs(config: Config, device: torch.device) -> list[ModelSpec]:
             device=device,
             default_dtype="bf16",
             offload=Offload(section.param_offload) if megatron else _fsdp_offload(fsdp),
+        )
+
+    def trained(
+        role: Role, model: ModelConfig, section: ActorConfig | CriticConfig, fsdp: FSDPConfig
+    ) -> ModelSpec:
+        spec = fixed(role, model, section, fsdp)
+        offload = Offload(section.param_offload, section.grad_offload, section.optimizer_offload)
+        return replace(
+            spec,
+            default_dtype="fp32",
+            optim=section.optim,
+            grad_clip=section.optim.clip_grad if megatron else section.grad_clip,
+            offload=offload if megatron else spec.offload,
         )
 
     specs = [trained("actor", policy.model, policy.actor, policy.actor.fsdp_config)]

@@ -8,7 +8,8 @@ from iiverl_core.cluster.engines import Engines
 from iiverl_core.cluster.generation import Question
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.cluster.worker import Advantages, TokenArrays, Trained, Worker
-from iiverl_core.config import Config, ModelConfig
+from iiverl_core.config import Config
+from iiverl_core.config.roles import micro_batching
 from iiverl_core.controller.batch import Division, divide, divide_for_training
 from iiverl_core.rollout import Sampling
 from iiverl_core.samples import Handle, Sample
@@ -118,29 +119,8 @@ class Workers:
 
         A number of sequences, where one is set and the batches are not dynamic; else a budget of tokens.
         """
-        per_device, in_all, dynamic, tokens, model = _batching(self._config, role, train=train)
-        if not dynamic and per_device is not None:
-            return Packing(sequences=per_device)
-        if not dynamic and in_all is not None:
-            return Packing(sequences=max(in_all // self._ranks, 1))
-        return Packing(tokens=tokens, padded=not model.use_remove_padding)
-
-
-def _batching(
-    config: Config, role: Role, *, train: bool
-) -> tuple[int | None, int | None, bool, int, ModelConfig]:
-    """Find the keys that say how large micro-batches are: sequences on a device and in all, dynamic, and tokens."""
-    policy, critic, reward = config.actor_rollout_ref, config.critic, config.reward_model
-    if role == "reward":
-        sizes = reward.micro_batch_size_per_gpu, reward.micro_batch_size
-        return *sizes, reward.use_dynamic_bsz, reward.forward_max_token_len_per_gpu, reward.model
-    if role == "critic" and not train:
-        sizes = critic.forward_micro_batch_size_per_gpu, critic.forward_micro_batch_size
-        return *sizes, critic.use_dynamic_bsz, critic.forward_max_token_len_per_gpu, critic.model
-    if train:
-        section, model = (policy.actor, policy.model) if role == "actor" else (critic, critic.model)
-        sizes = section.ppo_micro_batch_size_per_gpu, section.ppo_micro_batch_size
-        return *sizes, section.use_dynamic_bsz, section.ppo_max_token_len_per_gpu, model
-    section = policy.rollout if role == "actor" else policy.ref
-    sizes = section.log_prob_micro_batch_size_per_gpu, section.log_prob_micro_batch_size
-    return *sizes, section.log_prob_use_dynamic_bsz, section.log_prob_max_token_len_per_gpu, policy.model
+        batching = micro_batching(self._config, role, train=train)
+        sequences = batching.sequences(self._ranks)
+        if sequences is not None:
+            return Packing(sequences=sequences)
+        return Packing(tokens=batching.tokens, padded=not batching.model.use_remove_padding)

@@ -3,7 +3,7 @@
 from iiverl_core.config import Config
 from iiverl_core.config.checks.devices import FSDP_SIZES
 from iiverl_core.config.checks.layouts import MODELS, SECTIONS
-from iiverl_core.config.checks.view import Role
+from iiverl_core.config.roles import Role
 from iiverl_core.memory.plan import MemoryPlan, Phase
 
 ROLLOUT = "actor_rollout_ref.rollout"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from iiverl_core.config import Config, FSDPConfig, MegatronConfig
-from iiverl_core.config.checks.view import Role
+from iiverl_core.config.roles import Role
 
 Stage: TypeAlias = Literal["first", "last"]
 """End of the pipeline that a device belongs to: the first has the embedding and most activations, the last the head."""

@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias
 
 from iiverl_core.config import Config
 from iiverl_core.config.checks.layouts import MODELS
-from iiverl_core.config.checks.view import Role
 from iiverl_core.config.model_facts import ModelFacts, find_config, read_model_facts
+from iiverl_core.config.roles import Role
 from iiverl_core.errors import ConfigError
 from iiverl_core.memory.activations import activations, logits
 from iiverl_core.memory.engine import EngineMemory, engine_memory

@@ -1,5 +1,6 @@
 """Training a model on sampled sequences: the backend's protocol, batching, log-probs and losses. Knows no Ray."""
 
+from iiverl_core.config.roles import Role
 from iiverl_core.training.backend import (
     Loss,
     MicroBatch,
@@ -7,7 +8,6 @@ from iiverl_core.training.backend import (
     Offload,
     Outputs,
     Place,
-    Role,
     StepResult,
     TrainingBackend,
 )

@@ -8,7 +8,7 @@ given, steps an optimizer, and gives the weights by Hugging Face name.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from iiverl_core.algorithms.segments import Segments
 from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
-
-Role: TypeAlias = Literal["actor", "reference", "critic", "reward"]
+from iiverl_core.config.roles import Role
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from iiverl_core.config.checks.view import DECIDES, Checks, Role, View
+from iiverl_core.config.checks.view import DECIDES, Checks, View
 from iiverl_core.config.interpolation import reference
+from iiverl_core.config.roles import Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import ENGINE
 

@@ -1,6 +1,7 @@
 """Do critic and reward model fit the actor that they serve?"""
 
-from iiverl_core.config.checks.view import Checks, Role, View
+from iiverl_core.config.checks.view import Checks, View
+from iiverl_core.config.roles import Role
 from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
 from iiverl_core.config.sections.section import BACKEND, FSDP
 

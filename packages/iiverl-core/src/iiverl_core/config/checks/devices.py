@@ -3,7 +3,8 @@
 import importlib.metadata
 import importlib.util
 
-from iiverl_core.config.checks.view import Checks, Role, View
+from iiverl_core.config.checks.view import Checks, View
+from iiverl_core.config.roles import Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
 from iiverl_core.config.vllm_version import installed_version, version_problem
 

@@ -4,7 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from iiverl_core.config.checks.view import Checks, Role, View, is_there, looked_up, on_disk
+from iiverl_core.config.checks.view import Checks, View, is_there, looked_up, on_disk
+from iiverl_core.config.roles import Role
 from iiverl_core.config.suggest import nearest
 
 checks = Checks()

@@ -5,8 +5,9 @@ Of models, what is told is told as far as their `config.json` is at hand.
 
 from math import prod
 
-from iiverl_core.config.checks.view import Checks, Role, View
+from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.model_facts import ModelFacts, family_problem, read_model_facts
+from iiverl_core.config.roles import Role
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
 

@@ -1,6 +1,7 @@
 """Do the lengths of run, warm-up and validation make sense together?"""
 
-from iiverl_core.config.checks.view import Checks, Role, View
+from iiverl_core.config.checks.view import Checks, View
+from iiverl_core.config.roles import Role
 
 checks = Checks()
 

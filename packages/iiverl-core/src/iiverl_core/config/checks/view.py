@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from iiverl_core.config.problems import Place, Problem, Severity
+from iiverl_core.config.roles import Role
 from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
 from iiverl_core.config.sections.root import Config
 
-Role: TypeAlias = Literal["actor", "reference", "critic", "reward"]
 DECIDES: dict[Role, tuple[str, ...]] = {
     "actor": (),
     "reference": (),
