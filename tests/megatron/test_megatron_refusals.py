@@ -48,7 +48,8 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
         "scales its rotary positions by dynamic",
     ),
-    "another activation": ({"hidden_act": "gelu"}, "has hidden_act gelu"),
+    "another activation": ({"hidden_act": "gelu"}, r"has the activation gelu \(hidden_act\), which"),
+    "a sliding window": ({"use_sliding_window": True}, r"has a sliding window \(use_sliding_window\), which"),
 }
 
 

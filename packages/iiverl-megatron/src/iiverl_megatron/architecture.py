@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from iiverl_core.config import MegatronConfig
-from iiverl_core.config.model_facts import family_problem
+from iiverl_core.config.model_facts import facts_from, family_problem, parts_problem
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
@@ -48,7 +48,7 @@ def read_architecture(spec: ModelSpec, parallel: MegatronConfig) -> Architecture
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings) and spec.role in ("actor", "reference"),
         max_positions=config.max_position_embeddings,
-        inv_freq=_rotary(spec, config),
+        inv_freq=_rotary(config),
     )
 
 
@@ -60,19 +60,8 @@ def _model_config(spec: ModelSpec) -> PreTrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be read from '{model.path}' ({spec.role}): {error}") from error
-    if problem := family_problem(config.model_type):
+    if problem := family_problem(config.model_type) or parts_problem(facts_from(config.to_dict())):
         raise ConfigError(f"the {spec.role} model '{model.path}' {problem}")
-    refused = {
-        "attention_bias": config.model_type != "qwen2" and getattr(config, "attention_bias", False),
-        "mlp_bias": getattr(config, "mlp_bias", False),
-        "use_sliding_window": getattr(config, "use_sliding_window", False),
-    }
-    if any(refused.values()) or config.hidden_act != "silu":
-        names = [name for name, value in refused.items() if value] or [f"hidden_act {config.hidden_act}"]
-        raise ConfigError(
-            f"the {spec.role} model '{model.path}' has {', '.join(names)}, which the backend megatron does not know; "
-            "use --backend fsdp"
-        )
     return config
 
 
@@ -158,21 +147,12 @@ def _experts(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _rotary(spec: ModelSpec, config: PreTrainedConfig) -> torch.Tensor:
+def _rotary(config: PreTrainedConfig) -> torch.Tensor:
     """Compute the frequencies of rotary positions, (head's features / 2,), as transformers does."""
     rope = dict(getattr(config, "rope_parameters", None) or {})
     kind = rope.get("rope_type", "default")
+    if kind != "default":
+        return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]
     theta = rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))
-    if kind == "default":
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-        return 1.0 / theta**exponents
-    scale: float = 0.0
-    if kind in ROPE_INIT_FUNCTIONS and not kind.startswith(("dynamic", "longrope")):
-        inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-        if scale == 1.0:
-            return inv_freq
-    raise ConfigError(
-        f"the {spec.role} model '{spec.model.path}' scales its rotary positions by {kind}, which the backend megatron "
-        "does not know; use --backend fsdp, or take rope_scaling out of its config.json"
-    )
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim)

@@ -18,6 +18,8 @@ QKV_BIASED = ("qwen2", "qwen2_moe")
 QK_NORMED = ("qwen3", "qwen3_moe")
 HEAD_DIM = {"qwen3": 128}
 """Size of a head where a file names none and it is not the hidden size over the heads."""
+MEGATRON_POSITIONS = ("default", "linear", "llama3")
+"""Rotary positions that the backend megatron knows: frequencies are scaled alike for all lengths, attention is not."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class ModelFacts:
     """The shape of a causal language model with gated MLPs, as Llama, Qwen2, Qwen3 and Qwen3-MoE have.
 
     Of a model that also sees or hears, this is the part that writes. `expert_layers` are the layers, counted from 0,
-    whose MLP is a choice of `experts_per_token` out of `experts`, each of inner size `expert_size`.
+    whose MLP is a choice of `experts_per_token` out of `experts`, each of inner size `expert_size`. `positions` is how
+    rotary positions are scaled, in transformers' words (`rope_type`).
     """
 
     model_type: str
@@ -41,6 +44,9 @@ class ModelFacts:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    activation: str = "silu"
+    positions: str = "default"
+    sliding_window: bool = False
     experts: int = 0
     experts_per_token: int = 0
     expert_size: int = 0
@@ -120,8 +126,8 @@ def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> Mo
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         values = {**values, **(override or {})}
-        return _facts({**values, **(values.get("text_config") or {})})
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return facts_from({**values, **(values.get("text_config") or {})})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None  # whoever builds the model says what is wrong with the file
 
 
@@ -150,11 +156,17 @@ def _cached(name: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def _facts(values: Mapping[str, Any]) -> ModelFacts:
+def facts_from(values: Mapping[str, Any]) -> ModelFacts:
+    """Read a model's shape from the keys and values of its `config.json`.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ZeroDivisionError: parts are named otherwise, or values are of other kinds.
+    """
     kind = values.get("model_type", "")
     hidden, heads, layers = values["hidden_size"], values["num_attention_heads"], values["num_hidden_layers"]
     intermediate = values["intermediate_size"]
-    biased = bool(values.get("attention_bias", False))
+    biased = bool(values.get("attention_bias", False)) and kind not in QKV_BIASED  # which read no such key
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     experts = values.get("num_experts") or values.get("num_local_experts") or 0
     return ModelFacts(
         model_type=kind,
@@ -170,6 +182,9 @@ def _facts(values: Mapping[str, Any]) -> ModelFacts:
         output_bias=biased,
         mlp_bias=bool(values.get("mlp_bias", False)),
         qk_norm=kind in QK_NORMED,
+        activation=values.get("hidden_act", "silu"),
+        positions=rope.get("rope_type") or rope.get("type") or "default",
+        sliding_window=bool(values.get("use_sliding_window", False)),
         experts=experts,
         experts_per_token=values.get("num_experts_per_tok", 0) if experts else 0,
         expert_size=(values.get("moe_intermediate_size") or intermediate) if experts else 0,
@@ -190,4 +205,25 @@ def family_problem(model_type: str) -> str | None:
     return (
         f"is of the family {model_type}; the backend megatron knows {', '.join(MEGATRON_FAMILIES)}. Use --backend fsdp, "
         "which takes every causal LM of transformers"
+    )
+
+
+def parts_problem(facts: ModelFacts) -> str | None:
+    """Say which parts of a model the backend megatron does not build, though it knows the family; None where it does."""
+    if facts.positions not in MEGATRON_POSITIONS:
+        return (
+            f"scales its rotary positions by {facts.positions} (rope_scaling); the backend megatron knows "
+            f"{', '.join(MEGATRON_POSITIONS)}. Use --backend fsdp, or take rope_scaling out of its config.json"
+        )
+    parts = {
+        "biases in attention (attention_bias)": facts.output_bias,
+        "biases in MLPs (mlp_bias)": facts.mlp_bias,
+        "a sliding window (use_sliding_window)": facts.sliding_window,
+        f"the activation {facts.activation} (hidden_act)": facts.activation != "silu",
+    }
+    has = [name for name, there in parts.items() if there]
+    return (
+        f"has {' and '.join(has)}, which the backend megatron does not build. Use --backend fsdp"
+        if has
+        else None
     )

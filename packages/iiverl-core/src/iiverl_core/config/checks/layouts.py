@@ -6,7 +6,7 @@ Of models, what is told is told as far as their `config.json` is at hand.
 from math import prod
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.model_facts import ModelFacts, family_problem, read_model_facts
+from iiverl_core.config.model_facts import ModelFacts, family_problem, parts_problem, read_model_facts
 from iiverl_core.config.roles import Role
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
@@ -110,13 +110,11 @@ def _check_model(role: Role) -> None:
     packed = f"{MODELS[role]}.use_remove_padding"
 
     @checks.add("error", path, role=role)
-    def family_is_known(view: View) -> str | None:
+    def model_is_known(view: View) -> str | None:
         facts = facts_of(view, role)
-        if not uses(view, role) or facts is None or not own(view, role):
-            return None
-        problem = (
-            family_problem(facts.model_type) if facts.model_type else None
-        )  # else whoever builds it tells
+        if not uses(view, role) or facts is None or not facts.model_type or not own(view, role):
+            return None  # whoever builds the model tells
+        problem = family_problem(facts.model_type) or parts_problem(facts)
         return f"the {role} model '{view[path]}' {problem}" if problem else None
 
     if role in TRAINED:
