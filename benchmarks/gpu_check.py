@@ -2,12 +2,13 @@
 
     python benchmarks/gpu_check.py [--sizes tiny 0.5b 1.5b] [--only PART …] [--device cuda|cpu] [--json FILE]
 
-Models have random weights and are made on the spot, in the shape of Qwen2.5 and in a tiny one. Ray, vLLM and flash
-attention are used where they are installed. For each size:
+Models have random weights and are made on the spot, in the shape of Qwen2.5 and in a tiny one. Ray, vLLM, megatron-core
+and flash attention are used where they are installed. For each size:
 
 - `train …`: forward, backward and AdamW's step of the actor on FSDP, bf16 compute and fp32 master weights, gradient
   checkpointing, log-normal lengths in micro-batches of at most 8192 tokens; its log-probs alone; and the most memory that
-  torch had allocated in training. `offload` keeps weights and optimizer in the host's memory.
+  torch had allocated in training. `offload` keeps weights and optimizer in the host's memory; `megatron` is the same on
+  the backend megatron, where that is installed.
 - `reference`: log-probs of a model whose weights are in bf16.
 - `rollout …`: an engine's speed, the time of a weight update from trainer to engine, and how far their log-probs are
   apart on what the engine sampled (`rollout/kl`, in nats a token, and the largest ratio of probabilities).
@@ -57,6 +58,7 @@ MEASURED: dict[str, Callable[[Setting], Numbers]] = {
     "train packed": partial(train, packed=True),
     "train padded": partial(train, packed=False),
     "train offload": partial(train, packed=True, offload=True),
+    "train megatron": partial(train, packed=True, backend="megatron"),
     "reference": reference,
     "rollout hf": partial(rollout, engine="hf"),
     "rollout vllm": partial(rollout, engine="vllm"),
@@ -66,9 +68,12 @@ MEASURED: dict[str, Callable[[Setting], Numbers]] = {
 PROVED: dict[str, Callable[[Setting], Numbers]] = {
     "gradients": gradients,
     "value models": value_models,
+    "gradients megatron": partial(gradients, backend="megatron"),
+    "value models megatron": partial(value_models, backend="megatron"),
     "learn GRPO": partial(learn, algorithm="GRPO"),
     "learn PPO": partial(learn, algorithm="PPO + GAE"),
     "learn GRPO vllm": partial(learn, algorithm="GRPO", engine="vllm"),
+    "learn GRPO megatron": partial(learn, algorithm="GRPO", backend="megatron"),
     "learn GRPO ray": partial(learn, algorithm="GRPO", runtime="ray"),
 }
 """What is proved with the tiny model."""
@@ -106,7 +111,10 @@ def versions(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
-        **{name: _version(name) for name in ("transformers", "ray", "flash-attn")},
+        **{
+            name: _version(name)
+            for name in ("transformers", "ray", "flash-attn", "megatron-core", "transformer-engine")
+        },
         "vllm": installed_version() or "not installed",
     }
 

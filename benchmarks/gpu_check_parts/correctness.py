@@ -33,7 +33,7 @@ VALUE_MODELS: dict[Role, Any] = {
 }
 
 
-def gradients(setting: Setting) -> Numbers:
+def gradients(setting: Setting, *, backend: str = "fsdp") -> Numbers:
     """Compare log-probs, and the norms of the gradients of several losses, each of which weighs tokens its own way.
 
     A backend tells of its gradient no more than the norm. Packed, padded and by hand, it must be the same.
@@ -43,7 +43,8 @@ def gradients(setting: Setting) -> Numbers:
     numbers: Numbers = {}
     with one_process(setting.device):
         for layout, packed in LAYOUTS.items():
-            actor = make_backend(setting.configure(packed=packed), "actor", setting.device)
+            config = setting.configure(backend=backend, packed=packed)
+            actor = make_backend(config, "actor", setting.device)
             batches = cut(setting, setting.sequences(), packed=packed)
             found = torch.cat([_there(output.log_probs_T) for output in actor.forward(batches)])
             by_hand = torch.cat([_log_probs(model, *each, setting.device) for each in _pairs(batches)])
@@ -61,7 +62,7 @@ def gradients(setting: Setting) -> Numbers:
     return _checked(numbers)
 
 
-def value_models(setting: Setting) -> Numbers:
+def value_models(setting: Setting, *, backend: str = "fsdp") -> Numbers:
     """Compare the critic's values and the reward model's scores."""
     numbers: Numbers = {}
     with one_process(setting.device), TemporaryDirectory() as folder:
@@ -73,9 +74,9 @@ def value_models(setting: Setting) -> Numbers:
             AutoTokenizer.from_pretrained(setting.model).save_pretrained(path)
             model.to(setting.device).eval()
             for layout, packed in LAYOUTS.items():
-                backend = make_backend(setting.configure(packed=packed, model=path), role, setting.device)
+                config = setting.configure(backend=backend, packed=packed, model=path)
                 batches = cut(setting, setting.sequences(), packed=packed)
-                outputs = backend.forward(batches)
+                outputs = make_backend(config, role, setting.device).forward(batches)
                 found = [
                     _there(output.values_T if role == "critic" else output.scores_B) for output in outputs
                 ]

@@ -10,8 +10,8 @@ from gpu_check_parts.training import cut, make_backend
 from iiverl_core.algorithms.rollout_correction import mismatch
 from iiverl_core.rollout import Request, SamplingParams, make_engine
 from iiverl_core.samples import Tokens
+from iiverl_core.training import TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS
-from iiverl_fsdp import FSDPBackend
 
 RESPONSES = 4
 HIGHEST_KL = 0.05  # in nats a token; far above what bf16 costs, far below what other weights would give
@@ -60,7 +60,7 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
     }
 
 
-def _apart(setting: Setting, trainer: FSDPBackend, sampled: list[Tokens]) -> Numbers:
+def _apart(setting: Setting, trainer: TrainingBackend, sampled: list[Tokens]) -> Numbers:
     """Compare the engine's log-probs of what it sampled with the trainer's."""
     batches = cut(setting, sampled, packed=True)
     ratios = [

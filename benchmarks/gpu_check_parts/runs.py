@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from learning import QUICKSTART, ends, overrides
 
 from gpu_check_parts.setting import NotPossibleError, Numbers, Setting
+from iiverl_core.config.checks.devices import missing_backend
 
 STEPS = 40
 LEAST_RATIO = 2.0  # of the mean reward of the last steps to that of the first
@@ -20,11 +21,15 @@ COMMAND = (
 )
 
 
-def learn(setting: Setting, *, algorithm: str, runtime: str = "local", engine: str = "hf") -> Numbers:
+def learn(
+    setting: Setting, *, algorithm: str, backend: str = "fsdp", runtime: str = "local", engine: str = "hf"
+) -> Numbers:
     """Train for some steps by an algorithm of `learning.py`; the reward must rise."""
     for module in {"ray": ["ray"], "local": []}[runtime] + {"vllm": ["vllm"], "hf": []}[engine]:
         if find_spec(module) is None:
             raise NotPossibleError(f"{module} is not installed")
+    if missing := missing_backend(backend):
+        raise NotPossibleError(missing)
     sys.path.insert(0, str(QUICKSTART))
     make_inputs = importlib.import_module("make_inputs")
 
@@ -35,6 +40,8 @@ def learn(setting: Setting, *, algorithm: str, runtime: str = "local", engine: s
         more = [
             f"trainer.device={setting.device.type}",
             f"trainer.runtime={runtime}",
+            f"actor_rollout_ref.actor.strategy={backend}",
+            "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=1",
             f"actor_rollout_ref.rollout.name={engine}",
             "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         ]

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from iiverl_core.config import Config, build
+from iiverl_core.config.checks.devices import missing_backend
 from iiverl_core.samples import Tokens
 
 GIB = 2**30
@@ -95,11 +96,26 @@ class Setting:
     repeats: int
 
     def configure(
-        self, *, packed: bool = True, offload: bool = False, engine: str = "hf", model: Path | None = None
+        self,
+        *,
+        backend: str = "fsdp",
+        packed: bool = True,
+        offload: bool = False,
+        engine: str = "hf",
+        model: Path | None = None,
     ) -> Config:
-        """Make a run's configuration, one with all roles: defaults but for what is said here; `model` is everyone's."""
+        """Make a run's configuration, one with all roles: defaults but for what is said here; `model` is everyone's.
+
+        Raises:
+            NotPossibleError: the backend is not installed.
+        """
+        if missing := missing_backend(backend):
+            raise NotPossibleError(missing)
         path = str(model or self.model)
-        parallel = {"param_offload": offload, "optimizer_offload": offload}
+        offloaded = {"param_offload": offload, "optimizer_offload": offload}
+        parallel = {"fsdp_config": offloaded}
+        if backend == "megatron":
+            parallel = {**offloaded, "megatron": {"tensor_model_parallel_size": 1}}
         section = {"path": path, "use_remove_padding": packed}
         return build(
             {
@@ -110,13 +126,14 @@ class Setting:
                 "algorithm": {"adv_estimator": "gae", "use_kl_in_reward": True},
                 "actor_rollout_ref": {
                     "model": section,
-                    "actor": {"fsdp_config": parallel},
+                    "actor": parallel,
                     "rollout": {"name": engine, "tensor_model_parallel_size": 1},
                 },
-                "critic": {"model": {**section, "fsdp_config": parallel}},
+                "critic": {"model": section},
                 "reward_model": {"enable": True, "model": {**section, "input_tokenizer": path}},
                 "trainer": {"n_gpus_per_node": 1, "runtime": "local"},
-            }
+            },
+            backend,
         )
 
     def sequences(self) -> list[Tokens]:

@@ -1,4 +1,4 @@
-"""How fast the FSDP backend trains, and how fast it computes log-probs."""
+"""How fast a backend trains, and how fast it computes log-probs."""
 
 from dataclasses import replace
 
@@ -13,18 +13,18 @@ from iiverl_core.cluster.models import model_specs
 from iiverl_core.config import Config
 from iiverl_core.samples import Tokens
 from iiverl_core.telemetry import mfu, training_flops
-from iiverl_core.training import MicroBatch, Role
+from iiverl_core.training import MicroBatch, Role, TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, make_micro_batch
 from iiverl_core.training.losses import actor_loss
 from iiverl_core.training.planning import Packing, micro_batches
-from iiverl_fsdp import FSDPBackend
+from iiverl_core.training.registry import load_backend
 
 
-def train(setting: Setting, *, packed: bool, offload: bool = False) -> Numbers:
+def train(setting: Setting, *, packed: bool, offload: bool = False, backend: str = "fsdp") -> Numbers:
     """Measure forward, backward and step of the actor, and its log-probs, in bf16 with fp32 master weights."""
     if offload and setting.device.type == "cpu":
         raise NotPossibleError("there is no device to offload from")
-    config = setting.configure(packed=packed, offload=offload)
+    config = setting.configure(packed=packed, offload=offload, backend=backend)
     sequences = setting.sequences()
     with one_process(setting.device):
         actor = make_backend(config, "actor", setting.device)
@@ -48,16 +48,18 @@ def reference(setting: Setting) -> Numbers:
     """Measure the log-probs of the reference, whose weights are in bf16."""
     sequences = setting.sequences()
     with one_process(setting.device):
-        backend = make_backend(setting.configure(), "reference", setting.device)
+        model = make_backend(setting.configure(), "reference", setting.device)
         batches = cut(setting, sequences, packed=True)
-        seconds = setting.seconds(lambda: backend.forward(batches))
+        seconds = setting.seconds(lambda: model.forward(batches))
         return {"log-prob tokens/s": sum(lengths(sequences)) / seconds, **setting.peak()}
 
 
-def make_backend(config: Config, role: Role, device: torch.device, *, trained: bool = True) -> FSDPBackend:
+def make_backend(
+    config: Config, role: Role, device: torch.device, *, trained: bool = True
+) -> TrainingBackend:
     """Build one of the run's models; without its optimizer where it is not `trained`."""
     spec = next(spec for spec in model_specs(config, device) if spec.role == role)
-    return FSDPBackend(spec if trained else replace(spec, optim=None))
+    return load_backend(config.backend)(spec if trained else replace(spec, optim=None))
 
 
 def cut(setting: Setting, sequences: list[Tokens], *, packed: bool) -> list[MicroBatch]:

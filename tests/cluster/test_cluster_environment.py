@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,31 @@ def test_workers_are_not_started_through_uv(module: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0"]
+
+
+@pytest.mark.parametrize(("assigned", "seen"), [([5], "5"), (["GPU-1"], "GPU-1"), ([], "0,1")])
+def test_a_worker_sees_the_devices_that_ray_gave_it(
+    monkeypatch: pytest.MonkeyPatch, assigned: list[int | str], seen: str
+) -> None:
+    """Even where the cluster has told Ray to leave the variable alone (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES)."""
+    import ray
+
+    from iiverl_core.cluster.ray_group import Host
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: assigned)
+    Host(None, str(Path.cwd()))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_an_engine_waits_for_the_memory_of_the_one_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is enough, and no more comes; and not for ever."""
+    from iiverl_core.cluster import rollout_worker
+
+    free = iter([10, 40, 60, 90, 90, 95])
+    monkeypatch.setattr(rollout_worker, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(rollout_worker.torch.cuda, "mem_get_info", lambda: (next(free), 100))
+    rollout_worker.await_memory(0.5)
+    assert list(free) == [95]
+    monkeypatch.setattr(rollout_worker.torch.cuda, "mem_get_info", lambda: (10, 100))
+    rollout_worker.await_memory(0.5, seconds=0.05)

@@ -1,6 +1,7 @@
 """Weights from and to checkpoints of transformers, and checkpoints that another layout goes on from."""
 
 import itertools
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from iiverl_core.errors import CheckpointError
 from iiverl_core.training.safetensors_files import write_safetensors
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -61,38 +63,33 @@ def test_transformers_reads_what_is_written(four_ranks: Ranks, tmp_path: Path) -
     assert torch.equal(*logits)
 
 
-def after_a_step(backend: Any, role: Any) -> list[float]:
-    """Make one more step; the loss before it, on each process that has it, and the gradient's norm."""
+def after_steps(backend: Any, role: Any, steps: int = 3) -> list[float]:
+    """Make more steps; metrics before each, summed over the processes that report, and the gradient's norm."""
     micro = batches(backend.place.data_rank, backend.place.data_size)
-    metrics = backend.forward_backward(micro, loss_of(role), entropy=True)
-    return [*metrics.values(), backend.step(1e-2).grad_norm]
+    found = []
+    for _ in range(steps):
+        metrics = backend.forward_backward(micro, loss_of(role), entropy=True)
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, list(metrics.values()) if backend.place.reports else None)
+        parts = [each for each in everyone if each is not None]
+        found += [*map(sum, zip(*parts, strict=True)), backend.step(1e-2).grad_norm]
+    return found
 
 
 def saves(path: Path, folder: Path, role: Any, parallel: Any) -> list[float]:
-    """Train, save, and train on: the loss and norm of the step after saving."""
+    """Train, save, and train on: what the steps after saving tell."""
     backend = in_layout(model_spec(path, parallel, role))
-    for _ in range(2):
-        after_a_step(backend, role)
+    after_steps(backend, role, 2)
     backend.save(folder)
-    return totals(after_a_step(backend, role), backend)
+    return after_steps(backend, role)
 
 
 def resumes(path: Path, folder: Path, role: Any, parallel: Any) -> tuple[list[float], list[float]]:
-    """The same step of a model that starts from what was saved, and of one that does not."""
+    """The same steps of a model that starts from what was saved, and of one that does not."""
+    fresh = after_steps(in_layout(model_spec(path, parallel, role)), role)
     backend = in_layout(model_spec(path, parallel, role))
-    fresh = totals(after_a_step(backend, role), backend)
     backend.load(folder)
-    after = totals(after_a_step(backend, role), backend)
-    return after, fresh
-
-
-def totals(numbers: list[float], backend: Any) -> list[float]:
-    """Metrics summed over the processes that report; the norm, which all know, comes last."""
-    reports = backend.place.reports
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, numbers if reports else None)
-    parts = [each for each in everyone if each is not None]
-    return [sum(column) for column in zip(*(part[:-1] for part in parts), strict=True)] + [numbers[-1]]
+    return after_steps(backend, role), fresh
 
 
 LAYOUTS = {
@@ -120,3 +117,76 @@ def test_another_layout_goes_on_where_one_stopped(four_ranks: Ranks, case: str, 
     found, fresh = four_ranks.run(resumes, path, tmp_path / "saved", role, after)[0]
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert fresh != pytest.approx(expected, rel=1e-3)
+
+
+def test_what_has_made_no_step_is_saved_too(one_rank, tmp_path: Path) -> None:
+    """As an actor is while its critic warms up; it is read back by one that has gone on."""
+    backend = in_layout(model_spec(make_model(tmp_path, "qwen2"), layout()))
+    backend.save(tmp_path / "saved")
+    expected = after_steps(backend, "actor")
+    backend.load(tmp_path / "saved")
+    assert after_steps(backend, "actor") == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_names_in_a_checkpoint_are_those_that_transformer_engine_has(one_rank, tmp_path: Path) -> None:
+    """It has the norm before attention within the next layer, that before experts by itself, and states of its own."""
+    from megatron.core import dist_checkpointing
+
+    in_layout(model_spec(make_model(tmp_path, "qwen3_moe"), layout())).save(tmp_path / "saved")
+    saved = dist_checkpointing.load_tensors_metadata(str(tmp_path / "saved"))
+    names = {re.sub(r"^decoder\.layers\.(\d+\.)?", "", name) for name in saved}
+    assert {"self_attention.linear_qkv.layer_norm_weight", "pre_mlp_layernorm.weight"} <= names
+    assert not any("_extra_state" in name for name in names)
+
+
+def test_states_of_modules_that_did_not_save_any_are_left_as_they_are(
+    one_rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iiverl_megatron import layers
+
+    class Stateful(layers.RMSNorm):
+        def get_extra_state(self) -> torch.Tensor:
+            return torch.ones(1)
+
+        def set_extra_state(self, state: Any) -> None:
+            raise AssertionError("nobody has saved it")
+
+    spec = model_spec(make_model(tmp_path, "qwen3"), layout())
+    before = in_layout(spec)
+    after_steps(before, "actor")
+    before.save(tmp_path / "saved")
+    monkeypatch.setattr(layers, "RMSNorm", Stateful)
+    after = in_layout(spec)
+    after.load(tmp_path / "saved")
+    expected = dict(before.named_weights())
+    found = dict(after.named_weights())
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_random_states_of_another_kind_of_device_are_left(
+    one_rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iiverl_megatron import checkpoint
+
+    backend = in_layout(model_spec(make_model(tmp_path, "qwen2"), layout()))
+    backend.save(tmp_path / "saved")
+    saved = torch.get_rng_state()
+    torch.rand(1)
+    moved = torch.get_rng_state()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_drawn_in", lambda chunks: ("cuda", 1, 1))
+        backend.load(tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), moved)
+    backend.load(tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), saved)
+
+
+def test_a_folder_without_a_checkpoint_and_one_that_is_broken(one_rank, tmp_path: Path) -> None:
+    backend = in_layout(model_spec(make_model(tmp_path, "qwen2"), layout()))
+    (tmp_path / "empty").mkdir()
+    backend.save(tmp_path / "broken")
+    for file in (tmp_path / "broken").glob("*.distcp"):
+        file.write_bytes(b"")
+    for folder in ("none", "empty", "broken"):
+        with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint of this model"):
+            backend.load(tmp_path / folder)

@@ -9,18 +9,27 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+SPEED = {"train tokens/s", "log-prob tokens/s"}
+ENGINE = {"generated tokens/s", "weight update s", "rollout/kl", "rollout/ratio/max"}
+GRADIENTS = {
+    f"{what} {how}, off by %" for what in ("log-probs", "gradient norms") for how in ("packed", "padded")
+}
+VALUES = {f"{what} {how}, off by %" for what in ("critic", "reward") for how in ("packed", "padded")}
 NUMBERS = {
     "model": {"parameters M"},
-    "train packed": {"train tokens/s", "log-prob tokens/s"},
-    "train padded": {"train tokens/s", "log-prob tokens/s"},
+    "train packed": SPEED,
+    "train padded": SPEED,
     "train offload": set(),
+    "train megatron": SPEED,
     "reference": {"log-prob tokens/s"},
-    "rollout hf": {"generated tokens/s", "weight update s", "rollout/kl", "rollout/ratio/max"},
-    "rollout vllm": {"generated tokens/s", "weight update s", "rollout/kl", "rollout/ratio/max"},
-    "gradients": {f"{what} {how}, off by %" for what in ("log-probs", "gradient norms") for how in ("packed", "padded")},
-    "value models": {f"{what} {how}, off by %" for what in ("critic", "reward") for how in ("packed", "padded")},
+    "rollout hf": ENGINE,
+    "rollout vllm": ENGINE,
+    "gradients": GRADIENTS,
+    "value models": VALUES,
+    "gradients megatron": GRADIENTS,
+    "value models megatron": VALUES,
     "learn GRPO": {"reward at first", "reward at last", "run s"},
-}  # fmt: skip
+}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +55,7 @@ def test_all_parts_run_on_a_cpu(tmp_path: Path) -> None:
         "ray",
         "vllm",
         "flash-attn",
+        "megatron-core",
     } <= result["machine"].keys()
     parts = {row["part"]: row for row in result["parts"]}
     impossible = {"train offload"} | (set() if find_spec("vllm") else {"rollout vllm"})

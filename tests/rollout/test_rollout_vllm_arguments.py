@@ -68,7 +68,8 @@ def test_an_engine_over_several_devices_has_a_process_on_each(config) -> None:
     )
     assert together["tensor_parallel_size"] == 4
     assert together["distributed_executor_backend"].endswith(".GroupExecutor")
-    assert alone.keys() == together.keys() - {"distributed_executor_backend", "disable_custom_all_reduce"}
+    over_devices = {"distributed_executor_backend", "disable_custom_all_reduce", "compilation_config"}
+    assert alone.keys() == together.keys() - over_devices
 
 
 def test_what_a_key_does_not_decide(config) -> None:
@@ -78,6 +79,11 @@ def test_what_a_key_does_not_decide(config) -> None:
     assert arguments["enable_prefix_caching"] and arguments["enable_sleep_mode"]
     assert arguments["logprobs_mode"] == "processed_logprobs"
     assert arguments["skip_tokenizer_init"]
+
+
+def test_engines_apart_keep_their_memory(config) -> None:
+    apart = config("trainer.rollout_devices=1", f"{ROLLOUT}.tensor_model_parallel_size=1")
+    assert not engine_arguments(apart, "cuda")["enable_sleep_mode"]
 
 
 def test_a_cpu_has_no_share_of_memory_and_does_not_sleep(config) -> None:

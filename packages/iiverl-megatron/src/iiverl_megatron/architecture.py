@@ -18,7 +18,7 @@ from iiverl_core.config.model_facts import facts_from, family_problem, parts_pro
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
-from iiverl_megatron.layers import TRANSFORMER_ENGINE
+from iiverl_megatron.layers import uses_transformer_engine
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def _transformer_config(
     spec: ModelSpec, parallel: MegatronConfig, config: PreTrainedConfig
 ) -> TransformerConfig:
     dtype = torch_dtype(parallel.dtype)
+    engine = uses_transformer_engine(on_cpu=spec.device.type == "cpu")
     family = config.model_type
     recompute = spec.model.enable_gradient_checkpointing and spec.optim is not None
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
@@ -117,17 +118,17 @@ def _transformer_config(
         "masked_softmax_fusion": False,
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
-        "apply_rope_fusion": TRANSFORMER_ENGINE,
+        "apply_rope_fusion": engine,
     }
     if family == "qwen3_moe":
-        options |= _experts(config)
+        options |= _experts(config, engine)
     try:
         return TransformerConfig(**options)
     except (AssertionError, ValueError) as error:
         raise ConfigError(f"megatron-core refuses this layout for '{spec.model.path}': {error}") from error
 
 
-def _experts(config: PreTrainedConfig) -> dict[str, Any]:
+def _experts(config: PreTrainedConfig, engine: bool) -> dict[str, Any]:
     """Say what the mixture of experts is, without losses beside the algorithm's."""
     dense = set(getattr(config, "mlp_only_layers", None) or ())
     every = getattr(config, "decoder_sparse_step", 1)
@@ -143,7 +144,7 @@ def _experts(config: PreTrainedConfig) -> dict[str, Any]:
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_grouped_gemm": TRANSFORMER_ENGINE,
+        "moe_grouped_gemm": engine,
     }
 
 

@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
 from iiverl_core.errors import CheckpointError
 from iiverl_megatron.parallel import layout_sizes
@@ -25,17 +26,22 @@ OPTIMIZER = {
 }
 """The optimizer's state is put together by parameter and cut as that is, so that it can be read in another layout."""
 
+EXTRA = "_extra_state"
+"""Ends the names of what Transformer Engine keeps for fp8, which is not used; without it there is no such thing."""
+REFUSED = (CheckpointingException, CheckpointException, KeyError, OSError, RuntimeError, ValueError)
+"""What the libraries raise over files that are missing, broken or of another model."""
+
 
 def save(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
     """Write a model into `folder`, which is made; all processes take part."""
     folder.mkdir(parents=True, exist_ok=True)
     state = _sharded(chunks, optimizer, loading=False)
-    state |= {"layout": layout_sizes(), "rng": _random_states()}
+    state |= {"drawn_in": _drawn_in(chunks), "rng": _random_states()}
     dist_checkpointing.save(state, str(folder))
 
 
 def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
-    """Take a model over from `folder`. Random states are taken over in the layout that they were saved in.
+    """Take a model over from `folder`. Random states are taken over on devices of their kind, in their layout.
 
     Raises:
         CheckpointError: there is none, or it is not of this model.
@@ -43,16 +49,20 @@ def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
     try:
         saved = dist_checkpointing.load_common_state_dict(str(folder))
         state = _sharded(chunks, optimizer, loading=True)
-        if same := saved["layout"] == layout_sizes():
+        if same := saved["drawn_in"] == _drawn_in(chunks):
             state["rng"] = _random_states()
         found: Any = dist_checkpointing.load(state, str(folder))
-    except (CheckpointingException, KeyError, OSError, ValueError) as error:
+    except REFUSED as error:
         raise CheckpointError(f"{folder} holds no checkpoint of this model: {error}") from error
     for i, chunk in enumerate(chunks):
-        getattr(chunk, "module", chunk).load_state_dict(found[f"model{i}"])
+        read = getattr(chunk, "module", chunk).load_state_dict(found[f"model{i}"], strict=False)
+        if missing := [name for name in read.missing_keys if not name.endswith(EXTRA)]:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}")
     if optimizer is not None:
         with _keeping_steps():
             optimizer.load_state_dict(found["optimizer"])
+        for part in optimizer.chained_optimizers:
+            _complete(part.optimizer)
     if same:
         torch.set_rng_state(found["rng"]["cpu"])
         torch.cuda.set_rng_state(found["rng"]["device"])
@@ -77,20 +87,53 @@ def _keeping_steps() -> Iterator[None]:
         yield
 
 
+def _begin(part: Any) -> None:
+    """Give an optimizer that has made no step yet the state that it would begin with.
+
+    Without one, megatron-core can neither write nor read it; and what it would make itself lacks AdamW's step number.
+    """
+    optimizer = part.optimizer
+    part.init_state_fn(optimizer)
+    if isinstance(optimizer, torch.optim.AdamW):
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            optimizer.state[parameter].setdefault("step", torch.tensor(0.0))
+
+
+def _complete(optimizer: torch.optim.Optimizer) -> None:
+    """Finish what megatron-core has loaded into a torch optimizer.
+
+    It gives all parameters one number of the step between them, which each of them would then count up; and the groups
+    those settings alone that the optimizer had which saved them, torch's or apex's.
+    """
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
+    for group in optimizer.param_groups:
+        for name, value in optimizer.defaults.items():
+            group.setdefault(name, value)
+
+
 def _sharded(chunks: Sequence[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
     """Say of each slice of this process where it belongs."""
     metadata = {
         **OPTIMIZER,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
-    state = {
-        f"model{i}": getattr(chunk, "module", chunk).sharded_state_dict(metadata=metadata)
-        for i, chunk in enumerate(chunks)
-    }
+    state = {}
+    for i, chunk in enumerate(chunks):
+        tensors = getattr(chunk, "module", chunk).sharded_state_dict(metadata=metadata)
+        state[f"model{i}"] = {name: part for name, part in tensors.items() if not name.endswith(EXTRA)}
     if optimizer is not None:
+        for part in optimizer.chained_optimizers:
+            _begin(part)
         whole = state if len(chunks) > 1 else state["model0"]
         state["optimizer"] = optimizer.sharded_state_dict(whole, is_loading=loading, metadata=metadata)
     return state
+
+
+def _drawn_in(chunks: Sequence[Any]) -> tuple[Any, ...]:
+    """Say what random states depend on: the kind of device, and the layout."""
+    return next(chunks[0].parameters()).device.type, *layout_sizes()
 
 
 def _tracker() -> Any:

@@ -1,23 +1,23 @@
-"""What a layer is made of: Transformer Engine's modules where it is installed, else megatron-core's own.
+"""What a layer is made of: Transformer Engine's modules on GPUs where it is installed, else megatron-core's own.
 
 Of megatron-core's own two are replaced. Its attention keeps the scores of all pairs of tokens and refuses packed
-sequences; its RMSNorm refuses sequence parallelism. Parameters have the same names and meaning either way, so
-checkpoints do not tell which was used.
+sequences; its RMSNorm refuses sequence parallelism. Parameters have the same names and meaning either way, in
+checkpoints too.
 
 Suffixes: `_SBHD` positions, rows, heads, features of a head; `_THD` tokens of packed sequences.
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE, get_gpt_decoder_block_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
@@ -25,27 +25,43 @@ from torch.nn.attention.bias import causal_lower_right
 from iiverl_megatron.context import whole_context
 from iiverl_megatron.parallel import context_group
 
-TRANSFORMER_ENGINE = find_spec("transformer_engine") is not None
 if not hasattr(moe_utils, "te_general_gemm"):
     # The router asks whether this is None, and 0.16 gives it a value only where Transformer Engine is.
     moe_utils.te_general_gemm = None  # type: ignore[attr-defined]
 
 
+def uses_transformer_engine(*, on_cpu: bool) -> bool:
+    """Say whether layers are made of its modules: it computes on GPUs only."""
+    return HAVE_TE and not on_cpu
+
+
 def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlockSubmodules:
     """Say what the layers of one model chunk consist of."""
+    engine = uses_transformer_engine(on_cpu=config.use_cpu_initialization)
     spec: Any = get_gpt_decoder_block_spec(
-        config, use_transformer_engine=TRANSFORMER_ENGINE, normalization="RMSNorm", vp_stage=chunk
+        config, use_transformer_engine=engine, normalization="RMSNorm", vp_stage=chunk
     )
-    if TRANSFORMER_ENGINE:
-        return spec
-    spec.layer_norm = RMSNorm
+    if not engine:
+        spec.layer_norm = RMSNorm
     for layer in spec.layer_specs or ():
         parts: Any = layer.submodules
         attention: Any = parts.self_attention.submodules
+        if not engine or config.params_dtype is torch.float32:
+            attention.core_attention = (
+                CausalAttention  # Transformer Engine packs sequences in half precision only
+            )
+        if engine:
+            continue
         parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-        attention.core_attention = CausalAttention
         if attention.q_layernorm is not IdentityOp:
             attention.q_layernorm = attention.k_layernorm = RMSNorm
+        if issubclass(parts.mlp.module, MoELayer):
+            # Before experts Transformer Engine has a norm of its own too, so that is what checkpoints call it.
+            parts.sharded_state_dict_keys_map = {
+                own: name
+                for own, name in parts.sharded_state_dict_keys_map.items()
+                if own != "pre_mlp_layernorm."
+            }
     return spec
 
 

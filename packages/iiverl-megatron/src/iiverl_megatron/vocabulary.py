@@ -1,7 +1,9 @@
 """Log-probs and entropy over a vocabulary that is split over processes, without gathering a logit.
 
 What crosses between the processes is three numbers a token: the largest logit, the sum of exponentials, and the logit
-of the target, which one of them has; with entropy, a fourth. Follows Shoeybi et al. 2019 (Megatron-LM), section 3.
+of the target, which one of them has; with entropy, a fourth. Follows Shoeybi et al. 2019 (Megatron-LM), section 3. What is
+as large as the logits is changed in place: there is one such array in fp32 going forward and one more going backward,
+and with entropy one more each.
 
 Suffixes: `_T` tokens, `_TV` tokens by this process's part of the vocabulary.
 """
@@ -50,14 +52,15 @@ class _SplitLogProbs(torch.autograd.Function):
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits_TV.dtype, torch.float32)
-        scaled_TV = logits_TV.to(dtype) / temperature
+        scaled_TV = logits_TV.to(dtype, copy=True).div_(temperature)
         scaled_TV[:, own:] = PADDING_LOGIT
         largest_T = scaled_TV.amax(-1)
         dist.all_reduce(largest_T, op=dist.ReduceOp.MAX, group=group)
-        softmax_TV = (scaled_TV - largest_T[:, None]).exp_()
         here_T = (targets_T >= 0) & (targets_T < own)
         targets_T = targets_T.where(here_T, 0)
         target_logit_T = scaled_TV.gather(-1, targets_T[:, None]).squeeze(-1).where(here_T, 0)
+        softmax_TV = scaled_TV.clone() if entropy else scaled_TV
+        softmax_TV.sub_(largest_T[:, None]).exp_()
         sums = torch.stack([softmax_TV.sum(-1), target_logit_T])
         dist.all_reduce(sums, group=group)
         total_T, target_logit_T = sums
@@ -80,12 +83,12 @@ class _SplitLogProbs(torch.autograd.Function):
         grad_log_probs_T, grad_entropy_T = grad_outputs
         softmax_TV, targets_T, here_T, *more = ctx.saved_tensors
         # d log p(y) / d z_v = 1[v = y] - p_v
-        weight_TV = grad_log_probs_T[:, None].expand_as(softmax_TV)
         if ctx.entropy:
             # d H / d z_v = -p_v (log p_v + H)
             entropy_T, log_total_T, scaled_TV = more
-            log_probs_TV = scaled_TV - log_total_T[:, None]
-            weight_TV = weight_TV + grad_entropy_T[:, None] * (log_probs_TV + entropy_T[:, None])
-        grad_TV = -softmax_TV * weight_TV
+            grad_TV = scaled_TV - (log_total_T - entropy_T)[:, None]
+            grad_TV.mul_(grad_entropy_T[:, None]).add_(grad_log_probs_T[:, None]).mul_(softmax_TV).neg_()
+        else:
+            grad_TV = softmax_TV * -grad_log_probs_T[:, None]
         grad_TV.scatter_add_(-1, targets_T[:, None], (grad_log_probs_T * here_T)[:, None])
-        return (grad_TV / ctx.temperature).to(ctx.dtype), None, None, None, None, None
+        return grad_TV.div_(ctx.temperature).to(ctx.dtype), None, None, None, None, None

@@ -228,6 +228,10 @@ class _Receiver:
         tensors = [
             torch.empty(shape, dtype=getattr(torch, dtype), device=self.device) for _, dtype, shape in ticket
         ]
+        if (
+            self.device.type == "cuda"
+        ):  # their memory may still be read on this thread's stream, and the other's is another
+            torch.cuda.current_stream().synchronize()
         self.member.broadcast(tensors)
         self.member.wait()
         return zip([name for name, _, _ in ticket], tensors, strict=True)

@@ -48,6 +48,8 @@ class Host:
     def __init__(self, worker: Any, folder: str) -> None:
         if Path(folder).is_dir():
             os.chdir(folder)
+        if devices := ray.get_gpu_ids():  # Ray does so itself, unless the cluster is set up not to
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         self._worker = worker
 
     def node(self) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from iiverl_core.cluster.weights import Arriving
 from iiverl_core.config import Config
 from iiverl_core.rollout import Sampling
 from iiverl_core.samples import Sample, Tokens
+
+PAUSE_SECONDS = 0.5  # between two looks at a device's memory
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class RolloutWorker:
         size = self._config.engine_devices
         if size > 1:
             join(meeting_point, self._rank % size, size, self._device.type)
+        rollout = self._config.actor_rollout_ref.rollout
+        if self._device.type == "cuda" and rollout.name == "vllm":
+            await_memory(rollout.gpu_memory_utilization)
         self._generator = Generator(self._config, self._device, self._rank)
         device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
         return RolloutWorkerInfo(self._rank, socket.gethostname(), os.getpid(), device)
@@ -100,3 +106,17 @@ class RolloutWorker:
         if self._arriving is None:
             raise RuntimeError("no weights are expected: call begin_update first")
         return self._arriving
+
+
+def await_memory(share: float, seconds: float = 30.0) -> None:
+    """Wait until this `share` of the GPU's memory is free and no more becomes so, or at most so many seconds.
+
+    An engine that takes the place of one that was killed would else count the memory that the driver is still freeing.
+    """
+    free = -1
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        before, (free, total) = free, torch.cuda.mem_get_info()
+        if free == before and free >= share * total:
+            return
+        time.sleep(PAUSE_SECONDS)

@@ -41,7 +41,8 @@ FIXED = {
 
 OVER_DEVICES = {
     EXECUTOR: "iiverl_core.rollout.vllm.group.GroupExecutor",
-    "disable_custom_all_reduce": True,  # it needs every process to see the devices of the others
+    "disable_custom_all_reduce": True,  # it needs every process to see the devices of the others; so does the next
+    "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
 }
 """More of them, where an engine is spread over several devices, with a process on each."""
 
@@ -70,7 +71,7 @@ def engine_arguments(config: Config, device_type: str) -> dict[str, Any]:
         "disable_log_stats": rollout.disable_log_stats,
         "load_format": _load_format(rollout.load_format),
         "enable_prefix_caching": True,  # the responses to a prompt share it
-        **_memory(rollout, device_type),
+        **_memory(config, device_type),
         **FIXED,
         **(OVER_DEVICES if config.engine_devices > 1 else {}),
         **passed_on,
@@ -79,13 +80,15 @@ def engine_arguments(config: Config, device_type: str) -> dict[str, Any]:
     return arguments
 
 
-def _memory(rollout: RolloutConfig, device_type: str) -> dict[str, Any]:
+def _memory(config: Config, device_type: str) -> dict[str, Any]:
+    rollout = config.actor_rollout_ref.rollout
     if device_type == "cpu":
         # There, a share of memory would be one of all memory, whoever uses it, and nothing can be put to sleep.
         return {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
     return {
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
-        "enable_sleep_mode": rollout.free_cache_engine,
+        "enable_sleep_mode": rollout.free_cache_engine
+        and not config.trainer.rollout_devices,  # apart, none sleeps
     }
 
 

@@ -83,8 +83,13 @@ class VLLMEngine:
         self._shapes = {name: tuple(shape) for name, shape in self._expected.shapes.items()}
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self._stop_ids = sorted(stop_token_ids(path, tokenizer_path, model, trust_remote_code=trust))
+        threads = torch.get_num_threads()
         with _own_random_numbers():
             self._llm = start(self._vllm, arguments, colocated=colocated)
+        if (
+            torch.cuda.is_available()
+        ):  # vLLM computes there, and leaves the trainer, which may offload, one thread
+            torch.set_num_threads(threads)
         self._max_length: int = self._llm.model_config.max_model_len
         (self._parts,) = self._llm.collective_rpc("iiverl_weight_parts", args=(self._shapes,))
 
@@ -152,8 +157,8 @@ class VLLMEngine:
         self._running.add(name)
 
     def _step(self) -> list[Any]:
-        # vLLM draws from torch's generator on the CPU even where every request has a seed.
-        with torch.random.fork_rng(devices=[]):
+        # vLLM draws from torch's generator on the CPU, or from numpy's, even where every request has a seed.
+        with _own_random_numbers(devices=[]):
             return [output for output in self._llm.llm_engine.step() if output.finished]
 
     def _completion(
@@ -308,11 +313,14 @@ def _seed(seed: int, member: int) -> int:
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Keep the random numbers of this process as they are while vLLM, which seeds them all, starts."""
+def _own_random_numbers(devices: Sequence[int] | None = None) -> Iterator[None]:
+    """Keep the random numbers of this process as they are while vLLM draws some or, when it starts, seeds them all.
+
+    That is, those of the CPU and of `devices`, by default all.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)

@@ -111,8 +111,13 @@ def _engine_name(model: nn.Module, name: str) -> tuple[str, int | None]:
 
 
 def _piece(module: nn.Module, parameter: str, number: int | None, shape: Sequence[int]) -> Piece | None:
-    """Find what a module holds of a weight of this whole `shape`; None where that cannot be told."""
+    """Find what a module holds of a weight of this whole `shape`; None where that cannot be told.
+
+    That is so where it computes with other numbers than it is given: quantised ones.
+    """
     held = getattr(module, parameter)
+    if not type(getattr(module, "quant_method", None)).__name__.startswith(("Unquantized", "NoneType")):
+        return None
     sizes = _sizes(module, held, shape)
     if not sizes or len(sizes) != len(shape):
         return None

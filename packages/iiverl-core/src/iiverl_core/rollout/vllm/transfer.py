@@ -72,6 +72,8 @@ class InProcessTransfer(WeightTransferEngine[WeightTransferInitInfo, Bucket]):
         self._open = False
         if self.device.type == "cpu":
             _repack_tied(self.model)
+        else:  # weights may come on a thread of their own, and with it on another stream than what is generated next
+            torch.cuda.synchronize(self.device)
 
     def shutdown(self) -> None:
         """Nothing to release."""

@@ -14,6 +14,10 @@ ENVIRONMENT = {
     # The engine lives in the worker's process: no second copy of it is spawned, and weights are handed over as they are.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process trains too: its threads stay where they are
+    # Under Ray a process sees its own device alone: sums over devices that read each other's memory cannot be set up, or
+    # hang where that is tried. NCCL does them.
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+    "VLLM_ALLREDUCE_USE_FLASHINFER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
