@@ -47,9 +47,8 @@ def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlock
         parts: Any = layer.submodules
         attention: Any = parts.self_attention.submodules
         if not engine or config.params_dtype is torch.float32:
-            attention.core_attention = (
-                CausalAttention  # Transformer Engine packs sequences in half precision only
-            )
+            # Transformer Engine's attention takes packed sequences in half precision only.
+            attention.core_attention = CausalAttention
         if engine:
             continue
         parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm

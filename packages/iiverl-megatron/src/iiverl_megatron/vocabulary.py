@@ -2,8 +2,8 @@
 
 What crosses between the processes is three numbers a token: the largest logit, the sum of exponentials, and the logit
 of the target, which one of them has; with entropy, a fourth. Follows Shoeybi et al. 2019 (Megatron-LM), section 3. What is
-as large as the logits is changed in place: there is one such array in fp32 going forward and one more going backward,
-and with entropy one more each.
+as large as the logits is changed in place: there is at most one such array in fp32 going forward and two going backward,
+with entropy three.
 
 Suffixes: `_T` tokens, `_TV` tokens by this process's part of the vocabulary.
 """

@@ -228,9 +228,8 @@ class _Receiver:
         tensors = [
             torch.empty(shape, dtype=getattr(torch, dtype), device=self.device) for _, dtype, shape in ticket
         ]
-        if (
-            self.device.type == "cuda"
-        ):  # their memory may still be read on this thread's stream, and the other's is another
+        if self.device.type == "cuda":
+            # What had this memory before may still be read on this thread's stream; they are written on another.
             torch.cuda.current_stream().synchronize()
         self.member.broadcast(tensors)
         self.member.wait()

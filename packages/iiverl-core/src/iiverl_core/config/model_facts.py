@@ -19,7 +19,7 @@ QK_NORMED = ("qwen3", "qwen3_moe")
 HEAD_DIM = {"qwen3": 128}
 """Size of a head where a file names none and it is not the hidden size over the heads."""
 MEGATRON_POSITIONS = ("default", "linear", "llama3")
-"""Rotary positions that the backend megatron knows: frequencies are scaled alike for all lengths, attention is not."""
+"""Rotary positions that the backend megatron knows: frequencies are the same at all lengths, attention is not scaled."""
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def _memory(config: Config, device_type: str) -> dict[str, Any]:
         return {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
     return {
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
-        "enable_sleep_mode": rollout.free_cache_engine
-        and not config.trainer.rollout_devices,  # apart, none sleeps
+        # Engines apart have their devices to themselves.
+        "enable_sleep_mode": rollout.free_cache_engine and not config.trainer.rollout_devices,
     }
 
 

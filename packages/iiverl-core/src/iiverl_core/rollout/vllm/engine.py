@@ -86,9 +86,8 @@ class VLLMEngine:
         threads = torch.get_num_threads()
         with _own_random_numbers():
             self._llm = start(self._vllm, arguments, colocated=colocated)
-        if (
-            torch.cuda.is_available()
-        ):  # vLLM computes there, and leaves the trainer, which may offload, one thread
+        if torch.cuda.is_available():
+            # vLLM computes there, and would leave one thread to the trainer, which may have an optimizer on the CPU.
             torch.set_num_threads(threads)
         self._max_length: int = self._llm.model_config.max_model_len
         (self._parts,) = self._llm.collective_rpc("iiverl_weight_parts", args=(self._shapes,))

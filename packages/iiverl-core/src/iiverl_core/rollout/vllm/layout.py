@@ -116,7 +116,8 @@ def _piece(module: nn.Module, parameter: str, number: int | None, shape: Sequenc
     That is so where it computes with other numbers than it is given: quantised ones.
     """
     held = getattr(module, parameter)
-    if not type(getattr(module, "quant_method", None)).__name__.startswith(("Unquantized", "NoneType")):
+    method: Any = getattr(module, "quant_method", None)
+    if method is not None and not type(method).__name__.startswith("Unquantized"):
         return None
     sizes = _sizes(module, held, shape)
     if not sizes or len(sizes) != len(shape):
