@@ -6,13 +6,28 @@ arrays stay where a worker put them and are named by `Handle`s, which only worke
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from iiverl_reward_client import Outcome
 
 FinishReason: TypeAlias = Literal["stop", "length"]
+Split: TypeAlias = Literal["train", "val"]
+
+
+class SampleId(NamedTuple):
+    """Name of one response for the whole run.
+
+    `step` counts from 1 (validation before training is step 0), `group` numbers the prompts of a step and `member` the
+    responses to a prompt. A greedy baseline has the member behind the sampled ones. Scorers, engines, dumps and
+    reports use it as their key.
+    """
+
+    split: Split
+    step: int
+    group: int
+    member: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +103,53 @@ class Sample:
     def length(self) -> int:
         """Tokens in prompt and response together."""
         return self.prompt_length + self.response_length
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Token arrays of a rollout. Lives in the store; only workers open it.
+
+    `token_ids` (L,) int64: prompt, responses and tool results in order. `loss_mask` (L,) bool: sampled by the policy and
+    trained on; never set at position 0, which nothing predicts. `log_probs` (L,) float32, nats, under the distribution
+    the token was sampled from, 0 where the mask is off. `extras` holds further model inputs by name.
+    """
+
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    log_probs: np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRef:
+    """A sequence as it is sent to ranks: no text, no dataset columns, no outcome; pickles to less than 1 kB.
+
+    `tokens` names a `TokenSequence`, `length` counts its tokens and `trained` those with the loss mask on. `arrays`
+    names float arrays with one entry per trained token, (trained,): `old_log_probs`, `values`, `advantages`, ….
+    """
+
+    id: SampleId
+    tokens: Handle
+    length: int
+    trained: int
+    arrays: Mapping[str, Handle] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One response with its prompt and outcome, as scorers and reports see it.
+
+    `text` is the response without special tokens, `raw_text` with them. `weights_version` is the version of the weights
+    that wrote it, and `log_prob` the log-prob of all sampled tokens under the distribution sampled from, in nats.
+    A rollout has one sequence, or several if its context was rewritten on the way.
+    """
+
+    id: SampleId
+    prompt: Prompt
+    text: str
+    raw_text: str
+    finish_reason: FinishReason
+    weights_version: int
+    log_prob: float
+    sequences: tuple[SequenceRef, ...]
+    outcome: Outcome | None = None
