@@ -84,11 +84,11 @@ def under_megatron(path: Path, role: Role, cases: dict[str, tuple[Any, dict[str,
         if "offloaded" in name:
             spec = dataclasses.replace(spec, offload=Offload(True, True, True))
         backend = in_layout(spec)
-        micro = batches(backend.place.data_rank, backend.place.data_size)
+        micro = batches(backend.parallel_rank.data_rank, backend.parallel_rank.data_size)
         found = learn(backend, role, micro, gradients)
         first = dist.get_rank() == 0
         kept = found if first else {key: found[key] for key in ("outputs", "metrics") if key in found}
-        results[name] = {**kept, "place": backend.place}
+        results[name] = {**kept, "place": backend.parallel_rank}
     return results
 
 
@@ -142,7 +142,7 @@ def joined(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What all processes found, of each case: outputs of those that report, sums of their metrics."""
     together = {}
     for case in results[0]:
-        reporting = [r[case] for r in results if r[case]["place"].reports]
+        reporting = [r[case] for r in results if r[case]["place"].is_output_rank]
         ranks = [r["place"].data_rank for r in reporting]
         assert sorted(ranks) == list(range(reporting[0]["place"].data_size))
         outputs = {key: row for r in reporting for key, row in r["outputs"].items()}

@@ -26,9 +26,9 @@ from iiverl_core.samples import Prompt
 group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).config)
 try:
     group.run(Worker.update_rollout_weights, [(0,)])
-    questions = [Question(i, Prompt(i, (1, 2, 3), ""), seed=i) for i in range(20)]
-    for _, samples in group.stream(Worker.generate, [(questions, "train")]):
-        raise SystemExit(f"stopped at {type(samples[0]).__name__}")
+    questions = [Question("train", 1, i, Prompt(i, (1, 2, 3), ""), seed=i) for i in range(20)]
+    for _, rollouts in group.stream(Worker.generate, [(questions, "train")]):
+        raise SystemExit(f"stopped at {type(rollouts[0]).__name__}")
 finally:
     group.close()
     group.close()
@@ -48,5 +48,5 @@ def test_a_failure_between_two_samples_is_the_last_that_is_said(
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.endswith("stopped at Sample\n")
+    assert done.stderr.endswith("stopped at Rollout\n")
     assert "Traceback" not in done.stderr

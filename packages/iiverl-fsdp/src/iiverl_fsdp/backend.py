@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, Place, StepResult
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.metrics import merge
@@ -30,7 +30,7 @@ class FSDPBackend:
 
     def __init__(self, spec: ModelSpec) -> None:
         """Build and shard the model, and its AdamW where `spec.optim` is given."""
-        self.place = Place(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+        self.parallel_rank = ParallelRank(data_rank=dist.get_rank(), data_size=dist.get_world_size())
         self._spec = spec
         self._model = build_sharded(spec)
         self._optimizer = None
@@ -55,7 +55,7 @@ class FSDPBackend:
         for batch in micro_batches:
             value, metrics = loss(self._run(batch, entropy), batch)
             # FSDP averages gradients over the ranks, while the losses of all ranks add up to the batch's loss.
-            (value * self.place.data_size).backward()
+            (value * self.parallel_rank.data_size).backward()
             merge(totals, metrics)
         return {name: total.item() for name, total in totals.items()}
 
@@ -101,12 +101,8 @@ class FSDPBackend:
         checkpoint.load(folder, self._model, self._optimizer)
 
     def _run(self, batch: MicroBatch, entropy: bool) -> Outputs:
-        layout = lay_out(
-            batch.prompts,
-            batch.responses,
-            packed=self._spec.model.use_remove_padding,
-            device=self._spec.device,
-        )
+        packed = self._spec.model.use_remove_padding
+        layout = lay_out(batch.sequences, packed=packed, device=self._spec.device)
         inputs = layout.input_ids_BL, layout.position_ids_BL
         if self._spec.role == "critic":
             return Outputs(values_T=self._model(*inputs, layout.rows_T, layout.columns_T))

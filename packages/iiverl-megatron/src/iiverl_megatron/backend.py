@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iiverl_core.config import MegatronConfig
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, StepResult
-from iiverl_core.training.batching import filler
+from iiverl_core.training.batching import dummy_micro_batch
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
 from iiverl_megatron.architecture import read_architecture
@@ -22,7 +22,7 @@ from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
 from iiverl_megatron.model import build_chunks, distribute
 from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
-from iiverl_megatron.parallel import context_group, lay_out_processes, place, tensor_group
+from iiverl_megatron.parallel import context_group, lay_out_processes, parallel_rank, tensor_group
 from iiverl_megatron.vocabulary import split_token_log_probs
 from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
 
@@ -56,7 +56,7 @@ class MegatronBackend:
         self._spec = spec
         with self._arranged():
             lay_out_processes(spec.parallel)
-            self.place = place()
+            self.parallel_rank = parallel_rank()
             self._sharing = Sharing(
                 tensor=tensor_group().size(),
                 context=context_group().size(),
@@ -136,7 +136,7 @@ class MegatronBackend:
         if len(chunks) > 1:
             # Interleaved stages take micro-batches in rounds of as many as there are stages.
             short = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size()
-            batches += [filler(tuple(batches[0].arrays_T), self._spec.device)] * short
+            batches += [dummy_micro_batch(tuple(batches[0].arrays_T), self._spec.device)] * short
         inputs = [self._inputs(batch) for batch in batches]
         finish = [
             partial(self._finish, batch, each, entropy, loss)

@@ -3,18 +3,20 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from iiverl_core.cluster.generation import Question, stored
+from iiverl_core.cluster.generation import Question, attach_handles
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.rollout import Sampling
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 
 
 class Engines(Protocol):
     """The rollout engines of a run."""
 
-    def generate(self, questions: Sequence[Sequence[Question]], sampling: Sampling) -> Iterator[list[Sample]]:
-        """Let each engine answer its questions; yield samples as they finish, each once.
+    def generate(
+        self, questions: Sequence[Sequence[Question]], sampling: Sampling
+    ) -> Iterator[list[Rollout]]:
+        """Let each engine answer its questions; yield rollouts as they finish, each once.
 
         An engine that dies is left out from there on; what it owes does not come.
 
@@ -42,7 +44,7 @@ class Engines(Protocol):
 class ColocatedEngines:
     """Engines in the processes that train, on the same devices: they take turns with the memory.
 
-    Each is spread over `size` consecutive processes, the first of which yields its samples. Such a process cannot die
+    Each is spread over `size` consecutive processes, the first of which yields its rollouts. Such a process cannot die
     alone, so an engine's death is the run's. Implements `Engines`.
     """
 
@@ -50,11 +52,13 @@ class ColocatedEngines:
         self._group, self._size = group, size
         self._ranks = range(len(group.infos))
 
-    def generate(self, questions: Sequence[Sequence[Question]], sampling: Sampling) -> Iterator[list[Sample]]:
+    def generate(
+        self, questions: Sequence[Sequence[Question]], sampling: Sampling
+    ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
         arguments = [(questions[rank // self._size], sampling) for rank in self._ranks]
-        for tokens, samples in self._group.stream(Worker.generate, arguments):
-            yield stored(samples, tokens)
+        for reference, rollouts in self._group.stream(Worker.generate, arguments):
+            yield attach_handles(rollouts, reference)
 
     def update_weights(self, version: int) -> None:
         """See `Engines.update_weights`."""

@@ -1,45 +1,56 @@
-"""The part of a process that generates: a rollout engine with weights of its own, and samples out of its completions."""
+"""The part of a process that generates: a rollout engine with weights of its own, and rollouts from its completions."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from iiverl_core.config import Config
 from iiverl_core.data import load_tokenizer
 from iiverl_core.rollout import Completion, Request, Sampling, make_engine, sampling_params
-from iiverl_core.samples import Handle, Prompt, Sample, Tokens
+from iiverl_core.samples import Handle, Prompt, Rollout, SampleId, SequenceRef, Split, TokenSequence
 
-STREAM_SECONDS = 0.1  # how long finished samples may wait for others that leave with them
-NOWHERE = Handle(None)
+STREAM_SECONDS = 0.1  # how long finished rollouts may wait for others that leave with them
+NOT_STORED = Handle(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt to be answered, the group that its answers are of, and the seed of their random numbers.
+    """A prompt to be answered, of a step and group, and the seed of the responses' random numbers.
 
-    `members` are the answers wanted where it is not all of them.
+    `members` are the responses wanted, if not all of them.
     """
 
+    split: Split
+    step: int
     group: int
     prompt: Prompt
     seed: int
     members: tuple[int, ...] | None = None
 
 
-def stored(samples: Sequence[Sample], reference: Any) -> list[Sample]:
-    """Give samples handles to their token arrays, which lie in the store under `reference`, in the same order."""
-    return [replace(sample, tokens=Handle(reference, i)) for i, sample in enumerate(samples)]
+def attach_handles(rollouts: Sequence[Rollout], reference: Any) -> list[Rollout]:
+    """Point rollouts to their sequences, which lie in the store under `reference`, in the same order."""
+    index = count()
+    return [
+        replace(
+            rollout,
+            sequences=tuple(
+                replace(sequence, tokens=Handle(reference, next(index))) for sequence in rollout.sequences
+            ),
+        )
+        for rollout in rollouts
+    ]
 
 
 class Generator:
-    """A rollout engine, or this process's part of one, that takes questions and gives samples.
+    """A rollout engine, or this process's part of one, that takes questions and gives rollouts.
 
-    Where an engine is spread over several devices, all its processes are called alike, and the first gives the samples.
+    If an engine spans several devices, all its processes are called alike, and the first gives the rollouts.
     """
 
     def __init__(self, config: Config, device: torch.device, rank: int) -> None:
@@ -51,7 +62,7 @@ class Generator:
         self._config = config
         self._tokenizer = load_tokenizer(config)
         self._engine = make_engine(config, device)
-        self._reports = rank % config.engine_devices == 0
+        self._is_output_rank = rank % config.engine_devices == 0
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine weights, each by name; raises as `RolloutEngine.update_weights` does."""
@@ -68,15 +79,14 @@ class Generator:
 
     def generate(
         self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[list[Tokens] | list[Sample]]:
-        """Answer questions; yield in turn the token arrays of what is finished, and the samples that they belong to.
+    ) -> Iterator[tuple[list[TokenSequence], list[Rollout]]]:
+        """Answer questions; yield the sequences of what is finished, and the rollouts they belong to, in one order.
 
-        A runtime keeps the arrays where all find them, and passes on the samples (`stored`). A process that put them
-        into a store by itself, and yielded samples that name them, would take them along when it dies; and Ray, which
-        counts who still needs an object, miscounts those that are named within what a generator yields.
+        A runtime puts the sequences into its store and passes the rollouts on (`attach_handles`). A process that put
+        them into a store by itself would take them along when it dies.
         """
         params = sampling_params(self._config, sampling)
-        prompts = {question.group: question.prompt for question in questions}
+        asked = {question.group: question for question in questions}
         requests = [
             Request(question.group, question.prompt.ids, question.seed, question.members)
             for question in questions
@@ -84,40 +94,38 @@ class Generator:
         finished: list[Completion] = []
         last = time.monotonic()
         for done in self._engine.generate(requests, params):
-            if not self._reports:
+            if not self._is_output_rank:
                 continue
             finished.append(done)
             if time.monotonic() - last > STREAM_SECONDS:
-                yield from self._answers(finished, prompts)
+                yield self._rollouts(finished, asked)
                 finished = []
                 last = time.monotonic()
         if finished:
-            yield from self._answers(finished, prompts)
+            yield self._rollouts(finished, asked)
 
-    def _answers(
-        self, finished: Sequence[Completion], prompts: Mapping[int, Prompt]
-    ) -> Iterator[list[Tokens] | list[Sample]]:
-        tokens = [
-            Tokens(np.asarray(prompts[done.key].ids, dtype=np.int64), done.token_ids, done.log_probs)
-            for done in finished
-        ]
+    def _rollouts(
+        self, finished: Sequence[Completion], asked: Mapping[int, Question]
+    ) -> tuple[list[TokenSequence], list[Rollout]]:
         ids = [done.token_ids.tolist() for done in finished]
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         raw_texts = self._tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-        samples = [
-            Sample(
-                prompt=prompts[done.key],
-                group=done.key,
-                member=done.member,
-                text=text,
-                raw_text=raw_text,
-                response_length=len(done.token_ids),
-                finish_reason=done.finish_reason,
-                weights_version=done.weights_version,
-                log_prob=float(done.log_probs.sum()),
-                tokens=NOWHERE,
+        sequences, rollouts = [], []
+        for done, text, raw_text in zip(finished, texts, raw_texts, strict=True):
+            question = asked[done.key]
+            id = SampleId(question.split, question.step, question.group, done.member)
+            sequence = TokenSequence.single_turn(question.prompt.ids, done.token_ids, done.log_probs)
+            sequences.append(sequence)
+            rollouts.append(
+                Rollout(
+                    id=id,
+                    prompt=question.prompt,
+                    text=text,
+                    raw_text=raw_text,
+                    finish_reason=done.finish_reason,
+                    weights_version=done.weights_version,
+                    log_prob=float(done.log_probs.sum()),
+                    sequences=(SequenceRef(id, NOT_STORED, len(sequence.token_ids), sequence.trained),),
+                )
             )
-            for done, text, raw_text in zip(finished, texts, raw_texts, strict=True)
-        ]
-        yield tokens
-        yield samples
+        return sequences, rollouts

@@ -15,7 +15,7 @@ from iiverl_core.config import CustomRewardFunctionConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import described, find_callable, load_file, shown, told
 from iiverl_core.rewards.signal_use import noticed_signal_use
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
 _ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -32,7 +32,7 @@ _USER_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 
 @dataclass(frozen=True, slots=True)
 class CustomFunction:
-    """Scores a sample by a user's `function`, which the file at `path` defines.
+    """Scores a rollout by a user's `function`, which the file at `path` defines.
 
     The function gets `data_source`, `solution_str` (the response), `ground_truth` and `extra_info` (the row's column
     of that name, or None) by keyword, and `kwargs` besides.
@@ -42,14 +42,14 @@ class CustomFunction:
     path: Path
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, sample: Sample) -> Outcome | Awaitable[Outcome]:
-        """Score a sample, or give a coroutine that does where the function is one; never raises for a user's error."""
-        prompt = sample.prompt
+    def __call__(self, rollout: Rollout) -> Outcome | Awaitable[Outcome]:
+        """Score a rollout, or give a coroutine that does if the function is one; never raises for a user's error."""
+        prompt = rollout.prompt
         try:
             with noticed_signal_use() as signal_use:
                 returned = self.function(
                     data_source=prompt.data_source,
-                    solution_str=sample.text,
+                    solution_str=rollout.text,
                     ground_truth=prompt.ground_truth,
                     extra_info=prompt.columns.get("extra_info"),
                     **self.kwargs,
