@@ -28,8 +28,11 @@ class TrainState:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError, TypeError: it is not JSON, or not of a state.
+            ValueError: it is not JSON, or not of a state.
         """
-        known = json.loads(text)
-        lengths = {int(row): length for row, length in known.pop("response_lengths").items()}
-        return cls(**known, response_lengths=lengths)
+        try:
+            known = json.loads(text)
+            lengths = {int(row): length for row, length in known.pop("response_lengths").items()}
+            return cls(**known, response_lengths=lengths)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"this is not the state of a run: {text[:80]}") from error
