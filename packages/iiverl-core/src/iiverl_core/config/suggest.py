@@ -40,10 +40,15 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """Find the one word that another is a misspelling of.
 
     Case, underscores and hyphens do not count, nor does the order of the parts between them. Else one letter may be
-    wrong, left out, added or exchanged with its neighbour, and two in words of 8 letters or more. A word that is as near
-    to a second one is a misspelling of neither.
+    wrong, left out, added or exchanged with its neighbour, and two in words of 8 letters or more. A word that lacks a
+    part is another word, and one that is as near to a second word is a misspelling of neither.
     """
-    distances = sorted((_distance(word, other), other) for other in known)
+    parts = set(_parts(word))
+    distances = sorted(
+        (_distance(word, other), other)
+        for other in known
+        if not (parts < set(_parts(other)) or parts > set(_parts(other)))
+    )
     if not distances or distances[0][0] > _tolerance(word):
         return None
     if len(distances) > 1 and distances[0][0] == distances[1][0]:
