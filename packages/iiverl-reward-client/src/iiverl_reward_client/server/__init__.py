@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from iiverl_reward_client.server.app import create_app
-    from iiverl_reward_client.server.scoring import Scoring
     from iiverl_reward_client.server.running import serve
+    from iiverl_reward_client.server.scoring import Scoring
     from iiverl_reward_client.server.settings import Settings, SettingsError, load_settings
 
 __all__ = ["Scoring", "Settings", "SettingsError", "create_app", "load_settings", "serve"]
