@@ -16,11 +16,13 @@ from iiverl_core.telemetry.curve import draw_png, draw_text
 from iiverl_core.telemetry.history import METRICS_FILE, read_history
 from iiverl_core.telemetry.metrics import SCORE
 from iiverl_core.telemetry.services import TENSORBOARD_FOLDER
+from iiverl_core.telemetry.terminal import takes_escape_codes
 from iiverl_core.telemetry.timers import duration
 
 logger = logging.getLogger(__name__)
 
 PICTURE = "reward.png"
+TITLE_WIDTH = 72  # a longer name of an experiment stands in the summary below the curve alone
 
 
 def report(
@@ -44,8 +46,8 @@ def report(
     trained = [record for record in records if record["step"] > 0]
     rewards = [(record["step"], record[SCORE]) for record in trained if _is_number(record.get(SCORE))]
     if len(rewards) > 1:
-        title = experiment if len(experiment) <= 56 else f"{experiment[:53]}..."
-        _draw(folder / PICTURE, rewards, f"{title}: mean reward", say)
+        title = f"{experiment}: mean reward"
+        _draw(folder / PICTURE, rewards, title if len(title) <= TITLE_WIDTH else "mean reward", say)
     say(_headline(experiment, trained, total_steps))
     for name, text in _facts(folder, records, [reward for _, reward in rewards], samples):
         say(f"  {name:<13}{text}")
@@ -63,8 +65,7 @@ def _draw(
     picture: Path, rewards: Sequence[tuple[int, float]], title: str, say: Callable[[str], None]
 ) -> None:
     steps, values = zip(*rewards, strict=True)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    text = draw_text(steps, values, title, colour=colour)
+    text = draw_text(steps, values, title, colour=takes_escape_codes(sys.stdout))
     if _can_print(text):
         say(text)
     try:
