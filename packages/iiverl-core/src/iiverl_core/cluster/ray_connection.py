@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 
 import ray
 from ray.exceptions import AuthenticationError
 
 from iiverl_core.errors import ConfigError
+from iiverl_core.telemetry.terminal import takes_escape_codes
 
 CONNECT_SECONDS = 5
 """How long the head of a cluster may take to answer before it counts as unreachable; Ray itself tries for two minutes."""
@@ -36,6 +38,8 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
         )
     if address:
         _check_cluster(address)
+    if not takes_escape_codes(sys.stderr):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of the lines that workers print
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(

@@ -1,6 +1,7 @@
 """The runtime on Ray: a placement group with one process a device, on one machine or many."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -258,11 +259,16 @@ def reserve(bundles: Sequence[int], device: str, *, strategy: str) -> PlacementG
     return group
 
 
+def plain(error: Exception) -> str:
+    """Write an error without the colours that Ray puts into its traceback."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+
+
 def _describe(rank: int, infos: Sequence[WorkerInfo], doing: str, error: Exception) -> str:
     where = f"worker {rank}"
     if rank < len(infos):
         where += f" (process {infos[rank].pid} on {infos[rank].host})"
     if isinstance(error, RayTaskError):
-        return f"{where} raised in {doing}:\n{error}"
+        return f"{where} raised in {doing}:\n{plain(error)}"
     reason = "".join(traceback.format_exception_only(error)).strip()
     return f"{where} died in {doing}. If the machine killed it, it ran out of memory or was killed by hand.\n{reason}"
