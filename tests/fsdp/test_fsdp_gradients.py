@@ -96,7 +96,7 @@ def gradients(
         actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection()),
         entropy=True,
     )
-    result = {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
+    result = {name: gradient.clone() for name, gradient in backend.named_gradients()}
     total = torch.tensor([metrics[name] for name in sorted(metrics)])
     dist.all_reduce(total)
     return result | {"metrics": total}
@@ -143,10 +143,7 @@ def in_fp64(path: str, packed: bool, role: Role) -> FSDPBackend:
 def gradient_of(backend: FSDPBackend, batches: list[MicroBatch], loss: Loss) -> torch.Tensor:
     """The gradient of all parameters, one after the other, in one vector."""
     backend.forward_backward(batches, loss, entropy=True)
-    whole = torch.cat([p.grad.full_tensor().flatten() for p in backend._model.parameters()])
-    for parameter in backend._model.parameters():
-        parameter.grad = None
-    return whole
+    return torch.cat([gradient.flatten() for _, gradient in backend.named_gradients()])
 
 
 def of_the_critic(path: str, packed: bool, packing: Packing, order: list[int]) -> torch.Tensor:
@@ -311,7 +308,7 @@ def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path) -> N
     assert result.taken and result.grad_norm > 0
     after = dict(backend.named_weights())
     assert all(not torch.equal(after[name], before[name]) for name in before)
-    assert all(p.grad is None for p in backend._model.parameters())
+    assert not any(gradient.any() for _, gradient in backend.named_gradients())
 
 
 def test_a_gradient_that_is_not_finite_is_not_followed(one_rank, tiny_model_path: Path) -> None:
@@ -358,6 +355,6 @@ def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path)
             actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection()),
             entropy=True,
         )
-        return {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
+        return {name: gradient.clone() for name, gradient in backend.named_gradients()}
 
     assert_same(gradient(True), gradient(False))

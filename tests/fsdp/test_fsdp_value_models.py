@@ -182,7 +182,7 @@ def gradients(path: Path, case: str, **options) -> dict[str, Tensor]:
     metrics = model.forward_backward(plan(packing, order)[1], loss)
     total = torch.tensor(metrics["critic/vf_loss"])
     dist.all_reduce(total)
-    return {n: p.grad.full_tensor() for n, p in model._model.named_parameters()} | {"loss": total}
+    return dict(model.named_gradients()) | {"loss": total}
 
 
 def ids_of(sequence: TokenSequence) -> Tensor:

@@ -180,17 +180,5 @@ def by_sample(outputs: list[Any], batches: list[MicroBatch]) -> dict[tuple[int, 
 
 
 def gradients(backend: Any) -> dict[str, torch.Tensor]:
-    """The gradient by checkpoint name, summed over all processes that have to do with it; it is gone afterwards."""
-    from megatron.core.distributed import finalize_model_grads
-
-    from iiverl_megatron.cpu import on_cpu
-    from iiverl_megatron.weights import named_tensors
-
-    with on_cpu():
-        finalize_model_grads(backend._chunks, force_all_reduce=True)
-        architecture, role = backend._architecture, backend._spec.role
-        whole = named_tensors(backend._models, architecture, role, lambda parameter: parameter.main_grad)
-        copies = {name: tensor.clone() for name, tensor in whole}
-        for chunk in backend._chunks:
-            chunk.zero_grad_buffer()
-    return copies
+    """The whole gradient by checkpoint name; it is gone afterwards."""
+    return {name: tensor.clone() for name, tensor in backend.named_gradients()}

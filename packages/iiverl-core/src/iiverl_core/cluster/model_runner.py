@@ -27,6 +27,8 @@ class ModelRunner:
         self._device, self._store = device, store
         self._temperature = config.actor_rollout_ref.rollout.temperature
         self._models = build_models(config, device)
+        # With a coefficient of 0 the entropy is only reported.
+        self._entropy_gradient = config.actor_rollout_ref.actor.entropy_coeff != 0
         correction = rollout_correction(config.algorithm.rollout_correction)
         self._losses: dict[Trained, Loss] = {
             "actor": actor_loss(config.actor_rollout_ref.actor, policy_loss, correction),
@@ -85,7 +87,10 @@ class ModelRunner:
         """Make one optimizer step on a mini-batch, and return this rank's part of its metrics."""
         model = self.model(role)
         metrics = model.forward_backward(
-            self._micro_batches(batch), self._losses[role], entropy=role == "actor"
+            self._micro_batches(batch),
+            self._losses[role],
+            entropy=role == "actor",
+            entropy_gradient=self._entropy_gradient,
         )
         return metrics, model.step(lr)
 

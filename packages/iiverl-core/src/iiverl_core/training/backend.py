@@ -132,11 +132,17 @@ class TrainingBackend(Protocol):
         ...
 
     def forward_backward(
-        self, micro_batches: Sequence[MicroBatch], loss: Loss, *, entropy: bool = False
+        self,
+        micro_batches: Sequence[MicroBatch],
+        loss: Loss,
+        *,
+        entropy: bool = False,
+        entropy_gradient: bool = True,
     ) -> dict[str, float]:
         """Add the gradient of the losses' sum, over all micro-batches and processes, and return this process's metrics.
 
-        `entropy` asks for `Outputs.entropy_T`, with gradient.
+        `entropy` asks for `Outputs.entropy_T`. If it is only reported, `entropy_gradient` false spares its backward pass
+        and the memory for that.
         """
         ...
 
@@ -146,6 +152,13 @@ class TrainingBackend(Protocol):
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by the names that Hugging Face checkpoints use, one at a time, the same on every process."""
+        ...
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the whole gradient under the names of `named_weights`, without buffers, and clear it.
+
+        It is that of the losses' sum over all processes, before clipping, and the same on every process.
+        """
         ...
 
     def parameter_count(self) -> int:
