@@ -85,7 +85,7 @@ def _check_mini_batch(role: Role, key: str) -> None:
             return f"{key} ({mini}) is above {BATCH} ({batch}); make it at most {batch}"
         if batch % mini:
             near = " or ".join(map(str, _divisors_around(batch, mini)))
-            return f"{BATCH} ({batch}) does not divide into mini-batches of {mini} ({key}); {near} would do"
+            return f"{BATCH} ({batch}) does not divide into mini-batches of {mini} ({key}); use {near}"
         return None
 
 

@@ -66,7 +66,7 @@ def copies_divide_over_devices(view: View) -> str | None:
     for name, size in sizes.items():
         rest = copy // size
         near = nearest_sizes(size, devices // rest, lambda n, rest=rest: devices % (n * rest) == 0)
-        ways += [f"{name} {near}"] if near else []
+        ways += [f"use {name} {near}"] if near else []
     advice = "; ".join(ways) or "take more devices, or lower several of the sizes"
     one = " × ".join(f"{name} ({size})" for name, size in sizes.items())
     return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into copies over {copy}: {one}; {advice}"
@@ -80,7 +80,7 @@ def experts_divide_over_devices(view: View) -> str | None:
         return None
     stage = devices // stages
     near = nearest_sizes(size, stage, lambda n: stage % n == 0)
-    return f"the {stage} devices of a pipeline stage do not divide into groups of {size}; {near}"
+    return f"the {stage} devices of a pipeline stage do not divide into groups of {size}; use {near}"
 
 
 @checks.add("C803", "error", ACTOR[EXPERT])
@@ -160,7 +160,7 @@ def _check_layers(role: Role) -> None:
         layers = f", and layers of {inner}" if inner else ""
         return (
             f"{path} ({view[path]}) does not divide over {size} devices ({tensor}): it has {facts.heads} attention heads, "
-            f"{facts.kv_heads} of keys and values{layers}; {near}"
+            f"{facts.kv_heads} of keys and values{layers}; use {near}"
         )
 
     @checks.add("C810", "error", pipeline, virtual, path, role=role)
@@ -172,7 +172,7 @@ def _check_layers(role: Role) -> None:
             return None
         near = nearest_sizes(stages, facts.layers, lambda n: facts.layers % (n * chunks) == 0)
         parts = f"{stages} stages ({pipeline})" + (f" of {chunks} chunks ({virtual})" if chunks > 1 else "")
-        advice = near or "fewer chunks would do"
+        advice = f"use {near}" if near else "use fewer chunks"
         return f"the {facts.layers} layers of {path} ({view[path]}) do not divide into {parts}; {advice}"
 
 
@@ -187,7 +187,7 @@ def _check_experts(role: Role) -> None:
         if not uses(view, role) or facts is None or not own(view, role, EXPERT) or facts.experts % size == 0:
             return None
         near = nearest_sizes(size, facts.experts, lambda n: facts.experts % n == 0)
-        return f"the {facts.experts} experts of {path} ({view[path]}) do not divide over {size} devices ({expert}); {near}"
+        return f"the {facts.experts} experts of {path} ({view[path]}) do not divide over {size} devices ({expert}); use {near}"
 
     @checks.add("C812", "error", sequence, tensor, path, role=role)
     def experts_get_parts_of_the_sequence(view: View) -> str | None:
