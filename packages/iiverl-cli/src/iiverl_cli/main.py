@@ -13,6 +13,7 @@ from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, 
 from iiverl_cli.interruption import clean_exit
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
+from iiverl_cli.reward_server import CONTEXT as REWARD_SERVER
 from iiverl_cli.reward_server import reward_server
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -29,7 +30,7 @@ config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, 
 app.add_typer(config_app, name="config")
 app.command("plan")(plan)
 app.command("algorithms")(algorithms)
-app.command("reward-server")(reward_server)
+app.command("reward-server", context_settings=REWARD_SERVER)(reward_server)
 app.add_typer(reward_app, name="reward")
 
 
