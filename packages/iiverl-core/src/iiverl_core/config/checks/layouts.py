@@ -37,7 +37,7 @@ ENGINE_SIZE = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 def facts_of(view: View, role: Role) -> ModelFacts | None:
     """What is known of a role's model; None where its `config.json` is not at hand or something in its place is broken."""
     path, override = f"{MODELS[role]}.path", f"{MODELS[role]}.override_config"
-    return None if {path, override} & view.tainted else read_model_facts(view[path], view[override])
+    return None if {path, override} & view.invalid_keys else read_model_facts(view[path], view[override])
 
 
 def uses(view: View, role: Role) -> bool:
