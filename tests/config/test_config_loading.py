@@ -292,7 +292,7 @@ def test_a_backend_that_is_not_installed(loading, monkeypatch: pytest.MonkeyPatc
     def told(loaded: Loaded) -> list[tuple[str, str, str]]:
         return [(p.severity, p.key, p.message) for p in loaded.problems if "installed" in p.message]
 
-    message = f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
+    message = f"the backend {backend} is not installed; install it with: make setup"
     text = f"actor_rollout_ref: {{actor: {{strategy: {backend}}}, rollout: {{name: hf}}}}"
     assert not told(loading(text))
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
