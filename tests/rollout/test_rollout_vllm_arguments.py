@@ -165,7 +165,7 @@ def test_versions_that_are_not_are_told_before_and_at_the_start(found, monkeypat
     told = (
         rf"vLLM {found} is installed, .* vllm>=0\.32,<0\.33"
         if found
-        else "not installed.*uv sync --extra vllm"
+        else r"not installed.*: uv pip install 'vllm>=0\.32,<0\.33' .*make setup-vllm"
     )
 
     def version(name: str) -> str:

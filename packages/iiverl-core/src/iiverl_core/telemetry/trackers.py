@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.installation import install_command
 from iiverl_core.telemetry.generations import Generation, as_lines
 from iiverl_core.telemetry.history import JsonLines, validation_scores
 from iiverl_core.telemetry.metrics import SCORE
@@ -196,7 +197,7 @@ def _make(
     except Exception as error:
         what = f"{name} could not start ({type(error).__name__}: {error}).\nMend what it says"
         if isinstance(error, ModuleNotFoundError) and error.name == name:
-            what = f"the package {name} is not installed.\nInstall it (pip install {name})"
+            what = f"the package {name} is not installed.\nInstall it ({install_command(name)})"
         raise IIVerlError(
             f"trainer.logger asks for {name}: {what}, or take {name} out of trainer.logger."
         ) from error

@@ -7,6 +7,7 @@ from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.roles import Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
 from iiverl_core.config.vllm_version import installed_version, version_problem
+from iiverl_core.installation import install_command
 
 checks = Checks()
 
@@ -28,7 +29,8 @@ def missing_backend(backend: str) -> str | None:
     """Say that no installed package offers a training backend, None where one does."""
     if any(entry.name == backend for entry in importlib.metadata.entry_points(group=BACKENDS)):
         return None
-    return f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
+    command = install_command(f"iiverl[{backend}]", workspace="make setup")
+    return f"the backend {backend} is not installed; install it with: {command}"
 
 
 @checks.add("C701", "here", BACKEND)
@@ -51,7 +53,8 @@ def trackers_are_installed(view: View) -> str | None:
     ]
     if not absent:
         return None
-    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed; install with: pip install {' '.join(absent)}"
+    are = "is" if len(absent) == 1 else "are"
+    return f"{' and '.join(absent)} {are} not installed; install with: {install_command(*absent)}"
 
 
 @checks.add("C704", "error", RUNTIME, PER_NODE, NODES)
