@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iiverl_cli.arguments import Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
 from iiverl_cli.tables import format_table
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def plan(
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
+    allow_unknown: AllowUnknown = False,
     device_memory: Annotated[
         float, typer.Option("--device-memory", metavar="GB", min=0.001, help="Memory of a device.")
     ] = 80,
@@ -38,8 +39,8 @@ def plan(
     from iiverl_core.errors import ConfigError
     from iiverl_core.memory import find_facts, plan_memory
 
-    loaded = load_config(config, overrides, config_path, backend)
-    tell(loaded.errors)
+    loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
+    tell(tuple(dict.fromkeys([*loaded.errors, *loaded.unknown_keys])))
     if loaded.errors:
         raise typer.Exit(2)
     try:
