@@ -164,11 +164,10 @@ def test_a_wrong_function_ends_the_run_with_one_message(quickstart: Make, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["estimator", "error"])
 def test_the_command_under_ray_prints_the_same_message(
-    quickstart_overrides: Callable[..., list[str]], tmp_path: Path, kind: str
+    quickstart_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    key, source, message = WRONG[kind]
+    key, source, message = WRONG["error"]
     file = tmp_path / "own.py"
     file.write_text(source)
     command = [Path(sys.executable).with_name("iiverl"), "train-ppo", QUICKSTART / "quickstart.yaml"]

@@ -122,6 +122,7 @@ def _rescored(
 ) -> "list[Outcome]":
     """Connect, see that a server answers, and score with a progress bar."""
     import os
+    import sys
 
     from rich.console import Console
     from rich.progress import Progress
@@ -130,6 +131,7 @@ def _rescored(
     from iiverl_core.errors import ConfigError, IIVerlError
     from iiverl_core.rewards.remote import make_client
     from iiverl_core.rewards.rescoring import rescore
+    from iiverl_core.telemetry.terminal import takes_escape_codes
     from iiverl_reward_client import Failed
 
     if token_env is not None and not os.environ.get(token_env):
@@ -146,7 +148,7 @@ def _rescored(
     console = Console(stderr=True)
     with (
         make_client(settings) as client,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        Progress(console=console, transient=True, disable=not takes_escape_codes(sys.stderr)) as bar,
     ):
         pings = client.ping()
         if away := {server: each for server, each in pings.items() if isinstance(each, Failed)}:
