@@ -1,4 +1,4 @@
-"""The command `iiverl plan`: what a run needs of each device's memory, before there is a device."""
+"""The command `iiverl plan`: count the memory that a run needs per device, without a device."""
 
 import json
 import textwrap
@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import (
+    AllowUnknown,
+    Backend,
+    ConfigFile,
+    ConfigPath,
+    Overrides,
+    load_config,
+    report_problems,
+)
 from iiverl_cli.tables import format_table
 
 if TYPE_CHECKING:
@@ -14,7 +22,7 @@ if TYPE_CHECKING:
     from iiverl_core.memory import MemoryPlan, Pass, RoleMemory
 
 GB = 10**9
-"""Bytes in the GB of the tables. What a driver calls 80 GB is 85 of these: the rest is for what is not counted."""
+"""Bytes per GB in the tables. A driver's 80 GB is 85 of these; the difference is left for uncounted memory."""
 WIDTH = 80
 STATES = ("weights", "gradients", "optimizer", "gathered")
 EXIT_TOO_LARGE = 3
@@ -40,7 +48,7 @@ def plan(
     from iiverl_core.memory import find_facts, plan_memory
 
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(tuple(dict.fromkeys([*loaded.errors, *loaded.unknown_keys])))
+    report_problems(tuple(dict.fromkeys([*loaded.errors, *loaded.unknown_keys])))
     if loaded.errors:
         raise typer.Exit(2)
     try:
