@@ -7,6 +7,7 @@ whole is validated once. A value that is broken is told, and its default stands 
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import gcd
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from iiverl_core.config.given import Given
 from iiverl_core.config.interpolation import reference
 from iiverl_core.config.problems import COMMAND_LINE, Problem, in_order, render
 from iiverl_core.config.resolve import resolve
+from iiverl_core.config.run_config import RunConfig, run_config
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.section import BACKEND
@@ -59,6 +61,11 @@ class Loaded:
     config: Config
     problems: tuple[Problem, ...]
     origins: Mapping[str, Origin] = field(repr=False)
+
+    @cached_property
+    def run(self) -> RunConfig:
+        """The run that the configuration describes."""
+        return run_config(self.config)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
