@@ -29,7 +29,7 @@ Backend = Annotated[
     str | None,
     typer.Option(
         metavar="fsdp|megatron",
-        help="Training backend; by default the file's actor_rollout_ref.actor.strategy, else fsdp.",
+        help="Training backend; by default the actor's `strategy` in the file, else fsdp.",
     ),
 ]
 

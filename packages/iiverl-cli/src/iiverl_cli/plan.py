@@ -10,7 +10,7 @@ from iiverl_cli.arguments import Backend, ConfigFile, ConfigPath, Overrides, loa
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from iiverl_core.config import Config
+    from iiverl_core.config import RunConfig
     from iiverl_core.memory import MemoryPlan, Pass, RoleMemory
 
 GB = 10**9
@@ -38,38 +38,38 @@ def plan(
     if loaded.errors:
         raise typer.Exit(2)
     try:
-        facts = find_facts(loaded.config)
+        facts = find_facts(loaded.run)
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    planned = plan_memory(loaded.config, facts, round(device_memory * GB))
+    planned = plan_memory(loaded.run, facts, round(device_memory * GB))
     if as_json:
         typer.echo(json.dumps(_as_json(planned), indent=2))
     else:
-        _show(loaded.config, planned)
+        _show(loaded.run, planned)
 
 
-def _show(config: "Config", planned: "MemoryPlan") -> None:
+def _show(run: "RunConfig", planned: "MemoryPlan") -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    typer.echo(_heading(config, planned) + "\n")
+    typer.echo(_heading(run, planned) + "\n")
     for table in (_models(planned), _phases(planned)):
         with console.capture() as written:
             console.print(table)
         typer.echo("\n".join(line.rstrip() for line in written.get().splitlines()) + "\n")
-    typer.echo(_engine(config, planned))
-    for line in _verdict(config, planned):
+    typer.echo(_engine(run, planned))
+    for line in _verdict(run, planned):
         typer.echo(line)
 
 
-def _heading(config: "Config", planned: "MemoryPlan") -> str:
+def _heading(run: "RunConfig", planned: "MemoryPlan") -> str:
     actor = planned.roles[0]
     facts, layout = actor.facts, actor.layout
     active = f", {_billions(facts.active_parameters)} of them for a token" if facts.experts else ""
-    model = f"{config.actor_rollout_ref.model.path}: {_billions(facts.parameters)} parameters{active}"
+    model = f"{run.actor.model.path}: {_billions(facts.parameters)} parameters{active}"
     if layout.sharded:
         spread = f"fsdp, each model over all {layout.devices} devices"
     else:
@@ -106,10 +106,10 @@ def _phases(planned: "MemoryPlan") -> "Table":
     return table
 
 
-def _engine(config: "Config", planned: "MemoryPlan") -> str:
+def _engine(run: "RunConfig", planned: "MemoryPlan") -> str:
     engine = planned.engine
     over = f" over {engine.devices} devices" if engine.devices > 1 else ""
-    longest = config.data.max_prompt_length + config.data.max_response_length
+    longest = run.data.max_prompt_length + run.data.max_response_length
     return (
         f"{engine.name}{over}: weights {_gb(engine.weights)}, work {_gb(engine.work)}, cache {_gb(engine.cache)} GB on a "
         f"device; {engine.token / 1000:,.0f} kB a token, so {engine.tokens:,} tokens or {engine.sequences:,} sequences "
@@ -117,7 +117,7 @@ def _engine(config: "Config", planned: "MemoryPlan") -> str:
     )
 
 
-def _verdict(config: "Config", planned: "MemoryPlan") -> list[str]:
+def _verdict(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
     from iiverl_core.memory import advice, no_room
 
     of = f"{_gb(planned.device_memory)} GB"
@@ -125,10 +125,10 @@ def _verdict(config: "Config", planned: "MemoryPlan") -> list[str]:
     for phase in planned.too_large:
         who, kind = phase.biggest
         lines.append(
-            f"{phase.name} needs {_gb(phase.total)} of {of}, most for {who}: {kind}; {advice(config, planned, phase)}"
+            f"{phase.name} needs {_gb(phase.total)} of {of}, most for {who}: {kind}; {advice(run, planned, phase)}"
         )
     if not planned.engine.has_room:
-        lines.append(f"the engine has no room for one sequence; {no_room(config, planned)}")
+        lines.append(f"the engine has no room for one sequence; {no_room(run, planned)}")
     return lines or [f"It fits: at most {_gb(planned.peak.total)} of {of}, in: {planned.peak.name}"]
 
 

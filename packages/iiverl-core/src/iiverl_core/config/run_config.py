@@ -172,6 +172,11 @@ class RunConfig:
         """Whether a critic is trained."""
         return "critic" in self.roles
 
+    @property
+    def uses_reward_model(self) -> bool:
+        """Whether a model scores the responses."""
+        return "reward" in self.roles
+
 
 def run_config(config: Config) -> RunConfig:
     """Build the run that a valid configuration describes."""
