@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.interpolation import reference
-from iiverl_core.config.roles import ROLE_KEYS, MicroBatchKeys, Role
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import ENGINE
 
 checks = Checks()
 
 BATCH = "data.train_batch_size"
+MINI_BATCH = "actor_rollout_ref.actor.ppo_mini_batch_size"
 MINI_BATCHES: dict[Role, str] = {
-    role: f"{keys_of.section}.ppo_mini_batch_size" for role, keys_of in ROLE_KEYS.items() if keys_of.training
+    role: f"{role_keys.section}.ppo_mini_batch_size"
+    for role, role_keys in ROLE_KEYS.items()
+    if role_keys.training
 }
-MINI_BATCH = MINI_BATCHES["actor"]
 N = "actor_rollout_ref.rollout.n"
 PROMPT, RESPONSE = "data.max_prompt_length", "data.max_response_length"
 LENGTHS = (PROMPT, RESPONSE)
@@ -30,29 +32,37 @@ COPY = tuple(
 
 @dataclass(frozen=True)
 class Batching:
-    """The keys that bound the micro-batches of one role; `bound` cuts longer sequences off."""
+    """The keys that say how one model's sequences are put into micro-batches; `bound` cuts longer sequences off."""
 
     role: Role
-    by: MicroBatchKeys
+    count: str
+    dynamic: str
+    budget: str
     bound: str | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
         """All that it depends on, the budget first."""
         bound = (self.bound,) if self.bound else ()
-        by = self.by.tokens, self.by.dynamic, self.by.sequences, self.by.per_device
-        return *by, *bound, *ROLE_KEYS[self.role].decides
+        return self.budget, self.dynamic, self.count, self.per_device, *bound, *ROLE_KEYS[self.role].decides
 
     @property
     def followed(self) -> str | None:
         """The budget that is its own where it has none."""
-        return reference(keys()[self.by.tokens].default)
+        return reference(keys()[self.budget].default)
+
+    @property
+    def per_device(self) -> str:
+        """The key that counts sequences on one device."""
+        return f"{self.count}_per_gpu"
 
 
 ROLES = tuple(
-    Batching(role, by, "reward_model.max_length" if role == "reward" else None)
-    for role, keys_of in ROLE_KEYS.items()
-    for by in (keys_of.training, keys_of.forward)
+    Batching(
+        role, by.sequences, by.dynamic, by.tokens, "reward_model.max_length" if role == "reward" else None
+    )
+    for role, role_keys in ROLE_KEYS.items()
+    for by in (role_keys.training, role_keys.forward)
     if by
 )
 
@@ -96,44 +106,36 @@ def no_device_is_idle(view: View) -> str | None:
 def _check_micro_batches(role: Batching) -> None:
     """The checks of one model's micro-batches."""
 
-    @checks.add("error", role.by.sequences, role.by.per_device, role=role.role)
+    @checks.add("error", role.count, role.per_device, role=role.role)
     def one_micro_batch_size(view: View) -> str | None:
-        if (
-            not view.given(role.by.sequences)
-            or view[role.by.sequences] is None
-            or view[role.by.per_device] is None
-        ):
+        if not view.given(role.count) or view[role.count] is None or view[role.per_device] is None:
             return None
-        if not view.given(role.by.per_device):
-            followed = reference(keys()[role.by.per_device].default)
-            return (
-                f"{role.by.per_device} already counts on one device, as {followed} does; set that one instead"
-            )
-        return f"this and {role.by.per_device} exclude each other; keep that one, which fits any number of devices"
+        if not view.given(role.per_device):
+            followed = reference(keys()[role.per_device].default)
+            return f"{role.per_device} already counts on one device, as {followed} does; set that one instead"
+        return (
+            f"this and {role.per_device} exclude each other; keep that one, which fits any number of devices"
+        )
 
-    @checks.add("error", role.by.sequences, PER_NODE, NODES, role.by.dynamic, *COPY, role=role.role)
+    @checks.add("error", role.count, PER_NODE, NODES, role.dynamic, *COPY, role=role.role)
     def micro_batch_divides_over_devices(view: View) -> str | None:
-        size, ranks = view[role.by.sequences], view.config.data_ranks
-        if size is None or size % ranks == 0 or view[role.by.per_device] is not None:
+        size, ranks = view[role.count], view.config.data_ranks
+        if size is None or size % ranks == 0 or view[role.per_device] is not None:
             return None
-        if view[role.by.dynamic] or not view.given(
-            role.by.sequences
-        ):  # it is not read, or what it follows is told
+        if view[role.dynamic] or not view.given(role.count):  # it is not read, or what it follows is told
             return None
         where = (
             _devices(view)
             if ranks == view.config.devices
             else f"{ranks} copies of the model on {_devices(view)}"
         )
-        return f"{size} sequences do not divide over {where}; {role.by.per_device} counts on one device"
+        return f"{size} sequences do not divide over {where}; {role.per_device} counts on one device"
 
-    @checks.add("warning", role.by.per_device, role.by.sequences, role.by.dynamic, role=role.role)
+    @checks.add("warning", role.per_device, role.count, role.dynamic, role=role.role)
     def micro_batch_size_is_read(view: View) -> str | None:
-        set_one = next(
-            (key for key in (role.by.per_device, role.by.sequences) if view.given(key) and view[key]), None
-        )
-        if set_one and view[role.by.dynamic]:
-            return f"has no effect: {role.by.dynamic} fills micro-batches up to {role.by.tokens}"
+        set_one = next((key for key in (role.per_device, role.count) if view.given(key) and view[key]), None)
+        if set_one and view[role.dynamic]:
+            return f"has no effect: {role.dynamic} fills micro-batches up to {role.budget}"
         return None
 
 
@@ -142,20 +144,22 @@ for _batching_keys in ROLES:
 
 
 @checks.add(
-    "error", *(role.by.tokens for role in ROLES), *LENGTHS, *(key for role in ROLES for key in role.keys)
+    "error", *(role.budget for role in ROLES), *LENGTHS, *(key for role in ROLES for key in role.keys)
 )
 def budgets_hold_a_sequence(view: View) -> str | None:
     """Where micro-batches are filled to a budget of tokens, the longest sequence fits."""
-    small = [role for role in ROLES if view[role.by.tokens] < _longest(view, role) and _by_tokens(view, role)]
-    budgets = {role.by.tokens for role in small}
-    small = [role for role in small if role.followed not in budgets or view.given(role.by.tokens)]
+    small = [role for role in ROLES if view[role.budget] < _longest(view, role) and _by_tokens(view, role)]
+    budgets = {role.budget for role in small}
+    small = [role for role in small if role.followed not in budgets or view.given(role.budget)]
     if not small:
         return None
     longest = _longest(view, small[0])
     made_of = " + ".join(LENGTHS) if longest == view[PROMPT] + view[RESPONSE] else small[0].bound
-    told = ", ".join(f"{role.by.tokens} ({view[role.by.tokens]})" for role in small)
+    told = ", ".join(f"{role.budget} ({view[role.budget]})" for role in small)
     whole = f"{longest} tokens ({made_of})"
-    return f"{told} cannot hold a sequence of {whole}; raise it, or count sequences with {small[0].by.per_device}"
+    return (
+        f"{told} cannot hold a sequence of {whole}; raise it, or count sequences with {small[0].per_device}"
+    )
 
 
 def _longest(view: View, role: Batching) -> int:
@@ -166,7 +170,7 @@ def _longest(view: View, role: Batching) -> int:
 def _by_tokens(view: View, role: Batching) -> bool:
     if not view.uses(role.role):
         return False
-    return view[role.by.dynamic] or (view[role.by.sequences] is None and view[role.by.per_device] is None)
+    return view[role.dynamic] or (view[role.count] is None and view[role.per_device] is None)
 
 
 @checks.add("error", f"{ROLLOUT}.prompt_length", PROMPT)
