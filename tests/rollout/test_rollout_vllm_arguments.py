@@ -144,7 +144,10 @@ def test_what_has_a_key_of_its_own_is_not_passed_on(config, passed_on, message) 
             ["max_num_batched_tokens=300", "enable_chunked_prefill=false"],
             r"max_num_batched_tokens is 300, .* 400",
         ),
-        (["max_num_batched_tokens=500"], r"max_num_batched_tokens \(500\) is below .*max_num_seqs \(1024\)"),
+        (
+            ["max_num_batched_tokens=500", "max_num_seqs=1024"],
+            r"max_num_batched_tokens \(500\) is below .*max_num_seqs \(1024\)",
+        ),
     ],
 )
 def test_keys_that_exclude_each_other(config, overrides, message) -> None:
