@@ -29,7 +29,7 @@ Backend = Annotated[
     str | None,
     typer.Option(
         metavar="fsdp|megatron",
-        help="Training backend, over the file's actor_rollout_ref.actor.strategy; by default that, else fsdp.",
+        help="Training backend, over the actor's `strategy` in the file; by default that, else fsdp.",
     ),
 ]
 AllowUnknown = Annotated[

@@ -61,7 +61,7 @@ def check(
     with clean_exit():
         from iiverl_core.rewards.checking import check_rewards
 
-        found = check_rewards(loaded.config, rows)
+        found = check_rewards(loaded.run, rows)
         _report_check(found)
         code = _verdict(found)
     raise typer.Exit(code)

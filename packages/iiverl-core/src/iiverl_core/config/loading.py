@@ -7,6 +7,7 @@ whole is validated once. A value that is broken is told, and its default stands 
 import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from iiverl_core.config.defaults import MEGATRON_DEFAULTS, fitted_defaults
 from iiverl_core.config.interpolation import reference
 from iiverl_core.config.problems import COMMAND_LINE, Problem, SourceLocation, in_order, render
 from iiverl_core.config.resolve import resolve
+from iiverl_core.config.run_config import RunConfig, run_config
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.section import BACKEND, FSDP
@@ -62,6 +64,11 @@ class Loaded:
     problems: tuple[Problem, ...]
     origins: Mapping[str, Origin] = field(repr=False)
     is_read: bool = True
+
+    @cached_property
+    def run(self) -> RunConfig:
+        """The run that the configuration describes."""
+        return run_config(self.config)
 
     @property
     def errors(self) -> tuple[Problem, ...]:

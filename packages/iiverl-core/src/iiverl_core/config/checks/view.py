@@ -8,17 +8,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from iiverl_core.config.problems import Problem, Severity, SourceLocation
-from iiverl_core.config.roles import Role
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.root import Config
-
-DECIDES: dict[Role, tuple[str, ...]] = {
-    "actor": (),
-    "reference": (),
-    "critic": (ADV_ESTIMATOR, "critic.enable"),
-    "reward": ("reward_model.enable",),
-}
-"""The keys that say whether the run has a model; `reference_is_read` tells about the reference's."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +26,7 @@ class View:
     file: str
 
     def __getitem__(self, path: str) -> Any:
-        value: Any = self.config
-        for name in path.split("."):
-            value = getattr(value, name)
-        return value
+        return self.config.at(path)
 
     def uses(self, role: Role) -> bool:
         """Whether the run has this model."""
@@ -103,7 +91,7 @@ class Checks:
         """
 
         def register(rule: Rule) -> Rule:
-            self.all.append(Check(code, severity, (*reads, *DECIDES[role]), rule, role))
+            self.all.append(Check(code, severity, (*reads, *ROLE_KEYS[role].decides), rule, role))
             return rule
 
         return register

@@ -18,6 +18,7 @@ from iiverl_core.config.sections.section import (
     follows,
 )
 
+ROLLOUT = "actor_rollout_ref.rollout"
 TopK = Annotated[Int, Field(ge=-1), AfterValidator(lambda k: k or -1)]
 TopP = Annotated[Float, Field(gt=0, le=1)]
 
