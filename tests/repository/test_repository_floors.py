@@ -10,7 +10,7 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 
 FLOORS = [
-    "errors", "dtypes", "python_files", "config", "memory", "algorithms", "catalogue", "samples", "data", "training", "rollout",
+    "errors", "dtypes", "python_files", "data_files", "columns", "config", "memory", "algorithms", "catalogue", "samples", "data", "training", "rollout",
     "rewards", "telemetry", "cluster", "controller",
 ]  # fmt: skip
 

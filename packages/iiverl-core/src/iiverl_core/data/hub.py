@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import datasets.config
@@ -13,7 +12,8 @@ from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
-from iiverl_core.data.errors import DataError
+from iiverl_core.data_files import no_such_split
+from iiverl_core.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,6 @@ def load_hub(wanted: HubDataset, split: str) -> Dataset:
     if not isinstance(rows, Dataset):
         raise DataError(f"{wanted}: the split {split!r} is not one set of rows.")
     return rows
-
-
-def no_such_split(name: str, split: str, splits: list[str]) -> DataError:
-    """Say which splits there are."""
-    near = get_close_matches(split, splits, n=1)
-    return DataError(
-        f"{name} has no split {split!r}{f'; did you mean {near[0]!r}?' if near else '.'}\n"
-        f"It has: {', '.join(splits)}. Set data.train_split or data.val_split."
-    )
 
 
 def _builder(wanted: HubDataset) -> DatasetBuilder:
