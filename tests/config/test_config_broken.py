@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from iiverl_core.config import load, render
@@ -28,15 +30,24 @@ def _cases() -> Iterator[tuple[str, list[str], str, str]]:
 CASES = list(_cases())
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parquet file with a row for each prompt of a default step."""
+    path = tmp_path_factory.mktemp("dataset") / "train.parquet"
+    row = {"prompt": "1+1?", "data_source": "openai/gsm8k", "ground_truth": "2"}
+    pq.write_table(pa.Table.from_pylist([row] * 1024), path)
+    return path
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a few files for the cases to name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("rewards.py").write_text("def compute_score(**_):\n    return 1.0\n")
     Path("own.py").write_text("def centred(batch, settings):\n    return batch.rewards_T, batch.rewards_T\n")
     Path("broken.py").write_text("def compute_score(:\n")
-    Path("train.parquet").touch()
+    Path("train.parquet").hardlink_to(dataset)
     Path("empty").mkdir()
     return tmp_path
 
@@ -46,7 +57,7 @@ def answer(text: str, arguments: list[str]) -> str:
     Path("run.yaml").write_text(text, encoding="utf-8")
     backend = arguments[1] if arguments[:1] == ["--backend"] else None
     loaded = load("run.yaml", [] if backend else arguments, backend)
-    told = [p for p in loaded.problems if p.severity != "here" or p.line]
+    told = [p for p in loaded.problems if p.severity not in ("input", "here") or p.line]
     return render(told).replace(str(Path.cwd()), "/here")
 
 

@@ -193,15 +193,23 @@ def _text_head(name: str, path: Path, enough: int) -> Head | None:
     array = _is_array(path)
     if array and path.stat().st_size > ARRAY_BYTES:
         return None
+    if array:
+        every = list(rows)
+        columns = tuple(dict.fromkeys(column for row in every for column in row))
+        return Head(columns, every[:HEAD_ROWS], len(every), complete=True)
     first = list(islice(rows, HEAD_ROWS))
     columns = tuple(dict.fromkeys(column for row in first for column in row))
-    short = len(first) < HEAD_ROWS
-    if short or path.suffix == ".csv" or array:
-        count = len(first) + sum(1 for _ in islice(rows, max(enough - len(first), 0)))
+    if path.suffix == ".csv":
+        count = len(first) + sum(1 for _ in islice(rows, _counted(enough) - len(first)))
     else:  # lines need not be parsed to be counted
         with path.open("rb") as file:
-            count = sum(1 for _ in islice((line for line in file if line.strip()), max(enough, HEAD_ROWS)))
-    return Head(columns, first, count, complete=short or path.suffix == ".csv")
+            count = sum(1 for _ in islice((line for line in file if line.strip()), _counted(enough)))
+    return Head(columns, first, count, complete=count == len(first) or path.suffix == ".csv")
+
+
+def _counted(enough: int) -> int:
+    """Rows to count at least, one more than are read so that it shows whether those are all."""
+    return max(enough, HEAD_ROWS + 1)
 
 
 def _columnar_head(path: Path, columns: Collection[str], enough: int) -> Head:
@@ -232,7 +240,7 @@ def _arrow_head(paths: list[Path], columns: Collection[str], enough: int) -> Hea
                     wanted = [name for name in schema.names if name in columns]
                     rows += batch.select(wanted).slice(0, HEAD_ROWS - len(rows)).to_pylist() if wanted else []
                 count += batch.num_rows
-                if count >= max(enough, HEAD_ROWS):
+                if count >= _counted(enough):
                     return Head(names, rows, count, complete=True)
     return Head(names, rows, count, complete=True)
 
