@@ -17,6 +17,8 @@ FLOORS = [
 FORBIDDEN = {
     "errors": {"torch"},
     "python_files": {"torch", "ray", "transformers", "datasets"},
+    "data_files": {"torch", "ray", "transformers", "datasets"},
+    "columns": {"torch", "ray", "transformers", "datasets", "numpy"},
     "config": {"torch", "ray", "transformers", "datasets"},
     "memory": {"torch", "ray", "transformers", "datasets"},
     "catalogue": {"torch", "ray", "transformers", "datasets"},

@@ -27,9 +27,9 @@ ALL = tuple(
         schedule,
         devices,
         layouts,
+        dataset,
         files,
         functions,
-        dataset,
     )
     for check in part.all
 )

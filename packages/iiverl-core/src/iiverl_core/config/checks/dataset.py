@@ -92,7 +92,7 @@ def _check_files(files: str) -> None:
     reads = (files, SPLITS[files])
     columns = (PROMPT, TRUTH, SOURCE, COLUMN, BATCH, GENERATED, FILTERED)
 
-    @checks.add("input", *reads)
+    @checks.add("C901", "input", *reads)
     def files_exist(view: View) -> str | None:
         absent = [
             name for name in _names(view, files) if not is_there(Path.exists, name) and hub_name(name) is None
@@ -102,13 +102,13 @@ def _check_files(files: str) -> None:
         default = "" if view.given(files) else " (the default)"
         return f"not found: {', '.join(absent)}{default}{looked_up(view, absent)}"
 
-    @checks.add("input", *reads, *columns)
+    @checks.add("C910", "input", *reads, *columns)
     def files_can_be_read(view: View) -> str | None:
         wrong = [head for _, head in _heads(view, files) if isinstance(head, DataError)]
         return _one_line(wrong[0]) if wrong else None
 
     def check_column(key: str, named: Callable[[View], str | None]) -> None:
-        @checks.add("input", key, *reads, *columns)
+        @checks.add("C911", "input", key, *reads, *columns)
         def column_exists(view: View) -> str | None:
             column = named(view)
             if column is None:
@@ -124,7 +124,7 @@ def _check_files(files: str) -> None:
     check_column(TRUTH, lambda view: view[TRUTH])
     check_column(SOURCE, lambda view: view[SOURCE] if view[SOURCE] != DATA_SOURCE else None)
 
-    @checks.add("input", PROMPT, *reads, *columns)
+    @checks.add("C912", "input", PROMPT, *reads, *columns)
     def rows_have_prompts(view: View) -> str | None:
         for name, head in _heads(view, files):
             if not isinstance(head, Head) or view[PROMPT] not in head.columns:
@@ -143,26 +143,29 @@ def _check_files(files: str) -> None:
         """Give what takes a ground truth, and the sources if no row seen has one."""
         taker, heads = _taker(view), list(_heads(view, files))
         known = [(name, head) for name, head in heads if isinstance(head, Head)]
+        named = view[TRUTH]
+        if named and any(head.complete and named not in head.columns for _, head in known):
+            return taker, []  # a column that is missing is an error of its own
         seen = any(is_given(ground_truth_of(row, view[TRUTH])) for _, head in known for row in head.rows)
         return taker, known if taker and heads and len(known) == len(heads) and not seen else []
 
     truths = (TRUTH, *reads, *columns, FUNCTION, FUNCTION_NAME, SERVER, MODEL)
 
-    @checks.add("input", *truths)
+    @checks.add("C913", "input", *truths)
     def there_are_ground_truths(view: View) -> str | None:
         taker, heads = without_ground_truth(view)
         if not heads or not all(_has_none(head, view[TRUTH]) for _, head in heads):
             return None
         return _no_truth(view, taker, heads)
 
-    @checks.add("warning", *truths)
+    @checks.add("C914", "warning", *truths)
     def first_rows_have_ground_truths(view: View) -> str | None:
         taker, heads = without_ground_truth(view)
         if not heads or all(_has_none(head, view[TRUTH]) for _, head in heads):
             return None
         return f"of the first {HEAD_ROWS} rows, {_no_truth(view, taker, heads)}"
 
-    @checks.add("input", COLUMN, *reads, *columns, SERVER, PROTOCOL)
+    @checks.add("C915", "input", COLUMN, *reads, *columns, SERVER, PROTOCOL)
     def server_is_sent_its_column(view: View) -> str | None:
         if not view[SERVER] or view[PROTOCOL] in NO_INFO:
             return None
@@ -172,7 +175,7 @@ def _check_files(files: str) -> None:
                 return f"{name} has no column {view[COLUMN]!r}, which is sent to the reward server; it has {there}"
         return None
 
-    @checks.add("error", SPLITS[files], files)
+    @checks.add("C904", "error", SPLITS[files], files)
     def a_split_for_each(view: View) -> str | None:
         many, wanted = len(view[SPLITS[files]]), len(view[files] or ())
         if many in (1, wanted) or not wanted:
@@ -208,14 +211,14 @@ _check_files(TRAIN)
 _check_files(VAL)
 
 
-@checks.add("warning", VAL, TRAIN, "data.train_split", "data.val_split")
+@checks.add("C903", "warning", VAL, TRAIN, "data.train_split", "data.val_split")
 def validation_is_unseen(view: View) -> str | None:
     """What is validated on is not what is trained on."""
     shared = [name for name in view[VAL] or () if name in view[TRAIN] and is_there(Path.is_file, name)]
     return f"{shared[0]} is also trained on" if shared else None
 
 
-@checks.add("input", BATCH, TRAIN, GENERATED, FILTERED, SPLITS[TRAIN], PROMPT, TRUTH, SOURCE, COLUMN)
+@checks.add("C916", "input", BATCH, TRAIN, GENERATED, FILTERED, SPLITS[TRAIN], PROMPT, TRUTH, SOURCE, COLUMN)
 def a_step_has_rows(view: View) -> str | None:
     """There are as many rows as a step takes."""
     heads = [head for _, head in _heads(view, TRAIN)]
@@ -223,4 +226,4 @@ def a_step_has_rows(view: View) -> str | None:
     if rows >= _step(view) or not all(isinstance(head, Head) for head in heads):
         return None
     key = GENERATED if view[FILTERED] and view.given(GENERATED) else BATCH
-    return f"{TRAIN} has {rows} rows, fewer than a step takes ({key}: {_step(view)}); set {key} to {rows} or less"
+    return f"{TRAIN} has {rows} row{'s' * (rows != 1)}, fewer than a step takes ({key}: {_step(view)}); set {key} to {rows} or less"

@@ -41,7 +41,7 @@ def _near(path: str) -> str | None:
 
 
 def _check_model(role: Role, key: str, advice: str = "") -> None:
-    @checks.add("input", key, role=role)
+    @checks.add("C905", "input", key, role=role)
     def model_exists(view: View) -> str | None:
         path = view[key]
         if is_there(Path.is_dir, path):
@@ -51,7 +51,7 @@ def _check_model(role: Role, key: str, advice: str = "") -> None:
             return f"the folder {path}, the default, does not exist; {advice}"
         return problem
 
-    @checks.add("warning", key, role=role)
+    @checks.add("C917", "warning", key, role=role)
     def hub_name_is_meant(view: View) -> str | None:
         path = view[key]
         if path.count("/") != 1 or _no_model(view, key) or is_there(Path.is_dir, path) or find_config(path):
@@ -70,7 +70,7 @@ _check_model("reward", REWARD, f"set {REWARD} to a sequence-classification model
 
 
 def _check_tokenizer(role: Role, key: str) -> None:
-    @checks.add("input", key, role=role)
+    @checks.add("C906", "input", key, role=role)
     def tokenizer_exists(view: View) -> str | None:
         return None if view[key] in (None, view[MODEL]) else _no_model(view, key)
 
@@ -80,7 +80,7 @@ _check_tokenizer("reward", "reward_model.model.input_tokenizer")
 
 
 def _check_library(role: Role, key: str) -> None:
-    @checks.add("here", key, role=role)
+    @checks.add("C907", "here", key, role=role)
     def library_is_installed(view: View) -> str | None:
         name = view[key]
         if name is None or (key != LIBRARY and not view.given(key)):  # it follows LIBRARY
@@ -96,7 +96,7 @@ _check_library("critic", "critic.model.external_lib")
 _check_library("reward", "reward_model.model.external_lib")
 
 
-@checks.add("error", RESUME, RESUME_FROM)
+@checks.add("C908", "error", RESUME, RESUME_FROM)
 def resumes_from_a_checkpoint(view: View) -> str | None:
     """A checkpoint is named by its folder."""
     mode, path = view[RESUME], view[RESUME_FROM]
@@ -109,7 +109,7 @@ def resumes_from_a_checkpoint(view: View) -> str | None:
     return f"expected {', '.join(RESUME_MODES)} or a …/global_step_N folder, not {mode!r}{hint}"
 
 
-@checks.add("here", RESUME, RESUME_FROM)
+@checks.add("C909", "here", RESUME, RESUME_FROM)
 def can_resume(view: View) -> str | None:
     """Going on from a certain checkpoint is possible."""
     wanted = view[RESUME] in RESUME_MODES[2:] or "global_step_" in view[RESUME]

@@ -34,14 +34,14 @@ def _check_function(*reads: str) -> None:
     def named(view: View) -> tuple[str, str] | None:
         return _reward(view) if REWARD in reads else _own(view, reads[0])
 
-    @checks.add("input", reads[-1])
+    @checks.add("C921", "input", reads[-1])
     def file_exists(view: View) -> str | None:
         function = named(view)
         if function is None or is_there(Path.is_file, function[0]):
             return None
         return f"not found: {function[0]}{looked_up(view, [function[0]])}"
 
-    @checks.add("error", *reads)
+    @checks.add("C922", "error", *reads)
     def function_exists(view: View) -> str | None:
         function = named(view)
         return _undefined(*function) if function and is_there(Path.is_file, function[0]) else None
@@ -71,7 +71,7 @@ _check_function(ADV_ESTIMATOR)
 _check_function(LOSS_MODE)
 
 
-@checks.add("input", REWARD_NAME, REWARD, REWARD_KWARGS)
+@checks.add("C923", "input", REWARD_NAME, REWARD, REWARD_KWARGS)
 def reward_function_takes_its_arguments(view: View) -> str | None:
     """The reward function can be called with what it is given, as far as that shows without running its file."""
     signature = static_signature(view[REWARD], view[REWARD_NAME]) if view[REWARD] else None
@@ -82,7 +82,7 @@ def reward_function_takes_its_arguments(view: View) -> str | None:
     return problem.rstrip(".") if problem else None
 
 
-@checks.add("error", REWARD_KWARGS, REWARD)
+@checks.add("C924", "error", REWARD_KWARGS, REWARD)
 def reward_kwargs_are_further_arguments(view: View) -> str | None:
     """What every sample brings is not given once for all."""
     clash = sorted(set(view[REWARD_KWARGS]) & set(REWARD_ARGUMENTS))
