@@ -32,6 +32,7 @@ HEAD_ROWS = 100
 CELL_CHARACTERS = 2**31 - 1  # Python's own limit, 131 072, is below the length of a long document
 ARRAY_BYTES = 2**24  # a JSON array is read whole, so a head is taken only of one that is not larger
 
+_SPACE = b" \t\r\n\xef\xbb\xbf"  # and the bytes of a byte order mark
 _PART = r"[A-Za-z0-9][\w.-]*"
 _HUB_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?::(?P<config>[^@:/]+))?(?:@(?P<revision>.+))?")
 
@@ -286,9 +287,11 @@ def _json_object(path: Path) -> Mapping[str, Any]:
 
 def _is_array(path: Path) -> bool:
     """Whether a JSON file holds one array rather than an object per line."""
-    with path.open("rb") as file:
-        start = next((line for line in file if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
-    return start.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
+    with path.open("rb") as file:  # not by lines: an array may be one line of any length
+        start = next(
+            (text for chunk in iter(lambda: file.read(4096), b"") if (text := chunk.strip(_SPACE))), b""
+        )
+    return start.startswith(b"[")
 
 
 def _object(row: Any, place: str, name: str) -> dict[str, Any]:
