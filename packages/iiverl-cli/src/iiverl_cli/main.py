@@ -9,12 +9,24 @@ from typing import Annotated
 import typer
 
 from iiverl_cli.algorithms import algorithms
-from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import (
+    AllowUnknown,
+    Backend,
+    ConfigFile,
+    ConfigPath,
+    Overrides,
+    load_config,
+    report_problems,
+)
 from iiverl_cli.interruption import clean_exit
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
 from iiverl_cli.reward_server import CONTEXT as REWARD_SERVER
 from iiverl_cli.reward_server import reward_server
+
+EXIT_REFUSED = 2
+EXIT_UNSUPPORTED = 3
+"""Nothing is wrong, and this version or this machine cannot run it."""
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -64,9 +76,9 @@ def train_ppo(
 ) -> None:
     """Train with PPO, GRPO or a relative of theirs."""
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(loaded.problems, running=True)
+    report_problems(loaded.problems, running=True)
     if loaded.obstacles:
-        raise typer.Exit(2)
+        raise typer.Exit(EXIT_REFUSED if loaded.refused else EXIT_UNSUPPORTED)
     with clean_exit():
         from iiverl_core.controller import train
 
@@ -79,22 +91,41 @@ def validate(
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also import your code, ask the reward server, and read and tokenize the datasets, as a run does "
+            "before it starts its workers.",
+        ),
+    ] = False,
     allow_unknown: AllowUnknown = False,
 ) -> None:
-    """Check a configuration without running it."""
+    """Check a configuration, and the files that it names, without running it.
+
+    Exits with 0 if it can run here; with 2 if the configuration or a file that it names has to be corrected; with 3 if
+    both are right and this version or this machine cannot run them.
+    """
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(loaded.problems)
-    errors = len(loaded.errors)
-    others = len(loaded.problems) - errors
-    if errors:
+    report_problems(loaded.problems)
+    refused = len(loaded.refused)
+    others = len(loaded.problems) - refused
+    if refused:
         typer.echo(
-            f"{loaded.path} is not valid: {_count(errors, 'error')}, {_count(others, 'warning')}", err=True
+            f"{loaded.path} is not valid: {_count(refused, 'error')}, {_count(others, 'warning')}", err=True
         )
-        raise typer.Exit(2)
-    with_warnings = f", with {_count(others, 'warning')}" if others else ""
+        raise typer.Exit(EXIT_REFUSED)
+    if deep:
+        with clean_exit():
+            from iiverl_core.controller import prepare
+
+            prepare(loaded)
     obstacles = len(loaded.obstacles)
+    with_warnings = f", with {_count(others, 'warning')}" if others else ""
     here = f"; {obstacles} of them keep{'s' * (obstacles == 1)} it from running here" if obstacles else ""
     typer.echo(f"{loaded.path} is valid{with_warnings}{here}")
+    if obstacles:
+        raise typer.Exit(EXIT_UNSUPPORTED)
 
 
 @config_app.command("show")
@@ -118,7 +149,7 @@ def show_config(
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     if loaded.is_read:
         typer.echo(show(loaded, changed=changed, describe=describe))
-    tell(loaded.problems)
+    report_problems(loaded.problems)
     if loaded.errors:
         raise typer.Exit(2)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iiverl_core.config import Config
+from iiverl_core.config import Config, run_config
 from iiverl_core.data import load_tokenizer
 from iiverl_core.rollout import Completion, Request, Sampling, make_engine, sampling_params
 from iiverl_core.samples import Handle, Prompt, Rollout, SampleId, SequenceRef, Split, TokenSequence
@@ -59,10 +59,10 @@ class Generator:
         Raises:
             ConfigError: the engine is not there or cannot run the model, or there is no tokenizer.
         """
-        self._config = config
-        self._tokenizer = load_tokenizer(config)
-        self._engine = make_engine(config, device)
-        self._is_output_rank = rank % config.engine_devices == 0
+        self._run = run_config(config)
+        self._tokenizer = load_tokenizer(self._run)
+        self._engine = make_engine(self._run, device)
+        self._is_output_rank = rank % self._run.engine_devices == 0
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine weights, each by name; raises as `RolloutEngine.update_weights` does."""
@@ -70,7 +70,7 @@ class Generator:
 
     def sleep(self, forget: bool) -> None:
         """Let the engine give back the memory that only generating needs, and with `forget` its weights'."""
-        if self._config.actor_rollout_ref.rollout.free_cache_engine:
+        if self._run.rollout.free_cache_engine:
             self._engine.sleep(weights=forget)
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Generator:
         A runtime puts the sequences into its store and passes the rollouts on (`attach_handles`). A process that put
         them into a store by itself would take them along when it dies.
         """
-        params = sampling_params(self._config, sampling)
+        params = sampling_params(self._run, sampling)
         asked = {question.group: question for question in questions}
         requests = [
             Request(question.group, question.prompt.ids, question.seed, question.members)

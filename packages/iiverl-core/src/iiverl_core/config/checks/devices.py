@@ -4,21 +4,23 @@ import importlib.metadata
 import importlib.util
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.roles import Role
+from iiverl_core.config.model_facts import read_model_facts
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
-from iiverl_core.config.vllm_version import installed_version, version_problem
+from iiverl_core.config.vllm_version import (
+    CPU_HEAD_SIZES,
+    built_for_cpu,
+    installed_version,
+    version_problem,
+)
+from iiverl_core.installation import install_command
 
 checks = Checks()
 
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
+MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
 ROLLOUT_DEVICES = "trainer.rollout_devices"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-FSDP_SIZES: dict[Role, str] = {
-    "actor": "actor_rollout_ref.actor.fsdp_config.fsdp_size",
-    "reference": "actor_rollout_ref.ref.fsdp_config.fsdp_size",
-    "critic": "critic.model.fsdp_config.fsdp_size",
-    "reward": "reward_model.model.fsdp_config.fsdp_size",
-}
 TRACKERS = ("wandb", "mlflow", "swanlab")
 BACKENDS = "iiverl.backends"
 """The entry-point group in which packages offer training backends."""
@@ -28,7 +30,8 @@ def missing_backend(backend: str) -> str | None:
     """Say that no installed package offers a training backend, None where one does."""
     if any(entry.name == backend for entry in importlib.metadata.entry_points(group=BACKENDS)):
         return None
-    return f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
+    command = install_command(f"iiverl[{backend}]", workspace="make setup")
+    return f"the backend {backend} is not installed; install it with: {command}"
 
 
 @checks.add("C701", "here", BACKEND)
@@ -43,6 +46,21 @@ def engine_is_installed(view: View) -> str | None:
     return version_problem(installed_version()) if view[ENGINE] == "vllm" else None
 
 
+@checks.add("C709", "here", MODEL, OVERRIDE, ENGINE)
+def engine_computes_the_heads(view: View) -> str | None:
+    """vLLM on a CPU has code for heads of the model's size."""
+    if view[ENGINE] != "vllm" or not built_for_cpu():
+        return None
+    facts = read_model_facts(view[MODEL], view[OVERRIDE])
+    if facts is None or facts.head_dim in CPU_HEAD_SIZES:
+        return None
+    sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+    return (
+        f"vLLM on a CPU cannot run the model {view[MODEL]}: its attention heads are {facts.head_dim} wide, and there have "
+        f"to be {sizes}; set {ENGINE} to hf"
+    )
+
+
 @checks.add("C703", "here", "trainer.logger")
 def trackers_are_installed(view: View) -> str | None:
     """Every tracker's package is there."""
@@ -51,7 +69,8 @@ def trackers_are_installed(view: View) -> str | None:
     ]
     if not absent:
         return None
-    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed; install with: pip install {' '.join(absent)}"
+    are = "is" if len(absent) == 1 else "are"
+    return f"{' and '.join(absent)} {are} not installed; install with: {install_command(*absent)}"
 
 
 @checks.add("C704", "error", RUNTIME, PER_NODE, NODES)
@@ -86,8 +105,8 @@ def _check_fsdp_size(role: Role, key: str) -> None:
         return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into groups of {size}; -1 takes all"
 
 
-for _role, _key in FSDP_SIZES.items():
-    _check_fsdp_size(_role, _key)
+for _role, _keys in ROLE_KEYS.items():
+    _check_fsdp_size(_role, f"{_keys.fsdp}.fsdp_size")
 
 
 @checks.add("C708", "error", TENSOR_PARALLEL, ENGINE, PER_NODE, NODES, ROLLOUT_DEVICES)
