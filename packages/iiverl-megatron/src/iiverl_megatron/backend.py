@@ -31,6 +31,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def _main_grad(parameter: Any) -> Tensor:
+    """Give the gradient where megatron-core accumulates it."""
+    return parameter.main_grad
+
+
 def _computing(
     method: Callable[Concatenate["MegatronBackend", P], T],
 ) -> Callable[Concatenate["MegatronBackend", P], T]:
@@ -124,9 +129,7 @@ class MegatronBackend:
         with self._arranged(), self._offloading.parameters():
             self._offloading.gradients_come()
             finalize_model_grads(self._chunks, force_all_reduce=True)
-            yield from named_tensors(
-                self._models, self._architecture, self._spec.role, lambda parameter: parameter.main_grad
-            )
+            yield from named_tensors(self._models, self._architecture, self._spec.role, _main_grad)
             for chunk in self._chunks:
                 chunk.zero_grad_buffer()
             self._offloading.gradients_gone()
