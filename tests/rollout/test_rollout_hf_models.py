@@ -1,5 +1,7 @@
 """Whatever the architecture, the engine samples from the distribution that the model gives in one full pass."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from iiverl_core.errors import ConfigError
 from iiverl_core.rollout import SamplingParams
 from iiverl_core.rollout.hf import HFEngine
+from iiverl_core.rollout.hf.cache import CACHE_ARGUMENTS, cache_argument
 
 FAMILIES = [
     "qwen2",
@@ -79,7 +82,8 @@ def test_another_attention_that_the_configuration_names_is_used(make_model, make
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("mamba", "takes no key-value cache"),
+        # Since transformers 5.24 its forward has a `cache`, which holds states.
+        ("mamba", "(takes no key-value cache|its layers keep a state that is not keys and values)"),
         ("openai-gpt", "takes no key-value cache"),
         ("qwen3_next", "its layers keep a state that is not keys and values"),
     ],
@@ -88,8 +92,36 @@ def test_a_model_without_a_key_value_cache_is_refused(kind, reason, tiny_tokeniz
     sizes = {"hidden_size": 48, "num_hidden_layers": 4, "vocab_size": 320}
     AutoConfig.for_model(kind, **sizes).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=rf"`hf` cannot run \w+: .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"`hf` cannot run \w+[^:]*: .*{reason}"):
         HFEngine(str(tmp_path), dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("name", CACHE_ARGUMENTS)
+def test_the_cache_may_have_any_of_its_names(name, make_model, make_engine_of, prompts, monkeypatch) -> None:
+    path, model = make_model("qwen2")
+    params = SamplingParams(n=2, max_tokens=8)
+    expected = [done.token_ids.tolist() for done in make_engine_of(path, model).generate(prompts, params)]
+    engine = make_engine_of(path, model)
+    theirs, its_own = engine._model.forward, cache_argument(engine._model)
+    given = []
+
+    def forward(input_ids, attention_mask, position_ids, use_cache, logits_to_keep, **cache):
+        given.append(list(cache))
+        return theirs(
+            input_ids,
+            attention_mask,
+            position_ids,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{its_own: cache[name]},
+        )
+
+    parameters = [*inspect.signature(forward).parameters.values()][:-1]
+    cache = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = inspect.Signature([*parameters, cache])
+    monkeypatch.setattr(engine._model, "forward", forward)
+    assert [done.token_ids.tolist() for done in engine.generate(prompts, params)] == expected
+    assert len(given) > 1 and all(names == [name] for names in given)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, tiny_model_path) -> None:

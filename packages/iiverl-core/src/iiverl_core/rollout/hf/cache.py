@@ -1,17 +1,37 @@
 """The key-value cache of a batch whose sequences end one by one."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from iiverl_core.errors import ConfigError
 
+CACHE_ARGUMENTS = ("cache", "past_key_values")  # of a model's `forward`, since transformers 5.24 and before
 MIN_ROOM = 32  # tokens for which a layer has room after it was moved, at least
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name under which `model.forward` takes its key-value cache.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in accepted:
+            return name
+    raise ConfigError(
+        f"the rollout engine `hf` cannot run {type(model).__name__} of transformers {transformers.__version__}: its "
+        f"forward takes no key-value cache (none of {', '.join(CACHE_ARGUMENTS)} is an argument). "
+        "Use a causal language model with attention; if this one worked before, use the earlier transformers version"
+    )
 
 
 @dataclass(frozen=True)

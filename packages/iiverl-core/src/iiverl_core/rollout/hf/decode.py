@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiverl_core.rollout.engine import Request, SamplingParams
-from iiverl_core.rollout.hf.cache import RowCache, Selection
+from iiverl_core.rollout.hf.cache import RowCache, Selection, cache_argument
 from iiverl_core.rollout.sampling import sample
 from iiverl_core.rollout.uniforms import Uniforms
 from iiverl_core.samples import FinishReason
@@ -112,6 +112,7 @@ class Forward:
         self._direct_mask = direct_mask and self._cache.keeps_all
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
+        self._cache_argument = cache_argument(model)
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
         lengths = np.array([len(request.prompt_ids) for request in requests])
@@ -164,8 +165,8 @@ class Forward:
         output = self._model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_argument: self._cache},
             **positions,
             **self._options,
         )

@@ -1,6 +1,5 @@
 """The rollout engine `hf`: batched sampling with any causal LM of transformers, on CPU or GPU."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from iiverl_core.errors import ConfigError
 from iiverl_core.rollout.engine import Completion, Request, SamplingParams
 from iiverl_core.rollout.hf.attention import use_grouped_sdpa
-from iiverl_core.rollout.hf.cache import RowCache
+from iiverl_core.rollout.hf.cache import RowCache, cache_argument
 from iiverl_core.rollout.hf.decode import decode
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.requests import check_requests
@@ -64,10 +63,7 @@ class HFEngine:
             trust_remote_code=trust_remote_code,
             override_config=override_config,
         )
-        if "past_key_values" not in inspect.signature(self._model.forward).parameters:
-            raise ConfigError(
-                f"the rollout engine `hf` cannot run {type(self._model).__name__}: it takes no key-value cache"
-            )
+        cache_argument(self._model)  # raises if the model takes no cache
         try:
             self._expected = ExpectedWeights(self._model)
         except ValueError as error:
