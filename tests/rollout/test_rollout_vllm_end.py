@@ -17,17 +17,20 @@ QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "quickstart
 FAILS = """
 import sys
 from pathlib import Path
-from iiverl_core.cluster.generation import Question
 from iiverl_core.cluster.local import LocalGroup
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import load
-from iiverl_core.samples import Prompt
+from iiverl_core.rollout import RolloutRequest
+from iiverl_core.samples import Prompt, SampleId
 
 group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).config)
 try:
     group.run(Worker.update_rollout_weights, [(0,)])
-    questions = [Question(i, Prompt(i, (1, 2, 3), ""), seed=i) for i in range(20)]
-    for _, samples in group.stream(Worker.generate, [(questions, "train")]):
+    prompts = [Prompt(i, (1, 2, 3), "") for i in range(20)]
+    requests = [
+        RolloutRequest(SampleId("train", 1, i, m), prompt, seed=i) for i, prompt in enumerate(prompts) for m in range(4)
+    ]
+    for _, samples in group.stream(Worker.generate, [(requests, "train")]):
         raise SystemExit(f"stopped at {type(samples[0]).__name__}")
 finally:
     group.close()

@@ -29,6 +29,9 @@ class SampleId(NamedTuple):
     group: int
     member: int
 
+    def __str__(self) -> str:
+        return f"{self.split} step {self.step}, group {self.group}, member {self.member}"
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

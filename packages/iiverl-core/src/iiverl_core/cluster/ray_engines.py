@@ -10,7 +10,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from iiverl_core.cluster.broadcast import Exchange
-from iiverl_core.cluster.generation import Question, stored
+from iiverl_core.cluster.generation import stored
 from iiverl_core.cluster.ray_group import GRACE_SECONDS, Host, RayStore, device_of, next_pair, reserve
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
@@ -18,7 +18,7 @@ from iiverl_core.cluster.ways import Carrier, ThroughStore
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Config
 from iiverl_core.errors import IIVerlError
-from iiverl_core.rollout import Sampling
+from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Sample
 
 MEGABYTE = 2**20
@@ -61,11 +61,13 @@ class RayEngines:
             self.close()
             raise
 
-    def generate(self, questions: Sequence[Sequence[Question]], sampling: Sampling) -> Iterator[list[Sample]]:
+    def generate(
+        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+    ) -> Iterator[list[Sample]]:
         """See `Engines.generate`."""
         waiting: dict[Any, int] = {
             actor.stream.options(num_returns="streaming").remote("generate", (each, sampling)): rank
-            for each, actors in zip(questions, self._by_rank(), strict=True)
+            for each, actors in zip(requests, self._by_rank(), strict=True)
             if each
             for rank, actor in actors.items()
         }
@@ -107,7 +109,7 @@ class RayEngines:
             reason = self._all("load", ticket)
         return self._all("finish_update") if reason is None else reason
 
-    def sleep(self, *, forget: bool) -> None:
+    def sleep(self, *, discard_weights: bool) -> None:
         """Do nothing: no one else needs these devices' memory."""
 
     def __len__(self) -> int:
@@ -207,7 +209,7 @@ class RayEngines:
         if self._deaths[engine] >= DEATHS:
             raise self._failure(death[0], doing, death[1]) from None
         self._say(
-            f"warning: {self._where(death[0])} died; it is started again, and what it owes generated anew"
+            f"warning: {self._where(death[0])} died; it is started again, and its unfinished responses are regenerated"
         )
         return engine
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from iiverl_core.cluster.generation import Generator, Question
+from iiverl_core.cluster.generation import Generator
 from iiverl_core.cluster.meeting import free_address, join
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.ways import BrokenWayError, Receiver, Way
 from iiverl_core.cluster.weights import Arriving
 from iiverl_core.config import Config
-from iiverl_core.rollout import Sampling
+from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Sample, Tokens
 
 PAUSE_SECONDS = 0.5  # between two looks at a device's memory
@@ -67,13 +67,13 @@ class RolloutWorker:
         return RolloutWorkerInfo(self._rank, socket.gethostname(), os.getpid(), device)
 
     def generate(
-        self, questions: Sequence[Question], sampling: Sampling
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> Iterator[list[Tokens] | list[Sample]]:
-        """Answer questions; yield as `Generator.generate` does.
+        """Make rollouts; yield as `Generator.generate` does.
 
-        Of the processes of an engine, which get the same questions, the first yields, and the others nothing.
+        Of the processes of an engine, which get the same requests, the first yields, and the others nothing.
         """
-        return self._generator.generate(questions, sampling)
+        return self._generator.generate(requests, sampling)
 
     def begin_update(self, version: int, way: Way) -> None:
         """Expect weights of this version, a bucket at a time, on this way; an update that is not finished is dropped."""

@@ -17,14 +17,14 @@ import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.algorithms import PolicyBatch, Segments, find_estimator, find_policy_loss
-from iiverl_core.cluster.generation import Generator, Question
+from iiverl_core.cluster.generation import Generator
 from iiverl_core.cluster.meeting import free_address, join
 from iiverl_core.cluster.models import build_models
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.cluster.ways import Sender, Way
 from iiverl_core.cluster.weights import Departing
 from iiverl_core.config import Config
-from iiverl_core.rollout import Sampling
+from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Prompt, Sample, Tokens
 from iiverl_core.training import Loss, MicroBatch, Place, Role, StepResult, TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, filler, make_micro_batch
@@ -159,17 +159,17 @@ class Worker:
         return self._departing.next(size)
 
     def generate(
-        self, questions: Sequence[Question], sampling: Sampling
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
     ) -> Iterator[list[Tokens] | list[Sample]]:
-        """Answer questions with the engine that lives here; yield as `Generator.generate` does.
+        """Make rollouts with the engine that lives here; yield as `Generator.generate` does.
 
-        Where it lives in other workers as well, all of them get the same questions, and the first yields the samples.
+        If it lives in other workers as well, all of them get the same requests, and the first yields the samples.
         """
-        return self._generating().generate(questions, sampling)
+        return self._generating().generate(requests, sampling)
 
-    def sleep(self, forget: bool) -> None:
-        """Let the engine that lives here give back the memory that only generating needs; see `Generator.sleep`."""
-        self._generating().sleep(forget)
+    def sleep(self, discard_weights: bool) -> None:
+        """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
+        self._generating().sleep(discard_weights)
 
     def evaluate(self, role: Role, share: Share) -> TokenArrays:
         """Run a model over the samples of `share`, in their order: log-probs of a policy, or values of the critic.

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from iiverl_core.algorithms import Estimator
-from iiverl_core.cluster.generation import Question
 from iiverl_core.config import Config
 from iiverl_core.controller.batch import comparable, informative, with_outcomes
 from iiverl_core.controller.observer import Observer
@@ -15,8 +14,8 @@ from iiverl_core.controller.workers import Workers
 from iiverl_core.data import PromptOrder, PromptSet
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import Key, Scorer, check_failures, settle, shape_overlong
-from iiverl_core.rollout import Sampling
-from iiverl_core.samples import Prompt, Sample
+from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.samples import Prompt, Sample, SampleId, Split
 from iiverl_reward_client import Outcome, Scored
 
 ROUNDS = 10  # of asking engines that give nothing, after which something else is wrong than a death
@@ -170,38 +169,35 @@ class Explorer:
     ) -> list[Sample]:
         """Generate with the engines' current weights, and hand each sample to the scorer as it finishes.
 
-        What an engine owes that dies is generated again, by the same weights and with the same random numbers, once
-        the engine is back.
+        The unfinished requests of an engine that dies are answered again, by the same weights and with the same random
+        numbers, once the engine is back.
         """
         rollout = self.config.actor_rollout_ref.rollout
         n = {"train": rollout.n, "validate": rollout.val_kwargs.n, "baseline": 1}[sampling]
         said = {"train": "generating", "validate": "validating", "baseline": "greedy baselines"}[sampling]
-        questions = [
-            Question(group, prompt, _seed(rollout.seed, step, sampling == "validate", group))
+        # A greedy baseline is counted behind the responses to the same prompt.
+        members = [rollout.n] if sampling == "baseline" else range(n)
+        split: Split = "val" if sampling == "validate" else "train"
+        seeds = {group: _seed(rollout.seed, step, sampling == "validate", group) for group in prompts}
+        unfinished = [
+            RolloutRequest(SampleId(split, step, group, member), prompt, seeds[group])
             for group, prompt in self._longest_first(prompts)
+            for member in members
         ]
         samples: list[Sample] = []
-        owed = {group: set(range(n)) for group in prompts}
         fruitless = 0
         with self.observer.phase(said, len(prompts) * n) as phase:
-            while questions and fruitless < ROUNDS:
-                before = len(samples)
-                for finished in self.workers.generate(questions, sampling):
-                    for sample in finished:
-                        owed[sample.group].discard(sample.member)
-                    if sampling == "baseline":  # counted behind the responses to the same prompt
-                        finished = [replace(sample, member=rollout.n) for sample in finished]
+            while unfinished and fruitless < ROUNDS:
+                before, done = len(samples), set[tuple[int, int]]()
+                for finished in self.workers.generate(unfinished, sampling):
+                    done |= {(sample.group, sample.member) for sample in finished}
                     for sample in finished:
                         self.scorer.submit(sample)
                     samples += finished
                     phase.advance(len(finished), tokens=sum(sample.response_length for sample in finished))
-                questions = [
-                    replace(question, members=tuple(sorted(owed[question.group])))
-                    for question in questions
-                    if owed[question.group]
-                ]
+                unfinished = [each for each in unfinished if (each.id.group, each.id.member) not in done]
                 fruitless = 0 if len(samples) > before else fruitless + 1
-                if questions:
+                if unfinished:
                     self.workers.update_rollout_weights(version)
         _check(samples, len(prompts), n, version)
         if sampling == "train":

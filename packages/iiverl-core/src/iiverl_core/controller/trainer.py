@@ -69,7 +69,7 @@ class Trainer:
         metrics = experience.metrics
         batch = experience.comparable(self.estimator)
         trains_actor = step >= self.config.trainer.critic_warmup or not self.config.uses_critic
-        self.workers.rest(forget=bool(batch) and trains_actor)  # new weights are to come
+        self.workers.sleep(discard_weights=bool(batch) and trains_actor)  # new weights are to come
         in_batch = sum(sample.group in experience.groups for sample in experience.samples)
         metrics["reward/dropped_samples"] = float(in_batch - len(batch))
         sums: dict[str, Sequence[float]] = {}

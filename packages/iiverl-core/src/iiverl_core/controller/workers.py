@@ -5,13 +5,12 @@ from typing import Any, TypeVar
 
 from iiverl_core.algorithms import find_policy_loss
 from iiverl_core.cluster.engines import Engines
-from iiverl_core.cluster.generation import Question
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.cluster.worker import Advantages, TokenArrays, Trained, Worker
 from iiverl_core.config import Config
 from iiverl_core.config.roles import micro_batching
 from iiverl_core.controller.batch import Division, divide, divide_for_training
-from iiverl_core.rollout import Sampling
+from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Sample
 from iiverl_core.training import Role
 from iiverl_core.training.metrics import merge
@@ -39,14 +38,22 @@ class Workers:
         """Give every engine the actor's weights, those that had died as well."""
         self._engines.update_weights(version)
 
-    def generate(self, questions: Sequence[Question], sampling: Sampling) -> Iterator[list[Sample]]:
-        """Answer questions; yield samples as they finish. What an engine owes that dies does not come."""
-        engines = len(self._engines)
-        return self._engines.generate([questions[i::engines] for i in range(engines)], sampling)
+    def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> Iterator[list[Sample]]:
+        """Make rollouts; yield samples as they finish. Those that an engine that dies has not finished do not come.
 
-    def rest(self, *, forget: bool) -> None:
-        """Let the engines give back the memory that training needs, with `forget` their weights' as well."""
-        self._engines.sleep(forget=forget)
+        Engines get whole groups in turn, since a prompt is computed once for all responses to it.
+        """
+        groups: dict[int, list[RolloutRequest]] = {}
+        for request in requests:
+            groups.setdefault(request.id.group, []).append(request)
+        parts: list[list[RolloutRequest]] = [[] for _ in range(len(self._engines))]
+        for i, group in enumerate(groups.values()):
+            parts[i % len(parts)] += group
+        return self._engines.generate(parts, sampling)
+
+    def sleep(self, *, discard_weights: bool) -> None:
+        """Let the engines release the memory that training needs, with `discard_weights` their weights' as well."""
+        self._engines.sleep(discard_weights=discard_weights)
 
     def evaluate(self, role: Role, samples: Sequence[Sample]) -> tuple[list[Handle], list[float]]:
         """Log-probs of each sample's tokens under a policy, or their values: handles, and sums."""

@@ -99,6 +99,17 @@ class GrowingLayer(DynamicLayer):
         self._rooms = tuple(room[:count, :, first:] for room in self._rooms)
         self._show(end - first)
 
+    def join(self, other: "GrowingLayer", length: int) -> None:
+        """Add the rows of `other` behind these; both are padded on the left with zeros to `length` columns."""
+        more = max(MIN_ROOM, length // 4)
+        self._rooms = tuple(
+            _joined(
+                self_room[:, :, : self.get_seq_length()], room[:, :, : other.get_seq_length()], length, more
+            )
+            for self_room, room in zip(self._rooms, other._rooms, strict=True)
+        )
+        self._show(length)
+
     def _move(self, repeats: int = 1, more: int = 0) -> None:
         end = self.get_seq_length()
         more = max(more, MIN_ROOM, end // 4)
@@ -117,6 +128,15 @@ def _larger_room(states: Tensor, repeats: int, more: int) -> Tensor:
     room = states.new_empty(n_rows, repeats, n_groups, length + more, width)
     room[:, :, :, :length] = states[:, None]
     return room.flatten(0, 1)
+
+
+def _joined(first: Tensor, second: Tensor, length: int, more: int = 0) -> Tensor:
+    """Copy (B, G, L, D) states into one room for `length` + `more` tokens, each padded on the left to `length`."""
+    _, n_groups, _, width = first.shape
+    room = first.new_zeros(len(first) + len(second), n_groups, length + more, width)
+    room[: len(first), :, length - first.shape[-2] : length] = first
+    room[len(first) :, :, length - second.shape[-2] : length] = second
+    return room
 
 
 class RowCache(DynamicCache):
@@ -151,3 +171,19 @@ class RowCache(DynamicCache):
                 layer.keep(selection)
             elif isinstance(layer, DynamicLayer):
                 layer.batch_select_indices(torch.from_numpy(selection.order))
+
+    def join(self, other: "RowCache", length: int) -> None:
+        """Add the rows of `other` behind these; the shorter is padded on the left to `length` columns.
+
+        A layer with a window holds the last columns alone, so it is padded to what the longer one holds.
+        """
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if isinstance(mine, GrowingLayer) and isinstance(theirs, GrowingLayer):
+                mine.join(theirs, length)
+            elif isinstance(mine, DynamicSlidingWindowLayer) and isinstance(
+                theirs, DynamicSlidingWindowLayer
+            ):
+                held = max(mine.keys.shape[-2], theirs.keys.shape[-2])
+                mine.keys = _joined(mine.keys, theirs.keys, held)
+                mine.values = _joined(mine.values, theirs.values, held)
+                mine.cumulative_length = length
