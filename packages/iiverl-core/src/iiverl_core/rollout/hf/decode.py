@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ class Submission:
     def prompt(self) -> tuple[object, ...]:
         """A key that submissions share if they belong to one group and have the same prompt."""
         return *self.request.id[:-1], *self.request.prompt_ids
+
+
+Batch: TypeAlias = list[list[Submission]]
+"""For each prompt the submissions that share it, equally many for all; a prompt is computed once."""
 
 
 class Decoding:
@@ -63,19 +68,18 @@ class Decoding:
         """Number of different prompts among the sequences."""
         return len({each.prompt for each in self._submissions})
 
-    def advance(self, joining: Sequence[Sequence[Submission]], weights_version: int) -> list[Completion]:
+    def advance(self, joining: Sequence[Batch], weights_version: int) -> list[Completion]:
         """Let sequences join, grow each by one token, and return the responses that ended.
 
         Args:
-            joining: for each prompt the submissions that share it, equally many for all; a prompt is computed once.
+            joining: batches of new sequences.
             weights_version: of the model's weights.
 
         Raises:
             FloatingPointError: logits were not finite.
         """
         logits = [] if self._forward is None else [self._forward.tokens(self._token_B)]
-        if joining:
-            logits.append(self._join(joining))
+        logits += [self._join(batch) for batch in joining]
         token_B, log_prob_B = self._sample(logits[0] if len(logits) == 1 else torch.cat(logits))
         # One transfer, and so one wait for the device: float64 holds every token id exactly.
         host = torch.stack((token_B.double(), log_prob_B.double())).cpu().numpy()
@@ -111,16 +115,16 @@ class Decoding:
         elif not goes_on.all():
             self._keep(goes_on)
 
-    def _join(self, joining: Sequence[Sequence[Submission]]) -> Tensor:
+    def _join(self, batch: Batch) -> Tensor:
         """Run prompts, add their sequences behind the others, and return the logits (B, V) of their first tokens."""
-        submissions = [each for prompt in joining for each in prompt]
+        submissions = [each for prompt in batch for each in prompt]
         kinds = [_kind(each.params) for each in submissions]
         self._kinds += [kind for kind in dict.fromkeys(kinds) if kind not in self._kinds]
         old, width = len(self), max(each.params.max_tokens for each in submissions)
         forward = Forward(
             self._model,
-            [prompt[0].request.prompt_ids for prompt in joining],
-            len(joining[0]),
+            [prompt[0].request.prompt_ids for prompt in batch],
+            len(batch[0]),
             width,
             direct_mask=self._direct_mask,
         )

@@ -11,7 +11,7 @@ from iiverl_core.errors import ConfigError
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
 from iiverl_core.rollout.hf.attention import use_grouped_sdpa
 from iiverl_core.rollout.hf.cache import RowCache, cache_argument
-from iiverl_core.rollout.hf.decode import Decoding, Submission
+from iiverl_core.rollout.hf.decode import Batch, Decoding, Submission
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.requests import check_request
 from iiverl_core.rollout.weights import ExpectedWeights
@@ -124,29 +124,34 @@ class HFEngine:
         self._waiting, self._joining = [], []
         self._decoding.clear()
 
-    def _admit(self) -> list[list[Submission]]:
-        """Take the next requests to decode: for each prompt, equally many of the submissions that share it.
+    def _admit(self) -> list[Batch]:
+        """Take the next requests to decode, in batches whose prompts have equally many responses.
 
-        A batch is not refilled from those that waited when it began. So requests that are submitted together are
-        decoded in the same batches, and get the same bits, whatever came before.
+        What waited when decoding began is not admitted before it ends. So requests that are submitted together are
+        decoded together, and get the same bits, whatever came before.
         """
         if not len(self._decoding):
             self._waiting, self._joining = self._waiting + self._joining, []
         source = self._joining if len(self._decoding) else self._waiting
-        if not source:
-            return []
-        prompts: dict[tuple[object, ...], list[Submission]] = {}
-        for each in source:
-            prompts.setdefault(each.prompt, []).append(each)
-        ordered = sorted(prompts.values(), key=lambda each: len(each[0].request.prompt_ids), reverse=True)
-        count = min(len(ordered[0]), self._max_sequences)
-        alike = [each[:count] for each in ordered if min(len(each), self._max_sequences) == count]
-        room = (self._max_sequences - len(self._decoding)) // count
-        if self._prompts_per_batch is not None:
-            room = min(room, self._prompts_per_batch - self._decoding.n_prompts)
-        admitted = alike[: max(room, 0)]
-        taken = {each.request for prompt in admitted for each in prompt}
-        source[:] = [each for each in source if each.request not in taken]
+        n_sequences, n_prompts = len(self._decoding), self._decoding.n_prompts
+        admitted: list[Batch] = []
+        while source:
+            prompts: dict[tuple[object, ...], list[Submission]] = {}
+            for each in source:
+                prompts.setdefault(each.prompt, []).append(each)
+            ordered = sorted(prompts.values(), key=lambda each: len(each[0].request.prompt_ids), reverse=True)
+            count = min(len(ordered[0]), self._max_sequences)
+            alike = [each[:count] for each in ordered if min(len(each), self._max_sequences) == count]
+            room = (self._max_sequences - n_sequences) // count
+            if self._prompts_per_batch is not None:
+                room = min(room, self._prompts_per_batch - n_prompts)
+            if room <= 0:
+                break
+            batch = alike[:room]
+            admitted.append(batch)
+            n_sequences, n_prompts = n_sequences + count * len(batch), n_prompts + len(batch)
+            taken = {each.request for prompt in batch for each in prompt}
+            source[:] = [each for each in source if each.request not in taken]
         return admitted
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
