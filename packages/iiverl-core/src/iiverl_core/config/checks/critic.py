@@ -11,7 +11,7 @@ ENABLE = "critic.enable"
 WARM_UP, STEPS = "trainer.critic_warmup", "trainer.total_training_steps"
 
 
-@checks.add("error", ENABLE, ADV_ESTIMATOR)
+@checks.add("C401", "error", ENABLE, ADV_ESTIMATOR)
 def gae_has_a_critic(view: View) -> str | None:
     """GAE is made of a critic's values."""
     if view[ADV_ESTIMATOR] != "gae" or view[ENABLE] is not False:
@@ -20,7 +20,7 @@ def gae_has_a_critic(view: View) -> str | None:
     return f"{ADV_ESTIMATOR}: gae{default} needs a critic's values; leave {ENABLE} out, or choose another estimator"
 
 
-@checks.add("warning", WARM_UP, STEPS, role="critic")
+@checks.add("C402", "warning", WARM_UP, STEPS, role="critic")
 def actor_is_trained(view: View) -> str | None:
     """The critic's warm-up leaves steps for the actor."""
     warm_up, steps = view[WARM_UP], view[STEPS]
@@ -30,7 +30,7 @@ def actor_is_trained(view: View) -> str | None:
 
 
 def _check_strategy(role: Role, key: str) -> None:
-    @checks.add("error", key, BACKEND, role=role)
+    @checks.add("C403", "error", key, BACKEND, role=role)
     def one_backend(view: View) -> str | None:
         if (view[key] in FSDP) == (view[BACKEND] in FSDP):
             return None

@@ -13,7 +13,7 @@ OVERLONG = "reward_model.overlong_buffer"
 RESPONSE = "data.max_response_length"
 
 
-@checks.add("error", URL, "reward_api.enable")
+@checks.add("C501", "error", URL, "reward_api.enable")
 def server_has_an_address(view: View) -> str | None:
     """A reward server is named by URLs."""
     urls = view[URL]
@@ -25,7 +25,7 @@ def server_has_an_address(view: View) -> str | None:
     return f"an address begins with http:// or https://, and {wrong[0]!r} does not" if wrong else None
 
 
-@checks.add("here", "reward_api.token_env", "reward_api.enable")
+@checks.add("C502", "here", "reward_api.token_env", "reward_api.enable")
 def token_is_there(view: View) -> str | None:
     """The variable that holds the server's token is set."""
     name = view["reward_api.token_env"]
@@ -34,7 +34,7 @@ def token_is_there(view: View) -> str | None:
     return f"the environment variable {name} is not set; it holds the reward server's token"
 
 
-@checks.add("error", FUNCTION, "reward_api.enable")
+@checks.add("C503", "error", FUNCTION, "reward_api.enable")
 def one_scorer(view: View) -> str | None:
     """Either a function or a server scores."""
     if view[FUNCTION] is None or not view["reward_api.enable"]:
@@ -44,7 +44,9 @@ def one_scorer(view: View) -> str | None:
     )
 
 
-@checks.add("warning", "custom_reward_function.name", "custom_reward_function.reward_kwargs", FUNCTION)
+@checks.add(
+    "C504", "warning", "custom_reward_function.name", "custom_reward_function.reward_kwargs", FUNCTION
+)
 def function_is_read(view: View) -> str | None:
     """A function is named only where there is a file to find it in."""
     if view[FUNCTION] or not view.given(
@@ -54,7 +56,7 @@ def function_is_read(view: View) -> str | None:
     return f"has no effect without {FUNCTION}"
 
 
-@checks.add("warning", MODEL, FUNCTION, "reward_api.enable")
+@checks.add("C505", "warning", MODEL, FUNCTION, "reward_api.enable")
 def scores_add_up(view: View) -> str | None:
     """A reward model stands beside a function or a server, not in its place."""
     others = [key.partition(".")[0] for key in (FUNCTION, "reward_api.enable") if view[key]]
@@ -63,7 +65,7 @@ def scores_add_up(view: View) -> str | None:
     return f"its score and that of {others[0]} are added; each is a component of the reward"
 
 
-@checks.add("error", f"{OVERLONG}.len", f"{OVERLONG}.enable", RESPONSE)
+@checks.add("C506", "error", f"{OVERLONG}.len", f"{OVERLONG}.enable", RESPONSE)
 def penalty_has_a_length(view: View) -> str | None:
     """The penalty on long responses begins within a response."""
     length, longest = view[f"{OVERLONG}.len"], view[RESPONSE]
@@ -75,7 +77,7 @@ def penalty_has_a_length(view: View) -> str | None:
     )
 
 
-@checks.add("warning", f"{OVERLONG}.penalty_factor", f"{OVERLONG}.enable")
+@checks.add("C507", "warning", f"{OVERLONG}.penalty_factor", f"{OVERLONG}.enable")
 def penalty_has_a_weight(view: View) -> str | None:
     """The penalty on long responses is one."""
     if not view[f"{OVERLONG}.enable"] or view[f"{OVERLONG}.penalty_factor"] > 0:
