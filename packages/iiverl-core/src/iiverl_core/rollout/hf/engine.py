@@ -133,6 +133,8 @@ class HFEngine:
         if not len(self._decoding):
             self._waiting, self._joining = self._waiting + self._joining, []
         source = self._joining if len(self._decoding) else self._waiting
+        if not source:
+            return []
         n_sequences, n_prompts = len(self._decoding), self._decoding.n_prompts
         admitted: list[Batch] = []
         while source:
