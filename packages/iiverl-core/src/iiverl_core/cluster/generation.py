@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiverl_core.config import Config
+from iiverl_core.config import Config, run_config
 from iiverl_core.data import load_tokenizer
 from iiverl_core.rollout import (
     RolloutRequest,
@@ -43,10 +43,10 @@ class Generator:
         Raises:
             ConfigError: the engine is not there or cannot run the model, or there is no tokenizer.
         """
-        self._config = config
-        self._tokenizer = load_tokenizer(config)
-        self._engine = make_engine(config, device)
-        self._reports = rank % config.engine_devices == 0
+        self._run = run_config(config)
+        self._tokenizer = load_tokenizer(self._run)
+        self._engine = make_engine(self._run, device)
+        self._reports = rank % self._run.engine_devices == 0
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine weights, each by name; raises as `RolloutEngine.update_weights` does."""
@@ -54,7 +54,7 @@ class Generator:
 
     def sleep(self, discard_weights: bool) -> None:
         """Let the engine release the memory that only generating needs, and with `discard_weights` its weights'."""
-        if self._config.actor_rollout_ref.rollout.free_cache_engine:
+        if self._run.rollout.free_cache_engine:
             self._engine.sleep(discard_weights=discard_weights)
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Generator:
         into a store by itself, and yielded samples that name them, would take them along when it dies; and Ray, which
         counts who still needs an object, miscounts those that are named within what a generator yields.
         """
-        params = sampling_params(self._config, sampling)
+        params = sampling_params(self._run, sampling)
         finished: list[RolloutTokens] = []
         last = time.monotonic()
         for done in run_rollouts(self._engine, SingleTurn(), requests, params):
