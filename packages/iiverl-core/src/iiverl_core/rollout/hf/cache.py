@@ -139,6 +139,12 @@ def _joined(first: Tensor, second: Tensor, length: int, more: int = 0) -> Tensor
     return room
 
 
+def _states(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+    if layer.keys is None or layer.values is None:
+        raise RuntimeError("a layer of the cache is empty: the prompts have not been run")
+    return layer.keys, layer.values
+
+
 class RowCache(DynamicCache):
     """A cache for `model` of which rows can be repeated and selected.
 
@@ -183,7 +189,7 @@ class RowCache(DynamicCache):
             elif isinstance(mine, DynamicSlidingWindowLayer) and isinstance(
                 theirs, DynamicSlidingWindowLayer
             ):
-                held = max(mine.keys.shape[-2], theirs.keys.shape[-2])
-                mine.keys = _joined(mine.keys, theirs.keys, held)
-                mine.values = _joined(mine.values, theirs.values, held)
+                pairs = list(zip(_states(mine), _states(theirs), strict=True))
+                held = max(states.shape[-2] for states in pairs[0])
+                mine.keys, mine.values = (_joined(first, second, held) for first, second in pairs)
                 mine.cumulative_length = length
