@@ -2,6 +2,7 @@
 
 from iiverl_core.config.checks.batches import checks as batches
 from iiverl_core.config.checks.critic import checks as critic
+from iiverl_core.config.checks.dataset import checks as dataset
 from iiverl_core.config.checks.devices import checks as devices
 from iiverl_core.config.checks.files import checks as files
 from iiverl_core.config.checks.functions import checks as functions
@@ -17,7 +18,19 @@ __all__ = ["ALL", "View", "run_checks"]
 
 ALL = tuple(
     check
-    for part in (batches, sampling, learning, critic, rewards, schedule, devices, layouts, files, functions)
+    for part in (
+        batches,
+        sampling,
+        learning,
+        critic,
+        rewards,
+        schedule,
+        devices,
+        layouts,
+        dataset,
+        files,
+        functions,
+    )
     for check in part.all
 )
 
