@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from iiverl_cli.algorithms import algorithms
-from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import (
+    AllowUnknown,
+    Backend,
+    ConfigFile,
+    ConfigPath,
+    Overrides,
+    load_config,
+    report_problems,
+)
 from iiverl_cli.interruption import clean_exit
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
@@ -68,7 +76,7 @@ def train_ppo(
 ) -> None:
     """Train with PPO, GRPO or a relative of theirs."""
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(loaded.problems, running=True)
+    report_problems(loaded.problems, running=True)
     if loaded.obstacles:
         raise typer.Exit(EXIT_REFUSED if loaded.refused else EXIT_UNSUPPORTED)
     with clean_exit():
@@ -99,7 +107,7 @@ def validate(
     both are right and this version or this machine cannot run them.
     """
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(loaded.problems)
+    report_problems(loaded.problems)
     refused = len(loaded.refused)
     others = len(loaded.problems) - refused
     if refused:
@@ -111,7 +119,7 @@ def validate(
         with clean_exit():
             from iiverl_core.controller import prepare
 
-            prepare(loaded.config)
+            prepare(loaded)
     obstacles = len(loaded.obstacles)
     with_warnings = f", with {_count(others, 'warning')}" if others else ""
     here = f"; {obstacles} of them keep{'s' * (obstacles == 1)} it from running here" if obstacles else ""
@@ -141,7 +149,7 @@ def show_config(
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     if loaded.is_read:
         typer.echo(show(loaded, changed=changed, describe=describe))
-    tell(loaded.problems)
+    report_problems(loaded.problems)
     if loaded.errors:
         raise typer.Exit(2)
 

@@ -5,7 +5,7 @@ import importlib.util
 
 from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.model_facts import read_model_facts
-from iiverl_core.config.roles import Role
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
 from iiverl_core.config.vllm_version import (
     CPU_HEAD_SIZES,
@@ -13,6 +13,7 @@ from iiverl_core.config.vllm_version import (
     installed_version,
     version_problem,
 )
+from iiverl_core.installation import install_command
 
 checks = Checks()
 
@@ -20,12 +21,6 @@ RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_
 MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
 ROLLOUT_DEVICES = "trainer.rollout_devices"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-FSDP_SIZES: dict[Role, str] = {
-    "actor": "actor_rollout_ref.actor.fsdp_config.fsdp_size",
-    "reference": "actor_rollout_ref.ref.fsdp_config.fsdp_size",
-    "critic": "critic.model.fsdp_config.fsdp_size",
-    "reward": "reward_model.model.fsdp_config.fsdp_size",
-}
 TRACKERS = ("wandb", "mlflow", "swanlab")
 BACKENDS = "iiverl.backends"
 """The entry-point group in which packages offer training backends."""
@@ -35,7 +30,8 @@ def missing_backend(backend: str) -> str | None:
     """Say that no installed package offers a training backend, None where one does."""
     if any(entry.name == backend for entry in importlib.metadata.entry_points(group=BACKENDS)):
         return None
-    return f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
+    command = install_command(f"iiverl[{backend}]", workspace="make setup")
+    return f"the backend {backend} is not installed; install it with: {command}"
 
 
 @checks.add("C701", "here", BACKEND)
@@ -73,7 +69,8 @@ def trackers_are_installed(view: View) -> str | None:
     ]
     if not absent:
         return None
-    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed; install with: pip install {' '.join(absent)}"
+    are = "is" if len(absent) == 1 else "are"
+    return f"{' and '.join(absent)} {are} not installed; install with: {install_command(*absent)}"
 
 
 @checks.add("C704", "error", RUNTIME, PER_NODE, NODES)
@@ -108,8 +105,8 @@ def _check_fsdp_size(role: Role, key: str) -> None:
         return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into groups of {size}; -1 takes all"
 
 
-for _role, _key in FSDP_SIZES.items():
-    _check_fsdp_size(_role, _key)
+for _role, _keys in ROLE_KEYS.items():
+    _check_fsdp_size(_role, f"{_keys.fsdp}.fsdp_size")
 
 
 @checks.add("C708", "error", TENSOR_PARALLEL, ENGINE, PER_NODE, NODES, ROLLOUT_DEVICES)
