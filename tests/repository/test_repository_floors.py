@@ -10,7 +10,8 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 
 FLOORS = [
-    "errors", "installation", "dtypes", "python_files", "data_files", "columns", "config", "memory", "algorithms", "catalogue", "samples", "data", "training", "rollout",
+    "errors", "installation", "dtypes", "python_files", "data_files", "columns", "config", "memory", "algorithms", "catalogue",
+    "samples", "data", "training", "rollout",
     "rewards", "telemetry", "cluster", "controller",
 ]  # fmt: skip
 

@@ -78,7 +78,9 @@ def check_model(key: str, path: str) -> None:
         huggingface_hub.HfApi().model_info(path, timeout=HUB_SECONDS)
     except GatedRepoError:
         return  # whoever loads it says how to ask for access
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except HFValidationError as error:
+        raise ConfigError(f"{key}: there is no folder {path}.\n{forms}") from error
+    except RepositoryNotFoundError as error:
         raise ConfigError(
             f"{key}: there is no folder {path}, and no such model on {huggingface_hub.constants.ENDPOINT}.\n{forms} If "
             "the model is private, log in with `hf auth login` or set HF_TOKEN."
