@@ -18,11 +18,10 @@ from iiverl_core.algorithms.advantages import ADVANTAGES, Estimator
 from iiverl_core.algorithms.aggregation import AGGREGATIONS
 from iiverl_core.algorithms.policy_losses import POLICY_LOSSES, PolicyLoss
 from iiverl_core.algorithms.returns import checked_estimator, checked_policy_loss
+from iiverl_core.config.sections.actor import LOSS_MODE as POLICY_LOSS_KEY
+from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR as ESTIMATOR_KEY
 from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import find_callable, load_file, split_place
-
-ESTIMATOR_KEY = "algorithm.adv_estimator"
-POLICY_LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
 
 Algorithm = TypeVar("Algorithm", Estimator, PolicyLoss)
 

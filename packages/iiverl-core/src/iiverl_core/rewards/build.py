@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, ScoreSamples
@@ -15,7 +15,7 @@ from iiverl_core.samples import Prompt, Sample
 from iiverl_reward_client import Failed, Outcome, Scored
 
 
-def make_scorer(config: Config) -> Scorer | None:
+def make_scorer(run: RunConfig) -> Scorer | None:
     """Build what scores the samples without a model of ours.
 
     That is a reward server or the user's function where asked for; else a reward model alone where there is one, for
@@ -25,14 +25,14 @@ def make_scorer(config: Config) -> Scorer | None:
     Raises:
         ConfigError: the function cannot be loaded, or the server's address or token makes no sense.
     """
-    if config.reward_api.enable:
-        return RemoteScorer(config.reward_api, make_client(config.reward_api))
-    if config.custom_reward_function.path is not None:
-        return FunctionScorer(load_custom_function(config.custom_reward_function))
-    return None if config.reward_model.enable else FunctionScorer(score_by_rule)
+    if run.rewards.api.enable:
+        return RemoteScorer(run.rewards.api, make_client(run.rewards.api))
+    if run.rewards.function.path is not None:
+        return FunctionScorer(load_custom_function(run.rewards.function))
+    return None if run.uses_reward_model else FunctionScorer(score_by_rule)
 
 
-def add_reward_model(config: Config, scorer: Scorer | None, score: ScoreSamples) -> Scorer:
+def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSamples) -> Scorer:
     """Put the reward model, which `score` reaches, around what `make_scorer` gave.
 
     As in verl, the model takes the place of the built-in rules. Where a user's function or a reward server is
@@ -48,28 +48,28 @@ def add_reward_model(config: Config, scorer: Scorer | None, score: ScoreSamples)
     from iiverl_core.data import load_conversation_writer  # brings datasets, which scoring does without
     from iiverl_core.rewards.conversation import view
 
-    writer = load_conversation_writer(config)
+    writer = load_conversation_writer(run)
     return ModelScorer(
         score,
         view=partial(view, writer=writer) if writer else None,
         other=scorer,
-        other_name="reward_api" if config.reward_api.enable else "custom_reward_function",
+        other_name="reward_api" if run.rewards.api.enable else "custom_reward_function",
     )
 
 
-def check_reward_model(config: Config) -> None:
+def check_reward_model(run: RunConfig) -> None:
     """See that the reward model, where there is one, can be given what it reads: its tokenizer and its bounds.
 
     Raises:
         ConfigError: a tokenizer cannot be read, or `reward_model.max_length` bounds what is not written anew.
     """
-    if config.reward_model.enable:
+    if run.uses_reward_model:
         from iiverl_core.data import load_conversation_writer
 
-        load_conversation_writer(config)
+        load_conversation_writer(run)
 
 
-def check_prompts(config: Config, prompts: Iterable[Prompt]) -> None:
+def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
     """See that every prompt can be scored, as far as that shows before the run.
 
     A user's function decides by itself what it can score, and what a reward server verifies is seen by
@@ -79,13 +79,13 @@ def check_prompts(config: Config, prompts: Iterable[Prompt]) -> None:
     Raises:
         ConfigError: a prompt cannot be scored; names its row.
     """
-    if config.reward_model.enable:
+    if run.uses_reward_model:
         from iiverl_core.data import load_conversation_writer
         from iiverl_core.rewards.conversation import check_conversations
 
-        if writer := load_conversation_writer(config):
+        if writer := load_conversation_writer(run):
             check_conversations(writer, islice(prompts, ROWS_CHECKED))
-    elif not config.reward_api.enable and config.custom_reward_function.path is None:
+    elif not run.rewards.api.enable and run.rewards.function.path is None:
         check_data_sources(prompts)
 
 

@@ -1,4 +1,4 @@
-"""Where the metrics of a step and a few responses go: any of console, a file, and the services, side by side."""
+"""Trackers of a run's metrics and of a few responses: console, file and services, side by side."""
 
 import logging
 import shutil
@@ -72,7 +72,7 @@ class Console:
             self._say(textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False))
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Say the responses, cut to what can be taken in at a glance."""
+        """Print the responses, each text shortened to a few lines."""
         self._say(
             "\n".join([f"responses at step {step}:", *(line for row in rows for line in as_lines(row))])
         )
@@ -143,7 +143,7 @@ class Trackers:
             return
         self._reported.add((name, kind))
         logger.warning(
-            "tracker %s %s (%s: %s). The run goes on; the other trackers have every step, and this is said once.",
+            "tracker %s %s (%s: %s). The run goes on; the other trackers have every step, and this is logged once.",
             name,
             what,
             type(error).__name__,
@@ -162,7 +162,7 @@ def make_trackers(
 ) -> Tracker:
     """Build the trackers of these names and join them.
 
-    What they write lies in `folder`; `config` is made of plain values; the console speaks through `say`.
+    They write to `folder`; `config` is made of plain values; the console prints with `say`.
 
     Raises:
         ConfigError: a name that is none of console, jsonl, tensorboard, wandb, mlflow, swanlab.
@@ -195,7 +195,7 @@ def _make(
             return JsonLines(folder)
         return SERVICES[name](folder, project, experiment, config)
     except Exception as error:
-        what = f"{name} could not start ({type(error).__name__}: {error}).\nMend what it says"
+        what = f"{name} could not start ({type(error).__name__}: {error}).\nFix the cause"
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             what = f"the package {name} is not installed.\nInstall it ({install_command(name)})"
         raise IIVerlError(

@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.roles import Role
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
 from iiverl_core.config.vllm_version import installed_version, version_problem
 from iiverl_core.installation import install_command
@@ -14,12 +14,6 @@ checks = Checks()
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
 ROLLOUT_DEVICES = "trainer.rollout_devices"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-FSDP_SIZES: dict[Role, str] = {
-    "actor": "actor_rollout_ref.actor.fsdp_config.fsdp_size",
-    "reference": "actor_rollout_ref.ref.fsdp_config.fsdp_size",
-    "critic": "critic.model.fsdp_config.fsdp_size",
-    "reward": "reward_model.model.fsdp_config.fsdp_size",
-}
 TRACKERS = ("wandb", "mlflow", "swanlab")
 BACKENDS = "iiverl.backends"
 """The entry-point group in which packages offer training backends."""
@@ -89,8 +83,8 @@ def _check_fsdp_size(role: Role, key: str) -> None:
         return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into groups of {size}; -1 takes all"
 
 
-for _role, _key in FSDP_SIZES.items():
-    _check_fsdp_size(_role, _key)
+for _role, _keys in ROLE_KEYS.items():
+    _check_fsdp_size(_role, f"{_keys.fsdp}.fsdp_size")
 
 
 @checks.add("C708", "error", TENSOR_PARALLEL, ENGINE, PER_NODE, NODES, ROLLOUT_DEVICES)

@@ -18,6 +18,7 @@ from iiverl_core.config.sections.section import (
     follows,
 )
 
+ROLLOUT = "actor_rollout_ref.rollout"
 TopK = Annotated[Int, Field(ge=-1), AfterValidator(lambda k: k or -1)]
 TopP = Annotated[Float, Field(gt=0, le=1)]
 
@@ -85,7 +86,7 @@ class RolloutConfig(Section):
     micro_batch_size: Annotated[Count | None, ONLY_HF] = None
     """Prompts that `hf` generates for at a time; null for as many as `max_num_seqs` allows."""
     max_num_seqs: Count = 1024
-    """Sequences that the engine generates at a time."""
+    """Sequences that the engine generates at a time; by default at most `max_num_batched_tokens` with vLLM."""
     gpu_memory_utilization: Annotated[Float, Field(gt=0, le=1), ONLY_VLLM] = 0.5
     """Share of a device's memory that the engine may use."""
     enforce_eager: Annotated[bool, ONLY_VLLM] = True
@@ -95,9 +96,9 @@ class RolloutConfig(Section):
     load_format: Annotated[str, ONLY_VLLM] = "dummy_dtensor"
     """Where the engine's first weights come from; it always gets the trained ones before it generates."""
     tensor_model_parallel_size: Annotated[Count, ONLY_VLLM] = 2
-    """Devices over which one engine is spread; where it is not set and 2 do not divide what each machine has, 1."""
+    """Tensor-parallel size per engine. Default 2, or 1 if the devices per node are odd or the model does not divide."""
     max_num_batched_tokens: Annotated[Count, ONLY_VLLM] = 8192
-    """Tokens that the engine computes at a time."""
+    """Tokens that the engine computes at a time; by default at least `max_num_seqs` and, without chunked prefill, a whole sequence."""
     max_model_len: Annotated[Count | None, ONLY_VLLM] = None
     """Tokens in a sequence at most; null for prompt and response together."""
     disable_log_stats: Annotated[bool, ONLY_VLLM] = True

@@ -1,6 +1,6 @@
 """The whole configuration."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from iiverl_core.config.sections.actor_rollout_ref import ActorRolloutRefConfig
 from iiverl_core.config.sections.algorithm import WITH_CRITIC, AlgorithmConfig
@@ -24,6 +24,13 @@ class Config(Section):
     custom_reward_function: CustomRewardFunctionConfig
     algorithm: AlgorithmConfig
     trainer: TrainerConfig
+
+    def at(self, key: str) -> Any:
+        """Give the value of a key, or a section, by its full path."""
+        value: Any = self
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
 
     @property
     def backend(self) -> str:
