@@ -28,8 +28,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from iiverl_core.config import load
-from iiverl_core.rewards import Key, Scorer
-from iiverl_core.samples import Sample
+from iiverl_core.rewards import Scorer
+from iiverl_core.samples import Rollout, SampleId
 from iiverl_core.telemetry import read_history
 from iiverl_reward_client import Outcome
 
@@ -69,20 +69,20 @@ class TakingTurns:
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self._kept: list[Sample] = []
+        self._kept: list[Rollout] = []
         self._step = 0
 
-    def submit(self, sample: Sample) -> None:
+    def submit(self, rollout: Rollout) -> None:
         """See `Scorer.submit`."""
         if self._step % 2:
-            self._kept.append(sample)
+            self._kept.append(rollout)
         else:
-            self._scorer.submit(sample)
+            self._scorer.submit(rollout)
 
-    def collect(self) -> Mapping[Key, Outcome]:
+    def collect(self) -> Mapping[SampleId, Outcome]:
         """See `Scorer.collect`."""
-        for sample in self._kept:
-            self._scorer.submit(sample)
+        for rollout in self._kept:
+            self._scorer.submit(rollout)
         self._kept.clear()
         self._step += 1
         return self._scorer.collect()

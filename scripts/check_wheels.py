@@ -44,14 +44,13 @@ WATCHED = (
 def run(*command: str | Path, cwd: Path, quiet: bool = False) -> str:
     """Run a command and return what it printed; stop everything if it fails or if a deprecation warning appears."""
     print("$", *command, flush=True)
-    done = subprocess.run(
-        command, cwd=cwd, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    done = subprocess.run(command, cwd=cwd, check=False, text=True, capture_output=True)
+    printed = done.stdout + done.stderr
     if not quiet or done.returncode:
-        print(done.stdout, flush=True)
+        print(printed, flush=True)
     if done.returncode:
         sys.exit(done.returncode)
-    if warning := re.search(r".*\b(FutureWarning|DeprecationWarning)\b.*", done.stdout):
+    if warning := re.search(r".*\b(FutureWarning|DeprecationWarning)\b.*", printed):
         sys.exit(f"a newer version of a dependency deprecates something that is used: {warning[0]}")
     return done.stdout
 

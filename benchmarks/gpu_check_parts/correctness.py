@@ -21,6 +21,7 @@ from transformers import (
 
 from gpu_check_parts.setting import Numbers, Setting, one_process
 from gpu_check_parts.training import cut, make_backend
+from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, Outputs, Role
 from iiverl_core.training.log_probs import token_log_probs
 
@@ -47,13 +48,13 @@ def gradients(setting: Setting, *, backend: str = "fsdp") -> Numbers:
             actor = make_backend(config, "actor", setting.device)
             batches = cut(setting, setting.sequences(), packed=packed)
             found = torch.cat([_there(output.log_probs_T) for output in actor.forward(batches)])
-            by_hand = torch.cat([_log_probs(model, *each, setting.device) for each in _pairs(batches)])
+            by_hand = torch.cat([_log_probs(model, each, setting.device) for each in _sequences(batches)])
             numbers[f"log-probs {layout}"] = _apart(found, by_hand)
             norms = []
             for number in range(LOSSES):
 
                 def loss(outputs: Outputs, batch: MicroBatch, number: int = number) -> tuple[Tensor, dict]:
-                    weights = [_weights(response, number) for response in batch.responses]
+                    weights = [_weights(each, number) for each in batch.sequences]
                     return torch.cat(weights).to(setting.device) @ _there(outputs.log_probs_T), {}
 
                 actor.forward_backward(batches, loss)
@@ -80,45 +81,46 @@ def value_models(setting: Setting, *, backend: str = "fsdp") -> Numbers:
                 found = [
                     _there(output.values_T if role == "critic" else output.scores_B) for output in outputs
                 ]
-                by_hand = [_values(model, role, *each, setting.device) for each in _pairs(batches)]
+                by_hand = [_values(model, role, each, setting.device) for each in _sequences(batches)]
                 numbers[f"{role} {layout}"] = _apart(torch.cat(found), torch.cat(by_hand))
     return _checked(numbers)
 
 
-def _pairs(batches: Sequence[MicroBatch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give prompt and response of each sequence, in the order of the micro-batches."""
+def _sequences(batches: Sequence[MicroBatch]) -> Iterator[TokenSequence]:
+    """Give the sequences, in the order of the micro-batches."""
     for batch in batches:
-        yield from zip(batch.prompts, batch.responses, strict=True)
+        yield from batch.sequences
 
 
-def _log_probs(
-    model: PreTrainedModel, prompt: np.ndarray, response: np.ndarray, device: torch.device
-) -> Tensor:
-    ids = torch.from_numpy(np.concatenate([prompt, response])).to(device)
-    logits = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1]
-    return token_log_probs(logits, ids[len(prompt) :], 1.0, entropy=False)[0]
+def _logits(model: PreTrainedModel, sequence: TokenSequence, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give the logits of a whole sequence, and the positions of its trained tokens."""
+    ids = torch.from_numpy(sequence.token_ids).to(device)
+    return model(input_ids=ids[None]).logits[0], torch.from_numpy(np.flatnonzero(sequence.loss_mask))
+
+
+def _log_probs(model: PreTrainedModel, sequence: TokenSequence, device: torch.device) -> Tensor:
+    logits, at = _logits(model, sequence, device)
+    targets = torch.from_numpy(sequence.token_ids)[at].to(device)
+    return token_log_probs(logits[at - 1], targets, 1.0, entropy=False)[0]
 
 
 def _norm(model: PreTrainedModel, batches: Sequence[MicroBatch], number: int, device: torch.device) -> float:
     model.zero_grad()
-    for prompt, response in _pairs(batches):
-        (_weights(response, number).to(device) @ _log_probs(model, prompt, response, device)).backward()
+    for sequence in _sequences(batches):
+        (_weights(sequence, number).to(device) @ _log_probs(model, sequence, device)).backward()
     gradient = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradient).item()
 
 
-def _weights(response: np.ndarray, number: int) -> Tensor:
-    """Weigh tokens by their ids, in a way that looks random, so that the layout cannot matter."""
-    return torch.from_numpy(np.cos((number + 1.0) * response)).float()
+def _weights(sequence: TokenSequence, number: int) -> Tensor:
+    """Weigh trained tokens by their ids, in a way that looks random, so that the layout cannot matter."""
+    return torch.from_numpy(np.cos((number + 1.0) * sequence.token_ids[sequence.loss_mask])).float()
 
 
 @torch.no_grad()
-def _values(
-    model: PreTrainedModel, role: str, prompt: np.ndarray, response: np.ndarray, device: torch.device
-) -> Tensor:
-    ids = torch.from_numpy(np.concatenate([prompt, response])).to(device)
-    logits = model(input_ids=ids[None]).logits[0]
-    return logits[len(prompt) - 1 : -1, 0] if role == "critic" else logits
+def _values(model: PreTrainedModel, role: str, sequence: TokenSequence, device: torch.device) -> Tensor:
+    logits, at = _logits(model, sequence, device)
+    return logits[at - 1, 0] if role == "critic" else logits
 
 
 def _there(x: Tensor | None) -> Tensor:

@@ -9,8 +9,8 @@ from gpu_check_parts.setting import GIB, NotPossibleError, Numbers, Setting, one
 from gpu_check_parts.training import cut, make_backend
 from iiverl_core.algorithms.rollout_correction import mismatch
 from iiverl_core.config import run_config
-from iiverl_core.rollout import Request, SamplingParams, make_engine
-from iiverl_core.samples import Tokens
+from iiverl_core.rollout import GenerationRequest, SamplingParams, generate, make_engine
+from iiverl_core.samples import SampleId, TokenSequence
 from iiverl_core.training import TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS
 
@@ -26,9 +26,13 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
     if engine == "vllm" and find_spec("vllm") is None:
         raise NotPossibleError("vLLM is not installed")
     config = setting.configure(engine=engine)
-    prompts = [each.prompt_ids for each in setting.sequences()]
-    requests = [Request(key, prompt.tolist(), seed=key) for key, prompt in enumerate(prompts)]
-    params = SamplingParams(n=RESPONSES, max_tokens=setting.size.generated, ignore_eos=True)
+    prompts = [each.token_ids[~each.loss_mask] for each in setting.sequences()]
+    requests = [
+        GenerationRequest(SampleId("train", 1, group, member), prompt.tolist(), seed=group)
+        for group, prompt in enumerate(prompts)
+        for member in range(RESPONSES)
+    ]
+    params = SamplingParams(max_tokens=setting.size.generated, ignore_eos=True)
     with one_process(setting.device):
         trainer = make_backend(config, "actor", setting.device, trained=False)
         generator = make_engine(run_config(config), setting.device)
@@ -38,16 +42,19 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
             generator.update_weights(trainer.named_weights(), next(versions))
 
         seconds_update = setting.seconds(update)
-        list(generator.generate(requests, params))  # kernels are compiled and chosen
+        list(generate(generator, requests, params))  # kernels are compiled and chosen
         freed = _free(setting)
         generator.sleep()
         freed = _free(setting) - freed
         update()
         done = []
-        seconds = setting.seconds(lambda: done.extend(generator.generate(requests, params)), warm_up=False)
+        seconds = setting.seconds(lambda: done.extend(generate(generator, requests, params)), warm_up=False)
         peak = setting.peak()
-        done = done[-len(requests) * RESPONSES :]
-        sampled = [Tokens(prompts[each.key], each.token_ids, each.log_probs) for each in done]
+        done = done[-len(requests) :]
+        sampled = [
+            TokenSequence.single_turn(prompts[each.request.id.group], each.token_ids, each.log_probs)
+            for each in done
+        ]
         apart = _apart(setting, trainer, sampled)
     if not apart["rollout/kl"] < HIGHEST_KL:
         raise ValueError(f"engine and trainer are apart: rollout/kl is {apart['rollout/kl']:.3g} nats")
@@ -61,7 +68,7 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
     }
 
 
-def _apart(setting: Setting, trainer: TrainingBackend, sampled: list[Tokens]) -> Numbers:
+def _apart(setting: Setting, trainer: TrainingBackend, sampled: list[TokenSequence]) -> Numbers:
     """Compare the engine's log-probs of what it sampled with the trainer's."""
     batches = cut(setting, sampled, packed=True)
     ratios = [

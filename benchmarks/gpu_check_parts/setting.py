@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from iiverl_core.config import Config, build
 from iiverl_core.config.checks.devices import missing_backend
-from iiverl_core.samples import Tokens
+from iiverl_core.samples import TokenSequence
 
 GIB = 2**30
 PAD, END = 0, 1
@@ -136,7 +136,7 @@ class Setting:
             backend,
         )
 
-    def sequences(self) -> list[Tokens]:
+    def sequences(self) -> list[TokenSequence]:
         """Draw sequences whose responses have log-normal lengths, always the same."""
         rng = np.random.default_rng(0)
         size, count = self.size, self.size.sequences
@@ -145,7 +145,7 @@ class Setting:
         responses = drawn.clip(1, size.longest_response).astype(int)
         vocabulary = size.shape["vocab_size"]
         return [
-            Tokens(
+            TokenSequence.single_turn(
                 rng.integers(FIRST, vocabulary, p),
                 rng.integers(FIRST, vocabulary, r),
                 np.zeros(r, np.float32),

@@ -11,7 +11,7 @@ from iiverl_core.algorithms import find_policy_loss, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.cluster.models import model_specs
 from iiverl_core.config import Config
-from iiverl_core.samples import Tokens
+from iiverl_core.samples import TokenSequence
 from iiverl_core.telemetry import mfu, training_flops
 from iiverl_core.training import MicroBatch, Role, TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, make_micro_batch
@@ -62,10 +62,10 @@ def make_backend(
     return load_backend(config.backend)(spec if trained else replace(spec, optim=None))
 
 
-def cut(setting: Setting, sequences: list[Tokens], *, packed: bool) -> list[MicroBatch]:
+def cut(setting: Setting, sequences: list[TokenSequence], *, packed: bool) -> list[MicroBatch]:
     """Cut sequences into micro-batches of the size's token budget, with all that the actor's loss reads but the KL's."""
     rng = np.random.default_rng(1)
-    responses = [len(each.response_ids) for each in sequences]
+    responses = [each.trained for each in sequences]
     weights = token_weights("token-mean", responses, setting.size.longest_response)
     advantages = [rng.normal(size=n).astype(np.float32) for n in responses]
     total = lengths(sequences)
@@ -75,19 +75,19 @@ def cut(setting: Setting, sequences: list[Tokens], *, packed: bool) -> list[Micr
             [sequences[i] for i in positions],
             {
                 "advantages": [advantages[i] for i in positions],
-                ROLLOUT_LOG_PROBS: [sequences[i].log_probs for i in positions],
+                ROLLOUT_LOG_PROBS: [sequences[i].log_probs[sequences[i].loss_mask] for i in positions],
             },
             [weights[i] for i in positions],
-            token_share=1 / sum(responses),
+            inv_num_tokens=1 / sum(responses),
             device=setting.device,
         )
         for positions in plan[0]
     ]
 
 
-def lengths(sequences: list[Tokens]) -> list[int]:
+def lengths(sequences: list[TokenSequence]) -> list[int]:
     """Count the tokens of each sequence."""
-    return [len(each.prompt_ids) + len(each.response_ids) for each in sequences]
+    return [len(each.token_ids) for each in sequences]
 
 
 def _mfu(setting: Setting, parameters: int, total: list[int], seconds: float) -> Numbers:

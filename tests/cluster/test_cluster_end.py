@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def is_worker(process: psutil.Process) -> bool:
     try:
-        return "ray::Host" in " ".join(process.cmdline())
+        return "ray::WorkerActor" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:  # it ended since it was listed
         return False
 

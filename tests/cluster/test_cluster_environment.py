@@ -35,11 +35,11 @@ def test_a_worker_sees_the_devices_that_ray_gave_it(
     """Even where the cluster has told Ray to leave the variable alone (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES)."""
     import ray
 
-    from iiverl_core.cluster.ray_group import Host
+    from iiverl_core.cluster.ray_group import WorkerActor
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: assigned)
-    Host(None, str(Path.cwd()))
+    WorkerActor(object, str(Path.cwd()))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 

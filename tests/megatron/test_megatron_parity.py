@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from iiverl_core.config import FSDPConfig
 from iiverl_core.training import Offload, Role
@@ -59,7 +57,7 @@ CASES: dict[str, tuple[str, str, Role, dict[str, tuple[Any, dict[str, Any]]]]] =
 }
 
 
-def learn(backend: Any, role: Role, micro: list[Any], take: Any) -> dict[str, Any]:
+def learn(backend: Any, role: Role, micro: list[Any]) -> dict[str, Any]:
     """What a model says before a step, the loss's metrics, the gradient, and the weights after some steps."""
     found: dict[str, Any] = {"outputs": by_sample(backend.forward(micro, entropy=True), micro)}
     if role == "reward":
@@ -67,7 +65,7 @@ def learn(backend: Any, role: Role, micro: list[Any], take: Any) -> dict[str, An
     found["size"] = backend.parameter_count()
     found["start"] = {name: tensor.clone() for name, tensor in backend.named_weights()}
     found["metrics"] = backend.forward_backward(micro, loss_of(role), entropy=True)
-    found["gradient"] = take(backend)  # and clears it
+    found["gradient"] = gradients(backend)  # and clears it
     found["norms"] = []
     for _ in range(STEPS):
         backend.forward_backward(micro, loss_of(role), entropy=True)
@@ -84,25 +82,18 @@ def under_megatron(path: Path, role: Role, cases: dict[str, tuple[Any, dict[str,
         if "offloaded" in name:
             spec = dataclasses.replace(spec, offload=Offload(True, True, True))
         backend = in_layout(spec)
-        micro = batches(backend.place.data_rank, backend.place.data_size)
-        found = learn(backend, role, micro, gradients)
+        micro = batches(backend.parallel_rank.data_rank, backend.parallel_rank.data_size)
+        found = learn(backend, role, micro)
         first = dist.get_rank() == 0
         kept = found if first else {key: found[key] for key in ("outputs", "metrics") if key in found}
-        results[name] = {**kept, "place": backend.place}
+        results[name] = {**kept, "place": backend.parallel_rank}
     return results
 
 
 def under_fsdp(path: Path, role: Role) -> dict[str, Any]:
     backend = FSDPBackend(model_spec(path, FP32, role))
 
-    def take(backend: Any) -> dict[str, torch.Tensor]:
-        whole = {name: p.grad.full_tensor().clone() for name, p in backend._model.named_parameters()}
-        backend._optimizer.zero_grad()
-        # Experts are one tensor a layer in the model and one an expert in its checkpoints.
-        is_whole = isinstance(backend._model, PreTrainedModel)
-        return revert_weight_conversion(backend._model, whole) if is_whole else whole
-
-    return learn(backend, role, batches(0, 1), take)
+    return learn(backend, role, batches(0, 1))
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -142,7 +133,7 @@ def joined(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What all processes found, of each case: outputs of those that report, sums of their metrics."""
     together = {}
     for case in results[0]:
-        reporting = [r[case] for r in results if r[case]["place"].reports]
+        reporting = [r[case] for r in results if r[case]["place"].is_output_rank]
         ranks = [r["place"].data_rank for r in reporting]
         assert sorted(ranks) == list(range(reporting[0]["place"].data_size))
         outputs = {key: row for r in reporting for key, row in r["outputs"].items()}

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +13,8 @@ from iiverl_core.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from layouts import batches, in_layout, layout, make_model, model_spec
+
+from rollouts import trained_positions
 
 pytestmark = pytest.mark.megatron
 
@@ -75,10 +76,9 @@ def test_positions_as_llama_scales_them_and_half_precision(one_rank, tmp_path: P
     }
     path = make_model(tmp_path, "llama", rope_parameters=scaled)
     micro = batches(0, 1, sequences=1)[-1:]
-    ids = torch.from_numpy(np.concatenate([micro[0].prompts[0], micro[0].responses[0]]))
-    logits = AutoModelForCausalLM.from_pretrained(path)(ids[None]).logits[0] / micro[0].temperature
-    first = len(micro[0].prompts[0])
-    expected = logits.log_softmax(-1)[first - 1 : -1].gather(-1, ids[first:, None])[:, 0]
+    ids, predicting, targets = trained_positions(micro[0].sequences[0])
+    logits = AutoModelForCausalLM.from_pretrained(path)(ids).logits[0, predicting] / micro[0].temperature
+    expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     found = in_layout(model_spec(path, layout())).forward(micro)[0].log_probs_T
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
 

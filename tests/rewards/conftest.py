@@ -1,11 +1,12 @@
-"""Samples as the loop would hand them to a scorer."""
+"""Rollouts as the loop hands them to a scorer."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from iiverl_core.samples import Handle, Prompt, Sample
+from iiverl_core.samples import Prompt, Rollout
+from rollouts import make_rollout
 
 
 def _make_sample(
@@ -14,7 +15,7 @@ def _make_sample(
     data_source: str = "openai/gsm8k",
     key: tuple[int, int] = (0, 0),
     **columns: Any,
-) -> Sample:
+) -> Rollout:
     prompt = Prompt(
         row=key[0],
         ids=(1, 2, 3),
@@ -23,21 +24,10 @@ def _make_sample(
         ground_truth=ground_truth,
         columns=columns,
     )
-    return Sample(
-        prompt=prompt,
-        group=key[0],
-        member=key[1],
-        text=text,
-        raw_text=f"{text}<end>",
-        response_length=len(text),
-        finish_reason="stop",
-        weights_version=0,
-        tokens=Handle(ref=None),
-        log_prob=0.0,
-    )
+    return make_rollout(*key, prompt=prompt, text=text, raw_text=f"{text}<end>", response_length=len(text))
 
 
 @pytest.fixture
-def make_sample() -> Callable[..., Sample]:
-    """Makes a sample of a response, a ground truth, a data source, a `(group, member)` key and columns."""
+def make_sample() -> Callable[..., Rollout]:
+    """Makes a rollout of a response, a ground truth, a data source, a `(group, member)` key and columns."""
     return _make_sample

@@ -6,6 +6,7 @@ from iiverl_core.config import build, run_config
 from iiverl_core.rewards import check_prompts, make_scorer
 from iiverl_core.rewards.rules import UnknownDataSource
 from iiverl_reward_client import Failed, Scored
+from rollouts import id_of
 
 
 @pytest.fixture
@@ -37,14 +38,14 @@ def test_without_a_function_the_rules_score_by_data_source(make_sample):
         make_sample(r"\boxed{1/2}", r"\frac12", "lighteval/MATH", key=(1, 0)),
     )
     assert outcomes == {
-        (0, 0): Scored(1.0, info={"pred": "72"}),
-        (0, 1): Scored(0.0),
-        (1, 0): Scored(1.0, info={"pred": r"\frac{1}{2}"}),
+        id_of(0, 0): Scored(1.0, info={"pred": "72"}),
+        id_of(0, 1): Scored(0.0),
+        id_of(1, 0): Scored(1.0, info={"pred": r"\frac{1}{2}"}),
     }
 
 
 def test_a_row_that_its_rule_cannot_score_fails_and_is_named(make_sample):
-    outcome = scores(run_config(build({})), make_sample("#### 72", "none", key=(6, 0)))[6, 0]
+    outcome = scores(run_config(build({})), make_sample("#### 72", "none", key=(6, 0)))[id_of(6, 0)]
     assert isinstance(outcome, Failed)
     assert "row 6 of the dataset" in outcome.detail
 
@@ -55,7 +56,7 @@ def test_a_data_source_without_a_rule_never_scores_zero(make_sample):
 
 
 def test_the_users_function_scores_every_data_source(own_function, make_sample):
-    assert scores(own_function, make_sample("abc", data_source="acme/sonnets")) == {(0, 0): Scored(6.0)}
+    assert scores(own_function, make_sample("abc", data_source="acme/sonnets")) == {id_of(0, 0): Scored(6.0)}
 
 
 def test_only_the_rules_ask_for_a_data_source_before_the_run(own_function, make_sample):

@@ -1,6 +1,6 @@
 """A reward model as a configuration asks for it: what it is shown, and what is told before the run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from data.reward_tokenizer import reward_tokenizer
 from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards import (
-    Key,
     Scorer,
     add_reward_model,
     check_prompts,
     check_reward_model,
     make_scorer,
 )
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout, SampleId, SequenceRef, TokenSequence
 from iiverl_reward_client import Failed, Outcome, Scored
+from rollouts import id_of
 
-Make = Callable[..., Sample]
+Make = Callable[..., Rollout]
 
 CHAT = ({"role": "user", "content": "2+3?"},)
 
@@ -47,13 +47,13 @@ def config_of(tmp_path: Path, tiny_model_path: Path) -> Callable[..., RunConfig]
 
 
 @pytest.fixture
-def sample(make_sample: Make) -> Sample:
+def sample(make_sample: Make) -> Rollout:
     """A response to a chat, whose data source no built-in rule knows."""
     made = make_sample("five", "5", "acme/sonnets", extra_info={"weight": 2})
     return replace(made, prompt=replace(made.prompt, chat=CHAT))
 
 
-def collected(scorer: Scorer, *samples: Sample) -> dict[Key, Outcome]:
+def collected(scorer: Scorer, *samples: Rollout) -> dict[SampleId, Outcome]:
     try:
         for sample in samples:
             scorer.submit(sample)
@@ -63,7 +63,7 @@ def collected(scorer: Scorer, *samples: Sample) -> dict[Key, Outcome]:
 
 
 def test_a_reward_model_stands_in_for_the_rules_and_beside_all_else(
-    config_of: Callable[..., RunConfig], sample: Sample, tmp_path: Path
+    config_of: Callable[..., RunConfig], sample: Rollout, tmp_path: Path
 ) -> None:
     assert make_scorer(config_of()) is None
     file = tmp_path / "own.py"
@@ -73,56 +73,55 @@ def test_a_reward_model_stands_in_for_the_rules_and_beside_all_else(
     config = config_of({"custom_reward_function": {"path": str(file)}})
     scorer = add_reward_model(config, make_scorer(config), lambda samples: [0.5 for _ in samples])
     parts = {"reward_model": 0.5, "custom_reward_function": 4.0}
-    assert collected(scorer, sample) == {(0, 0): Scored(4.5, parts)}
+    assert collected(scorer, sample) == {id_of(0, 0): Scored(4.5, parts)}
 
 
 def test_the_model_is_shown_the_whole_conversation_in_its_own_tokens(
-    config_of: Callable[..., RunConfig], sample: Sample
+    config_of: Callable[..., RunConfig], sample: Rollout
 ) -> None:
-    shown: list[Sample] = []
+    shown: dict[SampleId, TokenSequence] = {}
 
-    def score(samples: Sequence[Sample]) -> list[float]:
-        shown.extend(samples)
-        return [float(sum(view.prompt.ids)) for view in samples]
+    def score(sequences: Mapping[SampleId, TokenSequence]) -> list[float]:
+        shown.update(sequences)
+        return [float(each.token_ids.sum()) for each in sequences.values()]
 
     messages = [*CHAT, {"role": "assistant", "content": "five"}]
     ids = reward_tokenizer().apply_chat_template(messages, tokenize=True, return_dict=False)
     outcomes = collected(add_reward_model(config_of(), None, score), sample)
-    assert outcomes == {(0, 0): Scored(float(sum(ids)), {"reward_model": float(sum(ids))})}
-    (view,) = shown
-    assert list(view.prompt.ids) == ids
-    assert (view.length, view.response_length, view.prompt.columns) == (len(ids), 0, {})
-    assert (view.group, view.member, view.tokens) == (0, 0, sample.tokens)
+    assert outcomes == {id_of(0, 0): Scored(float(sum(ids)), {"reward_model": float(sum(ids))})}
+    assert list(shown) == [sample.id]
+    assert shown[sample.id].token_ids.tolist() == ids
+    assert shown[sample.id].trained == 0
 
 
 def test_a_model_with_the_policys_tokenizer_is_shown_samples_as_they_are(
-    config_of: Callable[..., RunConfig], sample: Sample, tmp_path: Path
+    config_of: Callable[..., RunConfig], sample: Rollout, tmp_path: Path
 ) -> None:
-    shown: list[Sample] = []
+    shown: list[SequenceRef] = []
     config = config_of(model={"path": str(tmp_path / "none"), "input_tokenizer": None})
     check_reward_model(config)
     check_prompts(config, [sample.prompt])
     collected(
-        add_reward_model(config, None, lambda samples: [shown.append(s) or 0.0 for s in samples]), sample
+        add_reward_model(config, None, lambda each: [shown.append(s) or 0.0 for s in each.values()]), sample
     )
-    assert shown == [sample]
+    assert shown == list(sample.sequences)
 
 
 def test_a_conversation_that_is_too_long_fails_by_itself(
-    config_of: Callable[..., RunConfig], sample: Sample
+    config_of: Callable[..., RunConfig], sample: Rollout
 ) -> None:
     config = config_of(max_length=40, truncation="error")
-    longer = replace(sample, member=1, text="five" * 10)
+    longer = replace(sample, id=id_of(0, 1), text="five" * 10)
     outcomes = collected(add_reward_model(config, None, lambda samples: [1.0] * len(samples)), sample, longer)
-    assert outcomes[0, 0] == Scored(1.0, {"reward_model": 1.0})
-    failed = outcomes[0, 1]
+    assert outcomes[id_of(0, 0)] == Scored(1.0, {"reward_model": 1.0})
+    failed = outcomes[id_of(0, 1)]
     assert isinstance(failed, Failed)
     assert failed.kind == "function"
     assert failed.detail.startswith("row 0 of the dataset: the prompt and its response are ")
 
 
 def test_what_the_model_cannot_read_is_told_before_the_run(
-    config_of: Callable[..., RunConfig], sample: Sample, tmp_path: Path
+    config_of: Callable[..., RunConfig], sample: Rollout, tmp_path: Path
 ) -> None:
     config = config_of()
     check_reward_model(config)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from iiverl_core.config import Config, build
+from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.data import PromptSet, load_prompts
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards import check_ground_truths
@@ -39,11 +39,11 @@ def prompts(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast):
     return make
 
 
-def config(tmp_path: Path, function: str | None = None, **sections: Any) -> Config:
+def config(tmp_path: Path, function: str | None = None, **sections: Any) -> RunConfig:
     if function is None:
-        return build(sections)
+        return run_config(build(sections))
     (tmp_path / "own.py").write_text(function)
-    return build({"custom_reward_function": {"path": str(tmp_path / "own.py")}, **sections})
+    return run_config(build({"custom_reward_function": {"path": str(tmp_path / "own.py")}, **sections}))
 
 
 @pytest.mark.parametrize(

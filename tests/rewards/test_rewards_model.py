@@ -3,31 +3,34 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iiverl_core.rewards import FunctionScorer, Key, ModelScorer, Scorer
-from iiverl_core.samples import Sample
+from iiverl_core.rewards import FunctionScorer, ModelScorer, RewardModelInput, Scorer
+from iiverl_core.samples import Rollout, SampleId, SequenceRef, TokenSequence
 from iiverl_reward_client import Failed, Outcome, Scored
+from rollouts import id_of
 
 pytestmark = pytest.mark.timeout(20)
 
-Make = Callable[..., Sample]
+Make = Callable[..., Rollout]
 
 
 class Model:
-    """Scores a sample by its tokens, and remembers what it was asked for."""
+    """Scores a sequence by its tokens, or by their number, and remembers what it was asked for."""
 
     def __init__(self) -> None:
-        self.calls: list[list[Sample]] = []
+        self.calls: list[dict[SampleId, RewardModelInput]] = []
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float]:
-        self.calls.append(list(samples))
-        return [float(sum(sample.prompt.ids) + sample.response_length) for sample in samples]
+    def __call__(self, sequences: Mapping[SampleId, RewardModelInput]) -> list[float]:
+        self.calls.append(dict(sequences))
+        return [
+            float(each.length if isinstance(each, SequenceRef) else each.token_ids.sum())
+            for each in sequences.values()
+        ]
 
 
 @pytest.fixture
@@ -44,13 +47,13 @@ def scorer_of() -> Iterator[Callable[..., ModelScorer]]:
         scorer.close()
 
 
-def collected(scorer: Scorer, *samples: Sample) -> dict[Key, Outcome]:
+def collected(scorer: Scorer, *samples: Rollout) -> dict[SampleId, Outcome]:
     for sample in samples:
         scorer.submit(sample)
     return dict(scorer.collect())
 
 
-def by_text(sample: Sample) -> Outcome:
+def by_text(sample: Rollout) -> Outcome:
     """A user's function: the response is a number, or says that there is none."""
     if sample.text == "no":
         return Failed("function", detail="no number")
@@ -62,9 +65,9 @@ def test_the_model_is_asked_once_for_all_in_the_order_of_group_and_member(scorer
     keys = [(2, 0), (0, 1), (10, 0), (0, 0), (1, 1)]
     outcomes = collected(scorer_of(model), *(make_sample("x" * sum(key), key=key) for key in keys))
     (asked,) = model.calls
-    assert [(sample.group, sample.member) for sample in asked] == sorted(keys)
-    # The prompt's ids are 1, 2 and 3, and a response has as many tokens as letters.
-    assert outcomes == {key: Scored(6.0 + sum(key), {"reward_model": 6.0 + sum(key)}) for key in keys}
+    assert list(asked) == [id_of(*key) for key in sorted(keys)]
+    # The prompt has three tokens, and a response has as many tokens as letters.
+    assert outcomes == {id_of(*key): Scored(3.0 + sum(key), {"reward_model": 3.0 + sum(key)}) for key in keys}
 
 
 def test_each_collect_is_about_what_came_since_the_last(scorer_of, make_sample: Make):
@@ -74,40 +77,41 @@ def test_each_collect_is_about_what_came_since_the_last(scorer_of, make_sample: 
     assert model.calls == []  # the workers are left alone
     assert scorer.busy_seconds == 0
     first = collected(scorer, make_sample("a"))
-    assert first == {(0, 0): Scored(7.0, {"reward_model": 7.0})}
-    assert collected(scorer, make_sample("bb")) == {(0, 0): Scored(8.0, {"reward_model": 8.0})}
+    assert first == {id_of(0, 0): Scored(4.0, {"reward_model": 4.0})}
+    assert collected(scorer, make_sample("bb")) == {id_of(0, 0): Scored(5.0, {"reward_model": 5.0})}
     assert scorer.collect() == {}
     assert len(model.calls) == 2
 
 
-def test_the_model_sees_views_and_the_other_scorer_the_samples(scorer_of, make_sample: Make):
+def test_the_model_reads_what_was_rewritten_and_the_other_scorer_the_rollouts(scorer_of, make_sample: Make):
     model, judged, threads = Model(), [], []
 
-    def view(sample: Sample) -> Sample:
+    def rewrite(rollout: Rollout) -> TokenSequence:
         threads.append(threading.get_ident())
-        return replace(sample, prompt=replace(sample.prompt, ids=(100, 200)), response_length=0)
+        return TokenSequence.untrained([100, 200])
 
-    def judge(sample: Sample) -> Outcome:
-        judged.append(sample)
+    def judge(rollout: Rollout) -> Outcome:
+        judged.append(rollout)
         return Scored(0.0)
 
-    sample = make_sample("abc")
-    outcomes = collected(scorer_of(model, view=view, other=FunctionScorer(judge)), sample)
-    assert outcomes[0, 0] == Scored(300.0, {"reward_model": 300.0, "other": 0.0})
-    assert judged == [sample]
-    assert [each.length for each in model.calls[0]] == [2]
+    rollout = make_sample("abc")
+    outcomes = collected(scorer_of(model, rewrite=rewrite, other=FunctionScorer(judge)), rollout)
+    assert outcomes[id_of(0, 0)] == Scored(300.0, {"reward_model": 300.0, "other": 0.0})
+    assert judged == [rollout]
     assert threading.get_ident() not in threads
 
 
 def test_a_sample_that_cannot_be_shown_to_the_model_fails_alone(scorer_of, make_sample: Make):
     model = Model()
     failure = Failed("function", detail="too long")
-    scorer = scorer_of(model, view=lambda sample: failure if sample.group == 1 else sample)
+    scorer = scorer_of(
+        model, rewrite=lambda sample: failure if sample.id.group == 1 else sample.sequences[-1]
+    )
     outcomes = collected(scorer, *(make_sample(key=(group, 0)) for group in range(3)))
-    score = Scored(6.0, {"reward_model": 6.0})
-    assert outcomes == {(0, 0): score, (1, 0): failure, (2, 0): score}
-    assert [sample.group for sample in model.calls[0]] == [0, 2]
-    assert collected(scorer, make_sample(key=(1, 0))) == {(1, 0): failure}
+    score = Scored(3.0, {"reward_model": 3.0})
+    assert outcomes == {id_of(0, 0): score, id_of(1, 0): failure, id_of(2, 0): score}
+    assert list(model.calls[0]) == [id_of(0, 0), id_of(2, 0)]
+    assert collected(scorer, make_sample(key=(1, 0))) == {id_of(1, 0): failure}
     assert len(model.calls) == 1
 
 
@@ -123,29 +127,29 @@ def test_what_is_no_finite_number_is_no_score(scorer_of, make_sample: Make, scor
 
 def test_scores_of_both_are_added_and_told_apart(scorer_of, make_sample: Make):
     scorer = scorer_of(Model(), other=FunctionScorer(by_text), other_name="custom_reward_function")
-    outcome = collected(scorer, make_sample("0.25"))[0, 0]
-    parts = {"format": 0.5, "custom_reward_function": 0.25, "reward_model": 10.0}
-    assert outcome == Scored(10.25, parts, {"why": "said so"})
+    outcome = collected(scorer, make_sample("0.25"))[id_of()]
+    parts = {"format": 0.5, "custom_reward_function": 0.25, "reward_model": 7.0}
+    assert outcome == Scored(7.25, parts, {"why": "said so"})
 
 
 def test_what_either_could_not_score_has_no_score(scorer_of, make_sample: Make):
     scorer = scorer_of(
-        lambda samples: [math.nan if sample.group == 1 else 1.0 for sample in samples],
+        lambda samples: [math.nan if id.group == 1 else 1.0 for id in samples],
         other=FunctionScorer(by_text),
     )
     texts = ["no", "5", "7"]
     outcomes = collected(scorer, *(make_sample(text, key=(i, 0)) for i, text in enumerate(texts)))
-    assert outcomes[0, 0] == Failed("function", detail="no number")
-    assert isinstance(outcomes[1, 0], Failed)
-    assert outcomes[1, 0].kind == "bad_response"
-    assert outcomes[2, 0] == Scored(
+    assert outcomes[id_of(0, 0)] == Failed("function", detail="no number")
+    assert isinstance(outcomes[id_of(1, 0)], Failed)
+    assert outcomes[id_of(1, 0)].kind == "bad_response"
+    assert outcomes[id_of(2, 0)] == Scored(
         8.0, {"format": 0.5, "other": 7.0, "reward_model": 1.0}, {"why": "said so"}
     )
 
 
 def test_a_sum_beyond_the_finite_is_a_failure(scorer_of, make_sample: Make):
     scorer = scorer_of(lambda samples: [1.7e308], other=FunctionScorer(lambda sample: Scored(1.7e308)))
-    assert isinstance(collected(scorer, make_sample())[0, 0], Failed)
+    assert isinstance(collected(scorer, make_sample())[id_of()], Failed)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # it gives a plain function
@@ -158,43 +162,43 @@ def test_a_sum_beyond_the_finite_is_a_failure(scorer_of, make_sample: Make):
     order=st.randoms(use_true_random=False),
 )
 def test_every_sample_has_one_outcome_and_only_finite_sums_are_scores(make_sample: Make, values, order):
-    def judge(sample: Sample) -> Outcome:
-        said = values[sample.group, sample.member][1]
+    def judge(sample: Rollout) -> Outcome:
+        said = values[sample.id.group, sample.id.member][1]
         return Failed("function") if said is None else Scored(said)
 
     scorer = ModelScorer(
-        lambda samples: [values[sample.group, sample.member][0] for sample in samples],
+        lambda samples: [values[id.group, id.member][0] for id in samples],
         other=FunctionScorer(judge),
     )
     keys = list(values)
     order.shuffle(keys)
     outcomes = collected(scorer, *(make_sample(key=key) for key in keys))
     scorer.close()
-    assert set(outcomes) == set(values)
+    assert set(outcomes) == {id_of(*key) for key in values}
     for key, (by_model, by_other) in values.items():
         if by_other is not None and math.isfinite(by_model + by_other):
             parts = {"other": by_other, "reward_model": by_model}
-            assert outcomes[key] == Scored(by_model + by_other, parts)
+            assert outcomes[id_of(*key)] == Scored(by_model + by_other, parts)
         else:
-            assert isinstance(outcomes[key], Failed)
+            assert isinstance(outcomes[id_of(*key)], Failed)
 
 
 def test_a_sample_that_comes_twice_is_refused(scorer_of, make_sample: Make):
     scorer = scorer_of(Model(), other=FunctionScorer(by_text))
     scorer.submit(make_sample("1", key=(3, 1)))
-    with pytest.raises(ValueError, match=r"\(3, 1\) was submitted twice"):
+    with pytest.raises(ValueError, match=r"group=3, member=1\) was submitted twice"):
         scorer.submit(make_sample("1", key=(3, 1)))
-    assert list(scorer.collect()) == [(3, 1)]
+    assert list(scorer.collect()) == [id_of(3, 1)]
     scorer.submit(make_sample("1", key=(3, 1)))  # a new step
 
 
 def test_faults_of_the_program_surface_in_collect(scorer_of, make_sample: Make):
-    with pytest.raises(RuntimeError, match="gave 1 scores for 2 samples"):
+    with pytest.raises(RuntimeError, match="gave 1 scores for 2 sequences"):
         collected(scorer_of(lambda samples: [1.0]), make_sample(), make_sample(key=(0, 1)))
     with pytest.raises(ZeroDivisionError):
         collected(scorer_of(lambda samples: [1 / 0]), make_sample())
     with pytest.raises(ZeroDivisionError):
-        collected(scorer_of(Model(), view=lambda sample: 1 / 0), make_sample())
+        collected(scorer_of(Model(), rewrite=lambda sample: 1 / 0), make_sample())
     with pytest.raises(ZeroDivisionError):
         collected(scorer_of(Model(), other=FunctionScorer(lambda sample: 1 / 0)), make_sample())
 
@@ -215,12 +219,12 @@ def test_closed_means_closed_for_both(make_sample: Make):
 def test_the_other_scorer_works_while_the_model_does_and_time_counts_once(scorer_of, make_sample: Make):
     running = threading.Event()
 
-    def judge(sample: Sample) -> Outcome:
+    def judge(sample: Rollout) -> Outcome:
         running.set()
         time.sleep(0.3)
         return Scored(0.0)
 
-    def score(samples: Sequence[Sample]) -> list[float]:
+    def score(samples: Mapping[SampleId, RewardModelInput]) -> list[float]:
         assert running.wait(10)
         time.sleep(0.3)
         return [0.0 for _ in samples]
@@ -236,7 +240,7 @@ def test_the_other_scorer_works_while_the_model_does_and_time_counts_once(scorer
 def test_what_the_other_did_before_counts_as_well(scorer_of, make_sample: Make):
     scored = threading.Event()
 
-    def judge(sample: Sample) -> Outcome:
+    def judge(sample: Rollout) -> Outcome:
         time.sleep(0.1)
         scored.set()
         return Scored(0.0)

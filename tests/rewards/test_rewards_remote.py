@@ -14,6 +14,7 @@ from iiverl_core.rewards.remote import check_rows, check_server, make_client
 from iiverl_core.samples import Prompt
 from iiverl_reward_client import Failed, Scored
 from reward_servers import reward_server
+from rollouts import id_of
 
 INFO = json.dumps({"type": "math_verifiable", "answer": {"value": "7"}})
 
@@ -48,7 +49,7 @@ def scoring(make_sample):
             outcomes = scorer.collect()
         finally:
             scorer.close()
-        return [outcomes[i, 0] for i in range(len(texts))]
+        return [outcomes[id_of(i, 0)] for i in range(len(texts))]
 
     return score
 
@@ -150,14 +151,16 @@ def test_a_few_failures_are_not_waited_for(scoring) -> None:
 
 
 def test_on_failure() -> None:
-    outcomes = {(0, 0): Scored(1.0), (0, 1): Failed("server", detail="boom")}
+    outcomes = {id_of(0, 0): Scored(1.0), (0, 1): Failed("server", detail="boom")}
     assert settle(outcomes, RewardAPIConfig()) == outcomes
     replaced = settle(outcomes, RewardAPIConfig(on_failure="constant", failure_score=-1.0))[0, 1]
     assert isinstance(replaced, Scored) and replaced.score == -1.0
     assert replaced.info == {"failed": "server", "detail": "boom"}
     with pytest.raises(IIVerlError, match=r"1 of 2 samples .* server 1\.\n  server: boom"):
         settle(outcomes, RewardAPIConfig(on_failure="fail"))
-    assert settle({(0, 0): Scored(1.0)}, RewardAPIConfig(on_failure="fail")) == {(0, 0): Scored(1.0)}
+    assert settle({id_of(0, 0): Scored(1.0)}, RewardAPIConfig(on_failure="fail")) == {
+        id_of(0, 0): Scored(1.0)
+    }
 
 
 def test_the_token_is_sent_and_shown_nowhere(scoring, monkeypatch, caplog) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards import shape_overlong
 from iiverl_core.rewards.rescoring import compare, read_dumps, rescore, with_outcomes
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_core.telemetry import write_scored
 from iiverl_reward_client import Failed, Outcome, RewardClient, Scored, SyncRewardClient
 from rewards.score_server import ScoreServer
@@ -62,7 +62,7 @@ def test_a_dump_of_ii_verl_is_scored_again(tmp_path: Path, old: bool) -> None:
     assert found.mean_before == found.mean_after == pytest.approx(2 / 3)
 
 
-def test_what_a_run_wrote_is_sent_as_it_was(tmp_path: Path, make_sample: Callable[..., Sample]) -> None:
+def test_what_a_run_wrote_is_sent_as_it_was(tmp_path: Path, make_sample: Callable[..., Rollout]) -> None:
     sample = make_sample(r"\boxed{5}", verification_info=info("5"))
     path = write_scored(tmp_path, "train", 1, [sample], "verification_info")
     with ScoreServer() as server:
@@ -75,7 +75,7 @@ def test_what_a_run_wrote_is_sent_as_it_was(tmp_path: Path, make_sample: Callabl
 
 @pytest.mark.parametrize("components", [{"reward_api": 1.0, "reward_model": -3.5}, {}])
 def test_what_was_added_to_the_servers_score_is_no_difference(
-    tmp_path: Path, make_sample: Callable[..., Sample], components: dict[str, float]
+    tmp_path: Path, make_sample: Callable[..., Rollout], components: dict[str, float]
 ) -> None:
     sample = make_sample(r"\boxed{5}", verification_info=info("5"))
     scored = {(0, 0): Scored(1.0 + components.get("reward_model", 0.0), components)}

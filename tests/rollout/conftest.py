@@ -17,8 +17,9 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from iiverl_core.rollout import Completion, Request, SamplingParams
+from iiverl_core.rollout import Completion, GenerationRequest, SamplingParams
 from iiverl_core.rollout.hf import HFEngine
+from rollout.responses import ask
 
 if TYPE_CHECKING:
     from iiverl_core.rollout.vllm import VLLMEngine
@@ -112,13 +113,13 @@ def make_engine_of() -> Callable[..., HFEngine]:
 
 
 @pytest.fixture(scope="session")
-def prompts() -> list[Request]:
+def prompts() -> list[GenerationRequest]:
     """Five prompts of mixed lengths, one of them a single token."""
     generator = torch.Generator().manual_seed(3)
     lengths = (5, 1, 12, 7, 12)
     return [
-        Request(
-            key=10 + i,
+        ask(
+            group=10 + i,
             prompt_ids=torch.randint(0, 256, (length,), generator=generator).tolist(),
             seed=100 + i,
         )

@@ -9,8 +9,9 @@ import torch
 
 from iiverl_core.config import RunConfig, load
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout import Request, SamplingParams, make_engine, sampling_params
+from iiverl_core.rollout import SamplingParams, make_engine, sampling_params
 from iiverl_core.rollout.hf import HFEngine
+from rollout.responses import ask, respond
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def test_hf_keeps_to_the_batch_limits_of_the_configuration(config) -> None:
     engine._model.get_input_embeddings().register_forward_hook(
         lambda _, inputs, __: rows.append(len(inputs[0]))
     )
-    requests = [Request(i, [1, 2]) for i in range(5)]
+    requests = [ask(i, [1, 2]) for i in range(5)]
     for n, prefills in ((3, [2, 2, 1]), (4, [1] * 5)):
         rows.clear()
-        assert len(list(engine.generate(requests, SamplingParams(n=n, max_tokens=1)))) == 5 * n
+        assert len(list(respond(engine, requests, SamplingParams(max_tokens=1), n=n))) == 5 * n
         assert rows == prefills
 
 
@@ -99,8 +100,8 @@ def test_training_and_validation_sample_as_their_sections_say(config) -> None:
         "actor_rollout_ref.rollout.val_kwargs.temperature=0.3",
         "actor_rollout_ref.rollout.val_kwargs.top_p=0.5",
     )
-    assert sampling_params(made, "train") == SamplingParams(5, 0.7, 40, 0.9, 99, True)
-    assert sampling_params(made, "validate") == SamplingParams(2, 0.3, -1, 0.5, 99, True)
+    assert sampling_params(made, "train") == SamplingParams(0.7, 40, 0.9, 99, True)
+    assert sampling_params(made, "validate") == SamplingParams(0.3, -1, 0.5, 99, True)
 
 
 def test_without_sampling_the_temperature_is_zero(config) -> None:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from iiverl_core.rollout import SamplingParams
 from iiverl_core.rollout.hf import HFEngine
+from rollout.responses import respond
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -28,23 +29,23 @@ def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def outputs(engine: HFEngine, prompts) -> list[list[int]]:
-    return [done.token_ids.tolist() for done in engine.generate(prompts, GREEDY)]
+    return [done.token_ids.tolist() for done in respond(engine, prompts, GREEDY)]
 
 
 def test_an_engine_without_weights_does_not_generate(engine, prompts) -> None:
     assert engine.weights_version == -1
     with pytest.raises(RuntimeError, match="has no weights"):
-        engine.generate(prompts, GREEDY)
+        next(respond(engine, prompts, GREEDY))
 
 
 def test_an_update_changes_what_is_generated_and_its_version(engine, model, prompts) -> None:
     engine.update_weights(weights_of(model).items(), 4)
     first = outputs(engine, prompts)
-    assert {done.weights_version for done in engine.generate(prompts, GREEDY)} == {4}
+    assert {done.weights_version for done in respond(engine, prompts, GREEDY)} == {4}
     changed = {name: -weight for name, weight in weights_of(model).items()}
     engine.update_weights(changed.items(), 5)
     assert outputs(engine, prompts) != first
-    assert {done.weights_version for done in engine.generate(prompts, GREEDY)} == {5}
+    assert {done.weights_version for done in respond(engine, prompts, GREEDY)} == {5}
     engine.update_weights(weights_of(model).items(), 6)
     assert outputs(engine, prompts) == first
 
@@ -97,7 +98,7 @@ def test_weights_that_do_not_fit_leave_the_engine_without_any(
         engine.update_weights(change(weights).items(), 2)
     assert engine.weights_version == -1
     with pytest.raises(RuntimeError, match="has no weights"):
-        engine.generate(prompts, GREEDY)
+        next(respond(engine, prompts, GREEDY))
     engine.update_weights(weights.items(), 3)
     assert outputs(engine, prompts)
 
@@ -157,8 +158,8 @@ def test_an_untied_head_is_missed(engine, model) -> None:
 
 def test_weights_may_not_change_under_a_response(engine, model, prompts) -> None:
     engine.update_weights(weights_of(model).items(), 0)
-    responses = engine.generate(prompts, GREEDY)
+    responses = respond(engine, prompts, GREEDY)
     next(responses)
     engine.update_weights(weights_of(model).items(), 1)
-    with pytest.raises(RuntimeError, match="from version 0 to 1 while responses were being generated"):
+    with pytest.raises(RuntimeError, match="while responses were being generated"):
         next(responses)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiverl_core.rollout import SamplingParams
+from rollout.responses import group, respond
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 GATE, DOWN = (f"model.layers.1.mlp.experts.3.{name}_proj.weight" for name in ("gate", "down"))
@@ -43,7 +44,7 @@ def changed(weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def outputs(engine, prompts) -> dict[int, list[int]]:
-    return {done.key: done.token_ids.tolist() for done in engine.generate(prompts, GREEDY)}
+    return {group(done): done.token_ids.tolist() for done in respond(engine, prompts, GREEDY)}
 
 
 def test_hf_holds_the_experts_of_a_checkpoint(hf, moe, saved) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from iiverl_core.rollout import Completion, Request, SamplingParams
+from iiverl_core.rollout import Completion, SamplingParams
+from rollout.responses import ask, group, place, respond
 
 pytestmark = [
     pytest.mark.vllm,
@@ -17,7 +18,7 @@ pytestmark = [
 ]
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-SAMPLED = SamplingParams(n=3, temperature=0.8, max_tokens=16)
+SAMPLED = SamplingParams(temperature=0.8, max_tokens=16)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def engine(make_vllm_of, model):
 
 
 def by_place(completions) -> dict[tuple[int, int], Completion]:
-    return {(done.key, done.member): done for done in completions}
+    return {place(done): done for done in completions}
 
 
 def tokens(completions) -> dict[tuple[int, int], list[int]]:
@@ -67,13 +68,13 @@ def test_greedy_is_what_hf_writes_before_and_after_updates(
         engine.update_weights(weights.named_parameters(), version)
         hf = make_engine_of(path, weights, version)
         for params in (GREEDY, SamplingParams(temperature=0, max_tokens=24)):
-            ours, theirs = by_place(engine.generate(prompts, params)), by_place(hf.generate(prompts, params))
+            ours, theirs = by_place(respond(engine, prompts, params)), by_place(respond(hf, prompts, params))
             assert tokens(ours.values()) == tokens(theirs.values())
-            for place, done in ours.items():
-                assert done.finish_reason == theirs[place].finish_reason
+            for key, done in ours.items():
+                assert done.finish_reason == theirs[key].finish_reason
                 assert done.weights_version == version
                 assert done.log_probs.dtype == np.float32 and not done.log_probs.any()
-        seen.append(tokens(engine.generate(prompts, GREEDY)))
+        seen.append(tokens(respond(engine, prompts, GREEDY)))
     assert all(seen[i] != seen[i + 1] for i in range(3))
 
 
@@ -82,7 +83,7 @@ def test_greedy_is_what_hf_writes_before_and_after_updates(
     [
         SamplingParams(temperature=1.0, max_tokens=16),
         SamplingParams(temperature=0.5, max_tokens=16),
-        SamplingParams(temperature=1.7, max_tokens=16, n=2),
+        SamplingParams(temperature=1.7, max_tokens=16),
         SamplingParams(temperature=1.0, top_k=5, max_tokens=16),
         SamplingParams(temperature=1.0, top_p=0.7, max_tokens=16),
         SamplingParams(temperature=0.7, top_k=20, top_p=0.9, max_tokens=16),
@@ -92,16 +93,16 @@ def test_greedy_is_what_hf_writes_before_and_after_updates(
 def test_log_probs_are_those_of_the_distribution_that_was_sampled_from(
     engine, model, prompts, teacher_forced, params
 ) -> None:
-    for done in engine.generate(prompts, params):
-        prompt = next(request.prompt_ids for request in prompts if request.key == done.key)
+    for done in respond(engine, prompts, params):
+        prompt = next(request.prompt_ids for request in prompts if request.id.group == group(done))
         expected = teacher_forced(model, prompt, done, params)
         assert np.abs(done.log_probs - expected.numpy()).max() < 1e-4
 
 
 def test_every_response_comes_once_and_ends_as_it_says(engine, prompts) -> None:
-    params = SamplingParams(n=4, temperature=1.0, max_tokens=20)
-    done = list(engine.generate(prompts, params))
-    assert sorted((d.key, d.member) for d in done) == sorted((r.key, m) for r in prompts for m in range(4))
+    params = SamplingParams(temperature=1.0, max_tokens=20)
+    done = list(respond(engine, prompts, params, n=4))
+    assert sorted(place(d) for d in done) == sorted((r.id.group, m) for r in prompts for m in range(4))
     for response in done:
         ends = [i for i, token in enumerate(response.token_ids) if token == 258]
         assert response.token_ids.dtype == np.int64
@@ -117,7 +118,7 @@ def test_a_finished_response_leaves_while_others_run(engine) -> None:
     step = engine._step
     engine._step = lambda: (steps.append(1), step())[1]
     try:
-        responses = engine.generate([Request(0, [1, 2]), Request(1, [3])], SamplingParams(n=8, max_tokens=40))
+        responses = respond(engine, [ask(0, [1, 2]), ask(1, [3])], SamplingParams(max_tokens=40), n=8)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "_stop_ids", list(range(0, 320, 2)))  # half of all tokens end a response
             first = next(responses)
@@ -130,27 +131,27 @@ def test_a_finished_response_leaves_while_others_run(engine) -> None:
 
 
 def test_responses_repeat_with_their_seeds(engine, prompts) -> None:
-    first = tokens(engine.generate(prompts, SAMPLED))
-    assert tokens(engine.generate(prompts, SAMPLED)) == first
-    other_seeds = [Request(r.key, r.prompt_ids, r.seed + 1) for r in prompts]
-    other = tokens(engine.generate(other_seeds, SAMPLED))
-    assert all(other[place] != first[place] for place in first)
+    first = tokens(respond(engine, prompts, SAMPLED, n=3))
+    assert tokens(respond(engine, prompts, SAMPLED, n=3)) == first
+    other_seeds = [ask(r.id.group, r.prompt_ids, r.seed + 1) for r in prompts]
+    other = tokens(respond(engine, other_seeds, SAMPLED, n=3))
+    assert all(other[key] != first[key] for key in first)
     assert len({tuple(response) for (key, _), response in first.items() if key == prompts[0].key}) == 3
 
 
 def test_the_second_response_of_a_prompt_is_not_the_first_with_the_next_seed(engine) -> None:
     prompt = [5, 6, 7, 8]
-    twice = tokens(engine.generate([Request(0, prompt, 1), Request(1, prompt, 2)], SAMPLED))
+    twice = tokens(respond(engine, [ask(0, prompt, 1), ask(1, prompt, 2)], SAMPLED, n=3))
     assert len({tuple(response) for response in twice.values()}) == 6
 
 
 def test_a_response_does_not_depend_on_its_company(engine, prompts) -> None:
-    together = tokens(engine.generate(prompts, SAMPLED))
+    together = tokens(respond(engine, prompts, SAMPLED, n=3))
     alone = {}
     for request in prompts:
-        alone |= tokens(engine.generate([request], SAMPLED))
+        alone |= tokens(respond(engine, [request], SAMPLED, n=3))
     assert alone == together
-    fewer = tokens(engine.generate(prompts, SamplingParams(n=2, temperature=0.8, max_tokens=16)))
+    fewer = tokens(respond(engine, prompts, SamplingParams(temperature=0.8, max_tokens=16), n=2))
     assert fewer == {(key, member): ids for (key, member), ids in together.items() if member < 2}
 
 
@@ -158,7 +159,7 @@ def test_random_numbers_of_the_process_are_left_alone(engine, prompts) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    list(engine.generate(prompts, SAMPLED))
+    list(respond(engine, prompts, SAMPLED, n=3))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -174,7 +175,7 @@ def test_a_prompt_is_computed_once_for_its_responses(engine) -> None:
 
     engine._step = watched
     try:
-        list(engine.generate([Request(0, prompt)], SamplingParams(n=4, max_tokens=2)))
+        list(respond(engine, [ask(0, prompt)], SamplingParams(max_tokens=2), n=4))
     finally:
         del engine._step
     assert sorted(output.num_cached_tokens for output in outputs) == [0, 96, 96, 96]
@@ -183,30 +184,33 @@ def test_a_prompt_is_computed_once_for_its_responses(engine) -> None:
 @pytest.mark.parametrize(
     ("requests", "params", "message"),
     [
-        ([Request(3, [])], GREEDY, "prompt of request 3 is empty"),
-        ([Request(3, [320])], GREEDY, "request 3 holds a token id outside of the model's 320"),
-        ([Request(3, [-1])], GREEDY, "outside of the model's 320"),
+        ([ask(3, [])], GREEDY, "prompt of request train step 1, group 3, member 0 is empty"),
         (
-            [Request(3, [1] * 110)],
+            [ask(3, [320])],
             GREEDY,
-            r"request 3 has 110 tokens and asks for 24 more.*128 in all.*max_model_len",
+            "request train step 1, group 3, member 0 holds a token id outside of the model's 320",
         ),
-        ([Request(3, [1])], SamplingParams(temperature=-1), "temperature is out of range"),
-        ([Request(3, [1])], SamplingParams(temperature=0.001), "cannot sample at temperature 0.001"),
-        ([Request(3, [1])], SamplingParams(top_p=0), "top_p is out of range"),
-        ([Request(3, [1])], SamplingParams(n=0), "n is out of range"),
+        ([ask(3, [-1])], GREEDY, "outside of the model's 320"),
+        (
+            [ask(3, [1] * 110)],
+            GREEDY,
+            r"request train step 1, group 3, member 0 has 110 tokens and asks for 24 more.*128 in all.*max_model_len",
+        ),
+        ([ask(3, [1])], SamplingParams(temperature=-1), "temperature is out of range"),
+        ([ask(3, [1])], SamplingParams(temperature=0.001), "cannot sample at temperature 0.001"),
+        ([ask(3, [1])], SamplingParams(top_p=0), "top_p is out of range"),
     ],
 )
 def test_requests_that_cannot_be_answered_are_told_at_once(
     engine, prompts, requests, params, message
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        engine.generate(requests, params)
-    assert len(list(engine.generate(prompts, GREEDY))) == len(prompts)
+        list(respond(engine, requests, params))
+    assert len(list(respond(engine, prompts, GREEDY))) == len(prompts)
 
 
 def test_the_longest_sequence_that_is_allowed_fits(engine) -> None:
-    (done,) = engine.generate([Request(0, [1] * 104)], GREEDY)
+    (done,) = respond(engine, [ask(0, [1] * 104)], GREEDY)
     assert len(done.token_ids) == 24
 
 
@@ -216,5 +220,5 @@ def test_logits_that_are_not_finite_are_told(engine, model, prompts) -> None:
     engine.update_weights((dict(model.named_parameters()) | broken).items(), 1)
     engine._verify = True
     for params in (GREEDY, SAMPLED):
-        with pytest.raises(FloatingPointError, match="not finite, at token 1 of a response"):
-            list(engine.generate(prompts, params))
+        with pytest.raises(FloatingPointError, match="not finite, at token 1 of the response"):
+            list(respond(engine, prompts, params))

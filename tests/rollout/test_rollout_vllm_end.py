@@ -17,18 +17,21 @@ QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "quickstart
 FAILS = """
 import sys
 from pathlib import Path
-from iiverl_core.cluster.generation import Question
 from iiverl_core.cluster.local import LocalGroup
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import load
-from iiverl_core.samples import Prompt
+from iiverl_core.rollout import RolloutRequest
+from iiverl_core.samples import Prompt, SampleId
 
 group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).config)
 try:
     group.run(Worker.update_rollout_weights, [(0,)])
-    questions = [Question(i, Prompt(i, (1, 2, 3), ""), seed=i) for i in range(20)]
-    for _, samples in group.stream(Worker.generate, [(questions, "train")]):
-        raise SystemExit(f"stopped at {type(samples[0]).__name__}")
+    prompts = [Prompt(i, (1, 2, 3), "") for i in range(20)]
+    requests = [
+        RolloutRequest(SampleId("train", 1, i, m), prompt, seed=i) for i, prompt in enumerate(prompts) for m in range(4)
+    ]
+    for _, rollouts in group.stream(Worker.generate, [(requests, "train")]):
+        raise SystemExit(f"stopped at {type(rollouts[0]).__name__}")
 finally:
     group.close()
     group.close()
@@ -48,5 +51,5 @@ def test_a_failure_between_two_samples_is_the_last_that_is_said(
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.endswith("stopped at Sample\n")
+    assert done.stderr.endswith("stopped at Rollout\n")
     assert "Traceback" not in done.stderr

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from iiverl_core.rollout import Completion, Request, SamplingParams
+from iiverl_core.rollout import Completion, GenerationRequest, SamplingParams
 from ranks import run_on_ranks
+from rollout.responses import group, place, respond
 
 if TYPE_CHECKING:
     from iiverl_core.rollout.vllm import VLLMEngine
@@ -25,7 +26,7 @@ pytestmark = [
 ]
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-SAMPLED = SamplingParams(n=2, temperature=0.8, top_p=0.9, max_tokens=16)
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=16)
 LAYER = "model.layers.1."
 SHARDED = {
     "query": LAYER + "self_attn.q_proj.weight",
@@ -69,7 +70,9 @@ def engine_over_two(path: Path, dtype: str = "float32") -> "VLLMEngine":
     return VLLMEngine(arguments | FIXED | OVER_DEVICES, verify_weights=True, bucket_bytes=2**14)
 
 
-def written(path: Path, requests: list[Request], versions: int) -> list[tuple[list[Completion], ...]]:
+def written(
+    path: Path, requests: list[GenerationRequest], versions: int
+) -> list[tuple[list[Completion], ...]]:
     """What this process's engine writes after each update: greedy and sampled."""
     engine = engine_over_two(path)
     assert engine._llm.collective_rpc("iiverl_unclaimed", args=(engine._shapes,)) == [[]]
@@ -78,13 +81,15 @@ def written(path: Path, requests: list[Request], versions: int) -> list[tuple[li
     results = []
     for version in range(versions):
         engine.update_weights(moved(model, version).named_parameters(), version)
-        results.append(tuple(list(engine.generate(mine, params)) for params in (GREEDY, SAMPLED)))
+        results.append(
+            tuple(list(respond(engine, mine, params, n)) for params, n in ((GREEDY, 1), (SAMPLED, 2)))
+        )
         engine.sleep()
     return results
 
 
 def by_place(completions) -> dict[tuple[int, int], tuple[list[int], list[float]]]:
-    return {(d.key, d.member): (d.token_ids.tolist(), d.log_probs.tolist()) for d in completions}
+    return {place(d): (d.token_ids.tolist(), d.log_probs.tolist()) for d in completions}
 
 
 def check(results, model, path, requests, make_engine_of, teacher_forced) -> None:
@@ -93,14 +98,12 @@ def check(results, model, path, requests, make_engine_of, teacher_forced) -> Non
     for version, (greedy, sampled) in enumerate(results):
         weights = moved(model, version)
         hf = make_engine_of(path, weights, version)
-        expected = by_place(hf.generate(requests, GREEDY))
+        expected = by_place(respond(hf, requests, GREEDY))
         assert by_place(greedy) == expected
         assert {done.weights_version for done in (*greedy, *sampled)} == {version}
-        assert sorted((d.key, d.member) for d in sampled) == sorted(
-            (r.key, m) for r in requests for m in (0, 1)
-        )
+        assert sorted(place(d) for d in sampled) == sorted((r.id.group, m) for r in requests for m in (0, 1))
         for done in sampled:
-            prompt = next(request.prompt_ids for request in requests if request.key == done.key)
+            prompt = next(request.prompt_ids for request in requests if request.id.group == group(done))
             log_probs = teacher_forced(weights, prompt, done, SAMPLED)
             assert np.abs(done.log_probs - log_probs.numpy()).max() < 1e-4
         seen.append(expected)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from torch import Tensor
 
-from iiverl_core.rollout import Request, SamplingParams
+from iiverl_core.rollout import GenerationRequest, SamplingParams
+from rollout.responses import ask, group, respond
 
 pytestmark = [
     pytest.mark.vllm,
@@ -36,7 +37,7 @@ def engine(make_vllm_of, weights):
 
 
 def outputs(engine, prompts) -> list[list[int]]:
-    done = sorted(engine.generate(prompts, GREEDY), key=lambda done: done.key)
+    done = sorted(respond(engine, prompts, GREEDY), key=lambda done: group(done))
     return [response.token_ids.tolist() for response in done]
 
 
@@ -58,7 +59,7 @@ def test_weights_that_do_not_fit_leave_the_engine_without_any(
         engine.update_weights(change(weights).items(), 2)
     assert engine.weights_version == -1
     with pytest.raises(RuntimeError, match="has no weights"):
-        engine.generate(prompts, GREEDY)
+        next(respond(engine, prompts, GREEDY))
     engine.update_weights(weights.items(), 3)
     assert outputs(engine, prompts) == expected
 
@@ -145,8 +146,8 @@ def test_an_engine_narrower_than_training_holds_what_it_can(
         engine.update_weights(model.named_parameters(), version)
         rounded = copy.deepcopy(model).bfloat16().float()
         sampled = SamplingParams(temperature=1.0, max_tokens=8)
-        for done in engine.generate(prompts, sampled):
-            prompt = next(request.prompt_ids for request in prompts if request.key == done.key)
+        for done in respond(engine, prompts, sampled):
+            prompt = next(request.prompt_ids for request in prompts if request.id.group == group(done))
             expected = teacher_forced(rounded, prompt, done, sampled)
             assert abs(torch.from_numpy(done.log_probs) - expected).max() < 0.15
 
@@ -165,7 +166,7 @@ def test_any_order_of_names_and_any_bucket_will_do(engine, weights, prompts) -> 
 def test_nothing_is_computed_with_what_was_cached_under_older_weights(
     engine, weights, make_model, make_engine_of
 ) -> None:
-    prompt = [Request(0, list(range(100)))]
+    prompt = [ask(0, list(range(100)))]
     first = outputs(engine, prompt)
     path, model = make_model("qwen2-wide")
     other = copy.deepcopy(model)
@@ -269,13 +270,13 @@ class EngineMachine(RuleBasedStateMachine):
     engine = None
     variants: tuple[dict[str, Tensor], ...] = ()
     expected: tuple[list[list[int]], ...] = ()
-    prompts: tuple[Request, ...] = ()
+    prompts: tuple[GenerationRequest, ...] = ()
 
     @initialize(can_sleep=st.booleans())
     def start(self, can_sleep: bool) -> None:
         self.engine.wake()
         self.engine._can_sleep = can_sleep
-        self.engine.sleep(weights=True)
+        self.engine.sleep(discard_weights=True)
         self.current: int | None = None
         self.version = 0
         self.stream = None
@@ -292,10 +293,11 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.update_weights(list(self.variants[0].items())[:5], 99)
         self.current, self.fresh = None, False
 
-    @rule(weights=st.booleans())
-    def sleep(self, weights: bool) -> None:
-        self.engine.sleep(weights=weights)
-        self.current, self.fresh = None if weights else self.current, False
+    @rule(discard=st.booleans())
+    def sleep(self, discard: bool) -> None:
+        self.engine.sleep(discard_weights=discard)
+        if discard:
+            self.current, self.fresh = None, False
 
     @rule()
     def wake(self) -> None:
@@ -306,22 +308,22 @@ class EngineMachine(RuleBasedStateMachine):
         if self.current is None:
             assert self.engine.weights_version == -1
             with pytest.raises(RuntimeError, match="has no weights"):
-                self.engine.generate(self.prompts, GREEDY)
+                next(respond(self.engine, self.prompts, GREEDY))
             return
         assert self.engine.weights_version == self.version
         assert outputs(self.engine, self.prompts) == self.expected[self.current]
-        self.fresh = False
 
-    @rule(taken=st.integers(0, 2))
+    @rule(taken=st.integers(1, 2))
     def open_stream(self, taken: int) -> None:
         if self.current is not None:
-            self.stream = self.engine.generate(self.prompts, GREEDY)
+            self.stream = respond(self.engine, self.prompts, GREEDY)
             for _ in range(taken):
                 next(self.stream)
             self.taken, self.fresh = taken, True
 
     @rule()
     def finish_stream(self) -> None:
+        """All responses were finished by one step, so nothing but other weights keeps the rest from coming."""
         if self.stream is None:
             return
         stream, self.stream = self.stream, None

@@ -3,13 +3,14 @@ from typing import Any
 
 import pytest
 
-from iiverl_core.samples import Handle, Prompt, Sample
+from iiverl_core.samples import Prompt, Rollout
 from iiverl_reward_client import Outcome
+from rollouts import make_rollout
 
 
 @pytest.fixture
-def make_sample() -> Callable[..., Sample]:
-    """Make a sample of which only what a test names matters."""
+def make_sample() -> Callable[..., Rollout]:
+    """Make a rollout of which only what a test names matters."""
 
     def make(
         group: int = 0,
@@ -21,7 +22,7 @@ def make_sample() -> Callable[..., Sample]:
         finish: Any = "stop",
         text: str = "an answer",
         ground_truth: Any = None,
-    ) -> Sample:
+    ) -> Rollout:
         row = Prompt(
             row=10 + group,
             ids=tuple(range(prompt)),
@@ -29,17 +30,16 @@ def make_sample() -> Callable[..., Sample]:
             data_source="org/set",
             ground_truth=ground_truth,
         )
-        return Sample(
+        return make_rollout(
+            group,
+            member,
             prompt=row,
-            group=group,
-            member=member,
             text=text,
             raw_text=text,
             response_length=response,
             finish_reason=finish,
             weights_version=4,
             log_prob=-7.5,
-            tokens=Handle(ref=None),
             outcome=outcome,
         )
 

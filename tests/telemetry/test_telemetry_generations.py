@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_core.telemetry import Generation, make_trackers, pick
 from iiverl_core.telemetry.generations import as_lines, as_markdown
 from iiverl_core.telemetry.trackers import Trackers
@@ -22,7 +22,7 @@ BAD = Generation(3, 1, "", "a\nb", "", None, "timeout: no answer in 5 s", None)
 
 
 @pytest.fixture
-def samples(make_sample: Callable[..., Sample]) -> list[Sample]:
+def samples(make_sample: Callable[..., Rollout]) -> list[Rollout]:
     """Two responses to each of fifty prompts, rows 10 to 59."""
     return [
         make_sample(group, member, outcome=Scored(float(member)), text=f"{group}.{member}")
@@ -35,7 +35,7 @@ def shown(rows: Sequence[Generation]) -> list[tuple[int, int]]:
     return [(row.row, row.member) for row in rows]
 
 
-def test_the_same_prompts_are_picked_each_time_whatever_the_order(samples: list[Sample]) -> None:
+def test_the_same_prompts_are_picked_each_time_whatever_the_order(samples: list[Rollout]) -> None:
     picked = pick(samples, 8)
     assert shown(picked) == sorted(shown(picked))
     assert {member for _, member in shown(picked)} == {0}
@@ -44,21 +44,21 @@ def test_the_same_prompts_are_picked_each_time_whatever_the_order(samples: list[
     assert {row.response for row in pick(later, 8)} == {"better"}
 
 
-def test_more_adds_to_fewer_and_they_are_spread(samples: list[Sample]) -> None:
+def test_more_adds_to_fewer_and_they_are_spread(samples: list[Rollout]) -> None:
     assert set(shown(pick(samples, 4))) < set(shown(pick(samples, 8)))
     rows = [row for row, _ in shown(pick(samples, 12))]
     assert min(rows) < 25 and max(rows) > 45
     assert shown(pick(samples, 8, seed=1)) != shown(pick(samples, 8))
 
 
-def test_second_responses_come_when_every_prompt_has_one(samples: list[Sample]) -> None:
+def test_second_responses_come_when_every_prompt_has_one(samples: list[Rollout]) -> None:
     members = [member for _, member in shown(pick(samples, 53))]
     assert (members.count(0), members.count(1)) == (50, 3)
     assert len(pick(samples, 1000)) == 100
     assert pick(samples, 0) == pick([], 3) == []
 
 
-def test_a_sample_becomes_what_is_shown(make_sample: Callable[..., Sample]) -> None:
+def test_a_sample_becomes_what_is_shown(make_sample: Callable[..., Rollout]) -> None:
     good = make_sample(outcome=Scored(0.5), ground_truth={"answer": 7}, text="half \ud800")
     failed = make_sample(1, outcome=Failed("timeout", detail="no answer\nin 5 s"))
     unscored = make_sample(2)

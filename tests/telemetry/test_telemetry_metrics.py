@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_core.telemetry.metrics import batch_metrics, perf_metrics, seqlen_metrics, token_timings
 from iiverl_reward_client import Failed, Scored
+from rollouts import id_of
 
-Make = Callable[..., Sample]
+Make = Callable[..., Rollout]
 
 
 def test_scores_are_of_scored_samples_only(make_sample: Make):
@@ -19,7 +20,7 @@ def test_scores_are_of_scored_samples_only(make_sample: Make):
         make_sample(1, 1, outcome=Failed("server", attempts=3)),
         make_sample(1, 2, outcome=Failed("timeout")),
     ]
-    metrics = batch_metrics(samples, max_prompt_length=16, rewards={(0, 0): 0.5, (0, 1): 0.0})
+    metrics = batch_metrics(samples, max_prompt_length=16, rewards={id_of(0, 0): 0.5, id_of(0, 1): 0.0})
     assert metrics["critic/score/mean"] == 0.625
     assert (metrics["critic/score/max"], metrics["critic/score/min"]) == (1.0, 0.25)
     assert metrics["critic/rewards/mean"] == 0.25
@@ -75,7 +76,7 @@ def test_where_nothing_was_scored_there_is_no_score(make_sample: Make):
 
 
 def test_seqlen_before_and_after_balancing():
-    metrics = seqlen_metrics([10, 20, 1, 3], [[0, 3], [1, 2]])
+    metrics = seqlen_metrics([10, 20, 1, 3], 2, [13, 21])
     assert metrics == {
         "global_seqlen/min": 4.0,
         "global_seqlen/max": 30.0,
@@ -87,11 +88,13 @@ def test_seqlen_before_and_after_balancing():
 
 
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=40), st.integers(1, 8))
-def test_ranks_that_take_the_next_samples_are_unbalanced_as_before(lengths: list[int], n: int):
+def test_without_an_update_only_the_lengths_before_balancing_are_known(lengths: list[int], n: int):
     cuts = [len(lengths) * rank // n for rank in range(n + 1)]
-    metrics = seqlen_metrics(lengths, [range(cuts[r], cuts[r + 1]) for r in range(n)])
-    assert metrics["global_seqlen/balanced_min"] == metrics["global_seqlen/min"]
-    assert metrics["global_seqlen/balanced_max"] == metrics["global_seqlen/max"]
+    metrics = seqlen_metrics(lengths, n)
+    ranks = [sum(lengths[cuts[r] : cuts[r + 1]]) for r in range(n)]
+    assert metrics["global_seqlen/min"] == min(ranks)
+    assert metrics["global_seqlen/max"] == max(ranks)
+    assert not any("balanced" in name for name in metrics)  # nothing was balanced without an update
     assert metrics["global_seqlen/min"] <= metrics["global_seqlen/mean"] <= metrics["global_seqlen/max"]
 
 

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout, SampleId
 from iiverl_core.telemetry.samples import SCHEMA, SampleNumbers, write_samples
 from iiverl_reward_client import Failed, Scored
+from rollouts import id_of
 
-Make = Callable[..., Sample]
+Make = Callable[..., Rollout]
 
 COLUMNS = (
     "step data_source row group member prompt response ground_truth score outcome failure_detail components reward "
@@ -26,8 +27,8 @@ def test_a_scored_and_a_failed_sample(tmp_path: Path, make_sample: Make):
     failed = make_sample(
         0, 2, outcome=Failed("timeout", detail="no answer in 30 s"), ground_truth={"answer": [1, 2]}
     )
-    numbers: dict[tuple[int, int], SampleNumbers] = {
-        (1, 0): {
+    numbers: dict[SampleId, SampleNumbers] = {
+        id_of(1, 0): {
             "reward": 0.4,
             "baseline": 0.25,
             "advantage": -1.0,
@@ -35,7 +36,7 @@ def test_a_scored_and_a_failed_sample(tmp_path: Path, make_sample: Make):
             "old_log_prob_sum": -3.25,
             "ref_log_prob_sum": -4.0,
         },
-        (0, 2): {"old_log_prob_sum": -9.0},
+        id_of(0, 2): {"old_log_prob_sum": -9.0},
     }
     path = write_samples(tmp_path / "dumps", 12, [scored, failed], numbers)
     assert path == tmp_path / "dumps" / "12.parquet"
@@ -63,7 +64,7 @@ def test_a_scored_and_a_failed_sample(tmp_path: Path, make_sample: Make):
     assert (second["group"], second["response"], second["ground_truth"]) == (1, "x = ½\n\0", "42")
     assert (second["score"], second["outcome"], second["finish_reason"]) == (0.5, "scored", "length")
     assert json.loads(second["components"]) == {"format": 1.0}
-    assert {name: second[name] for name in numbers[1, 0]} == numbers[1, 0]
+    assert {name: second[name] for name in numbers[id_of(1, 0)]} == numbers[id_of(1, 0)]
 
 
 def test_types_do_not_depend_on_what_is_null(tmp_path: Path, make_sample: Make):

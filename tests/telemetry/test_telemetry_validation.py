@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_core.telemetry import validation_metrics
 from iiverl_core.telemetry.validation import best_of, majority
 from iiverl_reward_client import Failed, Outcome, Scored
@@ -19,10 +19,10 @@ FAILED = Failed("timeout")
 
 
 @pytest.fixture
-def samples(make_sample: Callable[..., Sample]) -> Callable[..., list[Sample]]:
+def samples(make_sample: Callable[..., Rollout]) -> Callable[..., list[Rollout]]:
     """Makes the samples of some prompts, given the outcome (or score) of each of their responses."""
 
-    def make(*prompts: list[Outcome | float], source: str = "org/set", first: int = 0) -> list[Sample]:
+    def make(*prompts: list[Outcome | float], source: str = "org/set", first: int = 0) -> list[Rollout]:
         made = []
         for group, outcomes in enumerate(prompts):
             for member, outcome in enumerate(outcomes):
@@ -89,12 +89,6 @@ def test_a_constant_in_place_of_a_score_is_a_failure_too(samples) -> None:
     metrics = validation_metrics(samples([Scored(0.0, info={"failed": "timeout"})], [1.0]))
     assert metrics["val/failed"] == 1
     assert scores(metrics) == {"org/set": 0.5}
-
-
-def test_batches_of_a_validation_number_their_groups_anew(samples) -> None:
-    both = samples([1.0, 1.0]) + samples([0.0, 0.0], first=1)
-    assert {sample.group for sample in both} == {0}
-    assert scores(validation_metrics(both))["org/set/best@2"] == 0.5
 
 
 def answered(*pairs: tuple[Any, float]) -> list[Scored]:

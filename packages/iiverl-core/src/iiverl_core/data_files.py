@@ -214,12 +214,11 @@ def _counted(enough: int) -> int:
 
 
 def _columnar_head(path: Path, columns: Collection[str], enough: int) -> Head:
-    import pyarrow as pa
-    import pyarrow.parquet
+    import pyarrow.parquet as pq
 
     if path.suffix == ".arrow":
         return _arrow_head([path], columns, enough)
-    with pa.parquet.ParquetFile(path, memory_map=True) as file:
+    with pq.ParquetFile(path, memory_map=True) as file:
         names = tuple(file.schema_arrow.names)
         wanted = [name for name in names if name in columns]
         first = next(file.iter_batches(HEAD_ROWS, columns=wanted), None) if wanted else None

@@ -1,11 +1,12 @@
-"""What flows through a step: prompts, the sequences sampled from them, and what becomes known of each.
+"""The data types of a step: prompts, the rollouts sampled from them, and their token sequences.
 
-Decisions and tensors travel apart. A `Sample` is small and seen by the controller: lengths, text, score. Its token
-arrays stay where a worker put them and are named by `Handle`s, which only workers open.
+Decisions and tensors travel apart. Token arrays (`TokenSequence`) stay in the store and are named by `Handle`s, which
+only workers open. The controller, scorers and reports see a `Rollout`: text, lengths, outcome. Ranks are sent
+`SequenceRef`s: lengths and handles.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,6 +30,9 @@ class SampleId(NamedTuple):
     group: int
     member: int
 
+    def __str__(self) -> str:
+        return f"{self.split} step {self.step}, group {self.group}, member {self.member}"
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -48,61 +52,17 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
     chat: tuple[Mapping[str, Any], ...] | None = None
 
+    def tokens_only(self) -> "Prompt":
+        """Give the part that an engine reads: row and token ids, without text and columns."""
+        return replace(self, text="", ground_truth=None, columns={}, chat=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """The `index`-th array (or `Tokens`) of a list that a worker put into the store under `ref`."""
+    """Names the `index`-th value of a list that lies in the store under `ref`."""
 
     ref: Any
     index: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The token arrays of one sampled sequence.
-
-    `prompt_ids` (P,) int64; `response_ids` (R,) int64, the end-of-sentence token included where it was sampled;
-    `log_probs` (R,) float32, of each response token under the distribution it was sampled from, in nats.
-    """
-
-    prompt_ids: np.ndarray
-    response_ids: np.ndarray
-    log_probs: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One response to one prompt.
-
-    `group` is the position of its prompt in the step's batch and `member` its number among the prompt's responses.
-    `text` is the response without special tokens, `raw_text` with them.
-    `weights_version` is the version of the weights that wrote it, `log_prob` the log-prob of the whole response under
-    the distribution it was sampled from, in nats. `arrays` names more per-token arrays of shape
-    (R,), by what they are: `old_log_probs`, `ref_log_probs`, `values`, `advantages`, `returns`, ….
-    """
-
-    prompt: Prompt
-    group: int
-    member: int
-    text: str
-    raw_text: str
-    response_length: int
-    finish_reason: FinishReason
-    weights_version: int
-    log_prob: float
-    tokens: Handle
-    outcome: Outcome | None = None
-    arrays: Mapping[str, Handle] = field(default_factory=dict)
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens in the prompt."""
-        return len(self.prompt.ids)
-
-    @property
-    def length(self) -> int:
-        """Tokens in prompt and response together."""
-        return self.prompt_length + self.response_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +78,29 @@ class TokenSequence:
     loss_mask: np.ndarray
     log_probs: np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def single_turn(
+        cls, prompt_ids: Sequence[int] | np.ndarray, response_ids: np.ndarray, log_probs: np.ndarray
+    ) -> "TokenSequence":
+        """Join a prompt and its response, every token of which is trained on; `log_probs` are the response's."""
+        prompt = len(prompt_ids)
+        return cls(
+            token_ids=np.concatenate([np.asarray(prompt_ids, dtype=np.int64), response_ids]),
+            loss_mask=np.arange(prompt + len(response_ids)) >= prompt,
+            log_probs=np.concatenate([np.zeros(prompt, dtype=log_probs.dtype), log_probs]),
+        )
+
+    @classmethod
+    def untrained(cls, token_ids: Sequence[int] | np.ndarray) -> "TokenSequence":
+        """Make a sequence that is only read, as by a reward model."""
+        ids = np.asarray(token_ids, dtype=np.int64)
+        return cls(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.float32))
+
+    @property
+    def trained(self) -> int:
+        """Number of trained tokens."""
+        return int(self.loss_mask.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +136,18 @@ class Rollout:
     log_prob: float
     sequences: tuple[SequenceRef, ...]
     outcome: Outcome | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens in the prompt."""
+        return len(self.prompt.ids)
+
+    @property
+    def response_length(self) -> int:
+        """Tokens that the policy wrote: the trained ones of all sequences."""
+        return sum(sequence.trained for sequence in self.sequences)
+
+    @property
+    def length(self) -> int:
+        """Tokens of all sequences."""
+        return sum(sequence.length for sequence in self.sequences)

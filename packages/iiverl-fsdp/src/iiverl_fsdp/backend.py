@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, Place, StepResult
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.metrics import merge
@@ -30,7 +30,7 @@ class FSDPBackend:
 
     def __init__(self, spec: ModelSpec) -> None:
         """Build and shard the model, and its AdamW where `spec.optim` is given."""
-        self.place = Place(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+        self.parallel_rank = ParallelRank(data_rank=dist.get_rank(), data_size=dist.get_world_size())
         self._spec = spec
         self._model = build_sharded(spec)
         self._optimizer = None
@@ -45,17 +45,23 @@ class FSDPBackend:
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
         """See `TrainingBackend.forward`."""
         with torch.no_grad():
-            return [self._run(batch, entropy) for batch in micro_batches]
+            return [self._run(batch, entropy=entropy) for batch in micro_batches]
 
     def forward_backward(
-        self, micro_batches: Sequence[MicroBatch], loss: Loss, *, entropy: bool = False
+        self,
+        micro_batches: Sequence[MicroBatch],
+        loss: Loss,
+        *,
+        entropy: bool = False,
+        entropy_gradient: bool = True,
     ) -> dict[str, float]:
         """See `TrainingBackend.forward_backward`."""
         totals: dict[str, Tensor] = {}
         for batch in micro_batches:
-            value, metrics = loss(self._run(batch, entropy), batch)
+            outputs = self._run(batch, entropy=entropy, entropy_gradient=entropy_gradient)
+            value, metrics = loss(outputs, batch)
             # FSDP averages gradients over the ranks, while the losses of all ranks add up to the batch's loss.
-            (value * self.place.data_size).backward()
+            (value * self.parallel_rank.data_size).backward()
             merge(totals, metrics)
         return {name: total.item() for name, total in totals.items()}
 
@@ -82,11 +88,22 @@ class FSDPBackend:
         saved = self._model.state_dict().keys()
         buffers = ((name, buffer) for name, buffer in self._model.named_buffers() if name in saved)
         for name, tensor in chain(self._model.named_parameters(), buffers):
-            value = tensor.detach().to(self._spec.device)
-            whole = {name: value.full_tensor() if isinstance(value, DTensor) else value}
-            if isinstance(self._model, PreTrainedModel):
-                whole = revert_weight_conversion(self._model, whole)
-            yield from whole.items()
+            yield from self._whole(name, tensor.detach())
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.named_gradients`."""
+        for name, parameter in self._model.named_parameters():
+            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            yield from self._whole(name, gradient.detach())
+        self._model.zero_grad(set_to_none=True)
+
+    def _whole(self, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Gather a tensor, and split what transformers joined for computing into the tensors of a checkpoint."""
+        value = value.to(self._spec.device)
+        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value}
+        if isinstance(self._model, PreTrainedModel):
+            whole = revert_weight_conversion(self._model, whole)
+        yield from whole.items()
 
     def parameter_count(self) -> int:
         """See `TrainingBackend.parameter_count`."""
@@ -100,13 +117,9 @@ class FSDPBackend:
         """See `TrainingBackend.load`."""
         checkpoint.load(folder, self._model, self._optimizer)
 
-    def _run(self, batch: MicroBatch, entropy: bool) -> Outputs:
-        layout = lay_out(
-            batch.prompts,
-            batch.responses,
-            packed=self._spec.model.use_remove_padding,
-            device=self._spec.device,
-        )
+    def _run(self, batch: MicroBatch, *, entropy: bool, entropy_gradient: bool = False) -> Outputs:
+        packed = self._spec.model.use_remove_padding
+        layout = lay_out(batch.sequences, packed=packed, device=self._spec.device)
         inputs = layout.input_ids_BL, layout.position_ids_BL
         if self._spec.role == "critic":
             return Outputs(values_T=self._model(*inputs, layout.rows_T, layout.columns_T))
@@ -119,6 +132,10 @@ class FSDPBackend:
             use_cache=False,
         ).logits
         log_probs_T, entropy_T = token_log_probs(
-            layout.pick(logits), layout.targets_T, batch.temperature, entropy=entropy
+            layout.pick(logits),
+            layout.targets_T,
+            batch.temperature,
+            entropy=entropy,
+            entropy_gradient=entropy_gradient,
         )
         return Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)

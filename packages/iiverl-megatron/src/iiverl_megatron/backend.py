@@ -8,12 +8,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from iiverl_core.config import MegatronConfig
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, StepResult
-from iiverl_core.training.batching import filler
+from iiverl_core.training.batching import dummy_micro_batch
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
 from iiverl_megatron.architecture import read_architecture
@@ -22,7 +23,7 @@ from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
 from iiverl_megatron.model import build_chunks, distribute
 from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
-from iiverl_megatron.parallel import context_group, lay_out_processes, place, tensor_group
+from iiverl_megatron.parallel import context_group, lay_out_processes, parallel_rank, tensor_group
 from iiverl_megatron.vocabulary import split_token_log_probs
 from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
 
@@ -56,7 +57,7 @@ class MegatronBackend:
         self._spec = spec
         with self._arranged():
             lay_out_processes(spec.parallel)
-            self.place = place()
+            self.parallel_rank = parallel_rank()
             self._sharing = Sharing(
                 tensor=tensor_group().size(),
                 context=context_group().size(),
@@ -86,13 +87,18 @@ class MegatronBackend:
 
     @_computing
     def forward_backward(
-        self, micro_batches: Sequence[MicroBatch], loss: Loss, *, entropy: bool = False
+        self,
+        micro_batches: Sequence[MicroBatch],
+        loss: Loss,
+        *,
+        entropy: bool = False,
+        entropy_gradient: bool = True,
     ) -> dict[str, float]:
         """See `TrainingBackend.forward_backward`."""
         totals: dict[str, Tensor] = {}
         self._offloading.gradients_come()
         with self._offloading.parameters():
-            for metrics in self._run(micro_batches, entropy, loss):
+            for metrics in self._run(micro_batches, entropy, loss, entropy_gradient=entropy_gradient):
                 merge(totals, metrics)
         return {name: total.item() for name, total in totals.items()}
 
@@ -113,6 +119,18 @@ class MegatronBackend:
                 self._models, self._architecture, self._spec.role, lambda parameter: parameter.data
             )
 
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.named_gradients`."""
+        with self._arranged(), self._offloading.parameters():
+            self._offloading.gradients_come()
+            finalize_model_grads(self._chunks, force_all_reduce=True)
+            yield from named_tensors(
+                self._models, self._architecture, self._spec.role, lambda parameter: getattr(parameter, "main_grad")  # noqa: B009 (set by megatron-core's buffers)
+            )
+            for chunk in self._chunks:
+                chunk.zero_grad_buffer()
+            self._offloading.gradients_gone()
+
     def parameter_count(self) -> int:
         """See `TrainingBackend.parameter_count`."""
         return count_parameters(self._models, self._architecture, self._spec.role)
@@ -129,17 +147,24 @@ class MegatronBackend:
         with self._offloading.parameters(), self._offloading.optimizer():
             checkpoint.load(folder, self._chunks, self._optimizer)
 
-    def _run(self, micro_batches: Sequence[MicroBatch], entropy: bool, loss: Loss | None) -> list[Any]:
+    def _run(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        entropy: bool,
+        loss: Loss | None,
+        *,
+        entropy_gradient: bool = False,
+    ) -> list[Any]:
         """Send micro-batches through the pipeline; in the last stage, give their outputs, or with a loss its metrics."""
         batches = list(micro_batches)
         chunks: list[Any] = self._chunks if loss is not None else [*self._models]
         if len(chunks) > 1:
             # Interleaved stages take micro-batches in rounds of as many as there are stages.
             short = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size()
-            batches += [filler(tuple(batches[0].arrays_T), self._spec.device)] * short
+            batches += [dummy_micro_batch(tuple(batches[0].arrays_T), self._spec.device)] * short
         inputs = [self._inputs(batch) for batch in batches]
         finish = [
-            partial(self._finish, batch, each, entropy, loss)
+            partial(self._finish, batch, each, entropy, entropy_gradient, loss)
             for batch, each in zip(batches, inputs, strict=True)
         ]
         results = get_forward_backward_func()(
@@ -173,18 +198,21 @@ class MegatronBackend:
         batch: MicroBatch,
         inputs: Inputs,
         entropy: bool,
+        entropy_gradient: bool,
         loss: Loss | None,
         output: Tensor,
         non_loss_data: bool = False,
     ) -> Any:
         """Make of the last chunk's output what was asked for: `Outputs`, or the loss, no token count, and metrics."""
-        outputs = self._outputs(output[0], batch, inputs, entropy)
+        outputs = self._outputs(output[0], batch, inputs, entropy, entropy_gradient)
         if loss is None:
             return outputs
         value, metrics = loss(outputs, batch)
         return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
 
-    def _outputs(self, head_NV: Tensor, batch: MicroBatch, inputs: Inputs, entropy: bool) -> Outputs:
+    def _outputs(
+        self, head_NV: Tensor, batch: MicroBatch, inputs: Inputs, entropy: bool, entropy_gradient: bool
+    ) -> Outputs:
         def everyone(own: Tensor) -> Tensor:
             shared = self._sharing.context > 1
             return from_owners(own, inputs.here_N, context_group()) if shared else own
@@ -200,6 +228,7 @@ class MegatronBackend:
             vocabulary=self._architecture.vocabulary,
             group=tensor_group(),
             entropy=entropy,
+            entropy_gradient=entropy_gradient,
         )
         return Outputs(
             log_probs_T=everyone(log_probs_T), entropy_T=None if entropy_T is None else everyone(entropy_T)

@@ -4,7 +4,7 @@ A sequence is cut into twice as many pieces as there are processes, of which eac
 the back: attention is causal, so the work on them together is the same for all. That is the order of megatron-core's
 rotary positions and of Transformer Engine's attention, too.
 
-Suffixes: `_L` columns of a row, `_S` columns on this process, `_T` response tokens.
+Suffixes: `_L` columns of a row, `_S` columns on this process, `_T` trained tokens.
 """
 
 from typing import Any

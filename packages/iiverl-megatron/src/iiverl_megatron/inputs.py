@@ -1,6 +1,6 @@
 """A micro-batch as megatron-core takes it: core's layout, filled up to what the processes of a group can share evenly.
 
-Suffixes: `_BL` rows and columns of token ids, `_N` positions that are asked for, `_T` response tokens.
+Suffixes: `_BL` rows and columns of token ids, `_N` positions that are asked for, `_T` trained tokens.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Token ids, the bounds of sequences where they are packed, what the head is asked for, and the response tokens.
+    """Token ids, the bounds of sequences where they are packed, what the head is asked for, and the trained tokens.
 
     Of rows that several processes share, these are this one's columns, and of the positions and tokens, those that are
     `here_N` of all.
@@ -51,7 +51,7 @@ def make_inputs(
 ) -> Inputs:
     """Arrange a micro-batch in rows that divide as `sharing` says, or packed into one; rows that are shared are not packed."""
     packed = packed and sharing.context == 1
-    layout = lay_out(batch.prompts, batch.responses, packed=packed, device=device)
+    layout = lay_out(batch.sequences, packed=packed, device=device)
     fill = -layout.input_ids_BL.shape[1] % sharing.multiple
     input_ids_BL = F.pad(layout.input_ids_BL, (0, fill))
     rows_N, columns_N = (
@@ -68,7 +68,7 @@ def make_inputs(
         targets_T = targets_T[here_N] if role != "reward" else targets_T
     bounds = None
     if packed:
-        lengths = [len(p) + len(r) for p, r in zip(batch.prompts, batch.responses, strict=True)]
+        lengths = [len(sequence.token_ids) for sequence in batch.sequences]
         bounds = _bounds(
             [*lengths, fill] if fill else lengths, device
         )  # what fills up is a sequence of its own

@@ -8,7 +8,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from iiverl_core.config import MegatronConfig
 from iiverl_core.errors import ConfigError
-from iiverl_core.training import Place
+from iiverl_core.training import ParallelRank
 
 _laid_out: dist.ProcessGroup | None = None
 """The group whose processes have been laid out: megatron-core keeps layouts for as long as a process lives."""
@@ -62,20 +62,20 @@ def layout_sizes() -> tuple[int, int, int | None, int, int]:
     )
 
 
-def place() -> Place:
-    """Say where this process stands.
+def parallel_rank() -> ParallelRank:
+    """Give the position of this process.
 
-    The processes of one data-parallel rank work on the same samples. Results are known in the last pipeline stage, the
+    The processes of one data-parallel rank work on the same sequences. Results are known in the last pipeline stage, the
     same to all of it, and its first process reports them.
     """
     first = (
         parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.get_context_parallel_rank() == 0
     )
-    return Place(
+    return ParallelRank(
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
-        reports=first and parallel_state.is_pipeline_last_stage(),
+        is_output_rank=first and parallel_state.is_pipeline_last_stage(),
     )
 
 

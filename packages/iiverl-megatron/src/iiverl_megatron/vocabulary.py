@@ -26,16 +26,17 @@ def split_token_log_probs(
     vocabulary: int,
     group: dist.ProcessGroup,
     entropy: bool,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob of each target under the softmax of logits / temperature over all processes, and its entropy where asked.
+    """Log-prob of each target under the softmax of logits / temperature over all processes, and its entropy if asked for.
 
-    Both (T,), in nats, at least fp32 whatever the logits are in, and the same on every process of `group`, each of which
+    Without `entropy_gradient`, the entropy has no gradient and its backward pass no memory. Both (T,), in nats, at least fp32 whatever the logits are in, and the same on every process of `group`, each of which
     holds equally many logits a token, in the order of ranks. Those past `vocabulary` are padding and have no share.
     """
     width, rank = logits_TV.shape[-1], dist.get_rank(group)
     own = slice(0, min(max(vocabulary - rank * width, 0), width))
     log_probs_T, entropy_T = _SplitLogProbs.apply(
-        logits_TV, targets_T - rank * width, temperature, own.stop, group, entropy
+        logits_TV, targets_T - rank * width, temperature, own.stop, group, entropy, entropy_gradient
     )
     return log_probs_T, entropy_T if entropy else None
 
@@ -50,6 +51,7 @@ class _SplitLogProbs(torch.autograd.Function):
         own: int,
         group: dist.ProcessGroup,
         entropy: bool,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits_TV.dtype, torch.float32)
         scaled_TV = logits_TV.to(dtype, copy=True).div_(temperature)
@@ -71,10 +73,13 @@ class _SplitLogProbs(torch.autograd.Function):
             mean_logit_T = (softmax_TV * scaled_TV).sum(-1)
             dist.all_reduce(mean_logit_T, group=group)
             entropy_T = log_total_T - mean_logit_T
+        if entropy and entropy_gradient:
             ctx.save_for_backward(softmax_TV, targets_T, here_T, entropy_T, log_total_T, scaled_TV)
         else:
             ctx.save_for_backward(softmax_TV, targets_T, here_T)
-        ctx.temperature, ctx.dtype, ctx.entropy = temperature, logits_TV.dtype, entropy
+            ctx.mark_non_differentiable(entropy_T)
+        ctx.temperature, ctx.dtype = temperature, logits_TV.dtype
+        ctx.entropy = entropy and entropy_gradient
         return target_logit_T - log_total_T, entropy_T
 
     @staticmethod
@@ -91,4 +96,4 @@ class _SplitLogProbs(torch.autograd.Function):
         else:
             grad_TV = softmax_TV * -grad_log_probs_T[:, None]
         grad_TV.scatter_add_(-1, targets_T[:, None], (grad_log_probs_T * here_T)[:, None])
-        return grad_TV.div_(ctx.temperature).to(ctx.dtype), None, None, None, None, None
+        return grad_TV.div_(ctx.temperature).to(ctx.dtype), None, None, None, None, None, None

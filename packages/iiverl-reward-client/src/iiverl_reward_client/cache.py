@@ -33,7 +33,9 @@ class ScoreCache:
             answer = None if file is None else parsed(file.read_bytes())
         except OSError:
             return None
-        score = finite_number(answer.get("score")) if isinstance(answer, dict) else None
+        if not isinstance(answer, dict):
+            return None
+        score = finite_number(answer.get("score"))
         if score is None:
             return None
         components, info = answer.get("components"), answer.get("info")

@@ -3,20 +3,22 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from iiverl_core.cluster.generation import Question, stored
+from iiverl_core.cluster.generation import attach_handles
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.cluster.worker import Worker
-from iiverl_core.rollout import Sampling
-from iiverl_core.samples import Sample
+from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.samples import Rollout
 
 
 class Engines(Protocol):
     """The rollout engines of a run."""
 
-    def generate(self, questions: Sequence[Sequence[Question]], sampling: Sampling) -> Iterator[list[Sample]]:
-        """Let each engine answer its questions; yield samples as they finish, each once.
+    def generate(
+        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+    ) -> Iterator[list[Rollout]]:
+        """Let each engine make the rollouts asked of it; yield them as they finish, each once.
 
-        An engine that dies is left out from there on; what it owes does not come.
+        An engine that dies is left out from there on; its unfinished requests are not answered.
 
         Raises:
             WorkerError: an engine raised, or none is left.
@@ -27,10 +29,10 @@ class Engines(Protocol):
         """Give every engine the actor's weights, also those that had died and are started anew. Raises as above."""
         ...
 
-    def sleep(self, *, forget: bool) -> None:
-        """Give back the memory that only generating needs, where training needs it.
+    def sleep(self, *, discard_weights: bool) -> None:
+        """Release the memory that only generating needs, if training needs it.
 
-        With `forget`, the weights' too: `update_weights` comes before anything else is generated.
+        With `discard_weights`, the weights' too: `update_weights` must come before anything else is generated.
         """
         ...
 
@@ -42,7 +44,7 @@ class Engines(Protocol):
 class ColocatedEngines:
     """Engines in the processes that train, on the same devices: they take turns with the memory.
 
-    Each is spread over `size` consecutive processes, the first of which yields its samples. Such a process cannot die
+    Each is spread over `size` consecutive processes, the first of which yields its rollouts. Such a process cannot die
     alone, so an engine's death is the run's. Implements `Engines`.
     """
 
@@ -50,19 +52,21 @@ class ColocatedEngines:
         self._group, self._size = group, size
         self._ranks = range(len(group.infos))
 
-    def generate(self, questions: Sequence[Sequence[Question]], sampling: Sampling) -> Iterator[list[Sample]]:
+    def generate(
+        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+    ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
-        arguments = [(questions[rank // self._size], sampling) for rank in self._ranks]
-        for tokens, samples in self._group.stream(Worker.generate, arguments):
-            yield stored(samples, tokens)
+        arguments = [(requests[rank // self._size], sampling) for rank in self._ranks]
+        for reference, rollouts in self._group.stream(Worker.generate, arguments):
+            yield attach_handles(rollouts, reference)
 
     def update_weights(self, version: int) -> None:
         """See `Engines.update_weights`."""
         self._group.run(Worker.update_rollout_weights, [(version,) for _ in self._ranks])
 
-    def sleep(self, *, forget: bool) -> None:
+    def sleep(self, *, discard_weights: bool) -> None:
         """See `Engines.sleep`."""
-        self._group.run(Worker.sleep, [(forget,) for _ in self._ranks])
+        self._group.run(Worker.sleep, [(discard_weights,) for _ in self._ranks])
 
     def __len__(self) -> int:
         return len(self._ranks) // self._size

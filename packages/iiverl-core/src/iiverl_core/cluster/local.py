@@ -29,13 +29,15 @@ class LocalGroup:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("trainer.device: cuda, but torch sees no CUDA device here; use auto or cpu")
-        self._meeting = TemporaryDirectory(prefix="iiverl-")
-        self._worker = Worker(config, rank=0, size=1, device_type=device, store=LocalStore())
+        self.store = LocalStore()
+        self._folder = TemporaryDirectory(prefix="iiverl-")
+        init_method = (Path(self._folder.name) / "rendezvous").as_uri()
         try:
-            self.infos = [self._worker.setup((Path(self._meeting.name) / "meeting").as_uri())]
+            self._worker = Worker(config, 0, 1, device, self.store, init_method)
         except BaseException:
-            self.close()  # what it has joined would be in the way of the next one in this process
+            self._folder.cleanup()
             raise
+        self.infos = [self._worker.info]
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `WorkerGroup.run`."""
@@ -46,14 +48,14 @@ class LocalGroup:
         return method(self._worker, *arguments)
 
     def stream(
-        self, method: Callable[..., Iterator[Any]], arguments: Sequence[tuple[Any, ...]]
+        self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Sequence[tuple[Any, ...]]
     ) -> Iterator[tuple[Any, Any]]:
         """See `WorkerGroup.stream`."""
         for each in arguments:
-            items = method(self._worker, *each)
-            yield from zip(items, items, strict=True)
+            for stored, passed_on in method(self._worker, *each):
+                yield self.store.put(stored), passed_on
 
     def close(self) -> None:
         """See `WorkerGroup.close`."""
         self._worker.close()
-        self._meeting.cleanup()
+        self._folder.cleanup()

@@ -10,16 +10,24 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from iiverl_core.cluster.broadcast import Exchange
-from iiverl_core.cluster.generation import Question, stored
-from iiverl_core.cluster.ray_group import GRACE_SECONDS, Host, RayStore, device_of, next_pair, plain, reserve
+from iiverl_core.cluster.generation import attach_handles
+from iiverl_core.cluster.ray_group import (
+    GRACE_SECONDS,
+    RayStore,
+    WorkerActor,
+    device_of,
+    next_pair,
+    plain,
+    reserve,
+)
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
 from iiverl_core.cluster.ways import Carrier, ThroughStore
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Config
 from iiverl_core.errors import IIVerlError
-from iiverl_core.rollout import Sampling
-from iiverl_core.samples import Sample
+from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.samples import Rollout
 
 MEGABYTE = 2**20
 DEATHS = 5  # of one engine without a sample in between, after which the run ends
@@ -61,11 +69,13 @@ class RayEngines:
             self.close()
             raise
 
-    def generate(self, questions: Sequence[Sequence[Question]], sampling: Sampling) -> Iterator[list[Sample]]:
+    def generate(
+        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+    ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
         waiting: dict[Any, int] = {
             actor.stream.options(num_returns="streaming").remote("generate", (each, sampling)): rank
-            for each, actors in zip(questions, self._by_rank(), strict=True)
+            for each, actors in zip(requests, self._by_rank(), strict=True)
             if each
             for rank, actor in actors.items()
         }
@@ -73,7 +83,7 @@ class RayEngines:
             ready: list[Any] = ray.wait(list(waiting), num_returns=1, fetch_local=False)[0]
             for stream in ready:
                 try:
-                    tokens, samples = next_pair(stream)
+                    reference, rollouts = next_pair(stream)
                 except StopIteration:
                     del waiting[stream]
                     continue
@@ -82,7 +92,7 @@ class RayEngines:
                     waiting = {s: rank for s, rank in waiting.items() if rank // self._size != engine}
                     continue
                 self._deaths[waiting[stream] // self._size] = 0
-                yield stored(samples, tokens)
+                yield attach_handles(rollouts, reference)
 
     def update_weights(self, version: int) -> None:
         """See `Engines.update_weights`. An engine that dies meanwhile is started again, and all get the weights anew."""
@@ -107,7 +117,7 @@ class RayEngines:
             reason = self._all("load", ticket)
         return self._all("finish_update") if reason is None else reason
 
-    def sleep(self, *, forget: bool) -> None:
+    def sleep(self, *, discard_weights: bool) -> None:
         """Do nothing: no one else needs these devices' memory."""
 
     def __len__(self) -> int:
@@ -134,7 +144,7 @@ class RayEngines:
         if self._placement is None:
             raise RuntimeError("the engines have been closed")
         for engine in engines:
-            host = ray.remote(Host).options(
+            actor = ray.remote(WorkerActor).options(
                 num_cpus=1,
                 num_gpus=1 if self._device == "cuda" else 0,
                 max_restarts=0,
@@ -142,27 +152,26 @@ class RayEngines:
                     self._placement, placement_group_bundle_index=engine
                 ),
             )
-            for rank in range(engine * self._size, (engine + 1) * self._size):
-                worker = RolloutWorker(self._config, rank, self._device, RayStore())
-                self._engines[engine].append(host.remote(worker, str(Path.cwd())))
+            self._engines[engine] += [actor.remote(RolloutWorker, str(Path.cwd())) for _ in range(self._size)]
         calls: dict[Any, int] = {}
         for engine in engines:
-            meeting_point = self._meeting_point(engine)
-            actors = self._by_rank()[engine].items()
-            calls |= {actor.call.remote("setup", (meeting_point,)): rank for rank, actor in actors}
+            init_method = self._init_method(engine)
+            calls |= {
+                actor.build.remote((self._config, rank, self._device, RayStore(), init_method)): rank
+                for rank, actor in self._by_rank()[engine].items()
+            }
         while calls:
             for call in ray.wait(list(calls), num_returns=1)[0]:
                 rank = calls.pop(call)
                 try:
                     self.infos[rank] = ray.get(call)
                 except (RayActorError, RayTaskError) as error:
-                    raise self._failure(rank, "setup", error) from None
+                    raise self._failure(rank, "its start", error) from None
 
-    def _meeting_point(self, engine: int) -> str:
-        """Let the first process of an engine say where the others find it."""
-        first = self._engines[engine][0]
+    def _init_method(self, engine: int) -> str:
+        """Give an address on the machine of an engine's first process, where the others find it."""
         try:
-            return ray.get(first.call.remote("address", (ray.get(first.node.remote()),)))
+            return ray.get(self._engines[engine][0].address.remote())
         except (RayActorError, RayTaskError) as error:
             raise self._failure(engine * self._size, "its start", error) from None
 
@@ -207,13 +216,13 @@ class RayEngines:
         if self._deaths[engine] >= DEATHS:
             raise self._failure(death[0], doing, death[1]) from None
         self._say(
-            f"warning: {self._where(death[0])} died; it is started again, and what it owes generated anew"
+            f"warning: {self._where(death[0])} died; it is started again, and its unfinished responses are regenerated"
         )
         return engine
 
     def _death(self, engine: int) -> tuple[int, RayActorError] | None:
         """Find the process of an engine that died: the others raise for want of it, maybe before the news is here."""
-        calls = {actor.node.remote(): rank for rank, actor in self._by_rank()[engine].items()}
+        calls = {actor.address.remote(): rank for rank, actor in self._by_rank()[engine].items()}
         for call in ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_SECONDS)[0]:
             try:
                 ray.get(call)

@@ -16,9 +16,11 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from iiverl_core.cluster.messages import WorkerInfo
 from iiverl_core.cluster.ray_connection import start_ray, stop_ray
+from iiverl_core.cluster.rendezvous import free_address
 from iiverl_core.cluster.runtime import WorkerError
-from iiverl_core.cluster.worker import Worker, WorkerInfo
+from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Config
 from iiverl_core.errors import ConfigError, IIVerlError
 
@@ -39,31 +41,42 @@ class RayStore:
         return ray.get(list(references))
 
 
-class Host:
-    """The actor around a worker that is still to be set up: calls it by the name of a method.
+class WorkerActor:
+    """The actor around a worker: builds it, and calls its methods by name.
 
-    `folder` is where the run was started. Paths that a configuration gives are relative to it, so the process goes
+    The class `worker` is imported with the actor, so that little time passes between `address` and `build`. `folder` is where the run was started. Paths that a configuration gives are relative to it, so the process goes
     there; on a cluster it is a shared one.
     """
 
-    def __init__(self, worker: Any, folder: str) -> None:
+    def __init__(self, worker: Callable[..., Any], folder: str) -> None:
         if Path(folder).is_dir():
             os.chdir(folder)
         if devices := ray.get_gpu_ids():  # Ray does so itself, unless the cluster is set up not to
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-        self._worker = worker
+        self._class, self._worker = worker, None
 
-    def node(self) -> str:
-        """Give the address of this machine in the cluster."""
-        return ray.util.get_node_ip_address()
+    def address(self) -> str:
+        """Give an `init_method` on this machine."""
+        return free_address(ray.util.get_node_ip_address())
+
+    def build(self, arguments: tuple[Any, ...]) -> Any:
+        """Build the worker, and give its `info`."""
+        worker = self._worker = self._class(*arguments)
+        return worker.info
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method."""
         return getattr(self._worker, method)(*arguments)
 
     def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        """Call a generator."""
-        yield from getattr(self._worker, method)(*arguments)
+        """Call a generator of pairs, and yield their parts in turn: `next_pair` puts them together again.
+
+        So a pair's first part is an object of its own in Ray's store, which outlives this process. Ray loses objects
+        that are only named within what a generator yields.
+        """
+        for stored, passed_on in getattr(self._worker, method)(*arguments):
+            yield stored
+            yield passed_on
 
 
 class RayGroup:
@@ -80,6 +93,7 @@ class RayGroup:
             ConfigError: there is no cluster where one is needed, it cannot be reached, or it does not have the devices.
             WorkerError: a worker could not be built.
         """
+        self.store = RayStore()
         self.infos: list[WorkerInfo] = []
         self._actors: list[Any] = []
         self._placement: PlacementGroup | None = None
@@ -101,25 +115,32 @@ class RayGroup:
             strategy = PlacementGroupSchedulingStrategy(
                 placement, placement_group_bundle_index=rank // config.trainer.n_gpus_per_node
             )
-            host = ray.remote(Host).options(
+            actor = ray.remote(WorkerActor).options(
                 num_cpus=1,
                 num_gpus=1 if device == "cuda" else 0,
                 max_restarts=0,
                 scheduling_strategy=strategy,
             )
-            worker = Worker(config, rank, config.devices, device, RayStore())
-            self._actors.append(host.remote(worker, str(Path.cwd())))
+            self._actors.append(actor.remote(Worker, str(Path.cwd())))
         try:
-            node = ray.get(self._actors[0].node.remote())
+            init_method = ray.get(self._actors[0].address.remote())
         except (RayActorError, RayTaskError) as error:
             raise self._failure("its start", 0, error, {}) from None
-        meeting_point = self.run_on(0, Worker.address, node)
-        self.infos = self.run(Worker.setup, [(meeting_point,)] * config.devices)
+        size = config.devices
+        builds = [
+            actor.build.remote((config, rank, size, device, self.store, init_method))
+            for rank, actor in enumerate(self._actors)
+        ]
+        self.infos = self._results("its start", builds)
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `WorkerGroup.run`."""
         name = method.__name__
         calls = [actor.call.remote(name, each) for actor, each in zip(self._actors, arguments, strict=True)]
+        return self._results(name, calls)
+
+    def _results(self, doing: str, calls: Sequence[Any]) -> list[Any]:
+        """Wait for the calls of all workers at once, and raise on the first failure."""
         waiting = {call: rank for rank, call in enumerate(calls)}
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
@@ -128,8 +149,8 @@ class RayGroup:
                 try:
                     ray.get(call)
                 except (RayActorError, RayTaskError) as error:
-                    raise self._failure(name, rank, error, waiting) from None
-        return ray.get(calls)
+                    raise self._failure(doing, rank, error, waiting) from None
+        return ray.get(list(calls))
 
     def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
         """See `WorkerGroup.run_on`."""
@@ -139,7 +160,7 @@ class RayGroup:
             raise self._failure(method.__name__, rank, error, {}) from None
 
     def stream(
-        self, method: Callable[..., Iterator[Any]], arguments: Sequence[tuple[Any, ...]]
+        self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Sequence[tuple[Any, ...]]
     ) -> Iterator[tuple[Any, Any]]:
         """See `WorkerGroup.stream`."""
         name = method.__name__

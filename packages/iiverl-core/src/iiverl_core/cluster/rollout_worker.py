@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from iiverl_core.cluster.generation import Generator, Question
-from iiverl_core.cluster.meeting import free_address, join
+from iiverl_core.cluster.generation import Generator
+from iiverl_core.cluster.rendezvous import join
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.ways import BrokenWayError, Receiver, Way
 from iiverl_core.cluster.weights import Arriving
 from iiverl_core.config import Config
-from iiverl_core.rollout import Sampling
-from iiverl_core.samples import Sample, Tokens
+from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.samples import Rollout, TokenSequence
 
 PAUSE_SECONDS = 0.5  # between two looks at a device's memory
 
@@ -38,42 +38,36 @@ class RolloutWorker:
     `device_type` is `cpu` or `cuda`.
     """
 
-    def __init__(self, config: Config, rank: int, device_type: str, store: Store) -> None:
-        self._config, self._rank, self._store = config, rank, store
-        self._device = torch.device(device_type)
-        self._arriving: Arriving | None = None
-        self._way: Way | None = None
-        self._receiver: Receiver | None = None
-
-    def address(self, host: str) -> str:
-        """Give the place where the engine's processes can meet: a free port of this process's machine, `host`."""
-        return free_address(host)
-
-    def setup(self, meeting_point: str) -> RolloutWorkerInfo:
-        """Join the engine's other processes, and build it, still without weights.
+    def __init__(self, config: Config, rank: int, device_type: str, store: Store, init_method: str) -> None:
+        """Join the engine's other processes at `init_method`, and build it, still without weights.
 
         Raises:
             ConfigError: the engine cannot run the model, or there is no tokenizer.
         """
         disable_progress_bar()
-        size = self._config.engine_devices
+        self._rank, self._store = rank, store
+        self._device = torch.device(device_type)
+        self._arriving: Arriving | None = None
+        self._way: Way | None = None
+        self._receiver: Receiver | None = None
+        size = config.engine_devices
         if size > 1:
-            join(meeting_point, self._rank % size, size, self._device.type)
-        rollout = self._config.actor_rollout_ref.rollout
-        if self._device.type == "cuda" and rollout.name == "vllm":
+            join(init_method, rank % size, size, device_type)
+        rollout = config.actor_rollout_ref.rollout
+        if device_type == "cuda" and rollout.name == "vllm":
             await_memory(rollout.gpu_memory_utilization)
-        self._generator = Generator(self._config, self._device, self._rank)
-        device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
-        return RolloutWorkerInfo(self._rank, socket.gethostname(), os.getpid(), device)
+        self._generator = Generator(config, self._device, rank)
+        device = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
+        self.info = RolloutWorkerInfo(rank, socket.gethostname(), os.getpid(), device)
 
     def generate(
-        self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[list[Tokens] | list[Sample]]:
-        """Answer questions; yield as `Generator.generate` does.
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> Iterator[tuple[list[TokenSequence], list[Rollout]]]:
+        """Make rollouts; yield as `Generator.generate` does.
 
-        Of the processes of an engine, which get the same questions, the first yields, and the others nothing.
+        Of the processes of an engine, which get the same requests, the first yields, and the others nothing.
         """
-        return self._generator.generate(questions, sampling)
+        return self._generator.generate(requests, sampling)
 
     def begin_update(self, version: int, way: Way) -> None:
         """Expect weights of this version, a bucket at a time, on this way; an update that is not finished is dropped."""

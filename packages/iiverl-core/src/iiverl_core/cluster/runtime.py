@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from iiverl_core.cluster.worker import WorkerInfo
+from iiverl_core.cluster.messages import WorkerInfo
+from iiverl_core.cluster.store import Store
 from iiverl_core.errors import IIVerlError
 
 T = TypeVar("T")
@@ -14,7 +15,12 @@ class WorkerError(IIVerlError):
 
 
 class WorkerGroup(Protocol):
-    """The workers of a run, one a device. Methods are named by the function: `group.run(Worker.log_probs, …)`."""
+    """The workers of a run, one a device. Methods are named by the function: `group.run(Worker.evaluate, …)`."""
+
+    @property
+    def store(self) -> Store:
+        """The store of the workers, as the caller reaches it."""
+        ...
 
     @property
     def infos(self) -> Sequence[WorkerInfo]:
@@ -34,11 +40,11 @@ class WorkerGroup(Protocol):
         ...
 
     def stream(
-        self, method: Callable[..., Iterator[Any]], arguments: Sequence[tuple[Any, ...]]
+        self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Sequence[tuple[Any, ...]]
     ) -> Iterator[tuple[Any, Any]]:
-        """Call a generator on every worker, which yields in turn something for the store and something for the caller.
+        """Call a generator on every worker, which yields pairs: a value for the store and one for the caller.
 
-        Yields pairs as they come: a reference to the one, and the other. Raises as `run` does.
+        Yields pairs as they come: a reference to the stored value, and the other. Raises as `run` does.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Decisions about the samples of a step: which count, which go into a mini-batch, which rank works on which."""
+"""Decisions about the rollouts of a step: which count, which go into a mini-batch, which rank works on which."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -8,42 +8,48 @@ from typing import TypeVar
 import numpy as np
 
 from iiverl_core.algorithms import token_weights
-from iiverl_core.cluster.worker import Share
+from iiverl_core.cluster.messages import RankBatch
 from iiverl_core.errors import IIVerlError
-from iiverl_core.rewards import OVERLONG_PENALTY, Key
-from iiverl_core.samples import Handle, Sample
+from iiverl_core.rewards import OVERLONG_PENALTY
+from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef
 from iiverl_core.training.planning import Packing, balance, in_order, micro_batches
 from iiverl_reward_client import Outcome, Scored
 
 T = TypeVar("T")
 
 
-def with_outcomes(samples: Sequence[Sample], outcomes: Mapping[Key, Outcome]) -> list[Sample]:
-    """Give each sample its outcome, and put them in the order of groups and members."""
-    ordered = sorted(samples, key=lambda sample: (sample.group, sample.member))
-    return [replace(sample, outcome=outcomes[sample.group, sample.member]) for sample in ordered]
+def with_outcomes(rollouts: Sequence[Rollout], outcomes: Mapping[SampleId, Outcome]) -> list[Rollout]:
+    """Give each rollout its outcome, and sort them by group and member."""
+    ordered = sorted(rollouts, key=lambda rollout: rollout.id)
+    return [replace(rollout, outcome=outcomes[rollout.id]) for rollout in ordered]
 
 
-def comparable(samples: Sequence[Sample], groups: Collection[int], smallest_group: int) -> list[Sample]:
-    """Keep the samples of these groups that have a score, where at least `smallest_group` of the group have one."""
-    scored = [s for s in samples if s.group in groups and isinstance(s.outcome, Scored)]
-    members = Counter(sample.group for sample in scored)
-    return [sample for sample in scored if members[sample.group] >= smallest_group]
+def drop_small_groups(
+    rollouts: Sequence[Rollout], groups: Collection[int], min_group_size: int
+) -> list[Rollout]:
+    """Keep the rollouts of these groups that have a score and trained tokens, if their group has enough of them."""
+    kept = [
+        rollout
+        for rollout in rollouts
+        if rollout.id.group in groups and isinstance(rollout.outcome, Scored) and rollout.response_length
+    ]
+    size = Counter(rollout.id.group for rollout in kept)
+    return [rollout for rollout in kept if size[rollout.id.group] >= min_group_size]
 
 
-def informative(samples: Sequence[Sample], metric: str) -> list[int]:
-    """Find the groups whose scored members differ in a metric, in the order in which they come.
+def groups_with_reward_variance(rollouts: Sequence[Rollout], metric: str) -> list[int]:
+    """Find the groups whose scored members differ in a metric, in order of appearance.
 
-    `score` is what the scorer gave; `seq_reward` the same after a penalty for length; another name is a component of
-    the score.
+    `score` is the scorer's score; `seq_reward` the same after a penalty for length; another name is a component of the
+    score.
 
     Raises:
         IIVerlError: a score does not have that component.
     """
     values: dict[int, set[float]] = {}
-    for sample in samples:
-        if isinstance(sample.outcome, Scored):
-            values.setdefault(sample.group, set()).add(_metric(sample.outcome, metric))
+    for rollout in rollouts:
+        if isinstance(rollout.outcome, Scored):
+            values.setdefault(rollout.id.group, set()).add(_metric(rollout.outcome, metric))
     return [group for group, different in values.items() if len(different) > 1]
 
 
@@ -60,44 +66,74 @@ def _metric(outcome: Scored, metric: str) -> float:
     return outcome.components[metric]
 
 
-def with_arrays(samples: Sequence[Sample], name: str, handles: Sequence[Handle]) -> list[Sample]:
-    """Give each sample one more per-token array."""
+def trained_sequences(rollouts: Sequence[Rollout]) -> list[SequenceRef]:
+    """List the sequences of rollouts that have trained tokens; those of a rollout follow one another."""
+    return [sequence for rollout in rollouts for sequence in rollout.sequences if sequence.trained]
+
+
+def with_arrays(sequences: Sequence[SequenceRef], name: str, handles: Sequence[Handle]) -> list[SequenceRef]:
+    """Give each sequence one more array."""
     return [
-        replace(sample, arrays={**sample.arrays, name: handle})
-        for sample, handle in zip(samples, handles, strict=True)
+        replace(sequence, arrays={**sequence.arrays, name: handle})
+        for sequence, handle in zip(sequences, handles, strict=True)
     ]
 
 
-def mini_batch_count(groups: int, groups_a_batch: int) -> int:
-    """Say into how many mini-batches groups are cut; the last may be smaller."""
-    return -(-groups // groups_a_batch)
+def sums_by_rollout(sequences: Sequence[SequenceRef], sums: Sequence[float]) -> dict[SampleId, float]:
+    """Add up a number per sequence over the sequences of each rollout."""
+    total: dict[SampleId, float] = {}
+    for sequence, value in zip(sequences, sums, strict=True):
+        total[sequence.id] = total.get(sequence.id, 0.0) + value
+    return total
+
+
+def mini_batch_count(groups: int, groups_per_batch: int) -> int:
+    """Count the mini-batches that groups are cut into; the last may be smaller."""
+    return -(-groups // groups_per_batch)
 
 
 def mini_batches(
-    samples: Sequence[Sample], groups: Sequence[int], groups_a_batch: int, order: np.random.Generator | None
-) -> list[list[Sample]]:
-    """Cut a step's samples by their groups, in the order of `groups` or in a random one.
+    sequences: Sequence[SequenceRef],
+    groups: Sequence[int],
+    groups_per_batch: int,
+    order: np.random.Generator | None,
+) -> list[list[SequenceRef]]:
+    """Cut a step's sequences by their groups, in the order of `groups` or in a random one.
 
-    Groups of which nothing is left leave their mini-batch smaller, so the others stay what they would have been; a
-    mini-batch with nothing left is left out.
+    A group without sequences leaves its mini-batch smaller, so the others stay as they would have been; an empty
+    mini-batch is left out.
     """
-    places = np.arange(len(groups)) if order is None else order.permutation(len(groups))
-    place = dict(zip(groups, places.tolist(), strict=True))
-    batches: list[list[Sample]] = [[] for _ in range(mini_batch_count(len(groups), groups_a_batch))]
-    for sample in samples:
-        batches[place[sample.group] // groups_a_batch].append(sample)
+    positions = np.arange(len(groups)) if order is None else order.permutation(len(groups))
+    position = dict(zip(groups, positions.tolist(), strict=True))
+    batches: list[list[SequenceRef]] = [[] for _ in range(mini_batch_count(len(groups), groups_per_batch))]
+    for sequence in sequences:
+        batches[position[sequence.id.group] // groups_per_batch].append(sequence)
     return [batch for batch in batches if batch]
+
+
+def loss_weights(sequences: Sequence[SequenceRef], loss_agg_mode: str, max_tokens_norm: float) -> list[float]:
+    """Give the weight of a trained token of each sequence in the loss of a mini-batch.
+
+    Aggregation counts rollouts. One of several sequences has the weight of one, shared by its sequences in proportion
+    to their trained tokens.
+    """
+    trained: dict[SampleId, int] = {}
+    for sequence in sequences:
+        trained[sequence.id] = trained.get(sequence.id, 0) + sequence.trained
+    weights = token_weights(loss_agg_mode, list(trained.values()), max_tokens_norm)
+    weight = dict(zip(trained, weights, strict=True))
+    return [weight[sequence.id] for sequence in sequences]
 
 
 @dataclass(frozen=True)
 class Division:
-    """Samples divided over the data-parallel ranks: each rank's share, and the positions its samples came from."""
+    """Sequences divided over the data-parallel ranks: each rank's batch, and the positions its sequences came from."""
 
-    shares: list[Share]
+    batches: list[RankBatch]
     positions: list[list[int]]
 
     def restore(self, results: Sequence[Sequence[T]]) -> list[T]:
-        """Put what each rank gave for its samples back into the order of the samples."""
+        """Put the ranks' results for their sequences back into the order of the sequences."""
         flat = {
             position: value
             for positions, values in zip(self.positions, results, strict=True)
@@ -106,51 +142,53 @@ class Division:
         return [flat[position] for position in range(len(flat))]
 
 
-def divide(samples: Sequence[Sample], ranks: int, packing: Packing, *, balanced: bool) -> Division:
-    """Divide samples over ranks, and each rank's into micro-batches, for a pass that trains nothing."""
-    return _divide(samples, [0.0] * len(samples), ranks, packing, balanced=balanced)
+def divide(sequences: Sequence[SequenceRef], ranks: int, packing: Packing, *, balanced: bool) -> Division:
+    """Divide sequences over ranks, and each rank's into micro-batches, for a forward pass."""
+    return _divide(sequences, None, ranks, packing, balanced=balanced)
 
 
 def divide_for_training(
-    samples: Sequence[Sample],
+    sequences: Sequence[SequenceRef],
     ranks: int,
     packing: Packing,
     *,
     balanced: bool,
     loss_agg_mode: str,
-    horizon: float,
+    max_tokens_norm: float,
     arrays: tuple[str, ...],
 ) -> Division:
-    """Divide a mini-batch over ranks; the weights of its tokens in the loss come from all of it."""
-    lengths = [sample.response_length for sample in samples]
-    weights = token_weights(loss_agg_mode, lengths, horizon)
+    """Divide a mini-batch over ranks; loss weights are computed from all of it."""
+    weights = loss_weights(sequences, loss_agg_mode, max_tokens_norm)
+    inv_num_tokens = 1 / sum(sequence.trained for sequence in sequences)
     return _divide(
-        samples, weights, ranks, packing, balanced=balanced, token_share=1 / sum(lengths), arrays=arrays
+        sequences, weights, ranks, packing, balanced=balanced, inv_num_tokens=inv_num_tokens, arrays=arrays
     )
 
 
 def _divide(
-    samples: Sequence[Sample],
-    weights: Sequence[float],
+    sequences: Sequence[SequenceRef],
+    weights: Sequence[float] | None,
     ranks: int,
     packing: Packing,
     *,
     balanced: bool,
-    token_share: float = 0.0,
+    inv_num_tokens: float = 0.0,
     arrays: tuple[str, ...] = (),
 ) -> Division:
-    lengths = [sample.length for sample in samples]
+    lengths = [sequence.length for sequence in sequences]
     positions = balance(lengths, ranks) if balanced else in_order(len(lengths), ranks)
-    shares = []
-    for mine, batches in zip(positions, micro_batches(lengths, positions, packing), strict=True):
-        place = {position: i for i, position in enumerate(mine)}  # in the batch → in this rank's share
-        shares.append(
-            Share(
-                samples=[samples[i] for i in mine],
-                micro_batches=[[place[i] for i in batch] for batch in batches],
-                weights=[weights[i] for i in mine],
-                token_share=token_share,
+    batches = []
+    for mine, cut in zip(positions, micro_batches(lengths, positions, packing), strict=True):
+        index = {
+            position: i for i, position in enumerate(mine)
+        }  # position in the whole → in this rank's batch
+        batches.append(
+            RankBatch(
+                sequences=[sequences[i] for i in mine],
+                micro_batches=[[index[i] for i in batch] for batch in cut],
+                weights=[weights[i] for i in mine] if weights is not None else [],
+                inv_num_tokens=inv_num_tokens,
                 arrays=arrays,
             )
         )
-    return Division(shares, positions)
+    return Division(batches, positions)

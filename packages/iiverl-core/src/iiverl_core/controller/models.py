@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from iiverl_core.cluster.worker import Trained
+from iiverl_core.cluster.messages import Trained
 from iiverl_core.config import Config, ModelConfig
 from iiverl_core.config.splitting import engine_problem
 from iiverl_core.controller.observer import ModelShape

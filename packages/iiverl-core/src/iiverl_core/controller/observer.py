@@ -1,16 +1,13 @@
-"""What the loop tells the outside: progress, timings, metrics, samples. Decides nothing."""
+"""Report a run: progress, timings, metrics, rollouts. Decides nothing."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from iiverl_core.cluster.worker import Advantages, Trained, WorkerInfo
+from iiverl_core.cluster.messages import Advantages, Trained, WorkerInfo
 from iiverl_core.config import Config
-from iiverl_core.controller.batch import Division
-from iiverl_core.rewards import Key
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout, SampleId, Split
 from iiverl_core.telemetry import (
     Phase,
     Progress,
@@ -32,7 +29,7 @@ from iiverl_core.telemetry import (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the arithmetic of a model is counted from."""
+    """The sizes from which a model's arithmetic is counted."""
 
     parameters: int
     layers: int
@@ -40,8 +37,28 @@ class ModelShape:
     head_dim: int
 
 
+@dataclass
+class StepRecord:
+    """Everything that is reported about one training step.
+
+    `rollouts` is all that was generated, `batch` those trained on. `log_prob_sums` has, by policy (`old`, `ref`), the
+    log-prob of each rollout of the batch; `baselines` the greedy score of each group. `rank_tokens` counts the tokens
+    of each rank in each update of the actor. `memory` is in bytes, by metric name.
+    """
+
+    step: int
+    rollouts: Sequence[Rollout]
+    batch: Sequence[Rollout] = ()
+    advantages: Advantages | None = None
+    log_prob_sums: dict[str, Mapping[SampleId, float]] = field(default_factory=dict)
+    baselines: Mapping[int, float] = field(default_factory=dict)
+    rank_tokens: list[list[int]] = field(default_factory=list)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 class Observer:
-    """Collects what happens in a step and passes it on under the names that dashboards hold."""
+    """Passes on what happens in a run under the names that dashboards hold."""
 
     def __init__(
         self,
@@ -54,148 +71,110 @@ class Observer:
         self.timers = Timers()
         self._config, self._infos, self._shapes = config, infos, shapes
         self._progress, self._tracker = progress, tracker
-        self._spread: list[list[int]] = []
-        self._pending: dict[str, float] = {}
-        self._flops: dict[Trained, float] = {}
         self._warned = False
 
     def phase(self, name: str, total: int | None = None) -> AbstractContextManager[Phase]:
-        """Show what is being done."""
+        """Show the current activity."""
         return self._progress.phase(name, total)
 
     def warn_once(self, message: str) -> None:
-        """Say what is wrong with the run and does not end it; the metrics say how it goes on."""
+        """Log a non-fatal warning once."""
         if not self._warned:
             self._warned = True
             self._progress.say(f"warning: {message}")
 
-    def divided(self, samples: Sequence[Sample], division: Division) -> None:
-        """Remember how a mini-batch lay over the ranks: the tokens of each rank."""
-        self._spread.append([sum(samples[i].length for i in positions) for positions in division.positions])
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send metrics to the trackers."""
+        self._tracker.log({**metrics, **self.timers.drain()}, step)
 
-    def describe(
-        self,
-        samples: Sequence[Sample],
-        batch: Sequence[Sample],
-        advantages: Advantages | None,
-        memory: Mapping[str, int],
-    ) -> dict[str, float]:
-        """Metrics of a step's samples; those that need its whole time are added when it is done."""
-        lengths = [sample.length for sample in samples]
-        rewards = dict(zip(_keys(batch), advantages.rewards, strict=True)) if advantages else {}
+    def step_done(self, record: StepRecord) -> None:
+        """Send a finished step's metrics and timings to the trackers and the progress display."""
+        timings = self.timers.drain()
+        metrics = {**self._metrics(record), **record.metrics, **timings, **self._speed(record, timings)}
+        self._tracker.log(metrics, record.step)
+        self._progress.step_done(record.step, metrics)
+
+    def write_rollouts(self, record: StepRecord) -> None:
+        """Write a step's rollouts to `trainer.rollout_data_dir` and `reward_api.save_dir`, if set."""
+        if record.step % self._config.reward_api.save_freq == 0:
+            self._write_scored("train", record.step, record.rollouts)
+        folder = self._config.trainer.rollout_data_dir
+        if not folder:
+            return
+        numbers: dict[SampleId, SampleNumbers] = {rollout.id: {} for rollout in record.batch}
+        for i, id in enumerate(numbers):
+            if record.advantages:
+                numbers[id] |= {
+                    "reward": record.advantages.rewards[i],
+                    "advantage": record.advantages.means[i],
+                }
+            if "old" in record.log_prob_sums:
+                numbers[id]["old_log_prob_sum"] = record.log_prob_sums["old"][id]
+            if "ref" in record.log_prob_sums:
+                numbers[id]["ref_log_prob_sum"] = record.log_prob_sums["ref"][id]
+            if id.group in record.baselines:
+                numbers[id]["baseline"] = record.baselines[id.group]
+        write_samples(Path(folder).expanduser(), record.step, record.rollouts, numbers)
+
+    def validation(self, step: int, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Compute the metrics of a validation; writes and shows its rollouts if configured."""
+        self._write_scored("val", step, rollouts)
+        if folder := self._config.trainer.validation_data_dir:
+            write_samples(Path(folder).expanduser(), step, rollouts)
+        if count := self._config.trainer.logged_generations:
+            self._tracker.log_generations(pick(rollouts, count), step)
+        return validation_metrics(rollouts)
+
+    def _metrics(self, record: StepRecord) -> dict[str, float]:
+        """Compute the metrics of a step's rollouts."""
+        advantages, ids = record.advantages, [rollout.id for rollout in record.batch]
         metrics = batch_metrics(
-            samples,
+            record.rollouts,
             max_prompt_length=self._config.data.max_prompt_length,
-            rewards=rewards,
+            rewards=dict(zip(ids, advantages.rewards, strict=True)) if advantages else {},
             token_stats=advantages.token_stats if advantages else {},
         )
-        ranks = self._infos[0].place.data_size
-        metrics |= seqlen_metrics(lengths, [list(range(len(lengths)))[rank::ranks] for rank in range(ranks)])
-        if self._spread:
-            tokens = [sum(of_rank) for of_rank in zip(*self._spread, strict=True)]
-            epochs = self._config.actor_rollout_ref.actor.ppo_epochs
-            metrics["global_seqlen/balanced_min"] = min(tokens) / epochs
-            metrics["global_seqlen/balanced_max"] = max(tokens) / epochs
-            self._spread = []
+        epochs = self._config.actor_rollout_ref.actor.ppo_epochs
+        balanced = [sum(of_rank) / epochs for of_rank in zip(*record.rank_tokens, strict=True)]
+        lengths = [rollout.length for rollout in record.rollouts]
+        metrics |= seqlen_metrics(lengths, self._infos[0].parallel_rank.data_size, balanced)
         if advantages and advantages.explained_variance is not None:
             metrics["critic/vf_explained_var"] = advantages.explained_variance
-        self._pending = {
-            "response_tokens": sum(sample.response_length for sample in samples),
-            "total_tokens": sum(lengths),
-            **memory,
-        }
-        in_batch = [sample.length for sample in batch]
-        self._flops = {
+        return metrics
+
+    def _speed(self, record: StepRecord, timings: Mapping[str, float]) -> dict[str, float]:
+        """Compute the metrics that need the time of a whole step."""
+        devices, device = len(self._infos), self._infos[0].device
+        total_tokens = sum(rollout.length for rollout in record.rollouts)
+        in_batch = [sequence.length for rollout in record.batch for sequence in rollout.sequences]
+        flops = {
             role: self._epochs(role)
             * training_flops(shape.parameters, shape.layers, shape.heads, shape.head_dim, in_batch)
             for role, shape in self._shapes.items()
         }
-        return metrics
-
-    def samples(
-        self,
-        step: int,
-        samples: Sequence[Sample],
-        batch: Sequence[Sample],
-        advantages: Advantages | None,
-        sums: Mapping[str, Sequence[float]],
-        baselines: Mapping[int, float],
-    ) -> None:
-        """Write the samples of a step where `trainer.rollout_data_dir` and `reward_api.save_dir` say."""
-        if step % self._config.reward_api.save_freq == 0:
-            self._scored("train", step, samples)
-        folder = self._config.trainer.rollout_data_dir
-        if not folder:
-            return
-        numbers: dict[Key, SampleNumbers] = {key: {} for key in _keys(batch)}
-        for i, key in enumerate(numbers):
-            if advantages:
-                numbers[key] |= {"reward": advantages.rewards[i], "advantage": advantages.means[i]}
-            if "old" in sums:
-                numbers[key]["old_log_prob_sum"] = sums["old"][i]
-            if "ref" in sums:
-                numbers[key]["ref_log_prob_sum"] = sums["ref"][i]
-            if key[0] in baselines:
-                numbers[key]["baseline"] = baselines[key[0]]
-        write_samples(Path(folder).expanduser(), step, samples, numbers)
-
-    def validation(self, step: int, samples: Sequence[Sample]) -> dict[str, float]:
-        """Say how good the answers to the validation prompts are; writes and shows them where asked."""
-        self._scored("val", step, samples)
-        if folder := self._config.trainer.validation_data_dir:
-            write_samples(Path(folder).expanduser(), step, samples)
-        if count := self._config.trainer.logged_generations:
-            self._tracker.log_generations(pick(samples, count), step)
-        return validation_metrics(samples)
+        return token_timings(
+            timings,
+            response_tokens=sum(rollout.response_length for rollout in record.rollouts),
+            total_tokens=total_tokens,
+        ) | perf_metrics(
+            total_tokens=total_tokens,
+            step_seconds=timings["timing_s/step"],
+            devices=devices,
+            mfu={
+                role: mfu(each, timings.get(f"timing_s/update_{role}", 0.0), device, devices)
+                for role, each in flops.items()
+            },
+            **record.memory,
+        )
 
     def _epochs(self, role: Trained) -> int:
         config = self._config
         return config.critic.ppo_epochs if role == "critic" else config.actor_rollout_ref.actor.ppo_epochs
 
-    def _scored(self, split: Literal["train", "val"], step: int, samples: Sequence[Sample]) -> None:
-        """Keep what a reward server was asked and answered."""
+    def _write_scored(self, split: Split, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Write the requests to a reward server and its answers."""
         server = self._config.reward_api
         if server.enable and server.save_dir:
             write_scored(
-                Path(server.save_dir).expanduser(), split, step, samples, server.verification_info_column
+                Path(server.save_dir).expanduser(), split, step, rollouts, server.verification_info_column
             )
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Give metrics to the trackers."""
-        self._tracker.log({**metrics, **self.timers.drain()}, step)
-
-    def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Give a finished step to the trackers and the progress display."""
-        timings = self.timers.drain()
-        known = self._pending
-        seconds = timings["timing_s/step"]
-        devices, device = len(self._infos), self._infos[0].device
-        complete = {
-            **metrics,
-            **timings,
-            **token_timings(
-                timings,
-                response_tokens=int(known["response_tokens"]),
-                total_tokens=int(known["total_tokens"]),
-            ),
-            **perf_metrics(
-                total_tokens=int(known["total_tokens"]),
-                step_seconds=seconds,
-                devices=devices,
-                mfu={
-                    role: mfu(flops, timings.get(f"timing_s/update_{role}", 0.0), device, devices)
-                    for role, flops in self._flops.items()
-                },
-                **{
-                    name: int(known[name])
-                    for name in ("max_memory_allocated", "max_memory_reserved", "cpu_memory_used")
-                    if name in known
-                },
-            ),
-        }
-        self._tracker.log(complete, step)
-        self._progress.step_done(step, complete)
-
-
-def _keys(samples: Sequence[Sample]) -> list[Key]:
-    return [(sample.group, sample.member) for sample in samples]

@@ -10,11 +10,11 @@ from iiverl_core.algorithms import find_estimator, find_policy_loss
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.config import Config, Loaded, RunConfig
-from iiverl_core.controller.experience import Plan
+from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.models import check_engine_devices, check_vocabularies, shapes
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.trainer import Trainer
-from iiverl_core.controller.workers import Workers
+from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
 from iiverl_core.rewards import (
     Scorer,
@@ -91,7 +91,7 @@ def _loop(
         processes = config.devices + (config.trainer.rollout_devices or 0)
         with progress.phase(f"starting {processes} worker{'s' * (processes > 1)}"):
             group, engines = _start(config, progress.say, started)
-        workers = Workers(group, engines, config)
+        workers = WorkerClient(group, engines, config)
         observer = Observer(config, group.infos, shapes(config, group.infos[0].parameters), progress, tracker)
         if run.uses_reward_model or scorer is None:
             scorer = add_reward_model(run, scorer, workers.score)

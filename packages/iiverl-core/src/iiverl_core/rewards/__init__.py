@@ -11,16 +11,16 @@ from iiverl_core.rewards.build import (
 )
 from iiverl_core.rewards.failures import TooManyFailures, check_failures, settle
 from iiverl_core.rewards.functions import FunctionScorer
-from iiverl_core.rewards.model import ModelScorer, ScoreSamples
+from iiverl_core.rewards.model import ModelScorer, RewardModelInput, ScoreSequences
 from iiverl_core.rewards.overlong import OVERLONG_PENALTY, shape_overlong
-from iiverl_core.rewards.scorer import Key, Scorer
+from iiverl_core.rewards.scorer import Scorer
 
 __all__ = [
     "OVERLONG_PENALTY",
     "FunctionScorer",
-    "Key",
     "ModelScorer",
-    "ScoreSamples",
+    "RewardModelInput",
+    "ScoreSequences",
     "Scorer",
     "TooManyFailures",
     "add_reward_model",

@@ -1,4 +1,4 @@
-"""Choosing what scores the samples of a run."""
+"""Choose the scorer of a run."""
 
 import logging
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.rewards.functions import FunctionScorer
-from iiverl_core.rewards.model import ModelScorer, ScoreSamples
+from iiverl_core.rewards.model import ModelScorer, ScoreSequences
 from iiverl_core.rewards.remote import ROWS_CHECKED, RemoteScorer, make_client
 from iiverl_core.rewards.rules import check_data_sources, rule_for
 from iiverl_core.rewards.scorer import Scorer
-from iiverl_core.samples import Prompt, Sample
+from iiverl_core.samples import Prompt, Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_scorer(run: RunConfig) -> Scorer | None:
-    """Build what scores the samples without a model of ours.
+    """Build what scores rollouts without a reward model.
 
     That is a reward server or the user's function where asked for; else a reward model alone where there is one, for
     which this gives None; else the built-in rules. The reward model comes in by `add_reward_model`, once there are
@@ -41,26 +41,26 @@ def make_scorer(run: RunConfig) -> Scorer | None:
     return None if run.uses_reward_model else FunctionScorer(score_by_rule)
 
 
-def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSamples) -> Scorer:
+def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSequences) -> Scorer:
     """Put the reward model, which `score` reaches, around what `make_scorer` gave.
 
     As in verl, the model takes the place of the built-in rules. Where a user's function or a reward server is
     configured as well, verl ignores it; here its score and the model's are added. The components of a score tell its
     parts by the sections of the configuration: `reward_model`, `custom_reward_function`, `reward_api`.
 
-    Where `reward_model.model.input_tokenizer` is null, `score` gets the samples as they are. Otherwise it gets views of
-    them (`rewards.conversation.view`), of which `prompt.ids` is the whole sequence in the reward model's tokens.
+    If `reward_model.model.input_tokenizer` is null, `score` gets the rollouts' own sequences. Otherwise it gets the
+    conversation in the reward model's tokens (`rewards.conversation.to_reward_tokens`).
 
     Raises:
         ConfigError: a tokenizer cannot be read.
     """
     from iiverl_core.data import load_conversation_writer  # brings datasets, which scoring does without
-    from iiverl_core.rewards.conversation import view
+    from iiverl_core.rewards.conversation import to_reward_tokens
 
     writer = load_conversation_writer(run)
     return ModelScorer(
         score,
-        view=partial(view, writer=writer) if writer else None,
+        rewrite=partial(to_reward_tokens, writer=writer) if writer else None,
         other=scorer,
         other_name="reward_api" if run.rewards.api.enable else "custom_reward_function",
     )
@@ -127,15 +127,15 @@ def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
         check_data_sources(prompts)
 
 
-def score_by_rule(sample: Sample) -> Outcome:
-    """Score a sample by the built-in rule of its data source; the score's info tells the answer as `pred`.
+def score_by_rule(rollout: Rollout) -> Outcome:
+    """Score a rollout by the built-in rule of its data source; the score's info has the extracted answer as `pred`.
 
     Raises:
         UnknownDataSource: there is none.
     """
-    rule = rule_for(sample.prompt.data_source)
+    rule = rule_for(rollout.prompt.data_source)
     try:
-        score, answer = rule.score(sample.text, sample.prompt.ground_truth), rule.answer(sample.text)
+        score, answer = rule.score(rollout.text, rollout.prompt.ground_truth), rule.answer(rollout.text)
         return Scored(score, info={} if answer is None else {"pred": answer})
     except ValueError as error:
-        return Failed("function", detail=f"row {sample.prompt.row} of the dataset: {error}")
+        return Failed("function", detail=f"row {rollout.prompt.row} of the dataset: {error}")

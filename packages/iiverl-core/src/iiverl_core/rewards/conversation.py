@@ -1,31 +1,27 @@
-"""Samples as a reward model with a tokenizer of its own reads them."""
+"""Rollouts as a reward model with a tokenizer of its own reads them."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from iiverl_core.data import ConversationWriter
 from iiverl_core.data.chat import PromptError
 from iiverl_core.errors import ConfigError
-from iiverl_core.samples import Prompt, Sample
+from iiverl_core.samples import Prompt, Rollout, TokenSequence
 from iiverl_reward_client import Failed
 
 
-def view(sample: Sample, writer: ConversationWriter) -> Sample | Failed:
-    """Give a sample whose `prompt.ids` are the whole conversation in the reward model's tokens.
+def to_reward_tokens(rollout: Rollout, writer: ConversationWriter) -> TokenSequence | Failed:
+    """Write the whole conversation in the reward model's tokens, none of them trained.
 
-    Its response is in there and counts no tokens of its own, so that its `length` is what the model will see. Columns
-    and chat, which the model has no use for, are left behind. A conversation that cannot be written, or is too long
-    where nothing may be cut off (`reward_model.truncation: error`), is a failure of the kind `function`.
+    A conversation that cannot be written, or is too long if nothing may be cut off (`reward_model.truncation: error`),
+    is a failure of the kind `function`.
 
     Raises:
         ConfigError: the prompt is a chat, and the reward model's tokenizer has no chat template.
     """
     try:
-        ids = writer.ids(sample.prompt, sample.text)
+        return TokenSequence.untrained(writer.ids(rollout.prompt, rollout.text))
     except PromptError as error:
-        return Failed("function", detail=f"row {sample.prompt.row} of the dataset: the prompt {error}")
-    prompt = replace(sample.prompt, ids=tuple(ids), columns={}, chat=None)
-    return replace(sample, prompt=prompt, response_length=0)
+        return Failed("function", detail=f"row {rollout.prompt.row} of the dataset: the prompt {error}")
 
 
 def check_conversations(writer: ConversationWriter, prompts: Iterable[Prompt]) -> None:

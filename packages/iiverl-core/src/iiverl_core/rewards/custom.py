@@ -17,7 +17,7 @@ from iiverl_core.config.sections.custom_reward_function import REWARD_ARGUMENTS
 from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import described, find_callable, load_file, shown, told, unaccepted
 from iiverl_core.rewards.signal_use import noticed_signal_use
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
 _SIGNALS = (
@@ -32,7 +32,7 @@ _USER_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 
 @dataclass(frozen=True, slots=True)
 class CustomFunction:
-    """Scores a sample by a user's `function`, which the file at `path` defines.
+    """Scores a rollout by a user's `function`, which the file at `path` defines.
 
     The function gets `data_source`, `solution_str` (the response), `ground_truth` and `extra_info` (the row's other
     columns, see `extra_info_of`) by keyword, and `kwargs` as well.
@@ -48,14 +48,14 @@ class CustomFunction:
         signature = _signature(self.function)
         return signature is not None and "ground_truth" in signature.parameters
 
-    def __call__(self, sample: Sample) -> Outcome | Awaitable[Outcome]:
-        """Score a sample, or give a coroutine that does where the function is one; never raises for a user's error."""
-        prompt = sample.prompt
+    def __call__(self, rollout: Rollout) -> Outcome | Awaitable[Outcome]:
+        """Score a rollout, or give a coroutine that does if the function is one; never raises for a user's error."""
+        prompt = rollout.prompt
         try:
             with noticed_signal_use() as signal_use:
                 returned = self.function(
                     data_source=prompt.data_source,
-                    solution_str=sample.text,
+                    solution_str=rollout.text,
                     ground_truth=prompt.ground_truth,
                     extra_info=extra_info_of(prompt.columns),
                     **self.kwargs,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from iiverl_core.config import RewardAPIConfig
 from iiverl_core.errors import IIVerlError
-from iiverl_core.rewards.scorer import Key
+from iiverl_core.samples import SampleId
 from iiverl_reward_client import Failed, FailureKind, Outcome, Scored
 
 _DETAILS_SHOWN = 3
@@ -25,7 +25,9 @@ class TooManyFailures(IIVerlError):  # noqa: N818
     """Too many of a step's samples could not be scored for the step to mean anything."""
 
 
-def check_failures(outcomes: Mapping[Key, Outcome], max_failed_fraction: float) -> dict[FailureKind, int]:
+def check_failures(
+    outcomes: Mapping[SampleId, Outcome], max_failed_fraction: float
+) -> dict[FailureKind, int]:
     """Count a step's failures by kind, most frequent first.
 
     Raises:
@@ -57,7 +59,7 @@ def describe_failures(failed: Sequence[Failed], total: int) -> str:
     return "\n".join(lines)
 
 
-def settle(outcomes: Mapping[Key, Outcome], config: RewardAPIConfig) -> dict[Key, Outcome]:
+def settle(outcomes: Mapping[SampleId, Outcome], config: RewardAPIConfig) -> dict[SampleId, Outcome]:
     """Do with failed samples what `reward_api.on_failure` says.
 
     Raises:

@@ -8,19 +8,19 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
-from iiverl_core.rewards.scorer import Key, Span, covered
-from iiverl_core.samples import Sample
+from iiverl_core.rewards.scorer import Span, covered
+from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Outcome
 
-ScoreFunction: TypeAlias = Callable[[Sample], Outcome | Awaitable[Outcome]]
-"""Gives a sample's outcome, or something to await for it. What goes wrong with a sample is a `Failed`; an exception
+ScoreFunction: TypeAlias = Callable[[Rollout], Outcome | Awaitable[Outcome]]
+"""Gives a rollout's outcome, or something to await for it. What goes wrong with a rollout is a `Failed`; an exception
 is a fault of the program and ends the run."""
 
 _CLOSING_SECONDS = 1.0
 
 
 class FunctionScorer:
-    """A `Scorer` that calls one function for one sample at a time, in the order in which they were submitted.
+    """A `Scorer` that calls one function for one rollout at a time, in the order in which they were submitted.
 
     All calls come from one thread of the scorer's own, with one event loop for those that are awaited. So the function
     need not be thread-safe, and scoring goes on while others are still being generated.
@@ -31,9 +31,9 @@ class FunctionScorer:
         self.busy_spans: list[Span] = []
         self._changed = threading.Condition()
         # Under the condition's lock: what waits, what waits or is being scored, and what is done.
-        self._waiting: deque[Sample] = deque()
-        self._pending: set[Key] = set()
-        self._outcomes: dict[Key, Outcome] = {}
+        self._waiting: deque[Rollout] = deque()
+        self._pending: set[SampleId] = set()
+        self._outcomes: dict[SampleId, Outcome] = {}
         self._spans: list[Span] = []
         self._error: BaseException | None = None
         self._closed = False
@@ -46,24 +46,23 @@ class FunctionScorer:
         """See `Scorer.busy_seconds`."""
         return covered(self.busy_spans)
 
-    def submit(self, sample: Sample) -> None:
-        """Take one finished sample and return at once.
+    def submit(self, rollout: Rollout) -> None:
+        """Take one finished rollout and return at once.
 
         Raises:
             RuntimeError: the scorer is closed.
-            ValueError: a sample of this group and member was submitted since the last `collect`.
+            ValueError: a rollout of this id was submitted since the last `collect`.
         """
-        key = (sample.group, sample.member)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the scorer is closed")
-            if key in self._pending or key in self._outcomes:
-                raise ValueError(f"sample {key} was submitted twice")
-            self._pending.add(key)
-            self._waiting.append(sample)
+            if rollout.id in self._pending or rollout.id in self._outcomes:
+                raise ValueError(f"{rollout.id} was submitted twice")
+            self._pending.add(rollout.id)
+            self._waiting.append(rollout)
             self._changed.notify_all()
 
-    def collect(self) -> Mapping[Key, Outcome]:
+    def collect(self) -> Mapping[SampleId, Outcome]:
         """Wait for all that was submitted since the last call, and return an outcome for each.
 
         Raises:
@@ -96,28 +95,28 @@ class FunctionScorer:
         """Score until closed; the body of the thread."""
         try:
             with asyncio.Runner() as loop:
-                while (sample := self._next()) is not None:
+                while (rollout := self._next()) is not None:
                     began = time.monotonic()
-                    outcome = self._function(sample)
+                    outcome = self._function(rollout)
                     if inspect.isawaitable(outcome):
                         outcome = loop.run(_awaited(outcome))
-                    self._finish((sample.group, sample.member), outcome, (began, time.monotonic()))
+                    self._finish(rollout.id, outcome, (began, time.monotonic()))
         except BaseException as error:  # whatever it is, the thread that waits must hear of it
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _next(self) -> Sample | None:
-        """Wait for a sample; None once the scorer is closed."""
+    def _next(self) -> Rollout | None:
+        """Wait for a rollout; None once the scorer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return None if self._closed else self._waiting.popleft()
 
-    def _finish(self, key: Key, outcome: Outcome, span: Span) -> None:
+    def _finish(self, id: SampleId, outcome: Outcome, span: Span) -> None:
         with self._changed:
             self._spans.append(span)
-            self._outcomes[key] = outcome
-            self._pending.discard(key)
+            self._outcomes[id] = outcome
+            self._pending.discard(id)
             self._changed.notify_all()
 
 

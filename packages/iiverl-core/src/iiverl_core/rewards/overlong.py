@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from iiverl_core.rewards.scorer import Key
+from iiverl_core.samples import SampleId
 from iiverl_reward_client import Outcome, Scored
 
 OVERLONG_PENALTY = "overlong_penalty"
@@ -11,8 +11,13 @@ OVERLONG_PENALTY = "overlong_penalty"
 
 
 def shape_overlong(
-    outcomes: Mapping[Key, Outcome], lengths: Mapping[Key, int], *, limit: int, buffer: int, factor: float
-) -> dict[Key, Outcome]:
+    outcomes: Mapping[SampleId, Outcome],
+    lengths: Mapping[SampleId, int],
+    *,
+    limit: int,
+    buffer: int,
+    factor: float,
+) -> dict[SampleId, Outcome]:
     """Lower the scores of long responses: the soft overlong punishment of DAPO (arXiv:2503.14476, equation 13).
 
     With L the most tokens a response may have (`limit`), c those of the `buffer` before it, and |y| the tokens of a

@@ -13,8 +13,8 @@ from typing import Any
 from iiverl_core.config import RewardAPIConfig, RunConfig
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.rewards.failures import describe_failures
-from iiverl_core.rewards.scorer import Key, Span, covered
-from iiverl_core.samples import Prompt, Sample
+from iiverl_core.rewards.scorer import Span, covered
+from iiverl_core.samples import Prompt, Rollout, SampleId
 from iiverl_reward_client import (
     Capabilities,
     Failed,
@@ -57,7 +57,7 @@ class RemoteScorer:
 
     def __init__(self, config: RewardAPIConfig, client: SyncRewardClient) -> None:
         self._config, self._client = config, client
-        self._submitted: dict[Key, _Sent] = {}
+        self._submitted: dict[SampleId, _Sent] = {}
         self.busy_spans: list[Span] = []
 
     @property
@@ -65,14 +65,13 @@ class RemoteScorer:
         """See `Scorer.busy_seconds`."""
         return covered(self.busy_spans)
 
-    def submit(self, sample: Sample) -> None:
-        """Send a sample and return at once; see `Scorer.submit`."""
-        key = (sample.group, sample.member)
-        if key in self._submitted:
-            raise ValueError(f"sample {key} was submitted twice")
-        self._send(key, reward_sample(sample, self._config.verification_info_column))
+    def submit(self, rollout: Rollout) -> None:
+        """Send a rollout and return at once; see `Scorer.submit`."""
+        if rollout.id in self._submitted:
+            raise ValueError(f"{rollout.id} was submitted twice")
+        self._send(rollout.id, reward_sample(rollout, self._config.verification_info_column))
 
-    def collect(self) -> Mapping[Key, Outcome]:
+    def collect(self) -> Mapping[SampleId, Outcome]:
         """Wait for all outcomes; see `Scorer.collect`."""
         outcomes = self._wait()
         deadline = time.monotonic() + self._config.outage_patience
@@ -90,8 +89,8 @@ class RemoteScorer:
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
             if any(not isinstance(answer, Failed) for answer in self._client.ping().values()):
-                for key in away:
-                    self._send(key, self._submitted[key].sample)
+                for id in away:
+                    self._send(id, self._submitted[id].sample)
                 outcomes |= self._wait(away)
         self.busy_spans = [(sent.at, sent.at + (sent.seconds or 0.0)) for sent in self._submitted.values()]
         self._submitted.clear()
@@ -102,40 +101,40 @@ class RemoteScorer:
         self._submitted.clear()
         self._client.close()
 
-    def _send(self, key: Key, sample: RewardSample) -> None:
+    def _send(self, id: SampleId, sample: RewardSample) -> None:
         sent = _Sent(sample, self._client.submit(sample), time.monotonic())
         sent.future.add_done_callback(sent.done)
-        self._submitted[key] = sent
+        self._submitted[id] = sent
 
-    def _wait(self, keys: Iterable[Key] | None = None) -> dict[Key, Outcome]:
+    def _wait(self, ids: Iterable[SampleId] | None = None) -> dict[SampleId, Outcome]:
         """Wait for the outcomes of these samples, or of all; a score tells in how many seconds it came."""
-        outcomes: dict[Key, Outcome] = {}
-        for key in list(keys or self._submitted):
-            sent = self._submitted[key]
+        outcomes: dict[SampleId, Outcome] = {}
+        for id in list(ids or self._submitted):
+            sent = self._submitted[id]
             outcome = sent.future.result()
             if isinstance(outcome, Scored):
                 seconds = sent.seconds if sent.seconds is not None else time.monotonic() - sent.at
                 outcome = replace(outcome, info={**outcome.info, "seconds": seconds})
-            outcomes[key] = outcome
+            outcomes[id] = outcome
         return outcomes
 
-    def _missing(self, outcomes: Mapping[Key, Outcome]) -> list[Key]:
+    def _missing(self, outcomes: Mapping[SampleId, Outcome]) -> list[SampleId]:
         """Samples worth sending again, where there are so many that the step would not count."""
         away = [
-            k for k, outcome in outcomes.items() if isinstance(outcome, Failed) and outcome.kind in OUTAGE
+            id for id, outcome in outcomes.items() if isinstance(outcome, Failed) and outcome.kind in OUTAGE
         ]
         return away if len(away) > self._config.max_failed_fraction * len(outcomes) else []
 
 
-def reward_sample(sample: Sample, column: str) -> RewardSample:
-    """Write a sample as reward servers take it."""
+def reward_sample(rollout: Rollout, column: str) -> RewardSample:
+    """Write a rollout as reward servers take it."""
     return RewardSample(
-        id=f"{sample.group}-{sample.member}",
-        llm_output=sample.prompt.text + sample.raw_text,
-        verification_info=sample.prompt.columns.get(column) or "",
-        prompt=sample.prompt.text,
-        response=sample.raw_text,
-        label=sample.prompt.ground_truth,
+        id="-".join(map(str, rollout.id)),
+        llm_output=rollout.prompt.text + rollout.raw_text,
+        verification_info=rollout.prompt.columns.get(column) or "",
+        prompt=rollout.prompt.text,
+        response=rollout.raw_text,
+        label=rollout.prompt.ground_truth,
     )
 
 

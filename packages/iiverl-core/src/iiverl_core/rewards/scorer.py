@@ -3,38 +3,35 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Outcome
-
-Key: TypeAlias = tuple[int, int]
-"""A sample's `(group, member)`."""
 
 Span: TypeAlias = tuple[float, float]
 """Start and end of something, in seconds of `time.monotonic`."""
 
 
 class Scorer(Protocol):
-    """Scores samples while others are still being generated."""
+    """Scores rollouts while others are still being generated."""
 
     @property
     def busy_spans(self) -> Sequence[Span]:
-        """When samples last collected were being scored; spans may overlap."""
+        """When the rollouts last collected were being scored; spans may overlap."""
         ...
 
     @property
     def busy_seconds(self) -> float:
-        """Wall time in which at least one of the samples last collected was being scored: `covered(busy_spans)`."""
+        """Wall time in which at least one of the rollouts last collected was being scored: `covered(busy_spans)`."""
         ...
 
-    def submit(self, sample: Sample) -> None:
-        """Take one finished sample and return at once.
+    def submit(self, rollout: Rollout) -> None:
+        """Take one finished rollout and return at once.
 
         Raises:
-            ValueError: a sample of this group and member was submitted since the last `collect`.
+            ValueError: a rollout of this id was submitted since the last `collect`.
         """
         ...
 
-    def collect(self) -> Mapping[Key, Outcome]:
+    def collect(self) -> Mapping[SampleId, Outcome]:
         """Wait for all that was submitted since the last call, and return an outcome for each.
 
         What breaks the scorer itself is raised here, and the scorer is of no more use then.

@@ -1,14 +1,21 @@
-"""What generates: the `RolloutEngine` protocol, the engines behind it, and how tokens are sampled. Knows no Ray."""
+"""Generation: the `RolloutEngine` protocol and its engines, `Rollouter`s over them, and sampling. Knows no Ray."""
 
-from iiverl_core.rollout.engine import Completion, Request, RolloutEngine, SamplingParams
+from iiverl_core.rollout.engine import Completion, GenerationRequest, RolloutEngine, SamplingParams, generate
 from iiverl_core.rollout.from_config import Sampling, make_engine, sampling_params
+from iiverl_core.rollout.rollouter import Rollouter, RolloutRequest, RolloutTokens, SingleTurn, run_rollouts
 
 __all__ = [
     "Completion",
-    "Request",
+    "GenerationRequest",
     "RolloutEngine",
+    "RolloutRequest",
+    "RolloutTokens",
+    "Rollouter",
     "Sampling",
     "SamplingParams",
+    "SingleTurn",
+    "generate",
     "make_engine",
+    "run_rollouts",
     "sampling_params",
 ]

@@ -1,20 +1,19 @@
-"""The seam between the loop and what generates."""
+"""The seam between the loop and what generates: requests in, completions out, one request per response."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from iiverl_core.samples import FinishReason
+from iiverl_core.samples import FinishReason, SampleId
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to sample. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 are off; `max_tokens` bounds the response."""
 
-    n: int = 1
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0
@@ -22,35 +21,29 @@ class SamplingParams:
     ignore_eos: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to answer `SamplingParams.n` times.
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerationRequest:
+    """Ask for one response to one prompt.
 
-    `key` is the caller's name for it. `seed` and the number of the response decide its random numbers, so a response
-    does not depend on what else is in the batch. `members` are the numbers of the responses that are wanted, where it
-    is not all of 0 … n-1: those that an engine owes that ended before it had written them.
+    `id` is the rollout that the response belongs to. `seed` and `id.member` decide the response's random numbers, so it
+    does not depend on what else is in the batch. Requests are equal only if they are the same object: a rollout may
+    have several at a time.
     """
 
-    key: int
+    id: SampleId
     prompt_ids: Sequence[int]
     seed: int = 0
-    members: Sequence[int] | None = None
-
-    def numbers(self, n: int) -> Sequence[int]:
-        """Give the numbers of the responses to write, where `SamplingParams.n` is `n`."""
-        return range(n) if self.members is None else self.members
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One response.
+    """The response to a request.
 
-    `token_ids` (R,) int64 with the end-of-sentence token where one was sampled; `log_probs` (R,) float32 of each token
-    under the distribution it was sampled from: after temperature, top-k and top-p, and so 0 where greedy.
+    `token_ids` (R,) int64 with the end-of-sentence token if one was sampled; `log_probs` (R,) float32, nats, of each
+    token under the distribution it was sampled from: after temperature, top-k and top-p, and so 0 if greedy.
     """
 
-    key: int
-    member: int
+    request: GenerationRequest
     token_ids: np.ndarray
     log_probs: np.ndarray
     finish_reason: FinishReason
@@ -58,37 +51,102 @@ class Completion:
 
 
 class RolloutEngine(Protocol):
-    """Generates with weights of its own."""
+    """Generates with weights of its own.
+
+    If an engine is spread over several processes, all of them make the same calls in the same order with equal
+    arguments, and all get the same completions.
+    """
 
     weights_version: int
     """Version of the weights in use; -1 before the first update."""
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
-        """Yield each response as it finishes, in any order.
+    @property
+    def pending(self) -> int:
+        """Number of requests that were submitted and are unfinished."""
+        ...
+
+    def submit(self, request: GenerationRequest, params: SamplingParams) -> None:
+        """Queue a request; it may join others that are being decoded.
 
         Raises:
-            RuntimeError: no weights were given yet.
+            RuntimeError: the engine has no weights.
+            ValueError: the prompt is empty or holds an unknown token, or `params` are out of range.
         """
         ...
 
+    def step(self) -> list[Completion]:
+        """Admit waiting requests, advance by one token, and return the responses that this finished.
+
+        Returns an empty list if nothing is pending. If it raises, every pending request is dropped.
+
+        Raises:
+            FloatingPointError: the model's logits are not finite.
+        """
+        ...
+
+    def abort(self, requests: Collection[GenerationRequest]) -> None:
+        """Drop these requests; those that are not pending are ignored."""
+        ...
+
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace every weight by name.
+        """Replace every weight by name. Pending requests are dropped.
 
         Raises:
             ValueError: a name or a shape does not fit, or a weight of the engine was left out.
         """
         ...
 
-    def sleep(self, *, weights: bool = False) -> None:
-        """Give back the memory that only generating needs; what comes next wakes the engine by itself.
+    def sleep(self, *, discard_weights: bool = False) -> None:
+        """Release the memory that only generating needs; the next call wakes the engine. Pending requests are dropped.
 
-        With `weights`, those are forgotten as well, and an update has to come before anything is generated.
+        With `discard_weights`, the weights are released too, and the next call must be an update.
         """
         ...
 
     def close(self) -> None:
-        """End the engine, which is of no use afterwards, also in the middle of a stream. May be called twice.
+        """End the engine, also while requests are pending. May be called twice.
 
-        It may take down torch.distributed in this process, where it has groups of its own.
+        It may take down torch.distributed in this process if it has groups of its own.
         """
         ...
+
+
+def generate(
+    engine: RolloutEngine, requests: Sequence[GenerationRequest], params: SamplingParams
+) -> Iterator[Completion]:
+    """Submit requests and yield each response as it finishes, in any order.
+
+    Nothing is submitted before the first response is asked for. Closing the iterator drops what is unfinished.
+
+    Raises:
+        RuntimeError: the engine has no weights or other requests are pending; or requests were dropped, by an update of
+            the weights, `sleep` or `abort`, before their responses were taken.
+        ValueError: as `RolloutEngine.submit`.
+        FloatingPointError: as `RolloutEngine.step`.
+    """
+    if engine.pending:
+        raise RuntimeError(
+            f"{engine.pending} other requests are unfinished: take all of their responses, or close their iterator, "
+            "before generating more"
+        )
+    unfinished, version = set(requests), engine.weights_version
+    try:
+        for request in requests:
+            engine.submit(request, params)
+        while unfinished:
+            completions = engine.step()
+            unfinished -= {done.request for done in completions}
+            for done in completions:
+                yield done
+                check_unfinished(engine, len(unfinished), version)
+    finally:
+        engine.abort(unfinished)
+
+
+def check_unfinished(engine: RolloutEngine, unfinished: int, version: int) -> None:
+    """Raise RuntimeError unless the caller's `unfinished` requests are pending and the weights are of `version`."""
+    if engine.pending != unfinished or engine.weights_version != version:
+        raise RuntimeError(
+            "other requests, an update of the weights or a sleep came while responses were being generated: take all "
+            "responses before"
+        )

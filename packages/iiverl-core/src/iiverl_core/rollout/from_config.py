@@ -45,12 +45,11 @@ Sampling: TypeAlias = Literal["train", "validate", "baseline"]
 
 
 def sampling_params(run: RunConfig, sampling: Sampling) -> SamplingParams:
-    """How responses are sampled; greedy where `do_sample` is false, and one greedy response as a `baseline`."""
+    """Return how responses are sampled: greedy if `do_sample` is false or they are a `baseline`."""
     rollout = run.rollout
     section = rollout.val_kwargs if sampling == "validate" else rollout
     greedy = sampling == "baseline" or not section.do_sample
     return SamplingParams(
-        n=1 if sampling == "baseline" else section.n,
         temperature=0.0 if greedy else section.temperature,
         top_k=section.top_k,
         top_p=section.top_p,

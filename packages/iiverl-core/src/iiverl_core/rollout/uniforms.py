@@ -1,4 +1,4 @@
-"""The random numbers of sampling: a stream for each sequence, decided by the sequence's own seed and number alone."""
+"""The random numbers of sampling: one stream per sequence, decided by the sequence's own seed and member alone."""
 
 from collections.abc import Sequence
 
@@ -19,24 +19,39 @@ class Uniforms:
     """
 
     def __init__(self, seeds: Sequence[int], members: Sequence[int], device: torch.device) -> None:
-        self._streams = [
-            np.random.Philox(key=np.array([seed % WORD, member], dtype=np.uint64))
-            for seed, member in zip(seeds, members, strict=True)
-        ]
+        self._streams = _streams(seeds, members)
         self._device = device
-        self._chunk = torch.empty(0, len(self._streams))
+        self._chunk = torch.empty(CHUNK, len(self._streams), dtype=torch.float64, device=device)
         self._used = CHUNK
 
     def next(self) -> Tensor:
         """Give the next number of each sequence, (B,) float64."""
         if self._used == CHUNK:
-            words = np.stack([stream.random_raw(CHUNK) for stream in self._streams], axis=1)
-            self._chunk = torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).to(self._device)
+            self._chunk = self._draw(self._streams, CHUNK)
             self._used = 0
         self._used += 1
         return self._chunk[self._used - 1]
+
+    def join(self, seeds: Sequence[int], members: Sequence[int]) -> None:
+        """Add sequences behind the others; each begins with the first number of its stream."""
+        streams = _streams(seeds, members)
+        chunk = self._chunk.new_empty(CHUNK, len(streams))
+        chunk[self._used :] = self._draw(streams, CHUNK - self._used)
+        self._chunk = torch.cat([self._chunk, chunk], dim=1)
+        self._streams += streams
 
     def keep(self, order: np.ndarray) -> None:
         """Go on with the sequences at these positions, in this order."""
         self._streams = [self._streams[i] for i in order.tolist()]
         self._chunk = self._chunk[:, torch.from_numpy(order)]
+
+    def _draw(self, streams: Sequence[np.random.Philox], count: int) -> Tensor:
+        words = np.stack([stream.random_raw(count) for stream in streams], axis=1)
+        return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).to(self._device)
+
+
+def _streams(seeds: Sequence[int], members: Sequence[int]) -> list[np.random.Philox]:
+    return [
+        np.random.Philox(key=np.array([seed % WORD, member], dtype=np.uint64))
+        for seed, member in zip(seeds, members, strict=True)
+    ]

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiverl_core.rollout.checkpoint import checkpoint_slots, place_of
 from iiverl_core.rollout.digest import digest
+from iiverl_core.rollout.hf_names import checkpoint_slots, place_of
 
 SHOWN = 5  # names of one kind that an error lists
 

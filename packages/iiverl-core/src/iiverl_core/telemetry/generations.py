@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_core.telemetry.samples import as_text, utf8
 from iiverl_reward_client import Failed, Scored
 
@@ -39,16 +39,16 @@ class Generation:
         return _shortened(self.failure or "not scored", 120)
 
 
-def pick(samples: Sequence[Sample], k: int, seed: int = 0) -> list[Generation]:
+def pick(rollouts: Sequence[Rollout], k: int, seed: int = 0) -> list[Generation]:
     """Choose k responses to show, in the order of rows.
 
     They are spread at random over the rows, a first response to each before a second one to any. Which ones depends on
     rows and `seed` alone: it is the same prompts at each validation, and those of a smaller k are among those of a
     larger one.
     """
-    place = {sample.prompt.row: random.Random(f"{seed} {sample.prompt.row}").random() for sample in samples}
-    chosen = sorted(samples, key=lambda sample: (sample.member, place[sample.prompt.row]))[:k]
-    return [_generation(sample) for sample in sorted(chosen, key=lambda s: (s.prompt.row, s.member))]
+    priority = {each.prompt.row: random.Random(f"{seed} {each.prompt.row}").random() for each in rollouts}
+    picked = sorted(rollouts, key=lambda each: (each.id.member, priority[each.prompt.row]))[:k]
+    return [_generation(each) for each in sorted(picked, key=lambda each: (each.prompt.row, each.id.member))]
 
 
 def as_markdown(generation: Generation) -> str:
@@ -77,15 +77,15 @@ def as_lines(generation: Generation, width: int = 240) -> list[str]:
     return lines
 
 
-def _generation(sample: Sample) -> Generation:
-    prompt, outcome = sample.prompt, sample.outcome
+def _generation(rollout: Rollout) -> Generation:
+    prompt, outcome = rollout.prompt, rollout.outcome
     failed = isinstance(outcome, Failed)
     return Generation(
         row=prompt.row,
-        member=sample.member,
+        member=rollout.id.member,
         data_source=utf8(prompt.data_source),
         prompt=utf8(prompt.text),
-        response=utf8(sample.text),
+        response=utf8(rollout.text),
         score=outcome.score if isinstance(outcome, Scored) else None,
         failure=utf8(f"{outcome.kind}: {outcome.detail}".removesuffix(": ")) if failed else None,
         ground_truth=as_text(prompt.ground_truth),

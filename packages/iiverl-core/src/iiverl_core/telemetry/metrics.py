@@ -5,8 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
-from iiverl_core.rewards.scorer import Key
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Failed, Outcome, Scored
 
 Stats: TypeAlias = tuple[float, float, float]
@@ -18,54 +17,53 @@ SCORE = "critic/score/mean"
 
 
 def batch_metrics(
-    samples: Sequence[Sample],
+    rollouts: Sequence[Rollout],
     *,
     max_prompt_length: int,
-    rewards: Mapping[Key, float] | None = None,
+    rewards: Mapping[SampleId, float] | None = None,
     token_stats: Mapping[str, Stats] | None = None,
 ) -> dict[str, float]:
-    """Describe the samples of a step: scores, rewards, failures and lengths.
+    """Describe the rollouts of a step: scores, rewards, failures and lengths.
 
-    `rewards` holds the reward after KL of each scored sample; without it a reward is its score. `token_stats` holds
+    `rewards` holds the reward after KL of each scored rollout; without it a reward is its score. `token_stats` holds
     what workers say of per-token arrays (`advantages`, `returns`, `values`), and becomes `critic/{name}/…`. A failed
-    sample has no score and counts in `reward/failed`, a number of samples; where all failed there is no
-    `critic/score`. `clip_ratio` is the share of responses that the length limit ended, and of prompts at
+    rollout has no score and counts in `reward/failed`, a number of rollouts; if all failed there is no `critic/score`. `clip_ratio` is the share of responses that the length limit ended, and of prompts at
     `max_prompt_length` tokens.
     """
-    scored = {(s.group, s.member): s.outcome for s in samples if isinstance(s.outcome, Scored)}
-    scores = {key: outcome.score for key, outcome in scored.items()}
+    scored = {r.id: r.outcome for r in rollouts if isinstance(r.outcome, Scored)}
+    scores = {id: outcome.score for id, outcome in scored.items()}
     metrics = _stats("critic/score", scores.values())
     metrics |= _stats("critic/rewards", (scores if rewards is None else rewards).values())
     for name, values in (token_stats or {}).items():
         metrics |= _named(f"critic/{name}", values)
     metrics |= _component_means(list(scored.values()))
-    metrics |= _failures([kind for s in samples if (kind := _failure_kind(s.outcome))])
-    metrics |= _stats("response_length", [s.response_length for s in samples])
-    metrics |= _stats("prompt_length", [s.prompt_length for s in samples])
-    if samples:
-        metrics["response_length/clip_ratio"] = _share([s.finish_reason == "length" for s in samples])
-        metrics["prompt_length/clip_ratio"] = _share([s.prompt_length >= max_prompt_length for s in samples])
+    metrics |= _failures([kind for r in rollouts if (kind := _failure_kind(r.outcome))])
+    metrics |= _stats("response_length", [r.response_length for r in rollouts])
+    metrics |= _stats("prompt_length", [r.prompt_length for r in rollouts])
+    if rollouts:
+        metrics["response_length/clip_ratio"] = _share([r.finish_reason == "length" for r in rollouts])
+        metrics["prompt_length/clip_ratio"] = _share([r.prompt_length >= max_prompt_length for r in rollouts])
     return metrics
 
 
-def seqlen_metrics(lengths: Sequence[int], ranks: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Say how evenly tokens lie over ranks: before balancing, when each takes the next samples, and as they are.
+def seqlen_metrics(lengths: Sequence[int], ranks: int, balanced: Sequence[float] = ()) -> dict[str, float]:
+    """Describe how evenly tokens lie over `ranks`: if each takes the next rollouts, and after balancing.
 
-    `lengths` are tokens of each sample, prompt and response; `ranks` holds for each rank the positions in `lengths` of
-    its samples. All values are tokens on a rank.
+    `lengths` are tokens of each rollout, prompt and response; `balanced` the tokens of each rank as trained, empty if
+    there was no update. All values are tokens on a rank.
     """
-    n = len(ranks)
-    cuts = [len(lengths) * rank // n for rank in range(n + 1)]
+    cuts = [len(lengths) * rank // ranks for rank in range(ranks + 1)]
     before = [sum(lengths[a:b]) for a, b in pairwise(cuts)]
-    balanced = [sum(lengths[i] for i in rank) for rank in ranks]
-    return {
+    metrics = {
         "global_seqlen/min": float(min(before)),
         "global_seqlen/max": float(max(before)),
         "global_seqlen/minmax_diff": float(max(before) - min(before)),
-        "global_seqlen/balanced_min": float(min(balanced)),
-        "global_seqlen/balanced_max": float(max(balanced)),
-        "global_seqlen/mean": sum(lengths) / n,
+        "global_seqlen/mean": sum(lengths) / ranks,
     }
+    if balanced:
+        metrics["global_seqlen/balanced_min"] = float(min(balanced))
+        metrics["global_seqlen/balanced_max"] = float(max(balanced))
+    return metrics
 
 
 def perf_metrics(

@@ -9,8 +9,7 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iiverl_core.rewards.scorer import Key
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Failed, Scored
 
 
@@ -57,7 +56,10 @@ SCHEMA = pa.schema(
 
 
 def write_samples(
-    folder: Path, step: int, samples: Sequence[Sample], numbers: Mapping[Key, SampleNumbers] | None = None
+    folder: Path,
+    step: int,
+    rollouts: Sequence[Rollout],
+    numbers: Mapping[SampleId, SampleNumbers] | None = None,
 ) -> Path:
     """Write the samples of a training step to `{folder}/{step}.parquet`, in the order of groups and members.
 
@@ -66,8 +68,8 @@ def write_samples(
     all, and replaces the one of the same step.
     """
     numbers = numbers or {}
-    ordered = sorted(samples, key=lambda sample: (sample.group, sample.member))
-    rows = [_row(step, sample, numbers.get((sample.group, sample.member), {})) for sample in ordered]
+    ordered = sorted(rollouts, key=lambda rollout: rollout.id)
+    rows = [_row(step, rollout, numbers.get(rollout.id, {})) for rollout in ordered]
     path = folder / f"{step}.parquet"
     write_parquet(path, pa.Table.from_pylist(rows, schema=SCHEMA))
     return path
@@ -84,28 +86,28 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _row(step: int, sample: Sample, numbers: SampleNumbers) -> dict[str, Any]:
-    prompt = sample.prompt
+def _row(step: int, rollout: Rollout, numbers: SampleNumbers) -> dict[str, Any]:
+    prompt = rollout.prompt
     return {
         "step": step,
         "data_source": utf8(prompt.data_source),
         "row": prompt.row,
-        "group": sample.group,
-        "member": sample.member,
+        "group": rollout.id.group,
+        "member": rollout.id.member,
         "prompt": utf8(prompt.text),
-        "response": utf8(sample.text),
+        "response": utf8(rollout.text),
         "ground_truth": as_text(prompt.ground_truth),
-        **_outcome(sample),
-        "rollout_log_prob_sum": sample.log_prob,
+        **_outcome(rollout),
+        "rollout_log_prob_sum": rollout.log_prob,
         **numbers,
-        "response_length": sample.response_length,
-        "finish_reason": sample.finish_reason,
-        "weights_version": sample.weights_version,
+        "response_length": rollout.response_length,
+        "finish_reason": rollout.finish_reason,
+        "weights_version": rollout.weights_version,
     }
 
 
-def _outcome(sample: Sample) -> dict[str, Any]:
-    match sample.outcome:
+def _outcome(rollout: Rollout) -> dict[str, Any]:
+    match rollout.outcome:
         case Scored(score, components):
             return {"outcome": "scored", "score": score, "components": to_json(components)}
         case Failed(kind=kind, detail=detail):

@@ -6,11 +6,11 @@ of II-VERL; the others say more.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout, Split
 from iiverl_core.telemetry.samples import to_json, utf8, write_parquet
 from iiverl_reward_client import Failed, Outcome, Scored
 
@@ -32,16 +32,14 @@ COLUMNS = [
 ]
 
 
-def write_scored(
-    folder: Path, split: Literal["train", "val"], step: int, samples: Sequence[Sample], column: str
-) -> Path:
-    """Write a step's samples; `column` is where the dataset has its verification info.
+def write_scored(folder: Path, split: Split, step: int, rollouts: Sequence[Rollout], column: str) -> Path:
+    """Write a step's rollouts; `column` is where the dataset has its verification info.
 
     The step is the training step, so a resumed run overwrites its own steps and nothing else. `outcome` is `scored` or
     the kind of the failure, whose reason is in `detail` and whose tries are in `attempts`; `seconds` is how long a score
     took.
     """
-    rows = [_row(sample, column) for sample in samples]
+    rows = [_row(rollout, column) for rollout in rollouts]
     absent = {name for name in ("id", "data_source") if all(row[name] is None for row in rows)}
     schema = pa.schema([each for each in COLUMNS if each[0] not in absent])
     path = folder / split / f"{step}.parquet"
@@ -49,19 +47,19 @@ def write_scored(
     return path
 
 
-def _row(sample: Sample, column: str) -> dict[str, Any]:
-    prompt = sample.prompt
+def _row(rollout: Rollout, column: str) -> dict[str, Any]:
+    prompt = rollout.prompt
     identity = prompt.columns.get("id")
     return {
         "id": None if identity is None else str(identity),
         "data_source": prompt.data_source or None,
-        "llm_output": utf8(prompt.text + sample.raw_text),
+        "llm_output": utf8(prompt.text + rollout.raw_text),
         "verification_info": _as_text(prompt.columns.get(column)),
-        "response": utf8(sample.raw_text),
-        **_outcome(sample.outcome),
-        "group": sample.group,
-        "member": sample.member,
-        "weights_version": sample.weights_version,
+        "response": utf8(rollout.raw_text),
+        **_outcome(rollout.outcome),
+        "group": rollout.id.group,
+        "member": rollout.id.member,
+        "weights_version": rollout.weights_version,
     }
 
 

@@ -21,15 +21,15 @@ from collections import Counter
 from collections.abc import Sequence
 from math import comb
 
-from iiverl_core.samples import Sample
+from iiverl_core.samples import Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
 ANSWER = "pred"
 """Where a scorer tells, in `Scored.info` or `Scored.components`, which answer it found in the response."""
 
 
-def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Describe the samples of a validation.
+def validation_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Describe the rollouts of a validation.
 
     `val/test_score/{data_source}` is the mean over all responses that have a score, and the metrics of several
     responses stand below it, where prompts have several; a row without a data source is of `unknown`. `maj@N` is there
@@ -37,7 +37,7 @@ def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     place of the score. `val/response_length/mean` is in tokens, `clip_ratio` the share that the length limit ended.
     """
     metrics: dict[str, float] = {}
-    for source, prompts in _by_data_source(samples).items():
+    for source, prompts in _by_data_source(rollouts).items():
         name = f"val/test_score/{source}"
         n = max(len(outcomes) for outcomes in prompts)
         scored = [kept for outcomes in prompts if (kept := [x for x in outcomes if isinstance(x, Scored)])]
@@ -46,10 +46,10 @@ def validation_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         metrics[name] = _mean([outcome.score for outcomes in scored for outcome in outcomes])
         if n > 1:
             metrics |= {f"{name}/{kind}": value for kind, value in _of_several(scored, n).items()}
-    metrics["val/failed"] = float(sum(_has_failed(sample.outcome) for sample in samples))
-    if samples:
-        metrics["val/response_length/mean"] = _mean([sample.response_length for sample in samples])
-        metrics["val/response_length/clip_ratio"] = _mean([s.finish_reason == "length" for s in samples])
+    metrics["val/failed"] = float(sum(_has_failed(rollout.outcome) for rollout in rollouts))
+    if rollouts:
+        metrics["val/response_length/mean"] = _mean([rollout.response_length for rollout in rollouts])
+        metrics["val/response_length/clip_ratio"] = _mean([r.finish_reason == "length" for r in rollouts])
     return metrics
 
 
@@ -72,13 +72,12 @@ def majority(outcomes: Sequence[Scored]) -> float:
     return _mean([x.score for x, answer in zip(outcomes, answers, strict=True) if answer == winner])
 
 
-def _by_data_source(samples: Sequence[Sample]) -> dict[str, list[list[Outcome | None]]]:
+def _by_data_source(rollouts: Sequence[Rollout]) -> dict[str, list[list[Outcome | None]]]:
     """Collect the outcomes of each prompt, in the order of members, and the prompts of each data source."""
-    sources: dict[str, dict[tuple[int, int], list[Outcome | None]]] = {}
-    for sample in sorted(samples, key=lambda sample: sample.member):
-        prompts = sources.setdefault(sample.prompt.data_source or "unknown", {})
-        # Groups are numbered anew in each of the batches that a validation is cut into; rows are not.
-        prompts.setdefault((sample.prompt.row, sample.group), []).append(sample.outcome)
+    sources: dict[str, dict[int, list[Outcome | None]]] = {}
+    for rollout in sorted(rollouts, key=lambda rollout: rollout.id.member):
+        prompts = sources.setdefault(rollout.prompt.data_source or "unknown", {})
+        prompts.setdefault(rollout.id.group, []).append(rollout.outcome)
     return {source: list(prompts.values()) for source, prompts in sorted(sources.items())}
 
 

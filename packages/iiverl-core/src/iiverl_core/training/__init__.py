@@ -7,7 +7,7 @@ from iiverl_core.training.backend import (
     ModelSpec,
     Offload,
     Outputs,
-    Place,
+    ParallelRank,
     StepResult,
     TrainingBackend,
 )
@@ -18,7 +18,7 @@ __all__ = [
     "ModelSpec",
     "Offload",
     "Outputs",
-    "Place",
+    "ParallelRank",
     "Role",
     "StepResult",
     "TrainingBackend",

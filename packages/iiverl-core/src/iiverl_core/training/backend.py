@@ -1,22 +1,23 @@
 """The seam between the algorithm and parallelism.
 
-Core owns the algorithm: it makes micro-batches, computes losses and plans which process works on what. A backend owns
+Core owns the algorithm: it builds micro-batches, computes losses and divides the work over processes. A backend owns
 parallelism: it builds a model from a Hugging Face path, runs it forward and backward over the micro-batches it is
-given, steps an optimizer, and gives the weights by Hugging Face name.
+given, steps an optimizer, and gives weights and gradients by Hugging Face name.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from iiverl_core.algorithms.segments import Segments
 from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
 from iiverl_core.config.roles import Role
+from iiverl_core.samples import TokenSequence
 
 
 @dataclass(frozen=True)
@@ -47,44 +48,52 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one process stands in its backend's layout.
+class ParallelRank:
+    """Position of one process in its backend's parallel layout.
 
-    Processes of the same `data_rank` work on the same samples (tensor, pipeline and context parallel ranks). `reports`
-    is true on the one of them whose results are to be kept.
+    Processes of the same `data_rank` work on the same sequences (tensor, pipeline and context parallel ranks).
+    `is_output_rank` is true on the one of them whose results are kept.
     """
 
     data_rank: int
     data_size: int
-    reports: bool = True
+    is_output_rank: bool = True
 
 
 @dataclass
 class MicroBatch:
     """A few sequences that go through the model together.
 
-    `prompts` and `responses` hold token ids, one array a sequence, of their true lengths. `arrays_T` holds what is
-    known of each response token (old log-probs, advantages, …), flat, and `weights_T` each token's share in the loss
-    of the whole batch; `token_share` is one over the batch's number of tokens, for metrics that are means over tokens.
-    A filler, which keeps processes in step where one has nothing to do, has zero in both.
+    `arrays_T` holds numbers per trained token (old log-probs, advantages, …), flat over sequences, and `weights_T` the
+    weight of each trained token in the loss of the whole batch. `inv_num_tokens` is one over the batch's number of
+    trained tokens, for metrics that are means over tokens. Both are zero in a dummy, which keeps processes in step if
+    one has nothing to do.
     """
 
-    prompts: list[np.ndarray]
-    responses: list[np.ndarray]
-    segments: Segments
+    sequences: list[TokenSequence]
     weights_T: Tensor
-    token_share: float = 0.0
+    inv_num_tokens: float = 0.0
     temperature: float = 1.0
     arrays_T: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Numbers of trained tokens per sequence.
+
+        Raises:
+            ValueError: a sequence has none.
+        """
+        return Segments.of([sequence.trained for sequence in self.sequences], self.weights_T.device)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of the responses of a micro-batch, fp32.
+    """Model outputs for a micro-batch, fp32.
 
-    Empty on a process that does not have the model's end. A policy gives `log_probs_T` of each response token at the micro-batch's temperature and, where asked, `entropy_T`,
-    in nats. A critic gives `values_T`, of the state before each response token: its head's output at the position that
-    predicts the token. A reward model gives `scores_B`, its head's output at the last token of each sequence.
+    Empty on a process without the model's last layer. A policy gives `log_probs_T` of each trained token at the
+    micro-batch's temperature and, if asked for, `entropy_T`, in nats. A critic gives `values_T`, of the state before
+    each trained token: its head's output at the position that predicts the token. A reward model gives `scores_B`, its
+    head's output at the last token of each sequence.
     """
 
     log_probs_T: Tensor | None = None
@@ -112,7 +121,7 @@ class StepResult:
 class TrainingBackend(Protocol):
     """One model, spread over the processes of a worker group; every process makes the same calls in the same order."""
 
-    place: Place
+    parallel_rank: ParallelRank
 
     def __init__(self, spec: ModelSpec) -> None:
         """Build the model. `torch.distributed` is up, with one process a device."""
@@ -123,11 +132,17 @@ class TrainingBackend(Protocol):
         ...
 
     def forward_backward(
-        self, micro_batches: Sequence[MicroBatch], loss: Loss, *, entropy: bool = False
+        self,
+        micro_batches: Sequence[MicroBatch],
+        loss: Loss,
+        *,
+        entropy: bool = False,
+        entropy_gradient: bool = True,
     ) -> dict[str, float]:
         """Add the gradient of the losses' sum, over all micro-batches and processes, and return this process's metrics.
 
-        `entropy` asks for `Outputs.entropy_T`, with gradient.
+        `entropy` asks for `Outputs.entropy_T`. If it is only reported, `entropy_gradient` false spares its backward pass
+        and the memory for that.
         """
         ...
 
@@ -137,6 +152,13 @@ class TrainingBackend(Protocol):
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by the names that Hugging Face checkpoints use, one at a time, the same on every process."""
+        ...
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the whole gradient under the names of `named_weights`, without buffers, and clear it.
+
+        It is that of the losses' sum over all processes, before clipping, and the same on every process.
+        """
         ...
 
     def parameter_count(self) -> int:

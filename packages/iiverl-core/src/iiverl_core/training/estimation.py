@@ -11,10 +11,11 @@ from iiverl_core.config import AlgorithmConfig
 
 @dataclass(frozen=True)
 class ScoredStep:
-    """The responses of a step that have a score, and what is known of their tokens.
+    """The rollouts of a step that have a score, and the numbers known of their trained tokens.
 
-    `scores_B`, `group_B` (int64) and, where the estimator asks for it, `baseline_B`: one a response. `old_T`, `ref_T`
-    (log-probs, nats) where KL goes into the reward, `values_T` with a critic: one a token.
+    `segments` counts the trained tokens of each rollout; those of all its sequences lie one after another. `scores_B`,
+    `group_B` (int64) and, if the estimator needs it, `baseline_B` have one entry per rollout. `old_T`, `ref_T`
+    (log-probs, nats), if KL goes into the reward, and `values_T`, with a critic, have one entry per trained token.
     """
 
     segments: Segments

@@ -5,11 +5,17 @@ from torch import Tensor
 
 
 def token_log_probs(
-    logits_TV: Tensor, targets_T: Tensor, temperature: float, *, entropy: bool
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    *,
+    entropy: bool,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob of each target under the softmax of logits / temperature, and that softmax's entropy where asked.
+    """Compute the log-prob of each target under the softmax of logits / temperature, and that softmax's entropy.
 
-    Both (T,), in nats, at least fp32 whatever the logits are in.
+    The entropy is computed if asked for. Without `entropy_gradient` it keeps nothing for a backward pass. Both (T,), in
+    nats, at least fp32 whatever the logits are in.
     """
     dtype = torch.promote_types(logits_TV.dtype, torch.float32)
     logits_TV = logits_TV.to(dtype) / temperature
@@ -17,5 +23,7 @@ def token_log_probs(
     log_probs_T = logits_TV.gather(-1, targets_T[:, None]).squeeze(-1) - log_total_T
     if not entropy:
         return log_probs_T, None
+    if not entropy_gradient:
+        logits_TV, log_total_T = logits_TV.detach(), log_total_T.detach()
     mean_logit_T = (logits_TV.softmax(-1) * logits_TV).sum(-1)
     return log_probs_T, log_total_T - mean_logit_T

@@ -52,21 +52,21 @@ def actor_loss(actor: ActorConfig, policy_loss: PolicyLoss, correction: RolloutC
         old_T = arrays.get("old_log_probs", log_probs_T.detach())
         weights_T = batch.weights_T.to(log_probs_T.dtype)
 
-        chosen_T = arrays["chosen"].bool() if "chosen" in arrays else None
+        token_mask_T = arrays["token_mask"].bool() if "token_mask" in arrays else None
         policy_T, token_metrics = policy_loss(
-            PolicyBatch(log_probs_T, old_T, arrays["advantages"], batch.segments, chosen_T), settings
+            PolicyBatch(log_probs_T, old_T, arrays["advantages"], batch.segments, token_mask_T), settings
         )
         metrics: dict[str, Tensor] = {}
         if ROLLOUT_LOG_PROBS in arrays:
             log_ratio_T = old_T - arrays[ROLLOUT_LOG_PROBS]
-            metrics |= _mismatch_metrics(log_ratio_T, batch.token_share)
+            metrics |= _mismatch_metrics(log_ratio_T, batch.inv_num_tokens)
             if correction.importance or correction.rejection:
                 correction_T = correction_weights(log_ratio_T, batch.segments, correction)
-                metrics |= _weight_metrics(correction_T, batch.token_share)
+                metrics |= _weight_metrics(correction_T, batch.inv_num_tokens)
                 policy_T = correction_T * policy_T
         total_T = policy_T - actor.entropy_coeff * entropy_T
         metrics |= {"actor/pg_loss": weights_T @ policy_T, "actor/entropy_loss": weights_T @ entropy_T}
-        metrics |= {f"actor/{name}": x_T.sum() * batch.token_share for name, x_T in token_metrics.items()}
+        metrics |= {f"actor/{name}": x_T.sum() * batch.inv_num_tokens for name, x_T in token_metrics.items()}
         if actor.use_kl_loss:
             kl_T = kl_divergence(actor.kl_loss_type, log_probs_T, arrays["ref_log_probs"])
             total_T = total_T + actor.kl_loss_coef * kl_T
@@ -89,26 +89,26 @@ def critic_loss(critic: CriticConfig) -> Loss:
         total = batch.weights_T.to(losses_T.dtype) @ losses_T
         metrics = {
             "critic/vf_loss": total,
-            "critic/vf_clipfrac": clipped_T.sum() * batch.token_share,
-            "critic/vpred_mean": values_T.sum() * batch.token_share,
+            "critic/vf_clipfrac": clipped_T.sum() * batch.inv_num_tokens,
+            "critic/vpred_mean": values_T.sum() * batch.inv_num_tokens,
         }
         return total, {name: value.detach() for name, value in metrics.items()}
 
     return loss
 
 
-def _mismatch_metrics(log_ratio_T: Tensor, token_share: float) -> dict[str, Tensor]:
+def _mismatch_metrics(log_ratio_T: Tensor, inv_num_tokens: float) -> dict[str, Tensor]:
     """Compare engine and trainer; a filler, which has no share, compares nothing."""
     apart = mismatch(log_ratio_T)
     return {
-        "rollout/kl": apart["kl"].sum() * token_share,
-        "rollout/ratio/mean": apart["ratio"].sum() * token_share,
-        "rollout/ratio/max": apart["ratio"].max() * (token_share > 0),
+        "rollout/kl": apart["kl"].sum() * inv_num_tokens,
+        "rollout/ratio/mean": apart["ratio"].sum() * inv_num_tokens,
+        "rollout/ratio/max": apart["ratio"].max() * (inv_num_tokens > 0),
     }
 
 
-def _weight_metrics(weights_T: Tensor, token_share: float) -> dict[str, Tensor]:
+def _weight_metrics(weights_T: Tensor, inv_num_tokens: float) -> dict[str, Tensor]:
     return {
-        "rollout/weight/mean": weights_T.sum() * token_share,
-        "rollout/rejected": (weights_T == 0).sum().to(torch.float32) * token_share,
+        "rollout/weight/mean": weights_T.sum() * inv_num_tokens,
+        "rollout/rejected": (weights_T == 0).sum().to(torch.float32) * inv_num_tokens,
     }

@@ -62,7 +62,7 @@ def load(target: str) -> Callable[[Submission], Any]:
     """
     place, _, name = target.rpartition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    function = reduce(getattr, name.split("."), module)
+    function: Any = reduce(getattr, name.split("."), module)
     _check_signature(function, name)
     return function
 

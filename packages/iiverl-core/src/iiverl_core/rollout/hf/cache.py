@@ -1,17 +1,37 @@
 """The key-value cache of a batch whose sequences end one by one."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from iiverl_core.errors import ConfigError
 
+CACHE_ARGUMENTS = ("cache", "past_key_values")  # of a model's `forward`, since transformers 5.24 and before
 MIN_ROOM = 32  # tokens for which a layer has room after it was moved, at least
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name under which `model.forward` takes its key-value cache.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in accepted:
+            return name
+    raise ConfigError(
+        f"the rollout engine `hf` cannot run {type(model).__name__} of transformers {transformers.__version__}: its "
+        f"forward takes no key-value cache (none of {', '.join(CACHE_ARGUMENTS)} is an argument). "
+        "Use a causal language model with attention; if this one worked before, use the earlier transformers version"
+    )
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,17 @@ class GrowingLayer(DynamicLayer):
         self._rooms = tuple(room[:count, :, first:] for room in self._rooms)
         self._show(end - first)
 
+    def join(self, other: "GrowingLayer", length: int) -> None:
+        """Add the rows of `other` behind these; both are padded on the left with zeros to `length` columns."""
+        more = max(MIN_ROOM, length // 4)
+        self._rooms = tuple(
+            _joined(
+                self_room[:, :, : self.get_seq_length()], room[:, :, : other.get_seq_length()], length, more
+            )
+            for self_room, room in zip(self._rooms, other._rooms, strict=True)
+        )
+        self._show(length)
+
     def _move(self, repeats: int = 1, more: int = 0) -> None:
         end = self.get_seq_length()
         more = max(more, MIN_ROOM, end // 4)
@@ -97,6 +128,21 @@ def _larger_room(states: Tensor, repeats: int, more: int) -> Tensor:
     room = states.new_empty(n_rows, repeats, n_groups, length + more, width)
     room[:, :, :, :length] = states[:, None]
     return room.flatten(0, 1)
+
+
+def _joined(first: Tensor, second: Tensor, length: int, more: int = 0) -> Tensor:
+    """Copy (B, G, L, D) states into one room for `length` + `more` tokens, each padded on the left to `length`."""
+    _, n_groups, _, width = first.shape
+    room = first.new_zeros(len(first) + len(second), n_groups, length + more, width)
+    room[: len(first), :, length - first.shape[-2] : length] = first
+    room[len(first) :, :, length - second.shape[-2] : length] = second
+    return room
+
+
+def _states(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+    if layer.keys is None or layer.values is None:
+        raise RuntimeError("a layer of the cache is empty: the prompts have not been run")
+    return layer.keys, layer.values
 
 
 class RowCache(DynamicCache):
@@ -131,3 +177,19 @@ class RowCache(DynamicCache):
                 layer.keep(selection)
             elif isinstance(layer, DynamicLayer):
                 layer.batch_select_indices(torch.from_numpy(selection.order))
+
+    def join(self, other: "RowCache", length: int) -> None:
+        """Add the rows of `other` behind these; the shorter is padded on the left to `length` columns.
+
+        A layer with a window holds the last columns alone, so it is padded to what the longer one holds.
+        """
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if isinstance(mine, GrowingLayer) and isinstance(theirs, GrowingLayer):
+                mine.join(theirs, length)
+            elif isinstance(mine, DynamicSlidingWindowLayer) and isinstance(
+                theirs, DynamicSlidingWindowLayer
+            ):
+                pairs = list(zip(_states(mine), _states(theirs), strict=True))
+                held = max(states.shape[-2] for states in pairs[0])
+                mine.keys, mine.values = (_joined(first, second, held) for first, second in pairs)
+                mine.cumulative_length = length

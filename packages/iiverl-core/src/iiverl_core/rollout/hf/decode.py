@@ -1,172 +1,194 @@
-"""Writing the responses to one batch of prompts, token by token. Suffixes: `_P` prompts, `_B` sequences, `_V` vocabulary."""
+"""Decoding token by token, in a batch that sequences join and leave. Suffixes: `_B` sequences, `_V` vocabulary."""
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiverl_core.rollout.engine import Request, SamplingParams
-from iiverl_core.rollout.hf.cache import RowCache, Selection
+from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
+from iiverl_core.rollout.hf.forward import Forward
 from iiverl_core.rollout.sampling import sample
 from iiverl_core.rollout.uniforms import Uniforms
-from iiverl_core.samples import FinishReason
+
+STATE = np.dtype([("row", "i8"), ("length", "i8"), ("limit", "i8"), ("stops", "?"), ("kind", "i8")])
+"""Of a sequence: its row in the buffers, tokens so far and at most, whether stop tokens end it, how it is sampled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
-    """The response to `request`, the `member`-th to its prompt; see `Completion`."""
+class Submission:
+    """A request and how to sample its response."""
 
-    request: Request
-    member: int
-    token_ids: np.ndarray
-    log_probs: np.ndarray
-    finish_reason: FinishReason
+    request: GenerationRequest
+    params: SamplingParams
+
+    @property
+    def prompt(self) -> tuple[object, ...]:
+        """A key that submissions share if they belong to one group and have the same prompt."""
+        return *self.request.id[:-1], *self.request.prompt_ids
 
 
-def decode(
-    model: PreTrainedModel,
-    requests: Sequence[Request],
-    members: Sequence[int],
-    params: SamplingParams,
-    stop_ids: np.ndarray,
-    *,
-    direct_mask: bool,
-) -> Iterator[Response]:
-    """Answer each request once for each of `members`, and yield each response after its last token was sampled.
+Batch: TypeAlias = list[list[Submission]]
+"""For each prompt the submissions that share it, equally many for all; a prompt is computed once."""
 
-    Args:
-        model: a causal LM in eval mode; the caller has inference mode on.
-        requests: the prompts.
-        members: numbers of the responses, the same for each prompt.
-        params: how to sample; `n` is not read.
-        stop_ids: (V,) bool, true for the tokens that end a response.
-        direct_mask: see `Forward`.
 
-    Raises:
-        FloatingPointError: logits were not finite.
-    """
-    forward = Forward(model, requests, len(members), params.max_tokens, direct_mask=direct_mask)
-    sequences = [(request, member) for request in requests for member in members]
-    rows = np.arange(len(sequences))
-    uniforms = Uniforms([request.seed for request, _ in sequences], [m for _, m in sequences], model.device)
-    tokens = np.empty((len(sequences), params.max_tokens), dtype=np.int64)
-    log_probs = np.empty((len(sequences), params.max_tokens), dtype=np.float32)
+class Decoding:
+    """The sequences being decoded; they may have different lengths and be sampled differently."""
 
-    logits_BV = forward.prompts()
-    for length in range(1, params.max_tokens + 1):
-        token_B, log_prob_B = sample(logits_BV, uniforms.next() if params.temperature else None, params)
+    def __init__(self, model: PreTrainedModel, stop_ids: np.ndarray, *, direct_mask: bool) -> None:
+        """Start without sequences.
+
+        Args:
+            model: a causal LM in eval mode; the caller has inference mode on.
+            stop_ids: (V,) bool, true for the tokens that end a response.
+            direct_mask: see `Forward`.
+        """
+        self._model, self._stop_ids, self._direct_mask = model, stop_ids, direct_mask
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all sequences."""
+        self._forward: Forward | None = None
+        self._submissions: list[Submission] = []
+        self._state_B = np.empty(0, dtype=STATE)
+        self._uniforms = Uniforms([], [], self._model.device)
+        self._token_B = torch.empty(0)  # the last token of each sequence
+        self._tokens = np.empty((0, 0), dtype=np.int64)
+        self._log_probs = np.empty((0, 0), dtype=np.float32)
+        self._kinds: list[SamplingParams] = []
+
+    def __len__(self) -> int:
+        return len(self._submissions)
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of different prompts among the sequences."""
+        return len({each.prompt for each in self._submissions})
+
+    def advance(self, joining: Sequence[Batch], weights_version: int) -> list[Completion]:
+        """Let sequences join, grow each by one token, and return the responses that ended.
+
+        Args:
+            joining: batches of new sequences.
+            weights_version: of the model's weights.
+
+        Raises:
+            FloatingPointError: logits were not finite.
+        """
+        logits = [] if self._forward is None else [self._forward.tokens(self._token_B)]
+        logits += [self._join(batch) for batch in joining]
+        token_B, log_prob_B = self._sample(logits[0] if len(logits) == 1 else torch.cat(logits))
         # One transfer, and so one wait for the device: float64 holds every token id exactly.
         host = torch.stack((token_B.double(), log_prob_B.double())).cpu().numpy()
-        tokens[rows, length - 1] = host[0]
-        log_probs[rows, length - 1] = host[1]
-        if not np.isfinite(host[1]).all():
-            key = sequences[rows[int(np.isfinite(host[1]).argmin())]][0].key
-            raise FloatingPointError(
-                f"the model gives logits that are not finite, at token {length} of a response to request {key}. The "
-                "weights may have diverged, or their dtype may be too narrow: look at actor/grad_norm, try "
-                "rollout.dtype: bfloat16 or float32."
+        tokens_B, state_B = host[0].astype(np.int64), self._state_B
+        self._tokens[state_B["row"], state_B["length"]] = tokens_B
+        self._log_probs[state_B["row"], state_B["length"]] = host[1]
+        state_B["length"] += 1
+        self._check_finite(host[1])
+        stopped_B = self._stop_ids[tokens_B] & state_B["stops"]
+        ended_B = stopped_B | (state_B["length"] == state_B["limit"])
+        completions = [
+            Completion(
+                request=self._submissions[i].request,
+                token_ids=self._tokens[state_B["row"][i], : state_B["length"][i]].copy(),
+                log_probs=self._log_probs[state_B["row"][i], : state_B["length"][i]].copy(),
+                finish_reason="stop" if stopped_B[i] else "length",
+                weights_version=weights_version,
             )
-        stopped = stop_ids[tokens[rows, length - 1]]
-        ended = stopped | (length == params.max_tokens)
-        for i in np.flatnonzero(ended):
-            yield Response(
-                *sequences[rows[i]],
-                token_ids=tokens[rows[i], :length].copy(),
-                log_probs=log_probs[rows[i], :length].copy(),
-                finish_reason="stop" if stopped[i] else "length",
-            )
-        if ended.all():
-            return
-        if ended.any():
-            selection = forward.keep(~ended)
-            uniforms.keep(selection.order)
-            rows = rows[selection.order]
-            token_B = token_B[torch.from_numpy(selection.order)]
-        logits_BV = forward.tokens(token_B)
+            for i in np.flatnonzero(ended_B)
+        ]
+        self._token_B = token_B
+        if ended_B.all():
+            self.clear()
+        elif ended_B.any():
+            self._keep(~ended_B)
+        return completions
 
+    def abort(self, requests: Collection[GenerationRequest]) -> None:
+        """Drop the sequences of these requests."""
+        goes_on = np.array([each.request not in requests for each in self._submissions], dtype=bool)
+        if not goes_on.any():
+            self.clear()
+        elif not goes_on.all():
+            self._keep(goes_on)
 
-class Forward:
-    """The model's forward passes over a batch: the prompts once, then a token for each sequence at a time.
-
-    Prompts are padded on the left, so that all sequences grow at the same column. With `direct_mask` the model gets
-    its attention mask ready-made, (B, 1, 1, columns), or none where nothing is padded; otherwise it makes its own
-    from a (B, columns) one.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        requests: Sequence[Request],
-        repeats: int,
-        max_tokens: int,
-        *,
-        direct_mask: bool,
-    ) -> None:
-        self._model = model
-        self._repeats = repeats
-        self._cache = RowCache(model)
-        self._direct_mask = direct_mask and self._cache.keeps_all
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-
-        lengths = np.array([len(request.prompt_ids) for request in requests])
-        self._columns = int(lengths.max())
-        self._padding = self._columns - lengths  # columns before each prompt's first token
-        ids = np.zeros((len(requests), self._columns), dtype=np.int64)
-        for row, request in enumerate(requests):
-            ids[row, self._padding[row] :] = request.prompt_ids
-        self._prompt_ids = torch.from_numpy(ids).to(model.device)
-        padding_P = torch.from_numpy(self._padding).to(model.device)
-        columns = torch.arange(self._columns + max_tokens, device=model.device)
-        self._mask = (columns >= padding_P[:, None]).long()
-        self._next_positions = (self._columns - padding_P)[:, None]
-
-    def prompts(self) -> Tensor:
-        """Run the prompts; give the logits (B, V) of each sequence's first token."""
-        mask_PL = self._mask[:, : self._columns]
-        logits_PV = self._run(self._prompt_ids, mask_PL, (mask_PL.cumsum(-1) - 1).clamp(min=0))
-        self._cache.batch_repeat_interleave(self._repeats)
-        self._padding = self._padding.repeat(self._repeats)
-        self._next_positions = self._next_positions.repeat_interleave(self._repeats, 0)
-        self._mask = self._mask.repeat_interleave(self._repeats, 0)
-        if self._direct_mask:
-            self._mask = self._mask[:, None, None].bool()
-        return logits_PV.repeat_interleave(self._repeats, 0)
-
-    def tokens(self, token_B: Tensor) -> Tensor:
-        """Append a token to each sequence; give the logits (B, V) of the next."""
-        self._columns += 1
-        unmasked = self._direct_mask and not self._padding.any()
-        mask = None if unmasked else self._mask[..., : self._columns]
-        logits_BV = self._run(token_B[:, None], mask, self._next_positions)
-        self._next_positions = self._next_positions + 1
+    def _join(self, batch: Batch) -> Tensor:
+        """Run prompts, add their sequences behind the others, and return the logits (B, V) of their first tokens."""
+        submissions = [each for prompt in batch for each in prompt]
+        kinds = [_kind(each.params) for each in submissions]
+        self._kinds += [kind for kind in dict.fromkeys(kinds) if kind not in self._kinds]
+        old, width = len(self), max(each.params.max_tokens for each in submissions)
+        forward = Forward(
+            self._model,
+            [prompt[0].request.prompt_ids for prompt in batch],
+            len(batch[0]),
+            width,
+            direct_mask=self._direct_mask,
+        )
+        logits_BV = forward.prompts()
+        new_B = np.empty(len(submissions), dtype=STATE)
+        new_B["length"] = 0
+        new_B["limit"] = [each.params.max_tokens for each in submissions]
+        new_B["stops"] = [not each.params.ignore_eos for each in submissions]
+        new_B["kind"] = [self._kinds.index(kind) for kind in kinds]
+        self._tokens = _buffer(self._tokens[self._state_B["row"]], old + len(submissions), width)
+        self._log_probs = _buffer(self._log_probs[self._state_B["row"]], old + len(submissions), width)
+        self._state_B = np.concatenate([self._state_B, new_B])
+        self._state_B["row"] = np.arange(len(self._state_B))
+        self._submissions = [*self._submissions, *submissions]
+        self._uniforms.join(
+            [each.request.seed for each in submissions], [each.request.id.member for each in submissions]
+        )
+        if self._forward is None:
+            self._forward = forward
+        else:
+            self._forward.join(forward, int((self._state_B["limit"] - self._state_B["length"]).max()))
         return logits_BV
 
-    def keep(self, goes_on: np.ndarray) -> Selection:
-        """Let the other rows, and columns that are padding for all that are left, out of the batch."""
-        first_column = int(self._padding[goes_on].min()) if self._cache.keeps_all else 0
-        selection = Selection.of(goes_on, first_column)
-        self._cache.keep(selection)
-        order = torch.from_numpy(selection.order)
-        self._columns -= first_column
-        self._padding = self._padding[selection.order] - first_column
-        self._mask = self._mask[order, ..., first_column:]
-        self._next_positions = self._next_positions[order]
-        return selection
+    def _sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample a token for each sequence as it asks; returns what `sample` does."""
+        present = np.unique(self._state_B["kind"]).tolist()
+        u_B = self._uniforms.next() if any(self._kinds[kind].temperature for kind in present) else None
+        if len(present) == 1:
+            return sample(logits_BV, u_B, self._kinds[present[0]])
+        token_B = torch.empty(len(self), dtype=torch.int64, device=logits_BV.device)
+        log_prob_B = torch.empty(len(self), dtype=torch.float32, device=logits_BV.device)
+        for kind in present:
+            index = torch.from_numpy(np.flatnonzero(self._state_B["kind"] == kind)).to(logits_BV.device)
+            u = None if u_B is None else u_B[index]
+            token_B[index], log_prob_B[index] = sample(logits_BV[index], u, self._kinds[kind])
+        return token_B, log_prob_B
 
-    def _run(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
-        positions = {"position_ids": position_ids} if self._takes_positions else {}
-        output = self._model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            **positions,
-            **self._options,
-        )
-        return output.logits[:, -1]
+    def _keep(self, goes_on: np.ndarray) -> None:
+        if self._forward is None:
+            raise RuntimeError("there are no sequences")
+        order = self._forward.keep(goes_on).order
+        self._uniforms.keep(order)
+        self._state_B = self._state_B[order]
+        self._submissions = [self._submissions[i] for i in order]
+        self._token_B = self._token_B[torch.from_numpy(order)]
+
+    def _check_finite(self, log_prob_B: np.ndarray) -> None:
+        finite_B = np.isfinite(log_prob_B)
+        if not finite_B.all():
+            i = int(finite_B.argmin())
+            raise FloatingPointError(
+                f"the model gives logits that are not finite, at token {self._state_B['length'][i]} of the response to "
+                f"request {self._submissions[i].request.id}. The weights may have diverged, or their dtype may be too "
+                "narrow: look at actor/grad_norm, try rollout.dtype: bfloat16 or float32."
+            )
+
+
+def _kind(params: SamplingParams) -> SamplingParams:
+    """Return what `sample` reads of the parameters, with the defaults for the rest."""
+    return SamplingParams(temperature=params.temperature, top_k=params.top_k, top_p=params.top_p)
+
+
+def _buffer(old: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """Copy (B, W) values into the corner of a larger array."""
+    new = np.zeros((rows, max(width, old.shape[1])), dtype=old.dtype)
+    new[: len(old), : old.shape[1]] = old
+    return new

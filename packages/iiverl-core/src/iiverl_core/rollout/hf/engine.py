@@ -1,8 +1,6 @@
 """The rollout engine `hf`: batched sampling with any causal LM of transformers, on CPU or GPU."""
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,20 +8,24 @@ import torch
 from torch import Tensor
 
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout.engine import Completion, Request, SamplingParams
+from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
 from iiverl_core.rollout.hf.attention import use_grouped_sdpa
-from iiverl_core.rollout.hf.cache import RowCache
-from iiverl_core.rollout.hf.decode import decode
+from iiverl_core.rollout.hf.cache import RowCache, cache_argument
+from iiverl_core.rollout.hf.decode import Batch, Decoding, Submission
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
-from iiverl_core.rollout.requests import check_requests
+from iiverl_core.rollout.requests import check_request
 from iiverl_core.rollout.weights import ExpectedWeights
 
 
 class HFEngine:
     """Samples with a causal LM of transformers. Implements `iiverl_core.rollout.RolloutEngine`.
 
-    A prompt is computed once for its responses, and a finished response leaves the batch. The model is built from its
-    configuration and waits for its weights.
+    A prompt is computed once for the responses to it that are submitted together, a finished response leaves the batch,
+    and a request that is submitted while others are being decoded joins them at the next step. Requests that were
+    waiting when a batch began are divided into batches of prompts of similar lengths, the longest first: a batch that
+    fits at its start fits until its end.
+
+    The model is built from its configuration and waits for its weights.
     """
 
     def __init__(
@@ -47,9 +49,9 @@ class HFEngine:
             tokenizer_path: folder or Hub name of the tokenizer, by default the model's; it names an end-of-sentence.
             trust_remote_code: let code that comes with the model run.
             override_config: values that replace those of the model's `config.json`.
-            max_sequences: responses written at a time, at most. A prompt with more responses is computed again for
-                each part of them.
-            prompts_per_batch: prompts answered at a time, at most.
+            max_sequences: maximum number of responses decoded at a time. A prompt with more responses is computed
+                again for each part of them.
+            prompts_per_batch: maximum number of prompts with responses being decoded at a time.
 
         Raises:
             ConfigError: model or tokenizer cannot be read, or the model has no key-value cache.
@@ -64,10 +66,7 @@ class HFEngine:
             trust_remote_code=trust_remote_code,
             override_config=override_config,
         )
-        if "past_key_values" not in inspect.signature(self._model.forward).parameters:
-            raise ConfigError(
-                f"the rollout engine `hf` cannot run {type(self._model).__name__}: it takes no key-value cache"
-            )
+        cache_argument(self._model)  # raises if the model takes no cache
         try:
             self._expected = ExpectedWeights(self._model)
         except ValueError as error:
@@ -75,18 +74,94 @@ class HFEngine:
                 f"the rollout engine `hf` cannot be given the weights of '{model_path}': {error}"
             ) from error
         RowCache(self._model)  # raises where the model needs another kind of cache
-        self._direct_mask = use_grouped_sdpa(self._model)
         self._vocabulary: int = self._model.config.get_text_config().vocab_size
         stop_ids = stop_token_ids(
             model_path, tokenizer_path, self._model, trust_remote_code=trust_remote_code
         )
-        self._stop_ids = np.isin(np.arange(self._vocabulary), list(stop_ids))
+        self._decoding = Decoding(
+            self._model,
+            np.isin(np.arange(self._vocabulary), list(stop_ids)),
+            direct_mask=use_grouped_sdpa(self._model),
+        )
+        self._waiting: list[Submission] = []
+        self._joining: list[Submission] = []  # submitted since the batch that is being decoded began
+
+    @property
+    def pending(self) -> int:
+        """See `RolloutEngine.pending`."""
+        return len(self._waiting) + len(self._joining) + len(self._decoding)
+
+    def submit(self, request: GenerationRequest, params: SamplingParams) -> None:
+        """Queue a request; see `RolloutEngine.submit`.
+
+        Its response ends at any end-of-sentence token that the tokenizer, the model's generation config or its
+        configuration names, unless `params.ignore_eos`.
+        """
+        if self.weights_version < 0:
+            raise RuntimeError("the rollout engine has no weights: call update_weights before generate")
+        check_request(request, params, self._vocabulary)
+        (self._joining if len(self._decoding) else self._waiting).append(Submission(request, params))
+
+    @torch.inference_mode()
+    def step(self) -> list[Completion]:
+        """Admit waiting requests and advance by one token; see `RolloutEngine.step`."""
+        if not self.pending:
+            return []
+        try:
+            return self._decoding.advance(self._admit(), self.weights_version)
+        except BaseException:
+            self._drop_all()
+            raise
+
+    @torch.inference_mode()
+    def abort(self, requests: Collection[GenerationRequest]) -> None:
+        """Drop these requests; see `RolloutEngine.abort`."""
+        self._waiting = [each for each in self._waiting if each.request not in requests]
+        self._joining = [each for each in self._joining if each.request not in requests]
+        self._decoding.abort(requests)
+
+    def _drop_all(self) -> None:
+        self._waiting, self._joining = [], []
+        self._decoding.clear()
+
+    def _admit(self) -> list[Batch]:
+        """Take the next requests to decode, in batches whose prompts have equally many responses.
+
+        What waited when decoding began is not admitted before it ends. So requests that are submitted together are
+        decoded together, and get the same bits, whatever came before.
+        """
+        if not len(self._decoding):
+            self._waiting, self._joining = self._waiting + self._joining, []
+        source = self._joining if len(self._decoding) else self._waiting
+        if not source:
+            return []
+        n_sequences, n_prompts = len(self._decoding), self._decoding.n_prompts
+        admitted: list[Batch] = []
+        while source:
+            prompts: dict[tuple[object, ...], list[Submission]] = {}
+            for each in source:
+                prompts.setdefault(each.prompt, []).append(each)
+            ordered = sorted(prompts.values(), key=lambda each: len(each[0].request.prompt_ids), reverse=True)
+            count = min(len(ordered[0]), self._max_sequences)
+            alike = [each[:count] for each in ordered if min(len(each), self._max_sequences) == count]
+            room = (self._max_sequences - n_sequences) // count
+            if self._prompts_per_batch is not None:
+                room = min(room, self._prompts_per_batch - n_prompts)
+            if room <= 0:
+                break
+            batch = alike[:room]
+            admitted.append(batch)
+            n_sequences, n_prompts = n_sequences + count * len(batch), n_prompts + len(batch)
+            taken = {each.request for prompt in batch for each in prompt}
+            source[:] = [each for each in source if each.request not in taken]
+        return admitted
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace every weight by name, one tensor at a time; see `RolloutEngine.update_weights`.
 
         Tied weights may be given once. If this fails, the engine is left without weights.
         """
+        self._drop_all()
         self.weights_version = -1
         self._copy(weights)
         self.weights_version = version
@@ -96,73 +171,12 @@ class HFEngine:
         for name, value in self._expected.check(weights):
             self._expected.slots[name].copy_(value)
 
-    def sleep(self, *, weights: bool = False) -> None:
-        """Do nothing, or forget the weights: between two streams this engine holds nothing else."""
-        if weights:
+    def sleep(self, *, discard_weights: bool = False) -> None:
+        """Drop pending requests, and their keys and values with them; see `RolloutEngine.sleep`."""
+        self._drop_all()
+        if discard_weights:
             self.weights_version = -1
 
     def close(self) -> None:
-        """Forget the weights: nothing of this engine outlives it."""
-        self.weights_version = -1
-
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
-        """Yield each response as it finishes; see `RolloutEngine.generate`.
-
-        Responses end at any end-of-sentence token that the tokenizer, the model's generation config or its
-        configuration names, unless `params.ignore_eos`.
-
-        Raises:
-            RuntimeError: there are no weights, or they were updated before the last response was taken.
-            ValueError: a prompt is empty or holds an unknown token, or `params` are out of range.
-            FloatingPointError: the model's logits are not finite.
-        """
-        if self.weights_version < 0:
-            raise RuntimeError("the rollout engine has no weights: call update_weights before generate")
-        check_requests(requests, params, self._vocabulary)
-        return self._generate(requests, params)
-
-    @torch.inference_mode()
-    def _generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
-        version = self.weights_version
-        stop_ids = np.zeros_like(self._stop_ids) if params.ignore_eos else self._stop_ids
-        for batch in _batches(requests, params.n, self._max_sequences, self._prompts_per_batch):
-            responses = decode(
-                self._model, batch.requests, batch.members, params, stop_ids, direct_mask=self._direct_mask
-            )
-            for response in responses:
-                yield Completion(
-                    key=response.request.key,
-                    member=response.member,
-                    token_ids=response.token_ids,
-                    log_probs=response.log_probs,
-                    finish_reason=response.finish_reason,
-                    weights_version=version,
-                )
-                if self.weights_version != version:
-                    raise RuntimeError(
-                        f"weights were updated from version {version} to {self.weights_version} while responses were "
-                        "being generated: take all responses before the update"
-                    )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Requests that are answered together, and which of each one's responses are written."""
-
-    requests: Sequence[Request]
-    members: Sequence[int]
-
-
-def _batches(
-    requests: Sequence[Request], n: int, max_sequences: int, prompts_per_batch: int | None
-) -> Iterator[_Batch]:
-    """Divide requests into batches of prompts of similar lengths, the longest first: what fits once fits until the end."""
-    wanted: dict[tuple[int, ...], list[Request]] = {}
-    for request in requests:
-        wanted.setdefault(tuple(request.numbers(n)), []).append(request)
-    for members, alike in wanted.items():
-        ordered = sorted(alike, key=lambda request: len(request.prompt_ids), reverse=True)
-        size = max(min(prompts_per_batch or len(ordered), max_sequences // len(members)), 1)
-        for start in range(0, len(ordered), size):
-            for first in range(0, len(members), max_sequences):
-                yield _Batch(ordered[start : start + size], members[first : first + max_sequences])
+        """Drop pending requests and forget the weights; nothing else of this engine outlives it."""
+        self.sleep(discard_weights=True)

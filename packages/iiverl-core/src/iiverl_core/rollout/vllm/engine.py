@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from iiverl_core.rollout.digest import digest
-from iiverl_core.rollout.engine import Completion, Request, SamplingParams
+from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
-from iiverl_core.rollout.requests import check_requests
+from iiverl_core.rollout.requests import check_request
 from iiverl_core.rollout.vllm.start import start
 from iiverl_core.rollout.vllm.versions import LOWEST_TEMPERATURE, import_vllm
 from iiverl_core.rollout.weights import ExpectedWeights, listed
@@ -29,9 +29,8 @@ class VLLMEngine:
     The engine lives in this process and is made without weights. With a `tensor_parallel_size` it is spread over so
     many processes, consecutive ones of the torch.distributed group that they have joined: all make it at the same time,
     and then call the same methods in the same order with the same arguments, each with all of the weights, of which it
-    takes and verifies its part; each gets all responses. One stream of responses runs at a time: `generate`,
-    `update_weights` and `sleep` end the one before. A sleeping engine wakes when it is needed, and an update wakes its
-    weights alone.
+    takes and verifies its part; each gets all responses. `update_weights` and `sleep` drop pending requests. A sleeping
+    engine wakes when it is needed, and an update wakes its weights alone.
 
     A response's random numbers depend on its request's seed and its number alone. The logits depend on what else is in
     the batch, in their last bits, since kernels sum in an order that the size of the batch decides. So the same requests
@@ -65,8 +64,9 @@ class VLLMEngine:
         self._verify = verify_weights
         self._verified_once = False
         self._bucket_bytes = bucket_bytes
-        self._stream = 0  # number of the stream that may run
-        self._running: set[str] = set()
+        self._submitted = 0
+        self._pending: dict[str, tuple[GenerationRequest, bool]] = {}
+        """Unfinished requests by their name in vLLM, and whether they are greedy."""
         self._can_sleep: bool = arguments.get("enable_sleep_mode", False)
         self._asleep: set[str] = set()
 
@@ -92,50 +92,28 @@ class VLLMEngine:
         self._max_length: int = self._llm.model_config.max_model_len
         (self._parts,) = self._llm.collective_rpc("iiverl_weight_parts", args=(self._shapes,))
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
-        """Yield each response as it finishes; see `RolloutEngine.generate`.
+    @property
+    def pending(self) -> int:
+        """See `RolloutEngine.pending`."""
+        return len(self._pending)
 
-        Requests are taken up in their order. Responses end at any end-of-sentence token that the tokenizer, the
+    def submit(self, request: GenerationRequest, params: SamplingParams) -> None:
+        """Queue a request; see `RolloutEngine.submit`.
+
+        Requests are admitted in their order. A response ends at any end-of-sentence token that the tokenizer, the
         model's generation config or its configuration names, unless `params.ignore_eos`.
 
         Raises:
-            RuntimeError: there are no weights; or another stream, an update or a sleep came before the last response
-                was taken.
-            ValueError: a prompt is empty, too long or holds an unknown token, or `params` are out of range.
-            FloatingPointError: the model's logits are not finite.
+            RuntimeError: the engine has no weights.
+            ValueError: the prompt is empty, too long or holds an unknown token, or `params` are out of range.
         """
         if self.weights_version < 0:
             raise RuntimeError("the rollout engine has no weights: call update_weights before generate")
-        check_requests(requests, params, self._vocabulary)
-        self._check(requests, params)
-        self._end_stream()
+        check_request(request, params, self._vocabulary)
+        self._check(request, params)
         self.wake()
-        return self._generate(requests, params, self._stream)
-
-    def _generate(
-        self, requests: Sequence[Request], params: SamplingParams, stream: int
-    ) -> Iterator[Completion]:
-        version = self.weights_version
-        self._check_current(stream)
-        waiting: dict[str, tuple[Request, int]] = {}
-        try:
-            for position, request in enumerate(requests):
-                for member in request.numbers(params.n):
-                    name = f"{stream}-{position}-{member}"
-                    self._submit(name, request, member, params)
-                    waiting[name] = request, member
-            while waiting:
-                for output in self._step():
-                    request, member = waiting.pop(output.request_id)
-                    self._running.discard(output.request_id)
-                    yield self._completion(output.outputs[0], request, member, params, version)
-                    self._check_current(stream)
-        finally:
-            if stream == self._stream:
-                self._end_stream()
-
-    def _submit(self, name: str, request: Request, member: int, params: SamplingParams) -> None:
         greedy = params.temperature == 0
+        name = str(self._submitted)
         self._llm.llm_engine.add_request(
             name,
             self._vllm.inputs.tokens_input(list(request.prompt_ids)),
@@ -144,7 +122,7 @@ class VLLMEngine:
                 top_k=0 if greedy else max(params.top_k, 0),
                 top_p=1.0 if greedy else params.top_p,
                 max_tokens=params.max_tokens,
-                seed=None if greedy else _seed(request.seed, member),
+                seed=None if greedy else _seed(request.seed, request.id.member),
                 stop_token_ids=[] if params.ignore_eos else self._stop_ids,
                 ignore_eos=True,  # the ids above are all there are
                 logprobs=0,  # of the sampled token alone
@@ -153,36 +131,57 @@ class VLLMEngine:
                 output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
             ),
         )
-        self._running.add(name)
+        self._submitted += 1
+        self._pending[name] = request, greedy
+
+    def step(self) -> list[Completion]:
+        """Let vLLM schedule and advance requests; see `RolloutEngine.step`."""
+        if not self._pending:
+            return []
+        try:
+            return [self._completion(output) for output in self._step()]
+        except BaseException:
+            self._drop_all()
+            raise
+
+    def abort(self, requests: Collection[GenerationRequest]) -> None:
+        """Drop these requests; see `RolloutEngine.abort`."""
+        names = [name for name, (request, _) in self._pending.items() if request in requests]
+        if names:
+            self._llm.llm_engine.abort_request(names)
+            for name in names:
+                del self._pending[name]
+
+    def _drop_all(self) -> None:
+        self.abort({request for request, _ in self._pending.values()})
 
     def _step(self) -> list[Any]:
         # vLLM draws from torch's generator on the CPU, or from numpy's, even where every request has a seed.
         with _own_random_numbers(devices=[]):
             return [output for output in self._llm.llm_engine.step() if output.finished]
 
-    def _completion(
-        self, output: Any, request: Request, member: int, params: SamplingParams, version: int
-    ) -> Completion:
-        if output.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM gave up a response to request {request.key}: {output.finish_reason}")
-        token_ids = np.array(output.token_ids, dtype=np.int64)
-        log_probs = np.array(output.logprobs.logprobs, dtype=np.float32)
+    def _completion(self, output: Any) -> Completion:
+        request, greedy = self._pending.pop(output.request_id)
+        response = output.outputs[0]
+        if response.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM gave up the response to request {request.id}: {response.finish_reason}")
+        token_ids = np.array(response.token_ids, dtype=np.int64)
+        log_probs = np.array(response.logprobs.logprobs, dtype=np.float32)
         if not np.isfinite(log_probs).all():
-            self._end_stream()
+            self._drop_all()
             # Attention multiplies what it masks by zero: left there, a NaN would spread to whoever gets its memory next.
             self._llm.collective_rpc("iiverl_clear_cache")
             raise FloatingPointError(
-                f"the model gives logits that are not finite, at token {int(np.isfinite(log_probs).argmin()) + 1} of a "
-                f"response to request {request.key}. The weights may have diverged, or their dtype may be too narrow: "
+                f"the model gives logits that are not finite, at token {int(np.isfinite(log_probs).argmin()) + 1} of the "
+                f"response to request {request.id}. The weights may have diverged, or their dtype may be too narrow: "
                 "look at actor/grad_norm, try rollout.dtype: bfloat16 or float32."
             )
         return Completion(
-            key=request.key,
-            member=member,
+            request=request,
             token_ids=token_ids,
-            log_probs=log_probs if params.temperature else np.zeros_like(log_probs),
-            finish_reason=output.finish_reason,
-            weights_version=version,
+            log_probs=np.zeros_like(log_probs) if greedy else log_probs,
+            finish_reason=response.finish_reason,
+            weights_version=self.weights_version,
         )
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -197,7 +196,7 @@ class VLLMEngine:
         """
         from iiverl_core.rollout.vllm.transfer import buckets  # imports vLLM
 
-        self._end_stream()
+        self._drop_all()
         self.weights_version = -1
         self._wake(WEIGHTS)
         verify = self._verify or not self._verified_once
@@ -242,19 +241,19 @@ class VLLMEngine:
                 "Nothing can be generated with what it holds now"
             )
 
-    def sleep(self, *, weights: bool = False) -> None:
-        """Give back the device memory of weights, keys and values.
+    def sleep(self, *, discard_weights: bool = False) -> None:
+        """Release the device memory of weights, keys and values; see `RolloutEngine.sleep`.
 
-        The weights are kept in the host's memory, or with `weights` not at all: the next thing is then an update. What
-        was cached of prompts is forgotten. Where vLLM cannot sleep (on a CPU, or without `enable_sleep_mode`) the
-        memory stays; everything else is the same.
+        The weights are kept in the host's memory, or with `discard_weights` not at all. The cache of prompts is
+        cleared. If vLLM cannot sleep (on a CPU, or without `enable_sleep_mode`), the memory stays allocated; everything
+        else is the same.
         """
-        self._end_stream()
+        self._drop_all()
         self._llm.reset_prefix_cache()
-        if weights:
+        if discard_weights:
             self.weights_version = -1
         if self._can_sleep and WEIGHTS not in self._asleep:
-            self._llm.sleep(level=2 if weights else 1)
+            self._llm.sleep(level=2 if discard_weights else 1)
         self._asleep = {WEIGHTS, CACHE}
 
     def wake(self) -> None:
@@ -275,35 +274,20 @@ class VLLMEngine:
         """
         self.weights_version = -1
         # Requests end with vLLM; what went wrong may be that it can do nothing more with them.
-        self._stream += 1
-        self._running.clear()
+        self._pending.clear()
         self._llm.llm_engine.engine_core.shutdown()
 
-    def _end_stream(self) -> None:
-        self._stream += 1
-        if self._running:
-            self._llm.llm_engine.abort_request(list(self._running))
-            self._running.clear()
-
-    def _check_current(self, stream: int) -> None:
-        if stream != self._stream:
-            raise RuntimeError(
-                "another generate, an update of the weights or a sleep came while responses were being generated: "
-                "take all responses before"
-            )
-
-    def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
+    def _check(self, request: GenerationRequest, params: SamplingParams) -> None:
         if 0 < params.temperature < LOWEST_TEMPERATURE:
             raise ValueError(
-                f"vLLM cannot sample at temperature {params.temperature}: take 0, or at least {LOWEST_TEMPERATURE}"
+                f"vLLM cannot sample at temperature {params.temperature}: use 0, or at least {LOWEST_TEMPERATURE}"
             )
-        for request in requests:
-            needed = len(request.prompt_ids) + params.max_tokens
-            if needed > self._max_length:
-                raise ValueError(
-                    f"request {request.key} has {len(request.prompt_ids)} tokens and asks for {params.max_tokens} more; "
-                    f"this engine was started for {self._max_length} in all (rollout.max_model_len)"
-                )
+        needed = len(request.prompt_ids) + params.max_tokens
+        if needed > self._max_length:
+            raise ValueError(
+                f"request {request.id} has {len(request.prompt_ids)} tokens and asks for {params.max_tokens} more; "
+                f"this engine was started for {self._max_length} in all (rollout.max_model_len)"
+            )
 
 
 def _seed(seed: int, member: int) -> int:

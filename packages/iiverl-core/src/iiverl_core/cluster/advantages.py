@@ -1,0 +1,92 @@
+"""Advantages of a whole step, and the tokens that a policy loss selects: one worker computes them for all ranks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iiverl_core.algorithms import Estimator, PolicyBatch, PolicyLoss, Segments
+from iiverl_core.cluster.messages import Advantages
+from iiverl_core.cluster.store import Store, open_all, put_all
+from iiverl_core.config import Config
+from iiverl_core.samples import Handle, SampleId, SequenceRef
+from iiverl_core.training.estimation import ScoredStep, estimate, explained_variance
+from iiverl_core.training.losses import policy_loss_settings
+
+
+def compute_advantages(
+    config: Config,
+    store: Store,
+    estimator: Estimator,
+    sequences: Sequence[SequenceRef],
+    scores: Sequence[float],
+    baselines: Sequence[float] | None,
+    kl_coef: float,
+) -> Advantages:
+    """Compute the advantages of a step; `kl_coef` 0 means no KL in the reward.
+
+    `scores` and, if the estimator needs them, `baselines` have one entry per rollout. The sequences of a rollout follow
+    one another. Their trained tokens make one segment, the last of which gets the score: estimators compare rollouts,
+    however many sequences each has.
+    """
+    trained: dict[SampleId, int] = {}  # by rollout
+    for sequence in sequences:
+        trained[sequence.id] = trained.get(sequence.id, 0) + sequence.trained
+    number = {group: i for i, group in enumerate(dict.fromkeys(id.group for id in trained))}
+    segments = Segments.of(list(trained.values()))
+    values_T = _flat(store, sequences, "values") if config.uses_critic else None
+    step = ScoredStep(
+        segments,
+        torch.tensor(scores),
+        torch.tensor([number[id.group] for id in trained]),
+        baseline_B=None if baselines is None else torch.tensor(baselines),
+        old_T=_flat(store, sequences, "old_log_probs") if kl_coef else None,
+        ref_T=_flat(store, sequences, "ref_log_probs") if kl_coef else None,
+        values_T=values_T,
+    )
+    result = estimate(step, estimator, config.algorithm, kl_coef)
+    by_token = {"advantages": result.advantages_T, "returns": result.returns_T}
+    by_token |= {} if values_T is None else {"values": values_T}
+    return Advantages(
+        advantages=_put(store, sequences, result.advantages_T),
+        returns=_put(store, sequences, result.returns_T),
+        means=segments.mean(result.advantages_T).tolist(),
+        rewards=result.rewards_B.tolist(),
+        kl=segments.mean(result.kl_T).mean().item(),
+        token_stats={name: _stats(x_T) for name, x_T in by_token.items()},
+        explained_variance=None if values_T is None else explained_variance(values_T, result.returns_T),
+    )
+
+
+def select_tokens(
+    config: Config, store: Store, policy_loss: PolicyLoss, sequences: Sequence[SequenceRef]
+) -> list[Handle]:
+    """Let the policy loss select tokens of a whole mini-batch, whose sequences have their current `log_probs`.
+
+    Raises:
+        RuntimeError: the policy loss selects none.
+    """
+    if policy_loss.choose is None:
+        raise RuntimeError("this policy loss selects no tokens")
+    segments = Segments.of([sequence.trained for sequence in sequences])
+    log_probs_T, old_T, advantages_T = (
+        _flat(store, sequences, name) for name in ("log_probs", "old_log_probs", "advantages")
+    )
+    batch = PolicyBatch(log_probs_T, old_T, advantages_T, segments)
+    settings = policy_loss_settings(config.actor_rollout_ref.actor)
+    return _put(store, sequences, policy_loss.choose(batch, settings))
+
+
+def _flat(store: Store, sequences: Sequence[SequenceRef], name: str) -> Tensor:
+    arrays = open_all(store, [sequence.arrays[name] for sequence in sequences])
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _put(store: Store, sequences: Sequence[SequenceRef], x_T: Tensor) -> list[Handle]:
+    parts = x_T.split([sequence.trained for sequence in sequences])
+    return put_all(store, [part.numpy() for part in parts])
+
+
+def _stats(x_T: Tensor) -> tuple[float, float, float]:
+    return x_T.mean().item(), x_T.max().item(), x_T.min().item()

@@ -1,0 +1,66 @@
+"""The arguments and results of worker calls: small; token arrays are named by handles."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from iiverl_core.samples import Handle, SequenceRef
+from iiverl_core.training import ParallelRank, Role
+
+Trained: TypeAlias = Literal["actor", "critic"]
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker's position, process and device; `parameters` is the size of each whole model."""
+
+    rank: int
+    host: str
+    pid: int
+    device: str
+    parallel_rank: ParallelRank
+    parameters: Mapping[Role, int]
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One rank's part of a batch.
+
+    `micro_batches` name sequences by position; an empty one is a dummy. For training, `weights` is the loss weight of
+    each sequence's trained tokens, `inv_num_tokens` one over the trained tokens of the whole mini-batch, and `arrays`
+    names the arrays that the loss reads.
+    """
+
+    sequences: list[SequenceRef]
+    micro_batches: list[list[int]]
+    weights: list[float]
+    inv_num_tokens: float = 0.0
+    arrays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenArrays:
+    """A number per trained token of some sequences: a handle to each (trained,) fp32 array, and each array's sum."""
+
+    handles: list[Handle]
+    sums: list[float]
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Advantages and returns of a step.
+
+    `advantages` and `returns` are handles to (trained,) fp32 arrays, one per sequence. `means` (of the advantages) and
+    `rewards` (after the KL penalty) have one entry per rollout. `kl` is the mean over rollouts of the mean over tokens
+    of the KL in the reward, before its coefficient; `token_stats` mean, maximum and minimum over all tokens of
+    `advantages`, `returns` and, with a critic, `values`; `explained_variance` the share of the returns' variance that
+    the critic predicts.
+    """
+
+    advantages: list[Handle]
+    returns: list[Handle]
+    means: list[float]
+    rewards: list[float]
+    kl: float
+    token_stats: dict[str, tuple[float, float, float]]
+    explained_variance: float | None = None

@@ -1,0 +1,118 @@
+"""A process's part of every model: forward passes and updates over its rank batch."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from iiverl_core.algorithms import PolicyLoss
+from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
+from iiverl_core.cluster.models import build_models
+from iiverl_core.cluster.store import Store, open_all, put_all
+from iiverl_core.config import Config
+from iiverl_core.training import Loss, MicroBatch, ParallelRank, Role, StepResult, TrainingBackend
+from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, dummy_micro_batch, make_micro_batch
+from iiverl_core.training.losses import actor_loss, critic_loss, rollout_correction
+
+
+class ModelRunner:
+    """Runs models forward and backward; all processes of a group make the same calls in the same order."""
+
+    def __init__(self, config: Config, device: torch.device, store: Store, policy_loss: PolicyLoss) -> None:
+        """Build the models of the run.
+
+        Raises:
+            ConfigError: the backend is not installed, or a model cannot be read.
+        """
+        self._device, self._store = device, store
+        self._temperature = config.actor_rollout_ref.rollout.temperature
+        self._models = build_models(config, device)
+        # With a coefficient of 0 the entropy is only reported.
+        self._entropy_gradient = config.actor_rollout_ref.actor.entropy_coeff != 0
+        correction = rollout_correction(config.algorithm.rollout_correction)
+        self._losses: dict[Trained, Loss] = {
+            "actor": actor_loss(config.actor_rollout_ref.actor, policy_loss, correction),
+            "critic": critic_loss(config.critic),
+        }
+
+    @property
+    def parallel_rank(self) -> ParallelRank:
+        """The position of this process."""
+        return self._models["actor"].parallel_rank
+
+    def parameter_counts(self) -> Mapping[Role, int]:
+        """Count the parameters of each whole model."""
+        return {role: model.parameter_count() for role, model in self._models.items()}
+
+    def model(self, role: Role) -> TrainingBackend:
+        """Give this process's part of a model.
+
+        Raises:
+            RuntimeError: the run has no such model.
+        """
+        if role not in self._models:
+            raise RuntimeError(f"this run has no {role}")
+        return self._models[role]
+
+    def evaluate(self, role: Role, batch: RankBatch) -> TokenArrays:
+        """Compute log-probs under a policy, or values of the critic, for the trained tokens of each sequence.
+
+        Only an output rank returns results.
+        """
+        micro_batches = self._micro_batches(batch)
+        outputs = self.model(role).forward(micro_batches)
+        if not self.model(role).parallel_rank.is_output_rank:
+            return TokenArrays([], [])
+        arrays: dict[int, np.ndarray] = {}
+        for positions, micro_batch, output in zip(batch.micro_batches, micro_batches, outputs, strict=True):
+            x_T = output.values_T if role == "critic" else output.log_probs_T
+            if positions and x_T is not None:
+                parts = micro_batch.segments.split(x_T.float().cpu())
+                arrays |= {i: part.numpy() for i, part in zip(positions, parts, strict=True)}
+        ordered = [arrays[i] for i in range(len(batch.sequences))]
+        return TokenArrays(put_all(self._store, ordered), [float(array.sum()) for array in ordered])
+
+    def score(self, batch: RankBatch) -> list[float]:
+        """Score each sequence with the reward model. Only an output rank returns results."""
+        outputs = self.model("reward").forward(self._micro_batches(batch))
+        if not self.model("reward").parallel_rank.is_output_rank:
+            return []
+        scores: dict[int, float] = {}
+        for positions, output in zip(batch.micro_batches, outputs, strict=True):
+            if positions and output.scores_B is not None:
+                scores |= dict(zip(positions, output.scores_B.tolist(), strict=True))
+        return [scores[i] for i in range(len(batch.sequences))]
+
+    def update(self, role: Trained, batch: RankBatch, lr: float) -> tuple[dict[str, float], StepResult]:
+        """Make one optimizer step on a mini-batch, and return this rank's part of its metrics."""
+        model = self.model(role)
+        metrics = model.forward_backward(
+            self._micro_batches(batch),
+            self._losses[role],
+            entropy=role == "actor",
+            entropy_gradient=self._entropy_gradient,
+        )
+        return metrics, model.step(lr)
+
+    def _micro_batches(self, batch: RankBatch) -> list[MicroBatch]:
+        sequences = open_all(self._store, [sequence.tokens for sequence in batch.sequences])
+        stored = [name for name in batch.arrays if name != ROLLOUT_LOG_PROBS]
+        arrays = {
+            name: open_all(self._store, [sequence.arrays[name] for sequence in batch.sequences])
+            for name in stored
+        }
+        if ROLLOUT_LOG_PROBS in batch.arrays:
+            arrays[ROLLOUT_LOG_PROBS] = [each.log_probs[each.loss_mask] for each in sequences]
+        return [
+            make_micro_batch(
+                [sequences[i] for i in positions],
+                {name: [values[i] for i in positions] for name, values in arrays.items()},
+                [batch.weights[i] for i in positions] if batch.weights else [],
+                inv_num_tokens=batch.inv_num_tokens,
+                temperature=self._temperature,
+                device=self._device,
+            )
+            if positions
+            else dummy_micro_batch(batch.arrays, self._device)
+            for positions in batch.micro_batches
+        ]

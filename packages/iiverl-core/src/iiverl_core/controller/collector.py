@@ -1,0 +1,234 @@
+"""Collect rollouts and their scores, for a training step and for validation."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from iiverl_core.algorithms import Estimator
+from iiverl_core.config import Config
+from iiverl_core.controller.batch import drop_small_groups, groups_with_reward_variance, with_outcomes
+from iiverl_core.controller.observer import Observer, StepRecord
+from iiverl_core.controller.state import TrainState
+from iiverl_core.controller.worker_client import WorkerClient
+from iiverl_core.data import PromptOrder, PromptSet
+from iiverl_core.errors import IIVerlError
+from iiverl_core.rewards import Scorer, check_failures, settle, shape_overlong
+from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.samples import Prompt, Rollout, SampleId, Split
+from iiverl_reward_client import Outcome, Scored
+
+MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result, after which more is wrong than a dead engine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prompts of a run in their order, the prompts to validate on, and the number of steps."""
+
+    prompts: PromptSet
+    order: PromptOrder
+    val_prompts: PromptSet | None
+    total_steps: int
+
+
+@dataclass
+class StepData:
+    """The data of one training step.
+
+    `rollouts` is all that was generated, in the order of groups and members; `groups` those that make the step's batch;
+    `baselines` the score of the greedy response per group, if the estimator needs it.
+    """
+
+    rollouts: list[Rollout] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    baselines: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def batch(self, estimator: Estimator) -> list[Rollout]:
+        """List the rollouts that the estimator can compute advantages of."""
+        groups = set(self.groups)
+        if estimator.greedy_baseline:
+            groups &= self.baselines.keys()
+        return drop_small_groups(self.rollouts, groups, estimator.smallest_group)
+
+
+class RolloutCollector:
+    """Generates responses with the engines' current weights, and scores them while others are still being written."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        workers: WorkerClient,
+        scorer: Scorer,
+        observer: Observer,
+        estimator: Estimator,
+        state: TrainState,
+    ) -> None:
+        self.config, self.plan = config, plan
+        self.workers, self.scorer, self.observer = workers, scorer, observer
+        self.estimator, self.state = estimator, state
+
+    def collect(self, step: int) -> StepData:
+        """Collect `n` responses to each prompt of a step.
+
+        With dynamic sampling (DAPO, arXiv:2503.14476, section 3.2), groups that teach nothing, because all of their
+        responses score the same, are replaced: further prompts are taken until the batch is full, or as many batches
+        as allowed were used. The groups collected by then are trained on.
+        """
+        filtered, wanted = self.config.algorithm.filter_groups, self.config.data.train_batch_size
+        # Without a limit, no prompt of a step is used twice: if nothing differs any more, there is an end.
+        limit = (filtered.max_num_gen_batches or self.plan.order.steps_per_epoch) if filtered.enable else 1
+        data, batches = StepData(), 0
+        hidden: list[float] = []
+        while batches < limit and len(data.groups) < wanted:
+            batches += 1
+            _, rows = self.plan.order.batch(self.state.batches_consumed)
+            self.state.batches_consumed += 1
+            first = data.rollouts[-1].id.group + 1 if data.rollouts else 0
+            prompts = {first + i: self.plan.prompts[row] for i, row in enumerate(rows)}
+            rollouts, baselines, overlap = self._scored(prompts, step)
+            data.rollouts += rollouts
+            data.baselines |= baselines
+            hidden.append(overlap)
+            data.groups += (
+                groups_with_reward_variance(rollouts, filtered.metric or "score")
+                if filtered.enable
+                else list(prompts)
+            )
+        data.metrics["reward/hidden_fraction"] = sum(hidden) / len(hidden)
+        if filtered.enable:
+            generated = len({rollout.id.group for rollout in data.rollouts})
+            data.metrics |= {
+                "train/num_gen_batches": float(batches),
+                "train/uniform_groups": float(generated - len(data.groups)),
+                "train/missing_groups": float(max(wanted - len(data.groups), 0)),
+            }
+            data.groups = data.groups[:wanted]
+        return data
+
+    def _scored(
+        self, prompts: Mapping[int, Prompt], step: int
+    ) -> tuple[list[Rollout], dict[int, float], float]:
+        """Collect scored rollouts of prompts, given by group, baselines, and the overlap of scoring with generation."""
+        with self.observer.timers("gen"):
+            rollouts = self._generate(prompts, step, "train")
+            greedy: list[Rollout] = []
+            if self.estimator.greedy_baseline:
+                greedy = self._generate(prompts, step, "baseline")
+        with self.observer.timers("reward"), self.observer.phase("scoring"):
+            generated = time.perf_counter()
+            outcomes = self.scorer.collect()
+            exposed, busy = time.perf_counter() - generated, self.scorer.busy_seconds
+        try:
+            settled = self._settled(outcomes)
+        except IIVerlError:
+            # The step is not trained on, but its rollouts and scores can be looked at.
+            self.observer.write_rollouts(StepRecord(step, with_outcomes(rollouts, outcomes)))
+            raise
+        overlong = self.config.reward_model.overlong_buffer
+        if overlong.enable:
+            settled = shape_overlong(
+                settled,
+                {rollout.id: rollout.response_length for rollout in (*rollouts, *greedy)},
+                limit=self.config.actor_rollout_ref.rollout.response_length,
+                buffer=overlong.len,
+                factor=overlong.penalty_factor,
+            )
+        baselines = {
+            rollout.id.group: rollout.outcome.score
+            for rollout in with_outcomes(greedy, settled)
+            if isinstance(rollout.outcome, Scored)
+        }
+        return with_outcomes(rollouts, settled), baselines, max(0.0, 1 - exposed / busy) if busy else 1.0
+
+    def validate(self, step: int) -> list[Rollout]:
+        """Collect scored responses to the validation prompts."""
+        prompts = list(self.plan.val_prompts or ())
+        size = self.config.data.val_batch_size or len(prompts)
+        rollouts: list[Rollout] = []
+        for start in range(0, len(prompts), size):
+            part = dict(enumerate(prompts[start : start + size], start))
+            generated = self._generate(part, step, "validate")
+            with self.observer.phase("scoring"):
+                outcomes = self.scorer.collect()
+            rollouts += with_outcomes(generated, self._settled(outcomes))
+        return rollouts
+
+    def _settled(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
+        """Apply the configured failure policy; raises `IIVerlError` if there are too many failures."""
+        check_failures(outcomes, self.config.reward_api.max_failed_fraction)
+        return settle(outcomes, self.config.reward_api)
+
+    def _generate(self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling) -> list[Rollout]:
+        """Generate responses, and submit each to the scorer as it finishes.
+
+        Responses that an engine had not finished when it died are generated again, by the same weights and with the
+        same random numbers, once the engine is back.
+        """
+        rollout = self.config.actor_rollout_ref.rollout
+        members = {
+            "train": range(rollout.n),
+            "validate": range(rollout.val_kwargs.n),
+            "baseline": range(rollout.n, rollout.n + 1),  # behind the sampled responses to the same prompt
+        }[sampling]
+        label = {"train": "generating", "validate": "validating", "baseline": "greedy baselines"}[sampling]
+        split: Split = "val" if sampling == "validate" else "train"
+        seeds = {group: _seed(rollout.seed, step, sampling == "validate", group) for group in prompts}
+        unfinished = [
+            RolloutRequest(SampleId(split, step, group, member), prompt, seeds[group])
+            for group, prompt in [(group, each.tokens_only()) for group, each in self._longest_first(prompts)]
+            for member in members
+        ]
+        rollouts: list[Rollout] = []
+        fruitless = 0
+        with self.observer.phase(label, len(unfinished)) as phase:
+            while unfinished and fruitless < MAX_FRUITLESS_ROUNDS:
+                done = set[SampleId]()
+                for batch in self.workers.generate(unfinished, sampling):
+                    finished = [replace(each, prompt=prompts[each.id.group]) for each in batch]
+                    for each in finished:
+                        self.scorer.submit(each)
+                    rollouts += finished
+                    done |= {each.id for each in finished}
+                    phase.advance(len(finished), tokens=sum(each.response_length for each in finished))
+                unfinished = [request for request in unfinished if request.id not in done]
+                fruitless = 0 if done else fruitless + 1
+                if unfinished:
+                    self.workers.update_rollout_weights(self.state.weights_version)
+        _check(rollouts, len(prompts), len(members), self.state.weights_version)
+        if sampling == "train":
+            self._remember_lengths(rollouts)
+        return rollouts
+
+    def _longest_first(self, prompts: Mapping[int, Prompt]) -> list[tuple[int, Prompt]]:
+        """Sort prompts by the length of their responses in earlier epochs, so that long ones are started first."""
+        known = self.state.response_lengths
+        usual = sum(known.values()) / len(known) if known else 0.0
+        return sorted(prompts.items(), key=lambda item: -known.get(item[1].row, usual))
+
+    def _remember_lengths(self, rollouts: Sequence[Rollout]) -> None:
+        lengths: dict[int, list[int]] = {}
+        for rollout in rollouts:
+            lengths.setdefault(rollout.prompt.row, []).append(rollout.response_length)
+        self.state.response_lengths |= {row: sum(each) / len(each) for row, each in lengths.items()}
+
+
+def _seed(seed: int, step: int, validate: bool, group: int) -> int:
+    """Make a seed for each prompt of each step, so that a rollout can be sampled again by itself."""
+    return int(
+        np.random.SeedSequence([abs(seed), step, int(validate), group]).generate_state(1, np.uint64)[0]
+    )
+
+
+def _check(rollouts: Sequence[Rollout], groups: int, n: int, version: int) -> None:
+    """Make sure that every response is there once, written by the current weights."""
+    ids = {rollout.id for rollout in rollouts}
+    if len(rollouts) != groups * n or len(ids) != len(rollouts):
+        raise RuntimeError(
+            f"the engines gave {len(rollouts)} responses ({len(ids)} distinct) for {groups} × {n}"
+        )
+    stale = {rollout.weights_version for rollout in rollouts} - {version}
+    if stale:
+        raise RuntimeError(f"responses were written by weights of version {sorted(stale)}, not {version}")

@@ -1,0 +1,38 @@
+"""The state of a run beside its models: everything else is a function of configuration, seed and step."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class TrainState:
+    """A checkpoint's part that is no model; the trainer owns one.
+
+    `step` is the last finished step. `batches_consumed` counts the batches of prompts taken from the data.
+    `kl_coef` is the weight of the KL in the reward, `weights_version` that of the engines' weights, and
+    `response_lengths` the mean length of the responses to each row of the dataset when it was last used.
+    """
+
+    kl_coef: float
+    step: int = 0
+    batches_consumed: int = 0
+    weights_version: int = 0
+    response_lengths: dict[int, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Write the state as JSON; floats keep their bits."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainState":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not JSON, or not of a state.
+        """
+        try:
+            known = json.loads(text)
+            lengths = {int(row): length for row, length in known.pop("response_lengths").items()}
+            return cls(**known, response_lengths=lengths)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"this is not the state of a run: {text[:80]}") from error

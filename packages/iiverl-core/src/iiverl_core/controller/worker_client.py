@@ -1,0 +1,145 @@
+"""The calls that the loop makes to workers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from iiverl_core.algorithms import find_policy_loss
+from iiverl_core.cluster.engines import Engines
+from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained
+from iiverl_core.cluster.runtime import WorkerGroup
+from iiverl_core.cluster.store import put_all
+from iiverl_core.cluster.worker import Worker
+from iiverl_core.config import Config
+from iiverl_core.config.roles import micro_batching
+from iiverl_core.controller.batch import Division, divide, divide_for_training
+from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, TokenSequence
+from iiverl_core.training import Role
+from iiverl_core.training.metrics import merge
+from iiverl_core.training.planning import Packing
+
+T = TypeVar("T")
+
+
+class WorkerClient:
+    """Divides sequences over the ranks, calls the workers, and gathers their results."""
+
+    def __init__(self, group: WorkerGroup, engines: Engines, config: Config) -> None:
+        self._group, self._engines = group, engines
+        self._config = config
+        self._ranks = group.infos[0].parallel_rank.data_size
+        actor = config.actor_rollout_ref.actor
+        prescribed = find_policy_loss(actor.policy_loss.loss_mode).loss_agg_mode
+        # How token losses are aggregated over a mini-batch; the critic's is a mean over tokens.
+        self._aggregation: dict[Trained, str] = {
+            "actor": prescribed or actor.loss_agg_mode,
+            "critic": "token-mean",
+        }
+
+    def update_rollout_weights(self, version: int) -> None:
+        """Give every engine the actor's weights, those that had died as well."""
+        self._engines.update_weights(version)
+
+    def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
+        """Make rollouts; yield them as they finish. Those that an engine had not finished when it died are missing.
+
+        Engines get whole groups in turn, since a prompt is computed once for all responses to it.
+        """
+        groups: dict[int, list[RolloutRequest]] = {}
+        for request in requests:
+            groups.setdefault(request.id.group, []).append(request)
+        parts: list[list[RolloutRequest]] = [[] for _ in range(len(self._engines))]
+        for i, group in enumerate(groups.values()):
+            parts[i % len(parts)] += group
+        return self._engines.generate(parts, sampling)
+
+    def sleep(self, *, discard_weights: bool) -> None:
+        """Let the engines release the memory that training needs, with `discard_weights` their weights' as well."""
+        self._engines.sleep(discard_weights=discard_weights)
+
+    def evaluate(self, role: Role, sequences: Sequence[SequenceRef]) -> tuple[list[Handle], list[float]]:
+        """Compute log-probs of each sequence's trained tokens under a policy, or their values: handles, and sums."""
+        division = self._divide(role, sequences)
+        results: list[TokenArrays] = self._on_ranks(Worker.evaluate, division, lambda batch: (role, batch))
+        return (
+            division.restore([result.handles for result in results]),
+            division.restore([result.sums for result in results]),
+        )
+
+    def score(self, sequences: Mapping[SampleId, SequenceRef | TokenSequence]) -> list[float]:
+        """Score sequences with the reward model, in their order; those that are not in the store are put there."""
+        new = {id: each for id, each in sequences.items() if isinstance(each, TokenSequence)}
+        handles = dict(zip(new, put_all(self._group.store, list(new.values())) if new else [], strict=True))
+        references = [
+            each
+            if isinstance(each, SequenceRef)
+            else SequenceRef(id, handles[id], len(each.token_ids), each.trained)
+            for id, each in sequences.items()
+        ]
+        division = self._divide("reward", references)
+        return division.restore(self._on_ranks(Worker.score, division, lambda batch: (batch,)))
+
+    def advantages(
+        self,
+        sequences: list[SequenceRef],
+        scores: list[float],
+        baselines: list[float] | None,
+        kl_coef: float,
+    ) -> Advantages:
+        """Compute the advantages of a step on one worker; scores and baselines are per rollout."""
+        return self._group.run_on(0, Worker.advantages, sequences, scores, baselines, kl_coef)
+
+    def select_tokens(self, sequences: list[SequenceRef]) -> list[Handle]:
+        """Let the policy loss select tokens of a mini-batch, on one worker."""
+        return self._group.run_on(0, Worker.select_tokens, sequences)
+
+    def update(
+        self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
+    ) -> tuple[dict[str, float], list[int]]:
+        """Make one optimizer step on a mini-batch; return its metrics, and the number of tokens on each rank."""
+        division = divide_for_training(
+            sequences,
+            self._ranks,
+            self._packing(role, train=True),
+            balanced=self._config.trainer.balance_batch,
+            loss_agg_mode=self._aggregation[role],
+            max_tokens_norm=self._config.actor_rollout_ref.actor.loss_scale_factor
+            or self._config.data.max_response_length,
+            arrays=arrays,
+        )
+        results = self._on_ranks(Worker.update, division, lambda batch: (role, batch, lr))
+        metrics: dict[str, float] = {}
+        for part, _ in results:
+            merge(metrics, part)
+        step = results[0][1]
+        metrics |= {f"{role}/grad_norm": step.grad_norm, f"{role}/skipped_updates": float(not step.taken)}
+        return metrics, [sum(each.length for each in batch.sequences) for batch in division.batches]
+
+    def memory(self) -> dict[str, int]:
+        """Memory in bytes of the fullest device and host."""
+        reports = self._group.run(Worker.memory, [()] * len(self._group.infos))
+        return {name: max(report[name] for report in reports) for name in reports[0]}
+
+    def _divide(self, role: Role, sequences: Sequence[SequenceRef]) -> Division:
+        balanced = self._config.trainer.balance_batch
+        return divide(sequences, self._ranks, self._packing(role, train=False), balanced=balanced)
+
+    def _on_ranks(
+        self, method: Callable[..., T], division: Division, arguments: Callable[[RankBatch], tuple[Any, ...]]
+    ) -> list[T]:
+        """Call a method on every worker with its data rank's batch, and return one result per data rank."""
+        ranks = [info.parallel_rank for info in self._group.infos]
+        results = self._group.run(method, [arguments(division.batches[rank.data_rank]) for rank in ranks])
+        output = {r.data_rank: result for r, result in zip(ranks, results, strict=True) if r.is_output_rank}
+        return [output[rank] for rank in range(self._ranks)]
+
+    def _packing(self, role: Role, *, train: bool) -> Packing:
+        """Read the size of a model's micro-batches, in training or in a forward pass.
+
+        A number of sequences, if one is set and the batches are not dynamic; else a budget of tokens.
+        """
+        batching = micro_batching(self._config, role, train=train)
+        sequences = batching.sequences(self._ranks)
+        if sequences is not None:
+            return Packing(sequences=sequences)
+        return Packing(tokens=batching.tokens, padded=not batching.model.use_remove_padding)

@@ -1,0 +1,111 @@
+"""A model's forward passes over a batch whose rows come and go. Suffixes: `_P` prompts, `_B` sequences, `_V` vocabulary."""
+
+import inspect
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from iiverl_core.rollout.hf.cache import RowCache, Selection, cache_argument
+
+
+class Forward:
+    """The forward passes over a batch: the prompts once, then one token per sequence at a time.
+
+    Prompts are padded on the left, so that all sequences grow at the same column. With `direct_mask` the model gets
+    its attention mask ready-made, (B, 1, 1, columns), or none if nothing is padded; otherwise it makes its own from a
+    (B, columns) one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        repeats: int,
+        max_tokens: int,
+        *,
+        direct_mask: bool,
+    ) -> None:
+        """Lay the prompts out; each has `repeats` sequences, which grow by at most `max_tokens`."""
+        self._model = model
+        self._repeats = repeats
+        self._cache = RowCache(model)
+        self._direct_mask = direct_mask and self._cache.keeps_all
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._cache_argument = cache_argument(model)
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+        lengths = np.array([len(prompt) for prompt in prompts])
+        self._columns = int(lengths.max())
+        self._padding = self._columns - lengths  # columns before each prompt's first token
+        ids = np.zeros((len(prompts), self._columns), dtype=np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, self._padding[row] :] = prompt
+        self._prompt_ids = torch.from_numpy(ids).to(model.device)
+        self._mask = self._make_mask(max_tokens)
+        self._next_positions = torch.from_numpy(lengths).to(model.device)[:, None]
+
+    def prompts(self) -> Tensor:
+        """Run the prompts; return the logits (B, V) of each sequence's first token."""
+        mask_PL = self._mask[:, : self._columns]
+        logits_PV = self._run(self._prompt_ids, mask_PL, (mask_PL.cumsum(-1) - 1).clamp(min=0))
+        self._cache.batch_repeat_interleave(self._repeats)
+        self._padding = self._padding.repeat(self._repeats)
+        self._next_positions = self._next_positions.repeat_interleave(self._repeats, 0)
+        self._mask = self._mask.repeat_interleave(self._repeats, 0)
+        if self._direct_mask:
+            self._mask = self._mask[:, None, None].bool()
+        return logits_PV.repeat_interleave(self._repeats, 0)
+
+    def tokens(self, token_B: Tensor) -> Tensor:
+        """Append a token to each sequence; return the logits (B, V) of the next."""
+        self._columns += 1
+        unmasked = self._direct_mask and not self._padding.any()
+        mask = None if unmasked else self._mask[..., : self._columns]
+        logits_BV = self._run(token_B[:, None], mask, self._next_positions)
+        self._next_positions = self._next_positions + 1
+        return logits_BV
+
+    def keep(self, goes_on: np.ndarray) -> Selection:
+        """Remove the other rows, and the columns that are padding for all that are left."""
+        first_column = int(self._padding[goes_on].min()) if self._cache.keeps_all else 0
+        selection = Selection.of(goes_on, first_column)
+        self._cache.keep(selection)
+        order = torch.from_numpy(selection.order)
+        self._columns -= first_column
+        self._padding = self._padding[selection.order] - first_column
+        self._mask = self._mask[order, ..., first_column:]
+        self._next_positions = self._next_positions[order]
+        return selection
+
+    def join(self, other: "Forward", max_tokens: int) -> None:
+        """Add the rows of `other`, whose prompts have been run, behind these; all grow by at most `max_tokens`."""
+        columns = max(self._columns, other._columns)
+        self._cache.join(other._cache, columns)
+        self._padding = np.concatenate([each._padding + (columns - each._columns) for each in (self, other)])
+        self._columns = columns
+        self._next_positions = torch.cat([self._next_positions, other._next_positions])
+        self._mask = self._make_mask(max_tokens)
+        if self._direct_mask:
+            self._mask = self._mask[:, None, None].bool()
+
+    def _make_mask(self, max_tokens: int) -> Tensor:
+        """Return (rows, columns) int64: 0 for padding, with columns for `max_tokens` more."""
+        padding = torch.from_numpy(self._padding).to(self._model.device)
+        columns = torch.arange(self._columns + max_tokens, device=self._model.device)
+        return (columns >= padding[:, None]).long()
+
+    def _run(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
+        positions = {"position_ids": position_ids} if self._takes_positions else {}
+        output = self._model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=True,
+            **{self._cache_argument: self._cache},
+            **positions,
+            **self._options,
+        )
+        return output.logits[:, -1]

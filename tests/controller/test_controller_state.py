@@ -1,0 +1,145 @@
+"""A run's state goes through JSON, and a trainer that starts from it does what the one that wrote it would have done."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiverl_core.cluster.messages import Advantages
+from iiverl_core.config import build
+from iiverl_core.controller.collector import Plan
+from iiverl_core.controller.observer import StepRecord
+from iiverl_core.controller.state import TrainState
+from iiverl_core.controller.trainer import Trainer
+from iiverl_core.data import PromptOrder
+from iiverl_core.samples import Handle, Prompt, Rollout, SampleId, SequenceRef
+from iiverl_core.telemetry import Timers
+from iiverl_reward_client import Scored
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+counts = st.integers(0, 2**40)
+
+
+@given(st.builds(TrainState, finite, counts, counts, counts, st.dictionaries(counts, finite)))
+def test_the_state_is_the_same_after_json(state: TrainState) -> None:
+    assert TrainState.from_json(state.to_json()) == state
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kl_coef": 1}', '{"response_lengths": {}, "unknown": 1}'])
+def test_what_is_no_state_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        TrainState.from_json(text)
+
+
+class Workers:
+    """Workers that write a response whose length and KL depend on its prompt and step, and note what they are asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def generate(self, questions, sampling):
+        self.asked.append([(question.prompt.row, question.seed, question.members) for question in questions])
+        for question in questions:
+            trained = 1 + (7 * question.prompt.row + question.step) % 5
+            rollouts = []
+            for member in question.members:
+                id = SampleId(question.split, question.step, question.group, member)
+                sequence = SequenceRef(id, Handle(None), 2 + trained, trained)
+                rollouts.append(
+                    Rollout(id, question.prompt, "r", "r", "stop", self.version, -1.0, (sequence,))
+                )
+            yield rollouts
+
+    def update_rollout_weights(self, version: int) -> None:
+        self.version = version
+
+    def rest(self, *, forget: bool) -> None: ...
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+    def evaluate(self, role, sequences):
+        return [Handle(None)] * len(sequences), [0.0] * len(sequences)
+
+    def advantages(self, sequences, scores, baselines, kl_coef):
+        self.asked.append(kl_coef)
+        each = [Handle(None)] * len(sequences)
+        kl = sum(sequence.trained for sequence in sequences) / 50
+        return Advantages(each, each, [0.0] * len(scores), scores, kl, {})
+
+    def update(self, role, sequences, lr, arrays):
+        self.asked.append((role, [sequence.id for sequence in sequences], lr))
+        return {}, [1]
+
+
+class Scores:
+    """A scorer of twos."""
+
+    busy_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.ids: list[SampleId] = []
+
+    def submit(self, rollout: Rollout) -> None:
+        self.ids.append(rollout.id)
+
+    def collect(self):
+        ids, self.ids = self.ids, []
+        return {id: Scored(2.0) for id in ids}
+
+
+class Silent:
+    """An observer that reports nothing."""
+
+    def __init__(self) -> None:
+        self.timers = Timers()
+
+    def phase(self, name: str, total: int | None = None):
+        return nullcontext(SimpleNamespace(advance=lambda *_, **__: None))
+
+    def write_rollouts(self, record: StepRecord) -> None: ...
+
+    def step_done(self, record: StepRecord) -> None: ...
+
+
+CONFIG = build(
+    {
+        "data": {"train_batch_size": 4},
+        "algorithm": {
+            "adv_estimator": "grpo",
+            "use_kl_in_reward": True,
+            "kl_ctrl": {"type": "adaptive", "kl_coef": 0.01, "target_kl": 0.1, "horizon": 20},
+        },
+        "actor_rollout_ref": {
+            "actor": {"ppo_mini_batch_size": 2, "shuffle": True},
+            "rollout": {"n": 2},
+        },
+    }
+)
+
+
+def run(steps: int, state: TrainState | None = None) -> tuple[list[Any], TrainState]:
+    """Train to a step; what the workers were asked, and the state at the end."""
+    prompts: Any = [Prompt(row=row, ids=(1, 2), text="p") for row in range(10)]
+    plan = Plan(prompts, PromptOrder(10, 4, seed=3), None, steps)
+    workers: Any = Workers()
+    scorer: Any = Scores()
+    observer: Any = Silent()
+    trainer = Trainer(CONFIG, plan, workers, scorer, observer, state)
+    trainer.fit()
+    return workers.asked, trainer.state
+
+
+def test_a_trainer_goes_on_from_a_state_as_if_it_had_never_stopped() -> None:
+    whole, end = run(7)
+    first, middle = run(4)
+    assert middle.step == middle.batches_consumed == middle.weights_version == 4
+    assert len({asked for asked in whole if isinstance(asked, float)}) == 7  # the KL's weight adapts
+    rest, resumed = run(7, TrainState.from_json(middle.to_json()))
+    assert first + rest == whole
+    assert resumed == end
+    forgetful, _ = run(7, TrainState(middle.kl_coef, 4, 4, 4))
+    assert first + forgetful != whole  # lengths of earlier responses decide what is started first
