@@ -125,7 +125,10 @@ class MegatronBackend:
             self._offloading.gradients_come()
             finalize_model_grads(self._chunks, force_all_reduce=True)
             yield from named_tensors(
-                self._models, self._architecture, self._spec.role, lambda parameter: getattr(parameter, "main_grad")  # noqa: B009 (set by megatron-core's buffers)
+                self._models,
+                self._architecture,
+                self._spec.role,
+                lambda parameter: getattr(parameter, "main_grad"),  # noqa: B009 (set by megatron-core's buffers)
             )
             for chunk in self._chunks:
                 chunk.zero_grad_buffer()
