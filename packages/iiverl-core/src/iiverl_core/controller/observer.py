@@ -43,7 +43,7 @@ class StepRecord:
 
     `rollouts` is all that was generated, `batch` those trained on. `log_prob_sums` has, by policy (`old`, `ref`), the
     log-prob of each rollout of the batch; `baselines` the greedy score of each group. `rank_tokens` counts the tokens
-    of each rank in each update of the actor. `memory` is in bytes, by metric name.
+    of each rank in an epoch of the last model that was updated. `memory` is in bytes, by metric name.
     """
 
     step: int
@@ -52,7 +52,7 @@ class StepRecord:
     advantages: Advantages | None = None
     log_prob_sums: dict[str, Mapping[SampleId, float]] = field(default_factory=dict)
     baselines: Mapping[int, float] = field(default_factory=dict)
-    rank_tokens: list[list[int]] = field(default_factory=list)
+    rank_tokens: Sequence[float] = ()
     memory: Mapping[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -134,10 +134,8 @@ class Observer:
             rewards=dict(zip(ids, advantages.rewards, strict=True)) if advantages else {},
             token_stats=advantages.token_stats if advantages else {},
         )
-        epochs = self._config.actor_rollout_ref.actor.ppo_epochs
-        balanced = [sum(of_rank) / epochs for of_rank in zip(*record.rank_tokens, strict=True)]
         lengths = [rollout.length for rollout in record.rollouts]
-        metrics |= seqlen_metrics(lengths, self._infos[0].parallel_rank.data_size, balanced)
+        metrics |= seqlen_metrics(lengths, self._infos[0].parallel_rank.data_size, record.rank_tokens)
         if advantages and advantages.explained_variance is not None:
             metrics["critic/vf_explained_var"] = advantages.explained_variance
         return metrics

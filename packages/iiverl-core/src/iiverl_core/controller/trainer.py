@@ -149,6 +149,7 @@ class Trainer:
         section = self.config.actor_rollout_ref.actor if role == "actor" else self.config.critic
         lr = learning_rate(record.step - 1, self.plan.total_steps, section.optim)
         updates: list[Mapping[str, float]] = []
+        spread: list[list[int]] = []  # of each update, the tokens of each rank
         total = section.ppo_epochs * mini_batch_count(len(groups), section.ppo_mini_batch_size)
         with self.observer.phase(f"updating the {role}", total) as phase:
             for epoch in range(section.ppo_epochs):
@@ -160,10 +161,10 @@ class Trainer:
                     metrics, rank_tokens = self.workers.update(
                         role, mini_batch, lr, self.arrays(role, mini_batch)
                     )
-                    if role == "actor":
-                        record.rank_tokens.append(rank_tokens)
                     updates.append(metrics)
+                    spread.append(rank_tokens)
                     phase.advance()
+        record.rank_tokens = [sum(of_rank) / section.ppo_epochs for of_rank in zip(*spread, strict=True)]
         record.metrics |= over_updates(updates) | {f"{role}/lr": lr}
         if role == "actor" and self.config.actor_rollout_ref.actor.use_kl_loss:
             record.metrics["actor/kl_coef"] = self.config.actor_rollout_ref.actor.kl_loss_coef
