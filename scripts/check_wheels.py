@@ -60,7 +60,7 @@ def refused(*command: str | Path, cwd: Path) -> str:
     print("$", *command, flush=True)
     done = subprocess.run(command, cwd=cwd, check=False, text=True, capture_output=True)
     print(done.stdout + done.stderr, flush=True)
-    lines = [line for line in done.stderr.splitlines() if "warning: " not in line]
+    lines = [line for line in done.stderr.splitlines() if not re.search(r"\bwarning(\[\w+\])?: ", line)]
     if not done.returncode or len(lines) != 1:
         sys.exit(f"one line and a failure were expected, not {len(lines)} lines and status {done.returncode}")
     return lines[0]
