@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from iiverl_cli.algorithms import EXAMPLE
 from iiverl_core.algorithms import (
-    ADVANTAGES,
-    POLICY_LOSSES,
     AdvantageBatch,
     AdvantageSettings,
     PolicyBatch,
@@ -17,8 +16,8 @@ from iiverl_core.algorithms import (
     find_estimator,
     find_policy_loss,
 )
-from iiverl_core.catalogue import OWN
 from iiverl_core.errors import ConfigError
+from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
 
 BATCH = AdvantageBatch(torch.tensor([0.0, 1.0, 3.0]), Segments.of([2, 1]), torch.tensor([0, 0]))
 
@@ -41,14 +40,22 @@ def file(tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_built_in_names_are_found() -> None:
-    for name, estimator in ADVANTAGES.items():
-        assert find_estimator(name) is estimator
+    for name, estimator in ESTIMATORS.items():
+        found = find_estimator(name)
+        assert (found.smallest_group, found.greedy_baseline) == (
+            estimator.min_group_size,
+            estimator.greedy_baseline,
+        )
+        assert found.function is estimator.load()
     for name, loss in POLICY_LOSSES.items():
-        assert find_policy_loss(name) is loss
+        found = find_policy_loss(name)
+        assert found.function is loss.load()
+        assert found.loss_agg_mode == loss.loss_agg_mode
+        assert (found.choose is None) == (loss.select_tokens is None)
 
 
 def test_the_example_that_the_command_shows_runs(file) -> None:
-    estimator = find_estimator(f"{file(OWN)}:centred")
+    estimator = find_estimator(f"{file(EXAMPLE)}:centred")
     advantages_T, returns_T = estimator(BATCH, AdvantageSettings())
     assert advantages_T.tolist() == returns_T.tolist() == [-1.0, -1.0, 1.0]
     assert estimator.smallest_group == 1
@@ -64,7 +71,7 @@ def test_a_loss_of_ones_own_is_a_function(file) -> None:
 def test_an_object_says_what_it_asks_of_a_step(file) -> None:
     place = file(
         "from iiverl_core.algorithms import Estimator, PolicyLoss\n"
-        + OWN
+        + EXAMPLE
         + LOSS
         + "best = Estimator(centred, smallest_group=4, greedy_baseline=True)\n"
         + "some = PolicyLoss(reinforce, choose=lambda b, s: b.advantages_T > 0, loss_agg_mode='token-sum')\n"
@@ -76,7 +83,7 @@ def test_an_object_says_what_it_asks_of_a_step(file) -> None:
 
 
 def test_the_path_may_begin_with_the_home_folder_or_be_relative(file, tmp_path, monkeypatch) -> None:
-    file(OWN)
+    file(EXAMPLE)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_estimator("~/my_file.py:centred")(BATCH, AdvantageSettings())[0].tolist() == [-1, -1, 1]
     monkeypatch.chdir(tmp_path)
@@ -100,11 +107,11 @@ def test_files_of_one_name_in_two_folders_are_two(tmp_path) -> None:
 def test_a_file_runs_once_and_again_when_it_has_changed(file, tmp_path) -> None:
     log = tmp_path / "log"
     source = f"open({str(log)!r}, 'a').write('ran ')\n"
-    place = f"{file(source + OWN + LOSS)}:"
+    place = f"{file(source + EXAMPLE + LOSS)}:"
     assert find_estimator(place + "centred").function is find_estimator(place + "centred").function
     find_policy_loss(place + "reinforce")
     assert log.read_text() == "ran "
-    file(source + OWN.replace("return advantages_T", "return 2 * advantages_T"))
+    file(source + EXAMPLE.replace("return advantages_T", "return 2 * advantages_T"))
     assert find_estimator(place + "centred")(BATCH, AdvantageSettings())[0].tolist() == [-2, -2, 2]
     assert log.read_text() == "ran ran "
 
@@ -151,7 +158,7 @@ def test_a_file_that_may_not_be_read(file, monkeypatch) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    place = file(OWN)
+    place = file(EXAMPLE)
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ConfigError, match=r"adv_estimator: .*my_file.py cannot be read: Permission denied"):
         find_estimator(f"{place}:centred")
@@ -161,7 +168,7 @@ def test_no_such_name_tells_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError) as caught:
         find_estimator("grop")
     assert "there is no advantage estimator 'grop'; did you mean grpo?" in str(caught.value)
-    assert all(name in str(caught.value) for name in (*ADVANTAGES, "path/to/file.py:name"))
+    assert all(name in str(caught.value) for name in (*ESTIMATORS, "path/to/file.py:name"))
     with pytest.raises(ConfigError, match="there is no policy loss 'ppo'"):
         find_policy_loss("ppo")
 

@@ -25,7 +25,7 @@ from iiverl_core.samples import Tokens
 from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
 from iiverl_core.training.batching import filler, make_micro_batch
 from iiverl_core.training.planning import Packing, balance, micro_batches
-from iiverl_fsdp import FSDPBackend
+from iiverl_fsdp.backend import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import run_on_ranks
@@ -121,7 +121,7 @@ def plan(packing: Packing, order: list[int] = IN_ORDER) -> tuple[list[list[int]]
     """This rank's micro-batches of the whole batch, and the samples in each."""
     tokens, arrays = data()
     lengths = [len(tokens[i].prompt_ids) + len(tokens[i].response_ids) for i in order]
-    weights = token_weights("token-mean", [len(tokens[i].response_ids) for i in order], horizon=20)
+    weights = token_weights("token-mean", [len(tokens[i].response_ids) for i in order], max_tokens_norm=20)
     shares = balance(lengths, dist.get_world_size())
     mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
     batches = [

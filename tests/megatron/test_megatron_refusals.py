@@ -91,7 +91,7 @@ def test_positions_as_llama_scales_them_and_half_precision(one_rank, tmp_path: P
 
 def test_the_stand_in_for_cuda_is_imported_only_without_it() -> None:
     """Importing the backend brings nothing of it, and what it replaces is as before when a call returns."""
-    code = "import sys, iiverl_megatron; assert 'iiverl_megatron.cpu' not in sys.modules"
+    code = "import sys, iiverl_megatron.backend; assert 'iiverl_megatron.cpu' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     from iiverl_megatron.cpu import on_cpu
 

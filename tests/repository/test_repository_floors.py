@@ -10,7 +10,7 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 
 FLOORS = [
-    "errors", "dtypes", "python_files", "config", "memory", "algorithms", "catalogue", "samples", "data", "training", "rollout",
+    "errors", "dtypes", "python_files", "registry", "config", "memory", "algorithms", "samples", "data", "training", "rollout",
     "rewards", "telemetry", "cluster", "controller",
 ]  # fmt: skip
 
@@ -19,7 +19,7 @@ FORBIDDEN = {
     "python_files": {"torch", "ray", "transformers", "datasets"},
     "config": {"torch", "ray", "transformers", "datasets"},
     "memory": {"torch", "ray", "transformers", "datasets"},
-    "catalogue": {"torch", "ray", "transformers", "datasets"},
+    "registry": {"torch", "ray", "transformers", "datasets"},
     "data": {"ray", "torch"},
     "training": {"ray"},
     "rollout": {"ray"},

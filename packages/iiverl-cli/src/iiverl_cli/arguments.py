@@ -28,8 +28,8 @@ ConfigPath = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option(
-        metavar="fsdp|megatron",
-        help="Training backend; by default the file's actor_rollout_ref.actor.strategy, else fsdp.",
+        metavar="NAME",
+        help="Training backend, as fsdp or megatron; by default the file's actor_rollout_ref.actor.strategy, else fsdp.",
     ),
 ]
 

@@ -71,10 +71,10 @@ def _heading(config: "Config", planned: "MemoryPlan") -> str:
     active = f", {_billions(facts.active_parameters)} of them for a token" if facts.experts else ""
     model = f"{config.actor_rollout_ref.model.path}: {_billions(facts.parameters)} parameters{active}"
     if layout.sharded:
-        spread = f"fsdp, each model over all {layout.devices} devices"
+        spread = f"{config.backend}, each model over all {layout.devices} devices"
     else:
         spread = (
-            f"megatron, tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context} × "
+            f"{config.backend}, tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context} × "
             f"data {layout.data} = {layout.devices} devices, expert {layout.expert}"
         )
     stage = f"; shown is the {planned.stage} pipeline stage" if layout.pipeline > 1 else ""

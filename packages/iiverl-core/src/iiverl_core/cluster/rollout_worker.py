@@ -16,6 +16,7 @@ from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.ways import BrokenWayError, Receiver, Way
 from iiverl_core.cluster.weights import Arriving
 from iiverl_core.config import Config
+from iiverl_core.registry import ENGINES
 from iiverl_core.rollout import Sampling
 from iiverl_core.samples import Sample, Tokens
 
@@ -60,7 +61,7 @@ class RolloutWorker:
         if size > 1:
             join(meeting_point, self._rank % size, size, self._device.type)
         rollout = self._config.actor_rollout_ref.rollout
-        if self._device.type == "cuda" and rollout.name == "vllm":
+        if self._device.type == "cuda" and ENGINES[rollout.name].memory == "pool":
             await_memory(rollout.gpu_memory_utilization)
         self._generator = Generator(self._config, self._device, self._rank)
         device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"

@@ -3,17 +3,15 @@
 from typing import Any
 
 from iiverl_core.config.sections.parallel import MegatronConfig
-from iiverl_core.config.sections.section import follows
+from iiverl_core.config.sections.section import BACKEND, follows
+from iiverl_core.registry import BackendInfo
 
-MEGATRON_DEFAULTS: dict[str, Any] = {
+SPLIT_DEFAULTS: dict[str, Any] = {
     "actor_rollout_ref.model.enable_gradient_checkpointing": False,
-    "actor_rollout_ref.actor.strategy": "megatron",
     "actor_rollout_ref.actor.shuffle": True,
     "actor_rollout_ref.rollout.load_format": "dummy_megatron",
     "actor_rollout_ref.rollout.enable_chunked_prefill": False,
-    "critic.strategy": "megatron",
     "critic.model.enable_gradient_checkpointing": False,
-    "reward_model.strategy": "megatron",
     "trainer.resume_mode": "disable",
     "trainer.test_freq": 2,
     **{
@@ -23,3 +21,11 @@ MEGATRON_DEFAULTS: dict[str, Any] = {
     },
 }
 """What II-VERL's Megatron file sets otherwise than its FSDP file, and one layout for all models: the actor's."""
+
+
+def backend_defaults(backend: BackendInfo) -> dict[str, Any]:
+    """Give the defaults by key that are other ones under this backend."""
+    if backend.name == "fsdp":
+        return {}
+    strategies = dict.fromkeys((BACKEND, "critic.strategy", "reward_model.strategy"), backend.name)
+    return {**strategies, **(SPLIT_DEFAULTS if backend.splits_models else {})}

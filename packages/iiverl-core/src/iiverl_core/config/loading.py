@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iiverl_core.config.checks import View, run_checks
-from iiverl_core.config.checks.devices import TENSOR_PARALLEL, missing_backend
-from iiverl_core.config.defaults import MEGATRON_DEFAULTS
+from iiverl_core.config.checks.devices import TENSOR_PARALLEL
+from iiverl_core.config.defaults import backend_defaults
 from iiverl_core.config.effects import effects
 from iiverl_core.config.given import Given
 from iiverl_core.config.interpolation import reference
@@ -25,8 +25,7 @@ from iiverl_core.config.sections.section import BACKEND
 from iiverl_core.config.source import Source, read_yaml
 from iiverl_core.config.suggest import nearest
 from iiverl_core.errors import ConfigError
-
-BACKENDS = ("fsdp", "megatron")
+from iiverl_core.registry import BACKENDS
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), backend: s
     Args:
         path: the file.
         overrides: `key.sub=value`, applied in order; values are YAML.
-        backend: `fsdp` or `megatron`; by default what the file's `actor_rollout_ref.actor.strategy` says, else `fsdp`.
+        backend: its name; by default what the file's `actor_rollout_ref.actor.strategy` says, else `fsdp`.
 
     Nothing is raised for what a file or an override may hold; it stands in `problems`.
     """
@@ -155,14 +154,20 @@ def _backend_defaults(given: Given, backend: str | None) -> Mapping[str, Any]:
         given.problems.append(Problem("error", "--backend", message, COMMAND_LINE))
         given.broken.add(BACKEND)
         backend = None
-    elif backend and isinstance(strategy, str) and (strategy == "megatron") != (backend == "megatron"):
+    elif (
+        backend
+        and isinstance(strategy, str)
+        and strategy in BACKENDS
+        and BACKENDS[strategy] is not BACKENDS[backend]
+    ):
         message = f"--backend {backend} contradicts {BACKEND}: {strategy}; leave one of them out"
         given.complain(BACKEND, message, given.places[BACKEND])
         given.broken.add(BACKEND)
-    elif backend and (absent := missing_backend(backend)):
+    elif backend and (absent := BACKENDS[backend].missing()):
         given.problems.append(Problem("here", "--backend", absent, COMMAND_LINE))
         given.broken.add(BACKEND)
-    return MEGATRON_DEFAULTS if (backend or strategy) == "megatron" else {}
+    chosen = backend or strategy
+    return backend_defaults(BACKENDS[chosen]) if isinstance(chosen, str) and chosen in BACKENDS else {}
 
 
 def _origins(given: Given, by_backend: Mapping[str, Any]) -> dict[str, Origin]:

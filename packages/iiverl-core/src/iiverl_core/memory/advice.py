@@ -5,6 +5,7 @@ from iiverl_core.config.checks.devices import FSDP_SIZES
 from iiverl_core.config.checks.layouts import MODELS, SECTIONS
 from iiverl_core.config.roles import Role
 from iiverl_core.memory.plan import MemoryPlan, Phase
+from iiverl_core.registry import ENGINES
 
 ROLLOUT = "actor_rollout_ref.rollout"
 OFFLOAD = {"weights": "param_offload", "gradients": "grad_offload", "optimizer": "optimizer_offload"}
@@ -39,7 +40,7 @@ def no_room(config: Config, plan: MemoryPlan) -> str:
 
 def _engine(config: Config, kind: str) -> str:
     rollout = config.actor_rollout_ref.rollout
-    if rollout.name == "hf":
+    if ENGINES[rollout.name].memory == "sequences":
         return f"lower {ROLLOUT}.max_num_seqs"
     if kind == "cache":
         return f"lower {ROLLOUT}.gpu_memory_utilization"

@@ -48,7 +48,7 @@ class Layout:
 def layout_of(config: Config, role: Role) -> Layout:
     """Read how the model of a role lies on the devices."""
     policy, critic, reward = config.actor_rollout_ref, config.critic, config.reward_model
-    if config.backend == "megatron":
+    if config.splits_models:
         section = {"actor": policy.actor, "reference": policy.ref, "critic": critic, "reward": reward}[role]
         kinds = {"weights": "param_offload", "gradients": "grad_offload", "optimizer": "optimizer_offload"}
         return _megatron(

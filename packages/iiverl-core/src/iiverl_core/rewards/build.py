@@ -5,6 +5,7 @@ from functools import partial
 from itertools import islice
 
 from iiverl_core.config import Config
+from iiverl_core.registry import REWARD_SOURCES
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, ScoreSamples
@@ -16,28 +17,38 @@ from iiverl_reward_client import Failed, Outcome, Scored
 
 
 def make_scorer(config: Config) -> Scorer | None:
-    """Build what scores the samples without a model of ours.
+    """Build what scores the samples; None if that is a reward model alone.
 
-    That is a reward server or the user's function where asked for; else a reward model alone where there is one, for
-    which this gives None; else the built-in rules. The reward model comes in by `add_reward_model`, once there are
-    workers to run it.
+    A reward model comes in by `add_reward_model`, once there are workers to run it.
 
     Raises:
-        ConfigError: the function cannot be loaded, or the server's address or token makes no sense.
+        ConfigError: the function cannot be loaded, or the server's address or token is invalid.
     """
-    if config.reward_api.enable:
-        return RemoteScorer(config.reward_api, make_client(config.reward_api))
-    if config.custom_reward_function.path is not None:
-        return FunctionScorer(load_custom_function(config.custom_reward_function))
-    return None if config.reward_model.enable else FunctionScorer(score_by_rule)
+    source = config.reward_source
+    return None if source is None else source.load()(config)
+
+
+def server_scorer(config: Config) -> Scorer:
+    """Build what asks a reward server."""
+    return RemoteScorer(config.reward_api, make_client(config.reward_api))
+
+
+def function_scorer(config: Config) -> Scorer:
+    """Build what calls the user's function."""
+    return FunctionScorer(load_custom_function(config.custom_reward_function))
+
+
+def rule_scorer(config: Config) -> Scorer:
+    """Build what applies the built-in rules."""
+    return FunctionScorer(score_by_rule)
 
 
 def add_reward_model(config: Config, scorer: Scorer | None, score: ScoreSamples) -> Scorer:
     """Put the reward model, which `score` reaches, around what `make_scorer` gave.
 
-    As in verl, the model takes the place of the built-in rules. Where a user's function or a reward server is
-    configured as well, verl ignores it; here its score and the model's are added. The components of a score tell its
-    parts by the sections of the configuration: `reward_model`, `custom_reward_function`, `reward_api`.
+    As in verl, the model takes the place of the built-in rules. If another source is configured as well, verl ignores
+    it; here its score and the model's are added. The components of a score are named after the sources:
+    `reward_model` and, for example, `reward_api`.
 
     Where `reward_model.model.input_tokenizer` is null, `score` gets the samples as they are. Otherwise it gets views of
     them (`rewards.conversation.view`), of which `prompt.ids` is the whole sequence in the reward model's tokens.
@@ -53,7 +64,7 @@ def add_reward_model(config: Config, scorer: Scorer | None, score: ScoreSamples)
         score,
         view=partial(view, writer=writer) if writer else None,
         other=scorer,
-        other_name="reward_api" if config.reward_api.enable else "custom_reward_function",
+        other_name=config.reward_source.name if config.reward_source else "",
     )
 
 
@@ -72,9 +83,9 @@ def check_reward_model(config: Config) -> None:
 def check_prompts(config: Config, prompts: Iterable[Prompt]) -> None:
     """See that every prompt can be scored, as far as that shows before the run.
 
-    A user's function decides by itself what it can score, and what a reward server verifies is seen by
-    `check_before_run`. For a reward model with a tokenizer of its own, the first prompts are written with it. For the
-    built-in rules, every prompt needs a data source that has one, and a ground truth.
+    For a reward model with a tokenizer of its own, the first prompts are written with it. For the built-in rules,
+    every prompt needs a data source that has one, and a ground truth. What a reward server verifies is checked by
+    `check_before_run`; other sources decide by themselves what they can score.
 
     Raises:
         ConfigError: a prompt cannot be scored; names its row.
@@ -85,7 +96,7 @@ def check_prompts(config: Config, prompts: Iterable[Prompt]) -> None:
 
         if writer := load_conversation_writer(config):
             check_conversations(writer, islice(prompts, ROWS_CHECKED))
-    elif not config.reward_api.enable and config.custom_reward_function.path is None:
+    elif config.reward_source is REWARD_SOURCES["rules"]:
         check_data_sources(prompts)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from iiverl_core.config import Config
 from iiverl_core.dtypes import torch_dtype
+from iiverl_core.registry import ENGINES
 from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
 
 
@@ -15,19 +16,28 @@ def make_engine(config: Config, device: torch.device | str) -> RolloutEngine:
     Raises:
         ConfigError: the engine is not installed, or it cannot run the model.
     """
-    rollout, model = config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
-    if rollout.name == "vllm":
-        from iiverl_core.rollout.vllm import VLLMEngine, engine_arguments
+    return ENGINES[config.actor_rollout_ref.rollout.name].load()(config, torch.device(device))
 
-        return VLLMEngine(
-            engine_arguments(config, torch.device(device).type),
-            colocated=not config.trainer.rollout_devices,
-            tokenizer_path=config.data.tokenizer,
-            verify_weights=rollout.verify_weights,
-            bucket_bytes=rollout.update_weights_bucket_megabytes * 2**20,
-        )
+
+def vllm_engine(config: Config, device: torch.device) -> RolloutEngine:
+    """Build the engine `vllm`."""
+    from iiverl_core.rollout.vllm import VLLMEngine, engine_arguments
+
+    rollout = config.actor_rollout_ref.rollout
+    return VLLMEngine(
+        engine_arguments(config, device.type),
+        colocated=not config.trainer.rollout_devices,
+        tokenizer_path=config.data.tokenizer,
+        verify_weights=rollout.verify_weights,
+        bucket_bytes=rollout.update_weights_bucket_megabytes * 2**20,
+    )
+
+
+def hf_engine(config: Config, device: torch.device) -> RolloutEngine:
+    """Build the engine `hf`."""
     from iiverl_core.rollout.hf import HFEngine  # importing transformers' models takes seconds
 
+    rollout, model = config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
     return HFEngine(
         model.path,
         dtype=torch_dtype(rollout.dtype),

@@ -1,13 +1,17 @@
 """The metrics of a step that the controller knows by itself, under the names that dashboards hold."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+from iiverl_core.registry import METRICS
 from iiverl_core.rewards.scorer import Key
 from iiverl_core.samples import Sample
 from iiverl_reward_client import Failed, Outcome, Scored
+
+logger = logging.getLogger(__name__)
 
 Stats: TypeAlias = tuple[float, float, float]
 """Mean, maximum and minimum."""
@@ -30,7 +34,7 @@ def batch_metrics(
     what workers say of per-token arrays (`advantages`, `returns`, `values`), and becomes `critic/{name}/…`. A failed
     sample has no score and counts in `reward/failed`, a number of samples; where all failed there is no
     `critic/score`. `clip_ratio` is the share of responses that the length limit ended, and of prompts at
-    `max_prompt_length` tokens.
+    `max_prompt_length` tokens. Metrics of other packages stand last.
     """
     scored = {(s.group, s.member): s.outcome for s in samples if isinstance(s.outcome, Scored)}
     scores = {key: outcome.score for key, outcome in scored.items()}
@@ -45,6 +49,21 @@ def batch_metrics(
     if samples:
         metrics["response_length/clip_ratio"] = _share([s.finish_reason == "length" for s in samples])
         metrics["prompt_length/clip_ratio"] = _share([s.prompt_length >= max_prompt_length for s in samples])
+    return metrics | _external(samples)
+
+
+def _external(samples: Sequence[Sample]) -> dict[str, float]:
+    """Compute the metrics of other packages; one that raises is left out, since a metric does not end a run."""
+    metrics: dict[str, float] = {}
+    for metric in METRICS.external:
+        try:
+            value = metric.load()(samples)
+        except Exception as error:
+            logger.warning(
+                "metric %s is left out of this step: %s: %s", metric.name, type(error).__name__, error
+            )
+        else:
+            metrics |= {} if value is None else {metric.name: float(value)}
     return metrics
 
 

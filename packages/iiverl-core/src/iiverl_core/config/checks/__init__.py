@@ -7,6 +7,7 @@ from iiverl_core.config.checks.files import checks as files
 from iiverl_core.config.checks.functions import checks as functions
 from iiverl_core.config.checks.layouts import checks as layouts
 from iiverl_core.config.checks.learning import checks as learning
+from iiverl_core.config.checks.packages import checks as packages
 from iiverl_core.config.checks.rewards import checks as rewards
 from iiverl_core.config.checks.sampling import checks as sampling
 from iiverl_core.config.checks.schedule import checks as schedule
@@ -17,7 +18,19 @@ __all__ = ["ALL", "View", "run_checks"]
 
 ALL = tuple(
     check
-    for part in (batches, sampling, learning, critic, rewards, schedule, devices, layouts, files, functions)
+    for part in (
+        batches,
+        sampling,
+        learning,
+        critic,
+        rewards,
+        schedule,
+        devices,
+        layouts,
+        files,
+        functions,
+        packages,
+    )
     for check in part.all
 )
 

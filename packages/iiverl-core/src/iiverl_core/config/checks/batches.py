@@ -8,6 +8,7 @@ from iiverl_core.config.interpolation import reference
 from iiverl_core.config.roles import Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import ENGINE
+from iiverl_core.registry import ENGINES
 
 checks = Checks()
 
@@ -197,7 +198,7 @@ def response_lengths_agree(view: View) -> str | None:
 def engine_holds_a_sequence(view: View) -> str | None:
     """The engine can write a response of full length to a prompt of full length."""
     most, longest = view[f"{ROLLOUT}.max_model_len"], view[PROMPT] + view[RESPONSE]
-    if view[ENGINE] != "vllm" or most is None or most >= longest:
+    if "max_model_len" not in ENGINES[view[ENGINE]].reads or most is None or most >= longest:
         return None
     return f"{most} tokens cannot hold a sequence of {longest} ({' + '.join(LENGTHS)})"
 
@@ -208,7 +209,8 @@ def engine_holds_a_sequence(view: View) -> str | None:
 def engine_takes_a_prompt(view: View) -> str | None:
     """Without chunked prefill, the engine computes a whole sequence at a time."""
     most, longest = view[f"{ROLLOUT}.max_num_batched_tokens"], view[PROMPT] + view[RESPONSE]
-    if view[ENGINE] != "vllm" or view[f"{ROLLOUT}.enable_chunked_prefill"] or most >= longest:
+    reads = {"max_num_batched_tokens", "enable_chunked_prefill"} <= set(ENGINES[view[ENGINE]].reads)
+    if not reads or view[f"{ROLLOUT}.enable_chunked_prefill"] or most >= longest:
         return None
     batched = f"{ROLLOUT}.max_num_batched_tokens ({most})"
     return f"without enable_chunked_prefill, {batched} has to hold a whole sequence of {longest} tokens"

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from iiverl_core.config.problems import Place, Problem, Severity
 from iiverl_core.config.roles import Role
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
 from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.section import ADV_ESTIMATOR
 
 DECIDES: dict[Role, tuple[str, ...]] = {
     "actor": (),
