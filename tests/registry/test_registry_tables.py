@@ -24,7 +24,12 @@ from iiverl_core.registry import (
 )
 from iiverl_core.registry.rewards import CHOOSER
 
-INFOS = [pytest.param(info, id=f"{r.label}-{info.name}") for r in REGISTRIES for info in r.values()]
+INFOS = [
+    pytest.param(info, id=f"{r.label}-{info.name}")
+    for r in REGISTRIES
+    if r is not BACKENDS  # whose packages have tests of their own, and take long to import
+    for info in r.values()
+]
 ALGORITHMS = [info for r in (ESTIMATORS, POLICY_LOSSES, AGGREGATIONS, KL_KINDS) for info in r.values()]
 
 
