@@ -93,22 +93,21 @@ def test_the_path_may_begin_with_the_home_folder_or_be_relative(file, tmp_path, 
 def test_files_of_one_name_in_two_folders_are_two(tmp_path) -> None:
     source = (
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: float\n"
-        "    def __call__(self, batch, settings):\n        return type(self).__module__, self.x\nown = A({})\n"
+        "    def __call__(self, batch, settings):\n        return (self.x * batch.rewards_T,) * 2\nown = A({})\n"
     )
-    for name in "ab":
+    for name, x in (("a", 1.0), ("b", 2.0)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.py").write_text(source.format(f"'{name}'"))
+        (tmp_path / name / "mine.py").write_text(source.format(x))
     first, second = (find_estimator(f"{tmp_path}/{name}/mine.py:own") for name in "ab")
-    assert first.function(None, None)[1] == "a"  # type: ignore[arg-type]
-    assert second.function(None, None)[1] == "b"  # type: ignore[arg-type]
-    assert first.function(None, None)[0] != second.function(None, None)[0]  # type: ignore[arg-type]
+    assert first(BATCH, AdvantageSettings())[0].tolist() == [0, 1, 3]
+    assert second(BATCH, AdvantageSettings())[0].tolist() == [0, 2, 6]
 
 
 def test_a_file_runs_once_and_again_when_it_has_changed(file, tmp_path) -> None:
     log = tmp_path / "log"
     source = f"open({str(log)!r}, 'a').write('ran ')\n"
     place = f"{file(source + EXAMPLE + LOSS)}:"
-    assert find_estimator(place + "centred").function is find_estimator(place + "centred").function
+    assert find_estimator(place + "centred") == find_estimator(place + "centred")
     find_policy_loss(place + "reinforce")
     assert log.read_text() == "ran "
     file(source + EXAMPLE.replace("return advantages_T", "return 2 * advantages_T"))
@@ -201,3 +200,89 @@ def test_objects_of_the_file_are_among_what_it_defines(file) -> None:
             file("from iiverl_core.algorithms import Estimator\ndef f(b, s): pass\nmine = Estimator(f)\n")
             + ":own"
         )
+
+
+FINE = "x = batch.advantages_T * batch.log_probs_T"
+WRONG_RETURNS = [
+    (find_estimator, "return batch.rewards_T", "returned a tensor of shape (3,) of float32."),
+    (find_estimator, "return None", "returned None."),
+    (find_estimator, "return (batch.rewards_T,) * 3", "returned a tuple of 3: a tensor of shape (3,) of float32, "),
+    (find_estimator, "return ()", "returned a tuple of 0: nothing."),
+    (find_estimator, "return batch.rewards_T, 0.0", "returned 0.0 of type float for 3 tokens as returns_T."),
+    (find_estimator, "return [x.tolist() for x in (batch.rewards_T,) * 2]", "of type list for 3 tokens as advantages_T"),
+    (
+        find_estimator,
+        "x = batch.segments.sum(batch.rewards_T); return x, x",
+        "returned a tensor of shape (2,) of float32 for 3 tokens as advantages_T.",
+    ),
+    (find_estimator, "return (batch.rewards_T.long(),) * 2", "returned a tensor of shape (3,) of int64 as advantages_T."),
+    (find_estimator, "return (batch.rewards_T / 0,) * 2", "returned NaN for 3 of 3 tokens as advantages_T."),
+    (find_estimator, "x = batch.rewards_T; return x, (x - 1).log().nan_to_num(0.0, neginf=-float('inf'))",
+     "returned infinite for 1 of 3 tokens as returns_T."),
+    (find_policy_loss, f"{FINE}; return x", "returned a tensor of shape (3,) of float32."),
+    (find_policy_loss, f"{FINE}; return x, None", "returned None as metrics."),
+    (find_policy_loss, f"{FINE}; return x.mean(), {{}}", "returned a tensor of shape () of float32 for 3 tokens as losses_T."),
+    (find_policy_loss, f"{FINE}; return x / 0, {{}}", "tokens as losses_T."),
+    (find_policy_loss, f"{FINE}; return x.detach(), {{}}", "without a gradient: they do not depend on batch.log_probs_T."),
+    (find_policy_loss, f"{FINE}; return x, {{'kl': x.mean()}}", "returned a tensor of shape () of float32 as metric 'kl' for 3 tokens."),
+    (find_policy_loss, f"{FINE}; return x, {{'kl': 0.5}}", "returned 0.5 of type float as metric 'kl' for 3 tokens."),
+    (find_policy_loss, f"{FINE}; return x, {{7: x}}", "returned metrics with the name 7 of type int."),
+    (find_policy_loss, f"{FINE}; return x, x", "as metrics."),
+]  # fmt: skip
+EXPECTED = {
+    find_estimator: "It has to return (advantages_T, returns_T): two tensors of finite floats, one number per response",
+    find_policy_loss: "It has to return (losses_T, metrics): a tensor of finite floats, one loss per response token",
+}
+
+
+def call(find, place: str) -> None:
+    """Call the algorithm as a step does, on three tokens of two responses."""
+    if find is find_estimator:
+        find(place)(BATCH, AdvantageSettings())
+    else:
+        log_probs_T = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+        batch = PolicyBatch(log_probs_T, log_probs_T.detach(), torch.tensor([1.0, 0.0, -1.0]), BATCH.segments)
+        find(place)(batch, PolicyLossSettings())
+
+
+@pytest.mark.parametrize(("find", "body", "message"), WRONG_RETURNS)
+def test_a_wrong_return_is_one_message(file, find, body: str, message: str) -> None:
+    place = file(f"def own(batch, settings):\n    {body}\n")
+    with pytest.raises(ConfigError) as caught:
+        call(find, f"{place}:own")
+    told = str(caught.value)
+    assert told.startswith(f"{KEYS[find]}: own in {place} returned ")
+    assert message in told
+    assert EXPECTED[find] in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("mask", ["batch.advantages_T", "[True]", "(batch.advantages_T > 0)[:2]", "None"])
+def test_a_wrong_choice_of_tokens_is_one_message(file, mask: str) -> None:
+    place = file(
+        f"from iiverl_core.algorithms import PolicyLoss\n{LOSS}own = PolicyLoss(reinforce, choose=lambda batch, _: {mask})\n"
+    )
+    choose = find_policy_loss(f"{place}:own").choose
+    assert choose is not None
+    with pytest.raises(ConfigError) as caught:
+        choose(
+            PolicyBatch(torch.zeros(3), torch.zeros(3), torch.ones(3), BATCH.segments), PolicyLossSettings()
+        )
+    assert f"own in {place}, choose, returned " in str(caught.value)
+    assert "It has to return a bool tensor, one truth value per response token." in str(caught.value)
+
+
+@pytest.mark.parametrize("find", [find_estimator, find_policy_loss])
+@pytest.mark.parametrize("error", ["x = helper(batch)", "raise SystemExit(3)"])
+def test_an_error_shows_the_lines_of_the_users_file_alone(file, find, error: str) -> None:
+    place = file(
+        f"def helper(batch):\n    return batch.no_such_thing\ndef own(batch, settings):\n    {error}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        call(find, f"{place}:own")
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == [f"{KEYS[find]}: own in {place} failed.", f"my_file.py, line 4, in own: {error}"]
+    if "helper" in error:
+        assert lines[2] == "my_file.py, line 2, in helper: return batch.no_such_thing"
+        assert lines[3].startswith("AttributeError: ")
+    assert len(lines) < 6

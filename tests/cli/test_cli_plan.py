@@ -44,6 +44,7 @@ def test_the_readme_shows_what_is_printed(command: str, printed: str) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.rstrip() == printed
     assert "It fits" in printed
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLE.glob("*.yaml")), ids=lambda file: file.name)
@@ -67,18 +68,41 @@ def test_json_has_the_same_numbers() -> None:
     assert f"{plan['engine']['tokens']:,} tokens" in table
 
 
-def test_a_smaller_device_is_too_small() -> None:
-    result = iiverl("plan", "grpo_megatron.yaml", SMALL, "--device-memory", "40")
-    assert result.exit_code == 0
+def test_a_run_that_does_not_fit_is_reported_and_exits_with_3() -> None:
+    too_small = ["plan", "grpo_megatron.yaml", SMALL, "--device-memory", "40"]
+    result = iiverl(*too_small)
+    assert result.exit_code == 3
     assert "TOO LARGE" in result.stdout
-    assert "update: actor needs 54.9 of 40.0 GB, most for actor: gradients" in result.stdout
+    sentences = " ".join(result.stdout.split())
+    assert "update: actor needs 54.9 of 40.0 GB, most for actor: gradients" in sentences
     assert (
         "the engine has no room for one sequence; raise actor_rollout_ref.rollout.gpu_memory_utilization"
-        in result.stdout
+        in sentences
     )
-    assert not json.loads(
-        iiverl("plan", "grpo_megatron.yaml", SMALL, "--device-memory", "40", "--json").stdout
-    )["fits"]
+    result = iiverl(*too_small, "--json")
+    assert result.exit_code == 3
+    assert not json.loads(result.stdout)["fits"]
+
+
+EVERY_MODEL = [
+    "algorithm.adv_estimator=gae",
+    f"critic.model.path={EXAMPLE}/models/Qwen2.5-7B-Instruct",
+    "reward_model.enable=true",
+    f"reward_model.model.path={EXAMPLE}/models/Qwen2.5-7B-Instruct",
+]
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "megatron"])
+@pytest.mark.parametrize("memory", ["10000", "1"])
+@pytest.mark.parametrize("model", sorted(path.name for path in (EXAMPLE / "models").iterdir()))
+def test_no_line_is_wider_than_80_columns(backend: str, memory: str, model: str) -> None:
+    path = f"{MODEL}=models/{model}"
+    strategy = f"actor_rollout_ref.actor.strategy={backend}"
+    result = iiverl("plan", "grpo_megatron.yaml", path, strategy, *EVERY_MODEL, "--device-memory", memory)
+    assert result.exit_code == (3 if memory == "1" else 0), result.output
+    assert all(role in result.stdout for role in ("actor", "reference", "critic", "reward"))
+    assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
+    assert "…" not in result.stdout
 
 
 def test_fsdp_collects_layers() -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def ray_is_up() -> Iterator[None]:
     """Ray for all tests of this file: groups use it and leave it running."""
-    from iiverl_core.cluster.ray_group import start_ray, stop_ray
+    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 
     start_ray(cpus=5)
     yield

@@ -86,7 +86,7 @@ def losses(name: str, **settings: Any) -> list[Tensor]:
     torch.manual_seed(0)
     segments = Segments.of([2, 3, 1, 4, 30])
     old_T = torch.linspace(-3, -1, 40)
-    log_probs_T = (old_T + 2.5 * torch.linspace(1, -1, 40) ** 3).requires_grad_()
+    log_probs_T = (old_T + 2.5 * torch.cos(2.3 * torch.arange(40.0)) ** 5).requires_grad_()
     options = PolicyLossSettings(**{"clip_cov_ratio": 0.05, "clip_cov_lb": 0.0, **settings})
     batch = PolicyBatch(log_probs_T, old_T, 2 * torch.sin(torch.arange(40.0)), segments)
     loss = find_policy_loss(name)

@@ -1,31 +1,16 @@
-"""Broken configurations, and the exact words that each must be answered with."""
+"""Broken configurations, and the codes and the words that each must be answered with."""
 
-from collections.abc import Iterator
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from broken_corpus import WORDING, Case, cases, make_files, without_messages, wording
 
-from iiverl_core.config import load, render
+import iiverl_core.config
+from iiverl_core.config.diagnostics import DIAGNOSTICS
 
-CORPUS = Path(__file__).with_name("broken.txt")
-
-
-def _cases() -> Iterator[tuple[str, list[str], str, str]]:
-    """Name, arguments, YAML and expected lines of each case.
-
-    A case begins with `==== its name`; a line with `$` holds arguments; the YAML ends at `>>>>`, and the answer follows.
-    """
-    for case in CORPUS.read_text(encoding="utf-8").split("==== ")[1:]:
-        given, _, expected = case.partition(">>>>\n")
-        name, _, text = given.partition("\n")
-        arguments = []
-        if text.startswith("$ "):
-            line, _, text = text.partition("\n")
-            arguments = line.split(" ")[1:]
-        yield name, arguments, text, expected.strip("\n")
-
-
-CASES = list(_cases())
+CORPUS = cases()
 
 
 @pytest.fixture(autouse=True)
@@ -33,29 +18,35 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a few files for the cases to name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    Path("rewards.py").write_text("def compute_score(**_):\n    return 1.0\n")
-    Path("own.py").write_text("def centred(batch, settings):\n    return batch.rewards_T, batch.rewards_T\n")
-    Path("broken.py").write_text("def compute_score(:\n")
-    Path("train.parquet").touch()
-    Path("empty").mkdir()
+    make_files(tmp_path)
     return tmp_path
 
 
-def answer(text: str, arguments: list[str]) -> str:
-    """All that is told, but for what the defaults name and this machine does not have."""
-    Path("run.yaml").write_text(text, encoding="utf-8")
-    backend = arguments[1] if arguments[:1] == ["--backend"] else None
-    loaded = load("run.yaml", [] if backend else arguments, backend)
-    told = [p for p in loaded.problems if p.severity != "here" or p.line]
-    return render(told).replace(str(Path.cwd()), "/here")
+@pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
+def test_a_broken_configuration_is_answered(case: Case) -> None:
+    assert case.expected, "a case says what it must be answered with"
+    assert without_messages(case.answer()) == case.expected
 
 
-@pytest.mark.parametrize(("arguments", "text", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_a_broken_configuration_is_answered(arguments: list[str], text: str, expected: str) -> None:
-    assert expected, "a case says what it must be answered with"
-    assert answer(text, arguments) == expected
+def test_the_wording_is_the_one_on_record() -> None:
+    """To record another: .venv/bin/python tests/config/broken_corpus.py."""
+    assert wording(CORPUS) == WORDING.read_text(encoding="utf-8")
+
+
+def test_every_diagnostic_has_a_case() -> None:
+    answered = {code for case in CORPUS for line in case.expected for code in re.findall(r"\[(C\d+)\]", line)}
+    assert answered == set(DIAGNOSTICS) - {"C001"}  # of a file that cannot be read, so it is no case
+
+
+def test_a_code_stands_for_one_diagnostic() -> None:
+    folder = Path(iiverl_core.config.__file__).parent
+    sources = [file.read_text() for file in folder.rglob("*.py") if file.name != "diagnostics.py"]
+    used = Counter(code for text in sources for code in re.findall(r'"(C\d{3})"', text))
+    assert used == Counter(DIAGNOSTICS.keys())
+    assert len(set(DIAGNOSTICS.values())) == len(DIAGNOSTICS)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in DIAGNOSTICS.values())
 
 
 def test_the_corpus_is_large() -> None:
-    assert len(CASES) >= 60
-    assert len({name for name, *_ in CASES}) == len(CASES)
+    assert len(CORPUS) >= 60
+    assert len({case.name for case in CORPUS}) == len(CORPUS)

@@ -13,6 +13,15 @@ from iiverl_core.config.sections.section import NotYet, OnlyWhen
 LINES = Path(__file__).with_name("keys.txt").read_text(encoding="utf-8").splitlines()
 ROWS = [line.split(" | ") for line in LINES if line and not line.startswith("#")]
 OTHERWISE_HERE = {"trainer.logger": ("console", "tensorboard", "jsonl")}  # nothing leaves the machine unasked
+SAME_AS_FSDP = {
+    "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+    "actor_rollout_ref.rollout.load_format": "dummy_dtensor",
+    "actor_rollout_ref.rollout.enable_chunked_prefill": True,
+    "critic.model.enable_gradient_checkpointing": True,
+    "trainer.resume_mode": "auto",
+    "trainer.test_freq": -1,
+}
+"""Defaults under Megatron that are FSDP's, since no file needs II-VERL's."""
 
 
 def value_of(config: Config, path: str) -> Any:
@@ -48,6 +57,8 @@ def test_defaults_are_those_of_the_backend(column: int, strategy: str, tmp_path:
         written = defaults[column - 1]
         if path in OTHERWISE_HERE:
             assert value_of(config, path) == OTHERWISE_HERE[path]
+        elif strategy == "megatron" and path in SAME_AS_FSDP:
+            assert value_of(config, path) == SAME_AS_FSDP[path]
         elif written.startswith("= "):
             assert value_of(config, path) == value_of(config, written[2:]), path
         elif written != "—":
@@ -76,8 +87,22 @@ def test_a_file_of_all_defaults_loads_unchanged(column: int, tmp_path: Path) -> 
     file.write_text(json.dumps(tree))
     loaded = load(file)
     assert not loaded.errors
+    written = {path: json.loads(default) for path, _, default in ROWS if path in SAME_AS_FSDP}
+    otherwise = [f"{path}={json.dumps(value)}" for path, value in written.items() if column == 2]
     strategy = f"actor_rollout_ref.actor.strategy={'fsdp' if column == 1 else 'megatron'}"
-    assert loaded.config == load_text(tmp_path, "trainer.logger=[console, wandb]", strategy).config
+    defaults = load_text(tmp_path, "trainer.logger=[console, wandb]", strategy, *otherwise)
+    assert loaded.config == defaults.config
+
+
+def test_defaults_of_the_backends_differ_only_where_files_need_it(tmp_path: Path) -> None:
+    fsdp, megatron = (
+        load_text(tmp_path, f"actor_rollout_ref.actor.strategy={strategy}")
+        for strategy in ("fsdp", "megatron")
+    )
+    differ = {path for path in keys() if value_of(fsdp.config, path) != value_of(megatron.config, path)}
+    strategies = {"actor_rollout_ref.actor.strategy", "critic.strategy", "reward_model.strategy"}
+    assert differ == {*strategies, "actor_rollout_ref.actor.shuffle", "critic.shuffle"}
+    assert str(megatron.origins["actor_rollout_ref.actor.shuffle"]) == "default of backend megatron"
 
 
 def test_a_default_follows_its_key(tmp_path: Path) -> None:

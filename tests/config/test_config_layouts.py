@@ -1,6 +1,7 @@
 """Layouts of Megatron that cannot work, and what is said of each."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.config import load
+from iiverl_core.config import Problem, load
 from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
 
 SECTION = "actor_rollout_ref.actor.megatron"
@@ -45,19 +46,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(*overrides: str, model: str = "./dense", backend: str = "megatron", **sizes: object) -> list[str]:
-    """What is said of a layout: severity, key and message of all that names the layout's keys or the model."""
+def problems_of(
+    *overrides: str, model: str = "./dense", backend: str = "megatron", **sizes: object
+) -> list[Problem]:
+    """What is wrong with a layout: of the sizes of the actor, and further overrides."""
     Path("run.yaml").write_text("actor_rollout_ref: {rollout: {name: hf}}")
     given = [f"{SECTION}.{name.replace('_size', '_parallel_size')}={value}" for name, value in sizes.items()]
     given = [f"actor_rollout_ref.model.path={model}", "critic.enable=false", *given, *overrides]
     if not any("tensor_model" in override for override in given):
         given.append(f"{SECTION}.tensor_model_parallel_size=1")
-    problems = load("run.yaml", given, backend).problems
+    return list(load("run.yaml", given, backend).problems)
+
+
+def told(*overrides: str, **layout: Any) -> list[str]:
+    """Code and key of all that is wrong with a layout, as far as it is about layouts."""
     return [
-        f"{p.severity} {p.key.replace(SECTION + '.', '')}: {p.message}"
-        for p in problems
-        if "parallel" in f"{p.key} {p.message}"
+        f"{p.code} {p.key.replace(SECTION + '.', '')}"
+        for p in problems_of(*overrides, **layout)
+        if p.code.startswith("C8") or (p.severity == "error" and "parallel" in p.key)
     ]
+
+
+def advised(*overrides: str, **layout: Any) -> list[list[int]]:
+    """The numbers that are advised, those at the end of the message of each."""
+    found = [p for p in problems_of(*overrides, **layout) if p.code.startswith("C8")]
+    return [[int(number) for number in re.findall(r"\d+", re.split(r"; |\. ", p.message)[-1])] for p in found]
 
 
 def test_a_layout_that_works_is_not_mentioned() -> None:
@@ -71,29 +84,22 @@ def test_a_layout_that_works_is_not_mentioned() -> None:
 
 
 def test_copies_divide_over_devices() -> None:
-    assert told(tensor_model_size=4, pipeline_model_size=3) == [
-        "error tensor_model_parallel_size: 8 devices (trainer.nnodes × trainer.n_gpus_per_node) do not divide into copies "
-        "over 12: tensor_model_parallel_size (4) × pipeline_model_parallel_size (3) × context_parallel_size (1); "
-        "pipeline_model_parallel_size 2 would do"
-    ]
-    assert told("trainer.n_gpus_per_node=2", tensor_model_size=4)[0].endswith(
-        "tensor_model_parallel_size 2 would do"
-    )
-    many = told("trainer.n_gpus_per_node=1", tensor_model_size=2, pipeline_model_size=2)
-    assert many[0].endswith("take more devices, or lower several of the sizes")
+    assert told(tensor_model_size=4, pipeline_model_size=3) == ["C801 tensor_model_parallel_size"]
+    assert advised(tensor_model_size=4, pipeline_model_size=3) == [[2]]
+    assert advised("trainer.n_gpus_per_node=2", tensor_model_size=4) == [[2]]
+    assert advised("trainer.n_gpus_per_node=1", tensor_model_size=2, pipeline_model_size=2) == [[]]
 
 
 def test_experts_divide_over_devices() -> None:
     assert told(model="./experts", pipeline_model_size=2, expert_model_size=3) == [
-        "error expert_model_parallel_size: the 4 devices of a pipeline stage do not divide into groups of 3; 2 or 4 would do"
+        "C802 expert_model_parallel_size"
     ]
+    assert advised(model="./experts", pipeline_model_size=2, expert_model_size=3) == [[2, 4]]
     assert told("trainer.nnodes=2", model="./experts", expert_model_size=8) == [
-        "error expert_model_parallel_size: the 12 experts of actor_rollout_ref.model.path (./experts) do not divide over 8 "
-        "devices (expert_model_parallel_size); 6 or 12 would do"
+        "C811 expert_model_parallel_size"
     ]
-    assert told(expert_model_size=2) == [
-        "error expert_model_parallel_size: 2, and no model of this run has experts; set it to 1"
-    ]
+    assert advised("trainer.nnodes=2", model="./experts", expert_model_size=8) == [[6, 12]]
+    assert told(expert_model_size=2) == ["C803 expert_model_parallel_size"]
     assert told(model="org/name", expert_model_size=2) == []
 
 
@@ -101,35 +107,24 @@ def test_experts_need_sequence_parallelism() -> None:
     off = f"{SECTION}.sequence_parallel=false"
     assert told(off, tensor_model_size=2) == []
     assert told(off, model="./experts") == []
-    assert told(off, model="./experts", tensor_model_size=2) == [
-        "error sequence_parallel: actor_rollout_ref.model.path (./experts) has experts, which need sequence_parallel where "
-        "tensor_model_parallel_size is above 1; set it to true"
-    ]
+    assert told(off, model="./experts", tensor_model_size=2) == ["C812 sequence_parallel"]
 
 
 def test_heads_and_layers_divide_over_devices() -> None:
-    assert told("trainer.n_gpus_per_node=6", tensor_model_size=6) == [
-        "error tensor_model_parallel_size: actor_rollout_ref.model.path (./dense) does not divide over 6 devices "
-        "(tensor_model_parallel_size): it has 8 attention heads, 2 of keys and values, and layers of 96; 4 or 8 would do"
-    ]
+    assert told("trainer.n_gpus_per_node=6", tensor_model_size=6) == ["C809 tensor_model_parallel_size"]
+    assert advised("trainer.n_gpus_per_node=6", tensor_model_size=6) == [[4, 8]]
     # Expert-parallel ranks hold whole experts, so their inner size is no condition.
     assert told(model="./experts", tensor_model_size=8) == []
 
 
 def test_layers_divide_into_stages() -> None:
-    assert told(pipeline_model_size=8) == [
-        "error pipeline_model_parallel_size: the 12 layers of actor_rollout_ref.model.path (./dense) do not divide into 8 "
-        "stages (pipeline_model_parallel_size); 6 or 12 would do"
-    ]
-    assert told(pipeline_model_size=4, virtual_pipeline_model_size=2) == [
-        "error pipeline_model_parallel_size: the 12 layers of actor_rollout_ref.model.path (./dense) do not divide into 4 "
-        "stages (pipeline_model_parallel_size) of 2 chunks (virtual_pipeline_model_parallel_size); 3 or 6 would do"
-    ]
+    assert told(pipeline_model_size=8) == ["C810 pipeline_model_parallel_size"]
+    assert advised(pipeline_model_size=8) == [[6, 12]]
+    chunked = {"pipeline_model_size": 4, "virtual_pipeline_model_size": 2}
+    assert told(**chunked) == ["C810 pipeline_model_parallel_size"]
+    assert advised(**chunked) == [[3, 6]]
     assert len(told(virtual_pipeline_model_size=1)) == 1
-    assert told(virtual_pipeline_model_size=2) == [
-        "error virtual_pipeline_model_parallel_size: virtual_pipeline_model_parallel_size (2) interleaves the chunks of "
-        "pipeline stages, and there is one stage (pipeline_model_parallel_size); set it to null"
-    ]
+    assert told(virtual_pipeline_model_size=2) == ["C808 virtual_pipeline_model_parallel_size"]
 
 
 def test_rows_that_are_shared_are_padded() -> None:
@@ -137,15 +132,11 @@ def test_rows_that_are_shared_are_padded() -> None:
     packed = [f"{model}.use_remove_padding=true", f"{critic}.use_remove_padding=true"]
     assert told(context_size=2) == []
     assert told(*packed) == []
-    actors = (
-        f"warning {model}.use_remove_padding: has no effect: rows that several devices share "
-        f"({SECTION}.context_parallel_size is 2) are padded"
-    )
+    actors = f"C807 {model}.use_remove_padding"
     assert told(*packed, "algorithm.adv_estimator=grpo", context_size=2) == [actors]
     assert told(*packed, "critic.enable=true", "critic.model.path=./dense", context_size=2) == [
         actors,
-        f"warning {critic}.use_remove_padding: has no effect: rows that several devices share "
-        "(critic.megatron.context_parallel_size is 2) are padded",
+        f"C807 {critic}.use_remove_padding",
     ]
 
 
@@ -154,77 +145,51 @@ def of_the_backend(*overrides: str, backend: str = "megatron") -> list[str]:
     Path("run.yaml").write_text("actor_rollout_ref: {rollout: {name: hf}}")
     given = ["actor_rollout_ref.model.path=./dense", f"{SECTION}.tensor_model_parallel_size=1", *overrides]
     problems = load("run.yaml", given, backend).problems
-    return [
-        f"{p.severity} {p.key}: {p.message}"
-        for p in problems
-        if "the backend megatron" in p.message or p.message.startswith(("fp16", "float16"))
-    ]
+    return [f"{p.code} {p.key}" for p in problems if p.code in ("C805", "C806")]
 
 
 def test_a_family_that_the_backend_does_not_know() -> None:
     for name, family in (("mistral", "mistral"), ("none", ""), ("llama", "llama"), ("qwen2", "qwen2")):
         Path(name).mkdir()
         Path(name, "config.json").write_text(json.dumps({**DENSE, "model_type": family}))
-    answer = (
-        "is of the family mistral; the backend megatron knows llama, qwen2, qwen3, qwen3_moe. Use --backend fsdp, which "
-        "takes every causal LM of transformers"
-    )
     path = "actor_rollout_ref.model.path"
     used = "actor_rollout_ref.actor.use_kl_loss=true"
-    assert of_the_backend(f"{path}=./mistral", used) == [
-        f"error {path}: the actor model './mistral' {answer}"
-    ]
+    assert of_the_backend(f"{path}=./mistral", used) == [f"C805 {path}"]
     for known in ("./llama", "./qwen2", "./dense", "./experts", "./none", "org/name"):
         assert of_the_backend(f"{path}={known}") == []
     assert of_the_backend(f"{path}=./mistral", backend="fsdp") == []
     others = ["critic.enable=true", "critic.model.path=./mistral"]
-    assert of_the_backend(*others) == [f"error critic.model.path: the critic model './mistral' {answer}"]
+    assert of_the_backend(*others) == ["C805 critic.model.path"]
     assert of_the_backend("critic.enable=false", "algorithm.adv_estimator=grpo", *others[1:]) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "answer"),
+    ("changes", "named"),
     [
-        (
-            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-            "scales its rotary positions by yarn (rope_scaling); the backend megatron knows default, linear, llama3. Use "
-            "--backend fsdp, or take rope_scaling out of its config.json",
-        ),
-        (
-            {"attention_bias": True, "mlp_bias": True},
-            "has biases in attention (attention_bias) and biases in MLPs (mlp_bias), which the backend megatron does not "
-            "build. Use --backend fsdp",
-        ),
-        (
-            {"use_sliding_window": True},
-            "has a sliding window (use_sliding_window), which the backend megatron does not build. Use --backend fsdp",
-        ),
-        (
-            {"hidden_act": "gelu"},
-            "has the activation gelu (hidden_act), which the backend megatron does not build. Use --backend fsdp",
-        ),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, None),
-        ({"model_type": "qwen2", "attention_bias": True}, None),  # a Qwen2 reads no such key
-        ({"rope_scaling": "no mapping"}, None),  # whoever builds the model tells
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, ["yarn", "rope_scaling"]),
+        ({"attention_bias": True, "mlp_bias": True}, ["attention_bias", "mlp_bias"]),
+        ({"use_sliding_window": True}, ["use_sliding_window"]),
+        ({"hidden_act": "gelu"}, ["gelu", "hidden_act"]),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, []),
+        ({"model_type": "qwen2", "attention_bias": True}, []),  # a Qwen2 reads no such key
+        ({"rope_scaling": "no mapping"}, []),  # whoever builds the model reports it
     ],
 )
-def test_parts_that_the_backend_does_not_build(changes: dict[str, Any], answer: str | None) -> None:
+def test_parts_that_the_backend_does_not_build(changes: dict[str, Any], named: list[str]) -> None:
     Path("changed").mkdir()
     Path("changed", "config.json").write_text(json.dumps({**DENSE, "model_type": "llama", **changes}))
     path = "actor_rollout_ref.model.path"
-    expected = [f"error {path}: the actor model './changed' {answer}"] if answer else []
-    assert of_the_backend(f"{path}=./changed") == expected
+    found = [p for p in problems_of(model="./changed") if p.code == "C805"]
+    assert [p.key for p in found] == ([path] if named else [])
+    assert all(word in p.message for p in found for word in named)
     assert of_the_backend(f"{path}=./changed", backend="fsdp") == []
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "float16"])
 def test_what_is_trained_has_a_dtype_that_needs_no_loss_scaling(dtype: str) -> None:
-    answer = f"{dtype}, in which small gradients vanish: losses are not scaled; use bf16 or fp32"
     critic = ["critic.enable=true", "critic.model.path=./dense"]
-    assert of_the_backend(*critic, f"{SECTION}.dtype={dtype}") == [f"error {SECTION}.dtype: {answer}"]
-    assert of_the_backend(*critic, f"critic.megatron.dtype={dtype}") == [
-        f"error critic.megatron.dtype: {answer}"
-    ]
+    assert of_the_backend(*critic, f"{SECTION}.dtype={dtype}") == [f"C806 {SECTION}.dtype"]
+    assert of_the_backend(*critic, f"critic.megatron.dtype={dtype}") == ["C806 critic.megatron.dtype"]
     used = "actor_rollout_ref.actor.use_kl_loss=true"
     assert of_the_backend(used, f"actor_rollout_ref.ref.megatron.dtype={dtype}") == []
     assert of_the_backend(f"{SECTION}.dtype={dtype}", backend="fsdp") == []
@@ -242,26 +207,20 @@ def test_what_is_trained_has_a_dtype_that_needs_no_loss_scaling(dtype: str) -> N
 def test_all_models_have_one_layout(section: str, used: str) -> None:
     key = f"{section}.megatron.pipeline_model_parallel_size"
     models = ["critic.model.path=./dense", "reward_model.model.path=./dense"]
-    assert told(*models, used, f"{key}=2") == [
-        f"error {key}: pipeline_model_parallel_size is 2, and {SECTION}.pipeline_model_parallel_size is 1: in this version "
-        "all models have one layout; set only the actor's"
-    ]
+    assert told(*models, used, f"{key}=2") == [f"C804 {key}"]
     assert told(*models, used, f"{key}=2", pipeline_model_size=2) == []
     unused = [
         used.replace("true", "false"),
         "algorithm.use_kl_in_reward=false",
         "algorithm.adv_estimator=grpo",
     ]
-    assert not [line for line in told(*models, *unused, f"{key}=2") if line.startswith("error")]
+    assert told(*models, *unused, f"{key}=2") == []
 
 
 def test_another_model_is_told_of_by_itself() -> None:
     models = ["critic.enable=true", "critic.model.path=./other", "trainer.n_gpus_per_node=4"]
-    assert told(*models, tensor_model_size=4) == [
-        "error critic.model.path: path (./other) does not divide over 4 devices "
-        "(critic.megatron.tensor_model_parallel_size): it has 6 attention heads, 2 of keys and values, and layers of 96; 2 or "
-        "6 would do"
-    ]
+    assert told(*models, tensor_model_size=4) == ["C809 critic.model.path"]
+    assert advised(*models, tensor_model_size=4) == [[2, 6]]
     same = ["critic.enable=true", "critic.model.path=./dense"]
     assert len(told(*same, "trainer.n_gpus_per_node=6", tensor_model_size=6)) == 1
 
@@ -273,28 +232,23 @@ def test_micro_batches_divide_over_copies() -> None:
             f"{SECTION}.tensor_model_parallel_size={tensor}",
         ]
         Path("run.yaml").write_text("actor_rollout_ref: {rollout: {name: hf}}")
-        return [
-            p.message for p in load("run.yaml", given, "megatron").problems if "sequences do not" in p.message
-        ]
+        return [p.message for p in load("run.yaml", given, "megatron").problems if p.code == "C105"]
 
     assert of_micro_batches(4) == []
     (message,) = of_micro_batches(2)
-    assert message.startswith("2 sequences do not divide over 4 copies of the model on 8 devices")
+    assert "4 copies of the model" in message
 
 
 def test_fsdp_is_not_asked() -> None:
-    assert not [line for line in told(backend="fsdp", tensor_model_size=3) if line.startswith("error")]
+    assert told(backend="fsdp", tensor_model_size=3) == []
 
 
 def test_engines_hold_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     vllm = ["actor_rollout_ref.rollout.name=vllm", "trainer.n_gpus_per_node=6"]
     size = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-    (message,) = [line for line in told(*vllm, f"{size}=3", backend="fsdp") if "does not divide" in line]
-    assert message == (
-        f"error {size}: tensor_model_parallel_size is 3, and actor_rollout_ref.model.path (./dense) does not divide over 3 "
-        "devices: it has 8 attention heads, 2 of keys and values, and layers of 96. Set it to 2"
-    )
-    assert not [line for line in told(*vllm, f"{size}=2", backend="fsdp") if "does not divide" in line]
+    assert told(*vllm, f"{size}=3", backend="fsdp") == [f"C813 {size}"]
+    assert advised(*vllm, f"{size}=3", backend="fsdp") == [[2]]
+    assert told(*vllm, f"{size}=2", backend="fsdp") == []
 
 
 SIZES = st.integers(1, 64)

@@ -117,13 +117,14 @@ def test_rejection_takes_what_it_is_not_told_from_the_cap(loading) -> None:
 )
 def test_engines_are_spread_over_what_divides_unless_told(loading, trainer: str, size: int) -> None:
     text = f"trainer: {{{trainer}}}\ndata: {{train_batch_size: 504}}\n"
-    loaded = loading(text, "actor_rollout_ref.actor.ppo_mini_batch_size=504")
+    loaded = loading(text)
     assert not loaded.errors
     assert loaded.config.engine_devices == size
-    assert str(loaded.origins["actor_rollout_ref.rollout.tensor_model_parallel_size"]) == "default"
+    fits = "" if size == 2 else ", to fit the devices and the model"
+    assert str(loaded.origins["actor_rollout_ref.rollout.tensor_model_parallel_size"]) == f"default{fits}"
     told = loading(text, "actor_rollout_ref.rollout.tensor_model_parallel_size=5")
     assert told.config.engine_devices == 5
-    assert any("do not divide into engines of 5" in problem.message for problem in told.errors)
+    assert [problem.code for problem in told.errors] == ["C708"]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.y*ml")), ids=lambda f: f.parent.name)
@@ -273,9 +274,10 @@ def test_origins(loading) -> None:
     text = "data:\n  seed: 3\n  max_prompt_length: 8\n"
     origins = loading(text, "data.max_prompt_length=16", backend="megatron").origins
     assert str(origins["data.seed"]).endswith("run.yaml:2")
-    assert str(origins["data.max_prompt_length"]) == "override"
+    assert str(origins["data.max_prompt_length"]) == "command line"
     assert str(origins["actor_rollout_ref.rollout.prompt_length"]) == "default, as data.max_prompt_length"
-    assert str(origins["trainer.test_freq"]) == "default (megatron)"
+    assert str(origins["actor_rollout_ref.actor.shuffle"]) == "default of backend megatron"
+    assert str(origins["actor_rollout_ref.actor.strategy"]) == "command line"
     assert str(origins["trainer.nnodes"]) == "default"
 
 
@@ -284,25 +286,23 @@ def test_the_backend_comes_from_the_file_or_is_asked_for(loading) -> None:
     assert loading().config.backend == "fsdp"
     assert loading("actor_rollout_ref: {actor: {strategy: fsdp2}}").config.backend == "fsdp"
     assert loading(megatron).config.backend == "megatron"
-    assert loading(megatron).config.trainer.test_freq == 2
     assert loading(backend="megatron").config.backend == "megatron"
 
 
 @pytest.mark.parametrize("backend", ["fsdp", "megatron"])
 def test_a_backend_that_is_not_installed(loading, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    def told(loaded: Loaded) -> list[tuple[str, str, str]]:
-        return [(p.severity, p.key, p.message) for p in loaded.problems if "installed" in p.message]
+    def told(loaded: Loaded) -> list[tuple[str, str, str | None]]:
+        return [(p.severity, p.key, p.file) for p in loaded.problems if p.code == "C701"]
 
-    message = f"the backend {backend} is not installed; install it with: pip install 'iiverl[{backend}]'"
+    key = "actor_rollout_ref.actor.strategy"
     text = f"actor_rollout_ref: {{actor: {{strategy: {backend}}}, rollout: {{name: hf}}}}"
     assert not told(loading(text))
     monkeypatch.setattr("iiverl_core.registry.registry.entry_points", lambda group: ())
     BACKENDS.reload()
     try:
-        assert told(loading(text)) == [("here", "actor_rollout_ref.actor.strategy", message)]
-        assert told(loading("actor_rollout_ref: {rollout: {name: hf}}", backend=backend)) == [
-            ("here", "--backend", message)
-        ]
+        assert told(loaded := loading(text)) == [("here", key, loaded.path)]
+        asked = loading("actor_rollout_ref: {rollout: {name: hf}}", backend=backend)
+        assert told(asked) == [("here", key, "command line")]
     finally:
         monkeypatch.undo()
         BACKENDS.reload()
@@ -365,10 +365,8 @@ def test_build_takes_plain_values_or_says_what_is_wrong() -> None:
     assert build({"data": {"train_batch_size": 512}}).data.train_batch_size == 512
     with pytest.raises(ConfigError) as raised:
         build({"data": {"seed": "x", "sed": 1}})
-    assert str(raised.value).splitlines() == [
-        "error: data.sed: unknown key; did you mean data.seed?",
-        "error: data.seed: expected a whole number, not 'x'",
-    ]
+    lines = str(raised.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["error[C012]", "error[C015]"]
 
 
 def test_a_configuration_is_immutable_and_picklable(loading) -> None:
@@ -399,7 +397,9 @@ def test_show_loads_to_the_same(loading, tmp_path: Path) -> None:
 def test_show_says_where_values_come_from(loading) -> None:
     loaded = loading("data:\n  seed: 3\ntrainer:\n  nnodes: 1\n", "trainer.nnodes=2")
     file = f"{loaded.path}:2"
-    assert show(loaded, changed=True) == f"data:\n  seed: 3    # {file}\ntrainer:\n  nnodes: 2  # override"
+    assert (
+        show(loaded, changed=True) == f"data:\n  seed: 3    # {file}\ntrainer:\n  nnodes: 2  # command line"
+    )
     assert "  train_batch_size: 1024" in show(loaded)
     described = show(loaded, changed=True, describe=True)
     assert "  # Machines.\n  nnodes: 2" in described

@@ -1,6 +1,7 @@
 """Whole runs, without Ray: what they learn, write, and do when something goes wrong."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,12 @@ def test_what_a_run_writes(quickstart: Make, tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "run" / "reward.png").stat().st_size > 1000
     assert any((tmp_path / "run" / "tensorboard").iterdir())
     printed = capsys.readouterr().out
-    assert "step:1 - " in printed and "critic/score/mean:" in printed
+    assert re.search(
+        r"^step 1  reward \S+  kl \S+  length \S+  grad \S+  entropy .* tok/s$", printed, re.MULTILINE
+    )
+    assert re.search(r"^step 0  validation  echo \S+$", printed, re.MULTILINE)
+    assert max(map(len, printed.partition("next:")[0].splitlines())) <= 120
+    assert "\x1b" not in printed
     assert "next:" in printed
 
 

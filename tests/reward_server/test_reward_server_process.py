@@ -17,6 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from iiverl_cli.main import app
+from iiverl_reward_client.server.command import main
+from iiverl_reward_client.verifiers.worker import load
 
 
 @contextmanager
@@ -136,3 +138,104 @@ def test_a_port_in_use() -> None:
         ended = CliRunner().invoke(app, ["reward-server", "--port", str(port)])
     assert ended.exit_code == 2
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "entry", [("iiverl_reward_client.server",), ("iiverl_reward_client.server.command",)]
+)
+def test_the_server_of_the_client_package_has_the_same_command(folder: Path, entry: tuple[str, ...]) -> None:
+    """`python -m` and the script of `iiverl-reward-client` serve without the package `iiverl-cli`."""
+    script = f"import sys; from {entry[0]} import main; sys.exit(main())"
+    run = ["-c", script] if entry[0].endswith("command") else ["-m", *entry]
+    process = subprocess.Popen(
+        [sys.executable, *run, "--port", "0", "--workers", "1", "--verifier", "own.py:slow"],
+        stderr=subprocess.PIPE, text=True, cwd=folder,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        address = re.search(r"http://\S+", process.stderr.readline())
+        assert address and "slow" in httpx.get(f"{address[0]}/v1/capabilities").json()["types"]
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_both_commands_have_one_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = CliRunner().invoke(app, ["reward-server", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"], program="iiverl reward-server")
+    assert (ended.exit_code, stopped.value.code) == (0, 0)
+    assert ended.stdout == capsys.readouterr().out
+    assert "--verifier FILE.py:FUNCTION" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--port", "70000"], ["--port", "-1"], ["--port", "x"], ["--workers", "0"], ["--nothing"], ["more"]],
+)
+def test_wrong_arguments_are_told_and_nothing_is_started(arguments: list[str]) -> None:
+    ended = CliRunner().invoke(app, ["reward-server", *arguments])
+    assert ended.exit_code == 2
+    assert "iiverl reward-server: error: " in ended.stderr and arguments[0] in ended.stderr
+
+
+@pytest.mark.parametrize("run", ["iiverl", "python -m"])
+def test_a_missing_extra_is_told_in_a_line(run: str) -> None:
+    """Without fastapi there is a line that says what to install for the package that was installed."""
+    start = {
+        "iiverl": "from iiverl_cli.main import main; sys.argv = ['iiverl', 'reward-server']; main()",
+        "python -m": "sys.argv = ['x']; runpy.run_module('iiverl_reward_client.server', run_name='__main__')",
+    }[run]
+    hide = (
+        "import importlib.util, runpy, sys; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'fastapi' else find(name, *rest)\n"
+        "sys.modules['fastapi'] = None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", hide + start], capture_output=True, text=True, check=False)
+    package = "iiverl[reward-server]" if run == "iiverl" else "iiverl-reward-client[server]"
+    assert done.returncode == 2
+    assert done.stderr == f"error: the reward server needs fastapi. Install it: pip install '{package}'\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def f(): return 1", "f has the signature f()"),
+        ("def f(a, b): return 1", "f has the signature f(a, b)"),
+        ("def f(*, submission): return 1", "f has the signature f(*, submission)"),
+        ("def f(submission): yield 1", "f yields instead of returning a score"),
+        ("async def f(submission): yield 1", "f yields instead of returning a score"),
+        ("class f:\n    def __init__(self, submission): pass", "f is a class"),
+        ("f = 1.0", "f is of type float"),
+    ],
+)
+def test_a_verifiers_signature_is_checked_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(source)
+    ended = CliRunner().invoke(app, ["reward-server", "--port", "0", "--verifier", "own.py:f"])
+    assert ended.exit_code == 2
+    assert ended.stderr == (
+        f"error: the verifier {tmp_path / 'own.py'}:f cannot be used: {said}; a verifier is a function of one "
+        "argument: def f(submission: Submission) -> float | dict\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(submission): return 1",
+        "async def f(submission): return 1",
+        "def f(submission, strict=True): return 1",
+        "def f(*all): return 1",
+        "import functools\ndef g(a, b): return 1\nf = functools.partial(g, b=2)",
+        "class A:\n    def __call__(self, submission): return 1\nf = A()",
+    ],
+)
+def test_whatever_takes_one_argument_is_a_verifier(tmp_path: Path, source: str) -> None:
+    (tmp_path / "own.py").write_text(source)
+    assert callable(load(f"{tmp_path / 'own.py'}:f"))

@@ -48,15 +48,79 @@ def make(names: list[str], folder: Path, **options: Any) -> Any:
     return make_trackers(names, folder, "project", "experiment", CONFIG, **options)
 
 
-def test_console_says_a_line_a_step(tmp_path: Path):
-    lines: list[str] = []
-    tracker = make(["console"], tmp_path, say=lines.append)
-    tracker.log(
-        {"actor/lr": 1e-6, "critic/score/mean": 0.412345, "perf/total_num_tokens": 149226, "x": math.nan}, 7
-    )
-    assert lines == [
-        "step:7 - actor/lr:1e-06 - critic/score/mean:0.4123 - perf/total_num_tokens:149226 - x:nan"
+STEP = {
+    "actor/lr": 1e-6,
+    "critic/score/mean": 0.412345,
+    "critic/score/max": 1.0,
+    "actor/ppo_kl": 0.0000123456,
+    "actor/entropy_loss": 1.23456,
+    "actor/pg_clipfrac": 0.0123456,
+    "actor/grad_norm": 0.531,
+    "response_length/mean": 1234.5678,
+    "timing_s/step": 32.5,
+    "perf/total_num_tokens": 149226,
+    "perf/throughput": 574.0,
+}
+
+
+@pytest.fixture
+def columns(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the width of the terminal; without a call there is none."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return lambda width: monkeypatch.setenv("COLUMNS", str(width))
+
+
+def console_lines(folder: Path, metrics: Mapping[str, float], step: int = 7) -> list[str]:
+    said: list[str] = []
+    make(["console"], folder, say=said.append).log(metrics, step)
+    return "\n".join(said).splitlines()
+
+
+def test_console_shows_the_key_figures_of_a_step(tmp_path: Path, columns: Any):
+    assert console_lines(tmp_path, STEP) == [
+        "step 7  reward 0.412  kl 1.23e-05  length 1.23e+03  grad 0.531  entropy 1.23  clip 0.0123  32.5 s  4.6k tok/s"
     ]
+
+
+def test_the_file_has_what_the_console_leaves_out(tmp_path: Path):
+    tracker = make(["console", "jsonl"], tmp_path, say=lambda line: None)
+    tracker.log(STEP, 7)
+    tracker.close()
+    assert STEP.items() <= json.loads((tmp_path / "metrics.jsonl").read_text()).items()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_the_console_s_line_fits_the_terminal(tmp_path: Path, columns: Any, width: int):
+    columns(width)
+    many = {f"reward/component_{i}/mean": float(i) for i in range(100)}
+    worst = dict.fromkeys(STEP, -0.000123456789) | {"timing_s/step": 86399.0, "perf/total_num_tokens": 1e12}
+    for metrics in (STEP, STEP | many, worst | many):
+        (line,) = console_lines(tmp_path, metrics, step=123456)
+        assert len(line) <= width
+        assert line.startswith("step 123456  reward ")
+
+
+def test_console_shows_a_kl_in_the_loss_or_in_the_reward_before_that_of_an_update(
+    tmp_path: Path, columns: Any
+):
+    assert "kl 0.5" in console_lines(tmp_path, STEP | {"critic/kl": 0.5})[0]
+    assert "kl 0.25" in console_lines(tmp_path, STEP | {"critic/kl": 0.5, "actor/kl_loss": 0.25})[0]
+
+
+def test_console_shows_validations_whole(tmp_path: Path, columns: Any):
+    scores = {f"val/test_score/hub/data-set-{i}": i / 10 for i in range(10)}
+    metrics = {"val/failed": 0.0, **scores, "val/test_score/hub/data-set-0/mean@4": 0.1}
+    lines = console_lines(tmp_path, metrics, step=0)
+    assert max(map(len, lines)) <= 120
+    assert " ".join(" ".join(lines).split()) == "step 0 validation " + " ".join(
+        f"hub/data-set-{i} {number(i / 10)}" for i in range(10)
+    )
+    both = console_lines(tmp_path, STEP | {"val/test_score/echo": 0.5})
+    assert [line.split("  ")[:2] for line in both] == [["step 7", "reward 0.412"], ["step 7", "validation"]]
+
+
+def test_console_is_silent_without_key_figures(tmp_path: Path):
+    assert console_lines(tmp_path, {"a": 1.0}) == []
 
 
 @pytest.mark.parametrize(
@@ -85,10 +149,10 @@ def test_a_number_can_be_read_back_to_four_digits(value: float):
 def test_several_trackers_get_the_same_and_numpy_numbers_are_plain(tmp_path: Path):
     lines: list[str] = []
     tracker = make(["console", "jsonl", "console"], tmp_path, say=lines.append)
-    tracker.log({"a": np.float32(0.5)}, 1)
+    tracker.log({"critic/score/mean": np.float32(0.5)}, 1)
     tracker.close()
-    assert lines == ["step:1 - a:0.5"]
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["a"] == 0.5
+    assert lines == ["step 1  reward 0.5"]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["critic/score/mean"] == 0.5
 
 
 def test_tensorboard_reads_what_was_written_and_a_resumed_run_replaces(tmp_path: Path):
@@ -218,7 +282,7 @@ def test_an_interrupt_is_not_swallowed(tmp_path: Path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(["console"], tmp_path, say=say).log({"a": 1.0}, 1)
+        make(["console"], tmp_path, say=say).log(STEP, 1)
 
 
 def test_importing_telemetry_brings_in_nothing_heavy():

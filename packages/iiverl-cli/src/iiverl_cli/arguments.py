@@ -29,13 +29,25 @@ Backend = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Training backend, as fsdp or megatron; by default the file's actor_rollout_ref.actor.strategy, else fsdp.",
+        help="Training backend, such as fsdp or megatron, over the file's actor_rollout_ref.actor.strategy; by default "
+        "that, else fsdp.",
+    ),
+]
+AllowUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unknown", help="Warn about unknown keys and leave them out, as in files of later versions."
     ),
 ]
 
 
 def load_config(
-    config: str | None, overrides: list[str] | None, config_path: str | None, backend: str | None
+    config: str | None,
+    overrides: list[str] | None,
+    config_path: str | None,
+    backend: str | None,
+    *,
+    allow_unknown: bool,
 ) -> "Loaded":
     """Load the configuration that a command's arguments name."""
     from iiverl_core.config import load
@@ -48,7 +60,7 @@ def load_config(
         raise typer.BadParameter("name the YAML file, as in: iiverl train-ppo run.yaml", param_hint="CONFIG")
     if "=" in file and not file.endswith((".yaml", ".yml")):
         raise typer.BadParameter(f"the YAML file comes before {file}", param_hint="CONFIG")
-    return load(file, overrides, backend)
+    return load(file, overrides, backend, allow_unknown=allow_unknown)
 
 
 def tell(problems: "Sequence[Problem]", *, running: bool = False) -> None:

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from iiverl_cli.algorithms import algorithms
-from iiverl_cli.arguments import Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
 from iiverl_cli.interruption import clean_exit
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
+from iiverl_cli.reward_server import CONTEXT as REWARD_SERVER
 from iiverl_cli.reward_server import reward_server
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -29,7 +30,7 @@ config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, 
 app.add_typer(config_app, name="config")
 app.command("plan")(plan)
 app.command("algorithms")(algorithms)
-app.command("reward-server")(reward_server)
+app.command("reward-server", context_settings=REWARD_SERVER)(reward_server)
 app.add_typer(reward_app, name="reward")
 
 
@@ -59,9 +60,10 @@ def train_ppo(
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
+    allow_unknown: AllowUnknown = False,
 ) -> None:
     """Train with PPO, GRPO or a relative of theirs."""
-    loaded = load_config(config, overrides, config_path, backend)
+    loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     tell(loaded.problems, running=True)
     if loaded.obstacles:
         raise typer.Exit(2)
@@ -77,9 +79,10 @@ def validate(
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
+    allow_unknown: AllowUnknown = False,
 ) -> None:
     """Check a configuration without running it."""
-    loaded = load_config(config, overrides, config_path, backend)
+    loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     tell(loaded.problems)
     errors = len(loaded.errors)
     others = len(loaded.problems) - errors
@@ -100,19 +103,24 @@ def show_config(
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
+    allow_unknown: AllowUnknown = False,
     changed: Annotated[bool, typer.Option("--changed", help="Leave out what is a default.")] = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Put each key's description above it.")
     ] = False,
 ) -> None:
-    """Print the whole configuration as YAML, and where each value comes from."""
+    """Print the whole configuration as YAML, and where each value comes from.
+
+    Of an invalid file too, with defaults in place of what is invalid; the exit code is then 2.
+    """
     from iiverl_core.config import show
 
-    loaded = load_config(config, overrides, config_path, backend)
-    tell(loaded.errors)
+    loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
+    if loaded.is_read:
+        typer.echo(show(loaded, changed=changed, describe=describe))
+    tell(loaded.problems)
     if loaded.errors:
         raise typer.Exit(2)
-    typer.echo(show(loaded, changed=changed, describe=describe))
 
 
 def _count(number: int, word: str) -> str:

@@ -1,22 +1,24 @@
 """The command `iiverl plan`: what a run needs of each device's memory, before there is a device."""
 
 import json
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iiverl_cli.arguments import Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.tables import format_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from iiverl_core.config import Config
     from iiverl_core.memory import MemoryPlan, Pass, RoleMemory
 
 GB = 10**9
 """Bytes in the GB of the tables. What a driver calls 80 GB is 85 of these: the rest is for what is not counted."""
-WIDTH = 110
+WIDTH = 80
 STATES = ("weights", "gradients", "optimizer", "gathered")
+EXIT_TOO_LARGE = 3
+"""Exit code for a valid configuration that does not fit; 2 stays for one that is wrong."""
 
 
 def plan(
@@ -24,17 +26,21 @@ def plan(
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
+    allow_unknown: AllowUnknown = False,
     device_memory: Annotated[
         float, typer.Option("--device-memory", metavar="GB", min=0.001, help="Memory of a device.")
     ] = 80,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
 ) -> None:
-    """Count the memory that a run needs on each device, from the configuration and each model's config.json."""
+    """Count the memory that a run needs on each device, from the configuration and each model's config.json.
+
+    Exits with 2 if the configuration is wrong, with 3 if the run does not fit.
+    """
     from iiverl_core.errors import ConfigError
     from iiverl_core.memory import find_facts, plan_memory
 
-    loaded = load_config(config, overrides, config_path, backend)
-    tell(loaded.errors)
+    loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
+    tell(tuple(dict.fromkeys([*loaded.errors, *loaded.unknown_keys])))
     if loaded.errors:
         raise typer.Exit(2)
     try:
@@ -47,28 +53,29 @@ def plan(
         typer.echo(json.dumps(_as_json(planned), indent=2))
     else:
         _show(loaded.config, planned)
+    if not planned.fits:
+        raise typer.Exit(EXIT_TOO_LARGE)
 
 
 def _show(config: "Config", planned: "MemoryPlan") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
-    typer.echo(_heading(config, planned) + "\n")
-    for table in (_models(planned), _phases(planned)):
-        with console.capture() as written:
-            console.print(table)
-        typer.echo("\n".join(line.rstrip() for line in written.get().splitlines()) + "\n")
-    typer.echo(_engine(config, planned))
-    for line in _verdict(config, planned):
-        typer.echo(line)
+    paragraphs = [
+        "\n".join(map(_wrapped, _heading(config, planned))),
+        _models(planned),
+        _phases(planned),
+        "\n".join(map(_wrapped, [*_engine(config, planned), *_verdict(config, planned)])),
+    ]
+    typer.echo("\n\n".join(paragraphs))
 
 
-def _heading(config: "Config", planned: "MemoryPlan") -> str:
+def _wrapped(line: str) -> str:
+    """Break a line at spaces where it is wider than `WIDTH`; keys and paths stay whole, to be copied."""
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _heading(config: "Config", planned: "MemoryPlan") -> list[str]:
     actor = planned.roles[0]
     facts, layout = actor.facts, actor.layout
-    active = f", {_billions(facts.active_parameters)} of them for a token" if facts.experts else ""
+    active = f", {_billions(facts.active_parameters)} of them per token" if facts.experts else ""
     model = f"{config.actor_rollout_ref.model.path}: {_billions(facts.parameters)} parameters{active}"
     if layout.sharded:
         spread = f"{config.backend}, each model over all {layout.devices} devices"
@@ -78,43 +85,45 @@ def _heading(config: "Config", planned: "MemoryPlan") -> str:
             f"data {layout.data} = {layout.devices} devices, expert {layout.expert}"
         )
     stage = f"; shown is the {planned.stage} pipeline stage" if layout.pipeline > 1 else ""
-    return f"{model}\n{spread}{stage}"
+    return [model, f"{spread}{stage}"]
 
 
-def _models(planned: "MemoryPlan") -> "Table":
+def _models(planned: "MemoryPlan") -> str:
+    """A column per model, so that the table is narrow whatever a run holds."""
     states = [kind for kind in STATES if any(getattr(model.states, kind) for model in planned.roles)]
-    table = _table("GB on a device", *states, "activations", "logits", "in use", "waiting")
-    for model in planned.roles:
-        work = _largest(model)
-        here = [getattr(model.states, kind) for kind in states]
-        waiting = sum(model.resident.values())
-        table.add_row(model.role, *map(_gb, [*here, work.activations, work.logits, model.most, waiting]))
-    return table
+    works = [_largest(model) for model in planned.roles]
+    rows = [(kind, [getattr(model.states, kind) for model in planned.roles]) for kind in states]
+    rows += [
+        ("activations", [work.activations for work in works]),
+        ("logits", [work.logits for work in works]),
+        ("in use", [model.most for model in planned.roles]),
+        ("waiting", [sum(model.resident.values()) for model in planned.roles]),
+    ]
+    heading = ("GB per device", *(model.role for model in planned.roles))
+    return format_table([heading, *((kind, *map(_gb, sizes)) for kind, sizes in rows)], align="<>", rule=True)
 
 
-def _phases(planned: "MemoryPlan") -> "Table":
-    table = _table("GB in each phase", "needed", "of which most", "")
+def _phases(planned: "MemoryPlan") -> str:
+    rows = [("GB in each phase", "needed", "largest part", "")]
     for phase in planned.phases:
         who, kind = phase.biggest
-        fits = phase.total <= planned.device_memory
-        table.add_row(
-            phase.name,
-            _gb(phase.total),
-            f"{who}: {kind} {_gb(phase.items[phase.biggest])}",
-            "peak" * (phase == planned.peak) + (" TOO LARGE" if not fits else ""),
-        )
-    return table
+        marks = ["peak"] * (phase == planned.peak)
+        marks += ["TOO LARGE"] * (phase.total > planned.device_memory)
+        largest = f"{who}: {kind} {_gb(phase.items[phase.biggest])}"
+        rows.append((phase.name, _gb(phase.total), largest, " ".join(marks)))
+    return format_table(rows, align="<><", rule=True)
 
 
-def _engine(config: "Config", planned: "MemoryPlan") -> str:
+def _engine(config: "Config", planned: "MemoryPlan") -> list[str]:
     engine = planned.engine
     over = f" over {engine.devices} devices" if engine.devices > 1 else ""
     longest = config.data.max_prompt_length + config.data.max_response_length
-    return (
-        f"{engine.name}{over}: weights {_gb(engine.weights)}, work {_gb(engine.work)}, cache {_gb(engine.cache)} GB on a "
-        f"device; {engine.token / 1000:,.0f} kB a token, so {engine.tokens:,} tokens or {engine.sequences:,} sequences "
-        f"of {longest:,}"
-    )
+    return [
+        f"{engine.name}{over}: weights {_gb(engine.weights)}, work {_gb(engine.work)}, "
+        f"cache {_gb(engine.cache)} GB per device",
+        f"{engine.name}'s cache holds {engine.tokens:,} tokens of {engine.token / 1000:,.0f} kB: "
+        f"{engine.sequences:,} sequences of {longest:,}",
+    ]
 
 
 def _verdict(config: "Config", planned: "MemoryPlan") -> list[str]:
@@ -134,18 +143,6 @@ def _verdict(config: "Config", planned: "MemoryPlan") -> list[str]:
 
 def _largest(model: "RoleMemory") -> "Pass":
     return model.update if model.update and model.update.total > model.forward.total else model.forward
-
-
-def _table(*columns: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    first, *others = columns
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="left" if name in ("", "of which most") else "right")
-    return table
 
 
 def _gb(size: int) -> str:

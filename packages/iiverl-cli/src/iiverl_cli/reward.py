@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iiverl_cli.interruption import clean_exit
+from iiverl_cli.tables import format_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,12 +179,12 @@ def _tell_check(found: "RewardCheck") -> None:
                 ", ".join(told.types) if told else "-",
             )
         )
-    _table(lines)
+    typer.echo(format_table(lines))
     for server in found.servers:
         for kind, reason in (server.capabilities.unavailable if server.capabilities else {}).items():
             typer.echo(f"{server.url} does not verify {kind}: {reason}")
     typer.echo()
-    _table([("dataset", "rows checked"), *((name, str(rows)) for name, rows in found.rows)])
+    typer.echo(format_table([("dataset", "rows checked"), *((name, str(rows)) for name, rows in found.rows)]))
     if not found.tried:
         return
     typer.echo()
@@ -192,7 +193,7 @@ def _tell_check(found: "RewardCheck") -> None:
         outcome = tried.outcome
         score = f"{outcome.score:.3f}" if isinstance(outcome, Scored) else f"{outcome.kind}: {outcome.detail}"
         lines.append((str(tried.row), tried.type, tried.answer, score))
-    _table(lines)
+    typer.echo(format_table(lines))
 
 
 def _verdict(found: "RewardCheck") -> int:
@@ -240,13 +241,6 @@ def _tell_comparison(found: "Comparison", samples: int, files: int) -> None:
             text = repr(each.text)
             text = text if len(text) <= _TEXT else f"…{text[1 - _TEXT :]}"
             rows.append((each.file, str(each.row), f"{each.before:.3f}", f"{each.after:.3f}", text))
-        _table(rows)
+        typer.echo(format_table(rows))
         if len(found.differences) > _SHOWN:
             typer.echo(f"… and {len(found.differences) - _SHOWN} smaller differences")
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows in columns as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

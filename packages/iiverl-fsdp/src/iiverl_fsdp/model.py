@@ -56,7 +56,7 @@ def build_sharded(spec: ModelSpec) -> nn.Module:
     except ValueError as error:
         raise ConfigError(f"no {spec.role} model can be built from '{spec.model.path}': {error}") from error
     if spec.model.enable_gradient_checkpointing and spec.optim is not None:
-        _transformer(model).gradient_checkpointing_enable({"use_reentrant": False})
+        _enable_checkpointing(_transformer(model))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -75,6 +75,12 @@ def _transformer(model: nn.Module) -> PreTrainedModel:
     if not isinstance(part, PreTrainedModel):
         raise TypeError(f"{type(part).__name__} is no model of transformers")
     return part
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass; transformers 5.23 renamed the method that does it."""
+    renamed = getattr(model, "activation_checkpointing_enable", None)
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _model_config(spec: ModelSpec, *, half: bool) -> PreTrainedConfig:

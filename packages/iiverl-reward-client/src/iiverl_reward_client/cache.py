@@ -28,8 +28,9 @@ class ScoreCache:
 
     def get(self, protocol: str, version: str, sample: RewardSample) -> Scored | None:
         """Look a score up."""
+        file = self._file(protocol, version, sample)
         try:
-            answer = parsed(self._file(protocol, version, sample).read_bytes())
+            answer = None if file is None else parsed(file.read_bytes())
         except OSError:
             return None
         score = finite_number(answer.get("score")) if isinstance(answer, dict) else None
@@ -44,21 +45,30 @@ class ScoreCache:
 
     def put(self, protocol: str, version: str, sample: RewardSample, scored: Scored) -> None:
         """Keep a score."""
+        file = self._file(protocol, version, sample)
+        if file is None:
+            return
         content = {"score": scored.score, "components": dict(scored.components), "info": dict(scored.info)}
         try:
-            _write(self._file(protocol, version, sample), json.dumps(content))
+            _write(file, json.dumps(content))
         except OSError as error:
             if not self._told:
                 _log.warning("scores cannot be kept in %s: %s", self._folder, error)
                 self._told = True
 
-    def _file(self, protocol: str, version: str, sample: RewardSample) -> Path:
-        info, label = (
-            dict(value) if isinstance(value, Mapping) else value
-            for value in (sample.verification_info, sample.label)
-        )
-        parts = [protocol, version, sample.llm_output, sample.prompt, sample.response, info, label]
-        name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _file(self, protocol: str, version: str, sample: RewardSample) -> Path | None:
+        """Name the file of a sample; None if it holds something that has no name in JSON, such as a label that the
+        protocol does not send."""
+        try:
+            info, label = (
+                dict(value) if isinstance(value, Mapping) else value
+                for value in (sample.verification_info, sample.label)
+            )
+            parts = [protocol, version, sample.llm_output, sample.prompt, sample.response, info, label]
+            text = json.dumps(parts, sort_keys=True)
+        except Exception:  # whatever a caller's objects raise
+            return None
+        name = hashlib.sha256(text.encode()).hexdigest()
         return self._folder / name[:2] / f"{name[2:]}.json"
 
 

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
 import httpx
 
@@ -19,7 +19,7 @@ from iiverl_reward_client.exchange import Sender
 from iiverl_reward_client.outcomes import Failed, Outcome
 from iiverl_reward_client.probing import DIALECTS, ask_capabilities, ping
 from iiverl_reward_client.retrying import Retries, Timeouts
-from iiverl_reward_client.sample import RewardSample
+from iiverl_reward_client.sample import RewardSample, checked
 from iiverl_reward_client.streaming import stream
 
 
@@ -42,7 +42,8 @@ class RewardClient:
             default. For a proxy give `httpx.AsyncHTTPTransport(proxy=…)`.
 
     Raises:
-        ValueError: an argument makes no sense. No message holds a secret.
+        TypeError: an argument is of a wrong type.
+        ValueError: an argument has an invalid value. No message holds a secret.
     """
 
     def __init__(
@@ -62,8 +63,18 @@ class RewardClient:
     ) -> None:
         if protocol not in get_args(ProtocolName):
             raise ValueError(f"protocol is one of {', '.join(get_args(ProtocolName))}, not {protocol!r}")
-        if max_workers < 1 or batch_size < 1:
-            raise ValueError("max_workers and batch_size are at least 1")
+        _check_types(
+            urls=(urls, str | Sequence),
+            token=(token, str | None),
+            timeouts=(timeouts, Timeouts | None),
+            retries=(retries, Retries | None),
+            breaker=(breaker, Breaker | None),
+            cache_dir=(cache_dir, str | os.PathLike | None),
+            server_version=(server_version, str | None),
+            transport=(transport, httpx.AsyncBaseTransport | None),
+        )
+        _check_count("max_workers", max_workers)
+        _check_count("batch_size", batch_size)
         self._addresses, self._secrets = read_addresses(urls, token)
         self._protocol: ProtocolName = protocol
         settings = Settings(
@@ -91,16 +102,17 @@ class RewardClient:
 
     @max_workers.setter
     def max_workers(self, value: int) -> None:
-        if value < 1:
-            raise ValueError("max_workers is at least 1")
+        _check_count("max_workers", value)
         self._dispatcher.max_workers = value
 
     def submit(self, sample: RewardSample) -> asyncio.Future[Outcome]:
         """Take a sample and return at once, on the event loop's thread; the future will hold the outcome.
 
         Raises:
+            TypeError: `sample` is not a `RewardSample`.
             RuntimeError: the client is closed, or was used on another event loop before.
         """
+        checked(sample)
         if self._closed:
             raise RuntimeError("the reward client is closed")
         return self._dispatcher.submit(sample)
@@ -110,8 +122,12 @@ class RewardClient:
         return await self.submit(sample)
 
     async def score_batch(self, samples: Iterable[RewardSample]) -> list[Outcome]:
-        """Score samples and give their outcomes in the same order."""
-        return await asyncio.gather(*[self.submit(sample) for sample in samples])
+        """Score samples and give their outcomes in the same order.
+
+        Raises:
+            TypeError: one of them is not a `RewardSample`; then none is sent.
+        """
+        return await asyncio.gather(*map(self.submit, [checked(sample) for sample in samples]))
 
     def score_stream(
         self, samples: Iterable[RewardSample] | AsyncIterable[RewardSample]
@@ -120,7 +136,11 @@ class RewardClient:
 
         `samples` is read while others are being scored, ahead of them by a few times what can be under way. What it
         raises is raised here. An iterable that waits for something must be an asynchronous one.
+
+        Raises:
+            TypeError: `samples` is not iterable (at the call), or yields something else than a `RewardSample`.
         """
+        _check_types(samples=(samples, Iterable | AsyncIterable))
         return stream(samples, self.submit, self._window)
 
     async def capabilities(self) -> dict[str, Capabilities | Failed | None]:
@@ -162,6 +182,19 @@ class RewardClient:
 
     def _hidden(self, failure: Failed) -> Failed:
         return Failed(failure.kind, failure.attempts, self._secrets.hide(failure.detail))
+
+
+def _check_types(**arguments: tuple[Any, Any]) -> None:
+    """Raise TypeError for the first argument, given as (value, type), that is not of its type."""
+    for name, (value, wanted) in arguments.items():
+        if not isinstance(value, wanted):
+            raise TypeError(f"{name} cannot be of type {type(value).__name__}")
+
+
+def _check_count(name: str, value: Any) -> None:
+    _check_types(**{name: (value, int)})
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1")
 
 
 def _known_dialect(protocol: ProtocolName):

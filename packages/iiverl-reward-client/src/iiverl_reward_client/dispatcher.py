@@ -137,14 +137,21 @@ class Dispatcher:
     def _pump(self) -> None:
         """Send as much as can be sent."""
         self._pump_due = False
-        while (order := self._next_order()) is not None:
-            self._spawn(self._work(order))
+        try:
+            while (order := self._next_order()) is not None:
+                self._spawn(self._work(order))
+        except Exception as error:
+            self._fail_waiting(error)
 
     async def _work(self, order: _Order | None) -> None:
         """Send one request, and then the next as long as there is one."""
         while order is not None:
             await self._send(order)
-            order = self._next_order()
+            try:
+                order = self._next_order()
+            except Exception as error:
+                self._fail_waiting(error)
+                return
             if self._queue and self._in_flight < self.max_workers:
                 self._pump_soon()
 
@@ -195,8 +202,11 @@ class Dispatcher:
                 break
             try:
                 item = dialect.item(job.sample)
-            except (TypeError, ValueError, RecursionError) as error:
-                self._finish(job, Failed("bad_request", job.attempts, f"the sample cannot be sent: {error}"))
+            except (
+                Exception
+            ) as error:  # a caller's mapping may raise anything, and costs no other sample its score
+                detail = f"the sample cannot be sent: {str(error) or type(error).__name__}"
+                self._finish(job, Failed("bad_request", job.attempts, detail))
                 continue
             if self._from_cache(endpoint, job):
                 continue
@@ -346,9 +356,8 @@ class Dispatcher:
         assert self._loop is not None
         try:
             seen = await look(self._sender, endpoint.address, self._settings.protocol)
-        except Exception as error:  # a fault of the program, for those who wait to see
-            while (job := self._head()) is not None:
-                job.future.set_exception(error)
+        except Exception as error:
+            self._fail_waiting(error)
             return
         finally:
             endpoint.probing = False
@@ -387,6 +396,11 @@ class Dispatcher:
         while (job := self._head()) is not None:
             self._queue.popleft()
             self._finish(job, Failed(kind, job.attempts, detail))
+
+    def _fail_waiting(self, error: Exception) -> None:
+        """Raise a fault of the program where it is seen: in everyone who waits, instead of letting them wait for ever."""
+        while (job := self._head()) is not None:
+            job.future.set_exception(error)
 
     # The cache.
 

@@ -25,6 +25,11 @@ class Breaker:
     seconds: float = 1.0
     longest: float = 30.0
 
+    def __post_init__(self) -> None:
+        for name in ("failures", "seconds", "longest"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Breaker.{name} must be positive")
+
 
 @dataclass(frozen=True, slots=True)
 class Ticket:

@@ -42,6 +42,11 @@ class Retries:
     share: float = 1.0
     floor: int = 20
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "first_delay", "longest_delay", "factor", "share", "floor"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"Retries.{name} must not be negative")
+
     def delay(self, retry: int) -> float:
         """Draw the seconds to wait before the `retry`-th retry, counted from 1."""
         try:

@@ -13,6 +13,12 @@ class RewardSample:
     same apart, for servers that take them so. `verification_info` is a JSON document in a string, or a mapping.
     `label` is the reference answer of OpenRLHF's and slime's protocols; where it is None they are sent
     `verification_info`. `id` is the caller's own; it need not be unique.
+
+    Only the texts are checked here. `verification_info` and `label` come from datasets: if one cannot be sent, that
+    sample alone comes to a `Failed` of kind `bad_request`.
+
+    Raises:
+        TypeError: `id`, `llm_output`, `prompt` or `response` is not a string.
     """
 
     id: str
@@ -21,3 +27,22 @@ class RewardSample:
     prompt: str | None = None
     response: str | None = None
     label: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "llm_output"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"RewardSample.{name} must be a string, not {type(value).__name__}")
+        for name in ("prompt", "response"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise TypeError(f"RewardSample.{name} must be a string or None, not {type(value).__name__}")
+
+
+def checked(sample: Any) -> RewardSample:
+    """Return `sample` if it is a `RewardSample`.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(sample, RewardSample):
+        raise TypeError(f"expected a RewardSample, not {type(sample).__name__}")
+    return sample

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from iiverl_reward_client.client import RewardClient
 from iiverl_reward_client.dialects import Capabilities
 from iiverl_reward_client.outcomes import Failed, Outcome
-from iiverl_reward_client.sample import RewardSample
+from iiverl_reward_client.sample import RewardSample, checked
 
 T = TypeVar("T")
 
@@ -38,8 +38,10 @@ class SyncRewardClient:
         """Take a sample and return at once; the future will hold its outcome. Cancelling it drops the sample.
 
         Raises:
+            TypeError: `sample` is not a `RewardSample`.
             RuntimeError: the client is closed.
         """
+        checked(sample)
         future: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
         with self._lock:
             if self._closed:
@@ -54,14 +56,23 @@ class SyncRewardClient:
         return self.submit(sample).result()
 
     def score_batch(self, samples: Iterable[RewardSample]) -> list[Outcome]:
-        """Score samples and give their outcomes in the same order."""
-        return [future.result() for future in [self.submit(sample) for sample in samples]]
+        """Score samples and give their outcomes in the same order.
+
+        Raises:
+            TypeError: one of them is not a `RewardSample`; then none is sent.
+        """
+        futures = list(map(self.submit, [checked(sample) for sample in samples]))
+        return [future.result() for future in futures]
 
     def score_stream(self, samples: Iterable[RewardSample]) -> Iterator[tuple[RewardSample, Outcome]]:
-        """Score samples, all submitted at once, and give each with its outcome as it finishes."""
-        sample_of = {self.submit(sample): sample for sample in samples}
-        for future in concurrent.futures.as_completed(sample_of):
-            yield sample_of[future], future.result()
+        """Score samples, all submitted at once, and give each with its outcome as it finishes.
+
+        Raises:
+            TypeError: one of them is not a `RewardSample`; then none is sent.
+        """
+        sample_of = {self.submit(sample): sample for sample in [checked(sample) for sample in samples]}
+        finished = concurrent.futures.as_completed(sample_of)
+        return ((sample_of[future], future.result()) for future in finished)
 
     def capabilities(self) -> dict[str, Capabilities | Failed | None]:
         """Ask every server what it can do: None where it does not speak `/v1/rewards`."""
@@ -116,7 +127,7 @@ class SyncRewardClient:
                 continue
             try:
                 _link(self.client.submit(sample), future)
-            except RuntimeError as error:
+            except Exception as error:  # one sample's fault keeps no other from being scored
                 future.set_exception(error)
 
 

@@ -6,7 +6,7 @@ An own one is named `path/to/file.py:name`. It is a function like the built-in o
     def reinforce(batch, settings): …            a policy loss: losses_T (T,), and metrics by name, (T,) each
 
 or, where the algorithm asks more of a step than that, an object: `Estimator(centred, smallest_group=2)`,
-`PolicyLoss(reinforce, choose=…)`. What the arguments hold is told by `advantages/base.py` and `policy_losses/base.py`.
+`PolicyLoss(reinforce, choose=…)`. `docs/functions.md` explains the arguments, with an example of each.
 """
 
 import inspect
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from iiverl_core.algorithms.advantages import Estimator
 from iiverl_core.algorithms.policy_losses import PolicyLoss
+from iiverl_core.algorithms.returns import checked_estimator, checked_policy_loss
 from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import find_callable, load_file, split_place
 from iiverl_core.registry import AGGREGATIONS, ESTIMATORS, POLICY_LOSSES
@@ -57,8 +58,6 @@ def find_policy_loss(name: str) -> PolicyLoss:
         loss = PolicyLoss(info.load(), info.load_select_tokens(), info.loss_agg_mode)
     else:
         loss = _from_file(name, PolicyLoss, POLICY_LOSS_KEY, POLICY_LOSSES.label)
-    if loss.choose is not None:
-        _check_arguments(loss.choose, f"{POLICY_LOSS_KEY}: choose of {name}")
     if loss.loss_agg_mode is not None and loss.loss_agg_mode not in AGGREGATIONS:
         raise ConfigError(
             f"{POLICY_LOSS_KEY}: {name} has loss_agg_mode {loss.loss_agg_mode!r}; it is one of "
@@ -76,7 +75,13 @@ def _from_file(name: str, kind: type[Algorithm], key: str, what: str) -> Algorit
             f"{key}: {name!r} names a file; name the {what} in it too, as in {name.rstrip(':')}:my_own"
         )
     found = find_callable(path, module, in_file, key)
-    return _as(kind, found, f"{key}: {in_file} in {path}")
+    where = f"{key}: {in_file} in {path}"
+    algorithm = _as(kind, found, where)
+    if isinstance(algorithm, Estimator):
+        return checked_estimator(algorithm, where, path)
+    if algorithm.choose is not None:
+        _check_arguments(algorithm.choose, f"{key}: choose of {name}")
+    return checked_policy_loss(algorithm, where, path)
 
 
 def _as(kind: type[Algorithm], found: Callable[..., Any], where: str) -> Algorithm:

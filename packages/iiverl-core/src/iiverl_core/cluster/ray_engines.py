@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from iiverl_core.cluster.broadcast import Exchange
 from iiverl_core.cluster.generation import Question, stored
-from iiverl_core.cluster.ray_group import GRACE_SECONDS, Host, RayStore, device_of, next_pair, reserve
+from iiverl_core.cluster.ray_group import GRACE_SECONDS, Host, RayStore, device_of, next_pair, plain, reserve
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
 from iiverl_core.cluster.ways import Carrier, ThroughStore
@@ -237,7 +237,7 @@ class RayEngines:
             return error.cause
         where = self._where(rank)
         if isinstance(error, RayTaskError):
-            return WorkerError(f"{where} raised in {doing}:\n{error}")
+            return WorkerError(f"{where} raised in {doing}:\n{plain(error)}")
         return WorkerError(
             f"{where} died {self._deaths[rank // self._size]} times in a row in {doing}. If the machine killed it, it "
             "ran out of memory: lower actor_rollout_ref.rollout.gpu_memory_utilization or max_num_seqs.\n"

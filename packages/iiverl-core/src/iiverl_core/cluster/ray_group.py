@@ -1,7 +1,7 @@
 """The runtime on Ray: a placement group with one process a device, on one machine or many."""
 
-import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.cluster.worker import Worker, WorkerInfo
 from iiverl_core.config import Config
@@ -76,7 +77,7 @@ class RayGroup:
         """Reserve devices, start the processes, and build what they hold.
 
         Raises:
-            ConfigError: the cluster does not have the devices.
+            ConfigError: there is no cluster where one is needed, it cannot be reached, or it does not have the devices.
             WorkerError: a worker could not be built.
         """
         self.infos: list[WorkerInfo] = []
@@ -86,7 +87,7 @@ class RayGroup:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             engines = config.trainer.rollout_devices or 0
-            start_ray(cpus=max(os.cpu_count() or 1, nodes * per_node + engines))
+            start_ray(cpus=max(os.cpu_count() or 1, nodes * per_node + engines), nodes=nodes)
         try:
             device = device_of(config)
             self._placement = reserve([per_node] * nodes, device, strategy="SPREAD")
@@ -206,25 +207,6 @@ def next_pair(generator: Any) -> tuple[Any, Any]:
     return reference, ray.get(next(generator, reference))  # a failure comes alone
 
 
-def start_ray(cpus: int) -> None:
-    """Connect to the cluster that `RAY_ADDRESS` names, else start one on this machine with so many CPUs."""
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        num_cpus=None if os.environ.get("RAY_ADDRESS") else cpus,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-    )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGTERM, handler
-        )  # Ray puts its own there, which ends the process and cleans up nothing
-
-
-def stop_ray() -> None:
-    """Disconnect, and end Ray where `start_ray` started it."""
-    ray.shutdown()
-
-
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Leave Ctrl-C without effect for a while."""
@@ -270,11 +252,16 @@ def reserve(bundles: Sequence[int], device: str, *, strategy: str) -> PlacementG
         remove_placement_group(group)
         free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
         raise ConfigError(
-            f"no place for {len(wanted)} × {wanted[0]} on the Ray cluster within {PLACEMENT_SECONDS} s; free now: "
+            f"the Ray cluster could not place {len(wanted)} × {wanted[0]} within {PLACEMENT_SECONDS} s; free now: "
             f"{free}. Wait for other jobs, or ask for less in trainer.nnodes, trainer.n_gpus_per_node and "
             "trainer.rollout_devices"
         )
     return group
+
+
+def plain(error: Exception) -> str:
+    """Write an error without the colours that Ray puts into its traceback."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
 
 
 def _describe(rank: int, infos: Sequence[WorkerInfo], doing: str, error: Exception) -> str:
@@ -282,6 +269,6 @@ def _describe(rank: int, infos: Sequence[WorkerInfo], doing: str, error: Excepti
     if rank < len(infos):
         where += f" (process {infos[rank].pid} on {infos[rank].host})"
     if isinstance(error, RayTaskError):
-        return f"{where} raised in {doing}:\n{error}"
+        return f"{where} raised in {doing}:\n{plain(error)}"
     reason = "".join(traceback.format_exception_only(error)).strip()
     return f"{where} died in {doing}. If the machine killed it, it ran out of memory or was killed by hand.\n{reason}"

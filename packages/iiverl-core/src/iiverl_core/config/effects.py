@@ -26,10 +26,12 @@ def effects(view: View) -> list[Problem]:
             if view.given(path):
                 unread[reason].append(path)
         elif any(isinstance(m, NotYet) and m.blocks and view[path] not in m.ready for m in key.marks):
-            problems.append(view.problem("here", path, _missing(view, key)))
+            problems.append(view.problem("C032", "here", path, _missing(view, key)))
     for reason, paths in unread.items():
         first = min(paths, key=lambda path: view.places[path].line or 0)
-        problems.append(view.problem("warning", first, f"has no effect: {reason}", key=_together(paths)))
+        problems.append(
+            view.problem("C031", "warning", first, f"has no effect: {reason}", key=_together(paths))
+        )
     return problems
 
 

@@ -1,16 +1,19 @@
 """What the user gave: values by full path, each with its place, from a file's sections and from overrides."""
 
 import copy
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from iiverl_core.config.describe import shown
-from iiverl_core.config.problems import COMMAND_LINE, Place, Problem
+from iiverl_core.config.problems import COMMAND_LINE, Place, Problem, Severity
 from iiverl_core.config.schema import join, keys, sections
 from iiverl_core.config.source import Path, Source, Unreadable, read_yaml
-from iiverl_core.config.suggest import leads_to_moved, suggest
+from iiverl_core.config.suggest import moved_within, suggest
+
+UNKNOWN_KEY = "C012"
 
 
 @dataclass
@@ -23,9 +26,12 @@ class Given:
     broken: set[str] = field(default_factory=set)
     """Keys that were meant to be given, and are not known to what value."""
 
-    def complain(self, key: str, message: str, place: Place) -> None:
-        """Note an error."""
-        self.problems.append(Problem("error", key, message, place.file, place.line))
+    allow_unknown: bool = False
+    """Whether unknown keys are warnings, as in files of later versions."""
+
+    def complain(self, code: str, key: str, message: str, place: Place, severity: Severity = "error") -> None:
+        """Note what is wrong with something that the user gave."""
+        self.problems.append(Problem(code, severity, key, message, place.file, place.line))
 
     def lay_file(self, source: Source, file: str) -> None:
         """Take the values of a YAML file."""
@@ -37,23 +43,19 @@ class Given:
 
     def lay_override(self, text: str) -> None:
         """Take one `key=value`; the value is YAML."""
-        path, equals, written = text.partition("=")
-        path, place = path.strip(), Place(COMMAND_LINE)
-        bare = path.lstrip("+~")
-        if not equals or not path:
-            self.complain(
-                "", f"{text!r} is no override; write key=value, as in trainer.total_epochs=1", place
-            )
-        elif bare != path:
-            hint = f"write {bare}={written}" if path.startswith("+") else f"write {bare}=null"
-            self.complain("", f"{text!r}: keys are neither added nor removed; {hint}", place)
-        else:
-            source = read_yaml(written, COMMAND_LINE)
-            for problem in source.problems:
-                self.complain(path, f"the value {written!r} is {problem.message}", place)
-                self.broken.add(path)
-            if not source.problems:
-                self._lay_one(path, source.values, place)
+        text, place = _decoded(text), Place(COMMAND_LINE)
+        path, _, written = text.partition("=")
+        path = path.strip()
+        if problem := _no_override(text):
+            self.complain("C010", "", f"{text!r} {problem}", place)
+            self.broken.add(path)
+            return
+        source = read_yaml(written, COMMAND_LINE)
+        for problem in source.problems:
+            self.complain(problem.code, path, f"{problem.message} (in {written!r})", place)
+            self.broken.add(path)
+        if not source.problems:
+            self._lay_one(path, source.values, place)
 
     def _lay_one(self, path: str, value: Any, place: Place) -> None:
         holder = next((key for key in keys() if path.startswith(key + ".")), None)
@@ -100,19 +102,20 @@ class Given:
             self.places[path] = place
 
     def _unknown(self, path: str, value: Any, at: Path, place: Callable[[Path], Place]) -> None:
-        if leads_to_moved(path) and isinstance(value, Mapping) and value:
+        if moved_within(path) and isinstance(value, Mapping) and value:
             for name, inner in value.items():
                 self._unknown(join(path, name), inner, (*at, name), place)
             return
         meant, hint = suggest(path)
-        if meant:
+        if meant and not self.allow_unknown:
             self.broken |= {key for key in keys() if key == meant or key.startswith(meant + ".")}
-        self.complain(path, "unknown key" + (f"; {hint}" if hint else ""), place(at))
+        severity = "warning" if self.allow_unknown else "error"
+        self.complain(UNKNOWN_KEY, path, "unknown key" + (f"; {hint}" if hint else ""), place(at), severity)
 
     def _dotted(self, path: str, place: Place) -> None:
         levels = ": {".join(path.split(".")) + ": …" + "}" * path.count(".")
         self.broken |= {key for key in keys() if key == path or key.startswith(path + ".")}
-        self.complain(path, f"in a file, a dot does not lead into a section; write {levels}", place)
+        self.complain("C011", path, f"in a file, a dot does not lead into a section; write {levels}", place)
 
     def _no_section(self, value: Any, section: str, place: Place) -> None:
         what = (
@@ -129,7 +132,29 @@ class Given:
             and all(isinstance(v, dict) for v in value)
         ):
             hint = "; write its keys without the '- '"
-        self.complain(section, f"{what}, not {shown(value)}{hint}", place)
+        self.complain("C013", section, f"{what}, not {shown(value)}{hint}", place)
+
+
+def _decoded(text: str) -> str:
+    """Read the bytes of an argument as UTF-8 where the terminal's encoding could not; what it could is unchanged."""
+    try:
+        return os.fsencode(text).decode("utf-8") if re.search("[\ud800-\udfff]", text) else text
+    except UnicodeError:
+        return text
+
+
+def _no_override(text: str) -> str | None:
+    """Say what keeps a text from being an override, None if it is one."""
+    path, equals, written = text.partition("=")
+    path, bare = path.strip(), path.strip().lstrip("+~")
+    if re.search("[\ud800-\udfff]", text):
+        return "is not text in UTF-8"
+    if not equals or not path:
+        return "is not an override; write key=value, as in trainer.total_epochs=1"
+    if bare != path:
+        hint = f"write {bare}={written}" if path.startswith("+") else f"write {bare}=null"
+        return f"adds or removes a key, and overrides only set values; {hint}"
+    return None
 
 
 def _unreadable(value: Any) -> bool:

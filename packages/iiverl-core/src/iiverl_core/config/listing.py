@@ -36,7 +36,7 @@ def show(loaded: Loaded, *, changed: bool = False, describe: bool = False) -> st
     previous = ""
     for path, key in keys().items():
         origin = loaded.origins[path]
-        if changed and origin.kind not in ("file", "override"):
+        if changed and origin.kind == "default":
             continue
         *section, name = path.split(".")
         shared = shared_sections(previous, path)

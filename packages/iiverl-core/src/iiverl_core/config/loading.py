@@ -5,19 +5,17 @@ whole is validated once. A value that is broken is told, and its default stands 
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
 from iiverl_core.config.checks import View, run_checks
-from iiverl_core.config.checks.devices import TENSOR_PARALLEL
-from iiverl_core.config.defaults import backend_defaults
+from iiverl_core.config.defaults import STRATEGIES, backend_defaults, fitted_defaults
 from iiverl_core.config.effects import effects
-from iiverl_core.config.given import Given
+from iiverl_core.config.given import UNKNOWN_KEY, Given
 from iiverl_core.config.interpolation import reference
-from iiverl_core.config.problems import COMMAND_LINE, Problem, in_order, render
+from iiverl_core.config.problems import COMMAND_LINE, Place, Problem, in_order, render
 from iiverl_core.config.resolve import resolve
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.root import Config
@@ -30,34 +28,38 @@ from iiverl_core.registry import BACKENDS
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value comes from: `detail` is the backend, the key that is followed, or the place."""
+    """Where a value comes from.
 
-    kind: Literal["default", "backend", "follows", "file", "override"]
+    `detail` is the place of a value that the user set; of a default, what it is beyond that: the backend's, another
+    key's value, or one that fits other values.
+    """
+
+    kind: Literal["default", "file", "override"]
     detail: str = ""
 
     def __str__(self) -> str:
         match self.kind:
-            case "backend":
-                return f"default ({self.detail})"
-            case "follows":
-                return f"default, as {self.detail}"
             case "file":
                 return self.detail
+            case "override":
+                return "command line"
             case _:
-                return self.kind
+                return f"default{self.detail}"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration, where each of its values comes from, and all there is to tell about it.
+    """A configuration, the origin of each of its values, and its diagnostics.
 
-    Where `errors` is not empty, defaults stand in `config` for what is broken.
+    If `errors` is not empty, defaults stand in `config` for what is broken. If the file could not be read at all,
+    `is_read` is false, and all of `config` is defaults.
     """
 
     path: str
     config: Config
     problems: tuple[Problem, ...]
     origins: Mapping[str, Origin] = field(repr=False)
+    is_read: bool = True
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -69,14 +71,27 @@ class Loaded:
         """What keeps it from running with this version and on this machine, errors among them."""
         return tuple(p for p in self.problems if p.severity != "warning")
 
+    @property
+    def unknown_keys(self) -> tuple[Problem, ...]:
+        """Unknown keys: errors or, if they are allowed, warnings."""
+        return tuple(p for p in self.problems if p.code == UNKNOWN_KEY)
 
-def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), backend: str | None = None) -> Loaded:
+
+def load(
+    path: str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    backend: str | None = None,
+    *,
+    allow_unknown: bool = False,
+) -> Loaded:
     """Load and check a YAML file.
 
     Args:
         path: the file.
         overrides: `key.sub=value`, applied in order; values are YAML.
-        backend: its name; by default what the file's `actor_rollout_ref.actor.strategy` says, else `fsdp`.
+        backend: its name, over what the file says; by default the file's `actor_rollout_ref.actor.strategy`, else
+            `fsdp`.
+        allow_unknown: make warnings of unknown keys, which are then left out.
 
     Nothing is raised for what a file or an override may hold; it stands in `problems`.
     """
@@ -85,7 +100,9 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = (), backend: s
     source = read_yaml(text, file)
     if problem:
         source.problems.append(problem)
-    return _load(file, source, overrides, backend)
+    return _load(
+        Given(problems=source.problems, allow_unknown=allow_unknown), file, source, overrides, backend
+    )
 
 
 def build(values: Mapping[str, Any], backend: str | None = None) -> Config:
@@ -94,7 +111,7 @@ def build(values: Mapping[str, Any], backend: str | None = None) -> Config:
     Raises:
         ConfigError: something is wrong with them; all of it is told.
     """
-    loaded = _load("values", Source(values=values), (), backend)
+    loaded = _load(Given(), "values", Source(values=values), (), backend)
     if loaded.errors:
         raise ConfigError(render(replace(problem, file=None) for problem in loaded.errors))
     return loaded.config
@@ -111,75 +128,77 @@ def _read(file: str) -> tuple[str, Problem | None]:
         message = f"this is not a text file in UTF-8 (byte {error.start})"
     except (OSError, ValueError) as error:
         message = f"it cannot be read: {getattr(error, 'strerror', None) or error}"
-    return "", Problem("error", "", message, file)
+    return "", Problem("C001", "error", "", message, file)
 
 
-def _load(file: str, source: Source, overrides: Iterable[str], backend: str | None) -> Loaded:
-    given = Given(problems=source.problems)
-    readable = source.values is not None or not source.problems
+def _load(given: Given, file: str, source: Source, overrides: Iterable[str], backend: str | None) -> Loaded:
+    is_read = source.values is not None or not source.problems
     given.lay_file(source, file)
     for override in overrides:
         given.lay_override(override)
-    by_backend = _backend_defaults(given, backend)
-    defaults = {**by_backend, **_no_validation(given)}
-    resolved = resolve(given, defaults)
-    if fitting := _fitting_engines(given, resolved.config):
-        resolved = resolve(given, {**defaults, **fitting})
+    if backend is not None:
+        _choose_backend(given, backend)
+    strategy = given.values.get(BACKEND)
+    known = isinstance(strategy, str) and strategy in BACKENDS
+    by_backend = backend_defaults(BACKENDS[strategy]) if known else {}
+    resolved = resolve(given, by_backend)
+    fitted = fitted_defaults(resolved.config, given.values)
+    if fitted:
+        resolved = resolve(given, {**by_backend, **{key: value for key, (value, _) in fitted.items()}})
     problems = [*given.problems, *resolved.problems]
-    if readable:
+    if is_read:
         view = View(resolved.config, given.places, resolved.tainted, file)
         problems += [*run_checks(view), *effects(view)]
-    return Loaded(file, resolved.config, in_order(dict.fromkeys(problems)), _origins(given, by_backend))
+    origins = _origins(given, resolved.invalid, by_backend, fitted)
+    return Loaded(file, resolved.config, in_order(dict.fromkeys(problems)), origins, is_read)
 
 
-def _no_validation(given: Given) -> Mapping[str, Any]:
-    """Who names training data and no validation data wants none, rather than the default's."""
-    named = any(path == "data.train_files" for path in given.places)
-    return {"data.val_files": None} if named and "data.val_files" not in given.places else {}
-
-
-def _fitting_engines(given: Given, config: Config) -> Mapping[str, Any]:
-    """Who says nothing of engines over several devices gets the largest, up to the default's, that fit a machine."""
-    trainer, default = config.trainer, config.actor_rollout_ref.rollout.tensor_model_parallel_size
-    fitting = gcd(default, trainer.rollout_devices or trainer.n_gpus_per_node)
-    return {} if TENSOR_PARALLEL in given.values or fitting == default else {TENSOR_PARALLEL: fitting}
-
-
-def _backend_defaults(given: Given, backend: str | None) -> Mapping[str, Any]:
-    strategy = given.values.get(BACKEND)
-    if backend is not None and backend not in BACKENDS:
+def _choose_backend(given: Given, backend: str) -> None:
+    """Let the command line's backend replace the file's, of all models."""
+    place = Place(COMMAND_LINE)
+    if backend not in BACKENDS:
         near = nearest(backend, list(BACKENDS))
         hint = f"; did you mean {near}?" if near else ""
-        message = f"expected {' or '.join(BACKENDS)}, not {backend!r}{hint}"
-        given.problems.append(Problem("error", "--backend", message, COMMAND_LINE))
+        given.complain("C016", "--backend", f"expected {' or '.join(BACKENDS)}, not {backend!r}{hint}", place)
         given.broken.add(BACKEND)
-        backend = None
-    elif (
-        backend
-        and isinstance(strategy, str)
-        and strategy in BACKENDS
-        and BACKENDS[strategy] is not BACKENDS[backend]
-    ):
-        message = f"--backend {backend} contradicts {BACKEND}: {strategy}; leave one of them out"
-        given.complain(BACKEND, message, given.places[BACKEND])
-        given.broken.add(BACKEND)
-    elif backend and (absent := BACKENDS[backend].missing()):
-        given.problems.append(Problem("here", "--backend", absent, COMMAND_LINE))
-        given.broken.add(BACKEND)
-    chosen = backend or strategy
-    return backend_defaults(BACKENDS[chosen]) if isinstance(chosen, str) and chosen in BACKENDS else {}
+        return
+    for key in STRATEGIES:
+        strategy = given.values.get(key)
+        if strategy is None or _is_of(backend, strategy):
+            continue
+        if given.places[key] == place:
+            message = f"--backend {backend} contradicts {key}={strategy}; leave one of them out"
+            given.complain("C017", key, message, place)
+            given.broken.add(key)
+        else:
+            given.values[key], given.places[key] = backend, place
+    if given.values.get(BACKEND) is None:
+        given.values[BACKEND], given.places[BACKEND] = backend, place
 
 
-def _origins(given: Given, by_backend: Mapping[str, Any]) -> dict[str, Origin]:
+def _is_of(backend: str, strategy: Any) -> bool:
+    return isinstance(strategy, str) and strategy in BACKENDS and BACKENDS[strategy] is BACKENDS[backend]
+
+
+def _origins(
+    given: Given,
+    invalid: Container[str],
+    by_backend: Mapping[str, Any],
+    fitted: Mapping[str, tuple[Any, str]],
+) -> dict[str, Origin]:
     origins = {}
     for path, key in keys().items():
-        followed = reference(by_backend.get(path, key.default))
-        if path in given.places:
-            place = given.places[path]
+        place = given.places.get(path)
+        if place and path in invalid:
+            origins[path] = Origin("default", f"; the value from {place} is invalid")
+        elif place:
             origins[path] = Origin("override") if place.file == COMMAND_LINE else Origin("file", str(place))
-        elif followed:
-            origins[path] = Origin("follows", followed)
+        elif path in fitted:
+            origins[path] = Origin("default", f", to fit {fitted[path][1]}")
+        elif followed := reference(by_backend.get(path, key.default)):
+            origins[path] = Origin("default", f", as {followed}")
         else:
-            backend_says = path in by_backend
-            origins[path] = Origin("backend", by_backend[BACKEND]) if backend_says else Origin("default")
+            origins[path] = Origin(
+                "default", f" of backend {by_backend[BACKEND]}" if path in by_backend else ""
+            )
     return origins

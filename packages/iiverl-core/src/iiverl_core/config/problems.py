@@ -11,12 +11,13 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to tell about a configuration.
+    """One diagnostic of a configuration; `diagnostics.py` names its code.
 
     `error`: it is wrong. `here`: it is right, and cannot run with this version or on this machine. `warning`: it runs,
     and perhaps not as meant. `file` is the YAML file or `COMMAND_LINE`; `line` counts from 1.
     """
 
+    code: str
     severity: Severity
     key: str
     message: str
@@ -41,7 +42,7 @@ def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 
 def render(problems: Iterable[Problem], *, running: bool = False) -> str:
-    """Write one line a problem, for a terminal: `file:line: severity: key: message`.
+    """Write one line per problem, for a terminal: `file:line: severity[code]: key: message`.
 
     Where a run is about to start (`running`), what cannot run here is an error; else it is a warning.
     """
@@ -54,4 +55,7 @@ def _render(problem: Problem, running: bool) -> str:
         severity = "error" if running else "warning"
     place = [str(Place(problem.file, problem.line))] if problem.file else []
     key = [problem.key] if problem.key else []
-    return ": ".join([*place, severity, *key, problem.message])
+    line = ": ".join([*place, f"{severity}[{problem.code}]", *key, problem.message])
+    return line.encode("utf-8", "backslashreplace").decode(
+        "utf-8"
+    )  # what is no text has been kept as surrogates

@@ -20,10 +20,14 @@ from iiverl_core.config.suggest import nearest
 
 @dataclass(frozen=True)
 class Resolved:
-    """A valid configuration, what was wrong with the values, and the keys of which nothing can be concluded."""
+    """A valid configuration, and what was wrong with the values.
+
+    `invalid` are keys whose defaults stand in for what the user set, `tainted` all of which nothing can be concluded.
+    """
 
     config: Config
     problems: list[Problem]
+    invalid: frozenset[str]
     tainted: frozenset[str]
 
 
@@ -31,7 +35,7 @@ def resolve(given: Given, by_backend: Mapping[str, Any]) -> Resolved:
     """Make the configuration of what the user gave; `by_backend` holds the backend's own defaults."""
     resolver = _Resolver(given, by_backend)
     config = resolver.run()
-    return Resolved(config, resolver.problems, resolver.tainted())
+    return Resolved(config, resolver.problems, frozenset(resolver.broken - resolver.own), resolver.tainted())
 
 
 class _Resolver:
@@ -86,7 +90,7 @@ class _Resolver:
                 return values
             for error in unresolved.values():
                 guilty = [path for path in error.paths if path in self.own]
-                self.complain(guilty[0], str(error))
+                self.complain("C014", guilty[0], str(error))
                 self.put_defaults(guilty)
 
     def invalid(self, errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> None:
@@ -99,7 +103,7 @@ class _Resolver:
             sources = self.sources(path)
             if by_key.keys().isdisjoint(sources):
                 guilty = next(source for source in (path, *sources) if source in self.own)
-                self.complain(guilty, _message(path, values[path], self.raw[path], details))
+                self.complain("C015", guilty, _message(path, values[path], self.raw[path], details))
                 all_guilty.append(guilty)
         self.put_defaults(all_guilty)
 
@@ -123,9 +127,9 @@ class _Resolver:
             self.own.discard(path)
             self.raw[path] = self.defaults[path]
 
-    def complain(self, path: str, message: str) -> None:
+    def complain(self, code: str, path: str, message: str) -> None:
         place = self.given.places[path]
-        self.problems.append(Problem("error", path, message, place.file, place.line))
+        self.problems.append(Problem(code, "error", path, message, place.file, place.line))
 
 
 def _takes_null(path: str) -> bool:

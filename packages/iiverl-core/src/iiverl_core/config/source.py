@@ -72,22 +72,26 @@ def read_yaml(text: str, file: str) -> Source:
         if root is not None:
             source.values = _Reader(source, file).value(root, ())
     except yaml.MarkedYAMLError as error:
-        source.problems.append(_syntax(error, file))
+        source.problems.append(_marked(error, file))
     except yaml.YAMLError as error:  # a character that no YAML file holds
         reason = str(error).splitlines()[0]
-        source.problems.append(Problem("error", "", f"this is not a YAML file: {reason}", file))
+        source.problems.append(_syntax(f"this is not a YAML file: {reason}", file))
     except RecursionError:
-        source.problems.append(Problem("error", "", "the values are nested too deeply", file))
+        source.problems.append(_syntax("the values are nested too deeply", file))
     return source
 
 
-def _syntax(error: yaml.MarkedYAMLError, file: str) -> Problem:
+def _syntax(message: str, file: str, line: int | None = None) -> Problem:
+    return Problem("C002", "error", "", message, file, line)
+
+
+def _marked(error: yaml.MarkedYAMLError, file: str) -> Problem:
     problem = error.problem or error.context or "it cannot be read"
     message = next((sentence for sign, sentence in SENTENCES if sign in problem), problem)
     mark = error.problem_mark or error.context_mark
     if error.context_mark and problem.startswith(AT_THE_OPENING):
         mark = error.context_mark
-    return Problem("error", "", f"not valid YAML: {message}", file, mark.line + 1 if mark else None)
+    return _syntax(f"not valid YAML: {message}", file, mark.line + 1 if mark else None)
 
 
 class _Reader:
@@ -144,9 +148,8 @@ class _Reader:
                 continue
             key = key_node.value
             if key in first:
-                self.complain(
-                    key_node, (*path, key), f"this key stands here twice; the first is on line {first[key]}"
-                )
+                message = f"this key stands here twice; the first is on line {first[key]}"
+                self.complain(key_node, (*path, key), message, "C004")
                 continue
             first[key] = self.source.lines[*path, key] = key_node.start_mark.line + 1
             values[key] = self.value(value_node, (*path, key))
@@ -160,7 +163,7 @@ class _Reader:
             elif not isinstance(merged, Unreadable):
                 self.complain(item, path, "'<<' takes a section")
 
-    def complain(self, node: yaml.Node, path: Path, message: str) -> Unreadable:
+    def complain(self, node: yaml.Node, path: Path, message: str, code: str = "C003") -> Unreadable:
         key = ".".join(map(str, path))
-        self.source.problems.append(Problem("error", key, message, self.file, node.start_mark.line + 1))
+        self.source.problems.append(Problem(code, "error", key, message, self.file, node.start_mark.line + 1))
         return Unreadable()

@@ -1,71 +1,93 @@
-"""For a key that nothing knows: the one that was probably meant."""
+"""For an unknown key: the known one that means the same, if there is one.
 
-from difflib import get_close_matches
+A wrong suggestion costs more than none, since it may lead to a key that breaks the run. So a key is suggested only when
+a table says that it means the same, or when it is a misspelling of a key in the same section.
+"""
 
-from iiverl_core.config.schema import join, keys, sections, shared_sections
+from collections.abc import Iterable
 
-MOVED = {
-    "reward.custom_reward_function": "custom_reward_function",
-    "reward.reward_manager": "reward_model.reward_manager",
-    "reward.reward_manager.name": "reward_model.reward_manager",
-    "reward.reward_model": "reward_model",
-    "reward.reward_kwargs": "custom_reward_function.reward_kwargs",
-    "reward.reward_kwargs.overlong_buffer_cfg": "reward_model.overlong_buffer",
-    "reward.reward_kwargs.max_resp_len": "data.max_response_length",
-    "reward_model.reward_kwargs.overlong_buffer_cfg": "reward_model.overlong_buffer",
-    "reward_model.reward_kwargs.max_resp_len": "data.max_response_length",
-    "actor_rollout_ref.actor.kl_coef": "actor_rollout_ref.actor.kl_loss_coef",
-}
-"""Keys of later versions of verl, and a guess that is often made, with the place where they belong."""
+from iiverl_core.config.schema import join, keys, sections
+from iiverl_core.config.synonyms import below, find_synonym
+
+FEW = 10
+"""Keys that a section may have for all of them to be named."""
 
 
 def suggest(path: str) -> tuple[str | None, str]:
-    """For an unknown key: the path that was probably meant, and the end of the sentence that tells it."""
-    moved = _moved(path)
-    if moved:
-        return moved, f"it belongs at {moved}"
+    """For an unknown key: the path that means the same, if any, and the end of the sentence that reports the key."""
+    synonym = find_synonym(path)
+    if synonym and not _is_known(synonym.key):  # a key of a moved section that has moved within it
+        synonym = find_synonym(synonym.key)
+    if synonym and _is_known(synonym.key):
+        return synonym.key, f"use {synonym.key}" + (f" ({synonym.note})" if synonym.note else "")
     section, _, name = path.rpartition(".")
     if section in keys():
         return None, f"{section} is a value, not a section"
-    known = (*keys(), *sections())
     siblings = list(sections()[section].model_fields) if section in sections() else []
-    elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-    if elsewhere and not _nearest(name, siblings, 0.8):
-        near = max(elsewhere, key=lambda other: shared_sections(other, path))
-        return near, f"it belongs at {near}"
-    sibling = _nearest(name, siblings, 0.6)
-    if sibling:
-        return join(section, sibling), f"did you mean {join(section, sibling)}?"
-    word = _nearest(name, [other.rpartition(".")[2] for other in known], 0.8)
-    if word:
-        likely = [other for other in known if other.rpartition(".")[2] == word]
-        near = max(likely, key=lambda other: shared_sections(other, path))
-        return near, f"did you mean {near}?"
-    few = 0 < len(siblings) <= 10
+    meant = nearest(name, siblings)
+    if meant:
+        return join(section, meant), f"did you mean {join(section, meant)}?"
+    few = 0 < len(siblings) <= FEW
     return None, f"{section or 'the configuration'} has {', '.join(siblings)}" if few else ""
 
 
-def leads_to_moved(path: str) -> bool:
-    """Whether keys under this unknown one have moved elsewhere, so that it is they that are to be told."""
-    return any(old.startswith(path + ".") for old in MOVED) and path not in MOVED
+def moved_within(path: str) -> bool:
+    """Whether the table knows keys within an unknown section but not the section, so that those are reported."""
+    return find_synonym(path) is None and any(below(path))
 
 
-def nearest(word: str, choices: list[str]) -> str | None:
-    """The choice that is spelled most like a word, if any is."""
-    return _nearest(word, choices, 0.6)
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Find the one word that another is a misspelling of.
+
+    Case, underscores and hyphens do not count, nor does the order of the parts between them. Else one letter may be
+    wrong, left out, added or exchanged with its neighbour, and two in words of 8 letters or more. A word that lacks a
+    part is another word, and one that is as near to a second word is a misspelling of neither.
+    """
+    parts = set(_parts(word))
+    distances = sorted(
+        (_distance(word, other), other)
+        for other in known
+        if not (parts < set(_parts(other)) or parts > set(_parts(other)))
+    )
+    if not distances or distances[0][0] > _tolerance(word):
+        return None
+    if len(distances) > 1 and distances[0][0] == distances[1][0]:
+        return None
+    return distances[0][1]
 
 
-def _moved(path: str) -> str | None:
-    head, rest = path, ""
-    while head:
-        if head in MOVED:
-            return MOVED[head] + rest
-        head, _, name = head.rpartition(".")
-        rest = f".{name}{rest}"
-    return None
+def _is_known(path: str) -> bool:
+    return path in keys() or path in sections()
 
 
-def _nearest(word: str, choices: list[str], cutoff: float) -> str | None:
-    plain = {choice.lower().replace("-", "_"): choice for choice in choices}
-    found = get_close_matches(word.lower().replace("-", "_"), plain, n=1, cutoff=cutoff)
-    return plain[found[0]] if found else None
+def _tolerance(word: str) -> int:
+    letters = len(_letters(word))
+    return 0 if letters < 3 else 1 if letters < 8 else 2
+
+
+def _letters(word: str) -> str:
+    return "".join(_parts(word))
+
+
+def _parts(word: str) -> list[str]:
+    return word.lower().replace("-", "_").split("_")
+
+
+def _distance(left: str, right: str) -> int:
+    if sorted(_parts(left)) == sorted(_parts(right)):
+        return 0
+    return _edits(_letters(left), _letters(right))
+
+
+def _edits(left: str, right: str) -> int:
+    """Count the edits between two words, an exchange of neighbours being one (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        before, above, row = row, before, [i]
+        for j, b in enumerate(right, 1):
+            edits = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == right[j - 2] and b == left[i - 2]:
+                edits = min(edits, above[j - 2] + 1)
+            row.append(edits)
+    return row[-1]

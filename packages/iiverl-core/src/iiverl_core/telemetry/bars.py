@@ -1,8 +1,9 @@
-"""Two live bars at the bottom of a terminal: the run, and what the current step is doing."""
+"""Two live bars at the bottom of a terminal: the run, and the current phase of its step."""
 
 import logging
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -11,60 +12,85 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from iiverl_core.telemetry.phase import Phase
+from iiverl_core.telemetry.terminal import takes_escape_codes
 
 BAR_WIDTH = 24
+MIN_BAR_WIDTH = 6
+LABEL_WIDTH = 14
 
 
 class Shown(Protocol):
-    """What there is to draw: steps done and in all, how the run goes, and the current phase."""
+    """State to draw: steps done and in all, how the run goes, and the current phase."""
 
     step: int
     total: int
     phase_now: Phase | None
 
     def describe(self) -> str:
-        """Say how the run goes."""
+        """Describe how the run goes, as parts with two spaces between them."""
         ...
 
 
 class Bars:
-    """Draws the progress of a run four times a second, from a thread of its own."""
+    """Draws the progress of a run whenever `refresh` is called, by any thread."""
 
     def __init__(self, stream: TextIO, progress: Shown) -> None:
         self._progress = progress
         self._running = False
         self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
         self._console = Console(file=stream)
-        self._live = Live(
-            console=self._console,
-            get_renderable=self._draw,
-            refresh_per_second=4,
-            redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=sys.stderr.isatty(),
-        )
+        self._live: Live | None = None
+        self._lock = threading.RLock()
 
     @staticmethod
     def fit(stream: TextIO) -> bool:
         """Tell whether `stream` is a terminal that can redraw a line."""
-        return stream.isatty() and not Console(file=stream).is_dumb_terminal
+        return takes_escape_codes(stream)
 
     def start(self) -> None:
-        """Show the bars; from here on what is printed or logged appears above them."""
+        """Show the bars; from here on, printed and logged lines appear above them."""
         streams = {sys.stdout: "stdout", sys.stderr: "stderr"}
-        self._live.start()
         self._running = True
+        self.refresh()
         for handler in _stream_handlers():
             if handler.stream in streams:
                 self._handlers.append((handler, handler.stream))
                 handler.setStream(getattr(sys, streams[handler.stream]))
+
+    def refresh(self) -> None:
+        """Draw the bars as things are now, also after a `pause`."""
+        with self._lock:
+            if not self._running:
+                return
+            if self._live is None:
+                self._live = Live(
+                    console=self._console,
+                    get_renderable=self._draw,
+                    auto_refresh=False,
+                    redirect_stdout=sys.stdout.isatty(),
+                    redirect_stderr=sys.stderr.isatty(),
+                )
+                self._live.start()
+            self._live.refresh()
+
+    def pause(self) -> None:
+        """Take the bars off the terminal until the next `refresh`."""
+        with self._lock:
+            if self._live is not None:
+                self._live.transient = True
+                self._live.stop()
+                self._live = None
 
     def stop(self) -> None:
         """Leave the run's bar as it stands and give the terminal back."""
         for handler, stream in self._handlers:
             handler.setStream(stream)
         self._handlers.clear()
-        self._running = False
-        self._live.stop()
+        with self._lock:
+            self._running = False
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
 
     def say(self, line: str) -> None:
         """Print a line as it is, whatever its length, above the bars."""
@@ -72,18 +98,42 @@ class Bars:
 
     def _draw(self) -> Table:
         progress, phase = self._progress, self._progress.phase_now
-        table = Table.grid(padding=(0, 1))
-        table.add_column(min_width=14, no_wrap=True)
-        table.add_column(width=BAR_WIDTH)
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=max(progress.total, 1), completed=progress.step)
-        table.add_row(f"step {progress.step}/{progress.total}", bar, progress.describe())
+        labels = [f"step {progress.step}/{progress.total}"]
+        bars = [ProgressBar(total=max(progress.total, 1), completed=progress.step)]
+        texts = [progress.describe()]
         if phase:
-            bar = ProgressBar(total=phase.total, completed=phase.done, pulse=phase.total is None)
-            table.add_row(f"  {phase.name}", bar, phase.describe())
-        elif self._running:
-            table.add_row("", "", "")  # keeps the height, so that the bars do not jump between phases
+            labels.append(f"  {phase.name}")
+            bars.append(ProgressBar(total=phase.total, completed=phase.done, pulse=phase.total is None))
+            texts.append(phase.describe())
+        width, texts = fit_row(labels, texts, self._console.width)
+        table = Table.grid(padding=(0, 1))
+        table.add_column(min_width=LABEL_WIDTH, no_wrap=True)
+        if width:
+            table.add_column(width=width)
+        table.add_column(no_wrap=True)
+        for label, bar, text in zip(labels, bars, texts, strict=True):
+            table.add_row(*([label, bar, text] if width else [label, text]))
+        if self._running and not phase:
+            table.add_row("")  # keeps the height, so that the bars do not jump between phases
         return table
+
+
+def fit_row(labels: Sequence[str], texts: Sequence[str], columns: int) -> tuple[int, list[str]]:
+    """Find the width of the bars between labels and texts (0 for none), and the texts that fit beside them.
+
+    Bars become narrower before anything else gives way; then whole parts of the texts are left out, the last first.
+    """
+    label = max(LABEL_WIDTH, *map(len, labels))
+    room = columns - label - 2 - max(map(len, texts))
+    if room >= MIN_BAR_WIDTH:
+        return min(BAR_WIDTH, room), list(texts)
+    fitting = []
+    for text in texts:
+        parts = text.split("  ")
+        while parts and label + 1 + len("  ".join(parts)) > columns:
+            parts.pop()
+        fitting.append("  ".join(parts))
+    return 0, fitting
 
 
 def _stream_handlers() -> Iterator[logging.StreamHandler]:

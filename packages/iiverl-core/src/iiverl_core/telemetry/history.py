@@ -5,11 +5,12 @@ Beside it lies `generations.jsonl`, a line for each response that was kept to be
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from iiverl_core.telemetry.generations import Generation
 
@@ -85,3 +86,18 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
             else:
                 history.append(record)
     return history
+
+
+def validation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Pick the mean validation score of each data source from the metrics of a step."""
+    prefix, of_several = "val/test_score/", re.compile(r"/(mean|best|worst|maj)@\d+$")
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix) and not of_several.search(name) and is_finite_number(value)
+    }
+
+
+def is_finite_number(value: Any) -> TypeGuard[float]:
+    """Tell whether a value of the file is a number; null stands for one that is not finite."""
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: two live bars on a terminal, plain lines elsewhere."""
+"""The display of a run in progress: two live bars on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
@@ -11,15 +11,19 @@ from typing import TextIO
 from iiverl_core.telemetry.bars import Bars
 from iiverl_core.telemetry.metrics import SCORE
 from iiverl_core.telemetry.phase import Phase
+from iiverl_core.telemetry.prompts import Prompts
 from iiverl_core.telemetry.timers import duration
+
+REFRESH_SECONDS = 0.25
 
 
 class Progress:
     """Shows how far a run is, from `start_step` done to `total_steps`; use it in a `with` block.
 
-    On a terminal there is a bar for the run and one for the current phase, and what is said, printed or logged
-    appears above them. Elsewhere there is a line a step, and one every `every` seconds of a phase that lasts. Every
-    call takes microseconds. Leaving the block, by an exception too, gives the terminal back as it was.
+    On a terminal there is a bar for the run and one for the current phase, and printed or logged lines appear above
+    them. Elsewhere there is a line per step, and one every `every` seconds of a long phase. While a debugger or a
+    prompt reads, nothing is shown: lines wait until it is done. Every call takes microseconds. Leaving the block, by
+    an exception too, gives the terminal back as it was.
     """
 
     def __init__(
@@ -34,25 +38,28 @@ class Progress:
         self._mean: float | None = None
         self._last_step = self._last_line = time.perf_counter()
         self._bars = Bars(self._stream, self) if Bars.fit(self._stream) else None
+        self._prompts = Prompts(before=self._bars.pause if self._bars else lambda: None)
+        self._waiting: list[str] = []
+        self._writing = threading.Lock()
         self._stop = threading.Event()
-        self._heart: threading.Thread | None = None
+        self._heart = threading.Thread(target=self._beat, name="progress", daemon=True)
 
     def __enter__(self) -> "Progress":
         self._last_step = time.perf_counter()
+        self._prompts.start()
         if self._bars:
             self._bars.start()
-        else:
-            self._heart = threading.Thread(target=self._beat, name="progress", daemon=True)
-            self._heart.start()
+        self._heart.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.phase_now = None
         self._stop.set()
+        self._heart.join()
+        self._prompts.stop()
         if self._bars:
             self._bars.stop()
-        if self._heart:
-            self._heart.join()
+        self._write_waiting()
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -83,17 +90,33 @@ class Progress:
         return "  ".join(parts)
 
     def say(self, line: str) -> None:
-        """Print a line, above the bars where there are bars."""
+        """Print a line, above the bars if there are bars; while a debugger or a prompt reads, the line waits."""
         self._last_line = time.perf_counter()
-        if self._bars:
-            self._bars.say(line)
-        else:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+        with self._writing:
+            self._waiting.append(line)
+        if not self._prompts.pending():
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Print the lines that wait, in their order."""
+        with self._writing:
+            lines, self._waiting = self._waiting, []
+            for line in lines:
+                if self._bars:
+                    self._bars.say(line)
+                else:
+                    self._stream.write(line + "\n")
+            if lines and not self._bars:
+                self._stream.flush()
 
     def _beat(self) -> None:
-        """Say what is being done whenever nothing was said for a while."""
-        while not self._stop.wait(self._every / 20):
+        """Redraw the bars, or say what is being done whenever nothing was said for a while."""
+        while not self._stop.wait(REFRESH_SECONDS if self._bars else self._every / 20):
+            if self._prompts.pending():
+                continue
+            self._write_waiting()
             phase = self.phase_now
-            if phase and time.perf_counter() - max(phase.started, self._last_line) >= self._every:
+            if self._bars:
+                self._bars.refresh()
+            elif phase and time.perf_counter() - max(phase.started, self._last_line) >= self._every:
                 self.say(f"  {phase.name}  {phase.describe()}")

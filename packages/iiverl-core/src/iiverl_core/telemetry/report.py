@@ -3,24 +3,24 @@
 import json
 import logging
 import os
-import re
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from math import isfinite
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from iiverl_core.telemetry.curve import draw_png, draw_text
-from iiverl_core.telemetry.history import METRICS_FILE, read_history
+from iiverl_core.telemetry.history import METRICS_FILE, is_finite_number, read_history, validation_scores
 from iiverl_core.telemetry.metrics import SCORE
 from iiverl_core.telemetry.services import TENSORBOARD_FOLDER
+from iiverl_core.telemetry.terminal import takes_escape_codes
 from iiverl_core.telemetry.timers import duration
 
 logger = logging.getLogger(__name__)
 
 PICTURE = "reward.png"
+TITLE_WIDTH = 72  # a longer name of an experiment stands in the summary below the curve alone
 
 
 def report(
@@ -42,10 +42,10 @@ def report(
     """
     records = read_history(folder)
     trained = [record for record in records if record["step"] > 0]
-    rewards = [(record["step"], record[SCORE]) for record in trained if _is_number(record.get(SCORE))]
+    rewards = [(record["step"], record[SCORE]) for record in trained if is_finite_number(record.get(SCORE))]
     if len(rewards) > 1:
-        title = experiment if len(experiment) <= 56 else f"{experiment[:53]}..."
-        _draw(folder / PICTURE, rewards, f"{title}: mean reward", say)
+        title = f"{experiment}: mean reward"
+        _draw(folder / PICTURE, rewards, title if len(title) <= TITLE_WIDTH else "mean reward", say)
     say(_headline(experiment, trained, total_steps))
     for name, text in _facts(folder, records, [reward for _, reward in rewards], samples):
         say(f"  {name:<13}{text}")
@@ -63,8 +63,7 @@ def _draw(
     picture: Path, rewards: Sequence[tuple[int, float]], title: str, say: Callable[[str], None]
 ) -> None:
     steps, values = zip(*rewards, strict=True)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    text = draw_text(steps, values, title, colour=colour)
+    text = draw_text(steps, values, title, colour=takes_escape_codes(sys.stdout))
     if _can_print(text):
         say(text)
     try:
@@ -125,12 +124,10 @@ def _change(rewards: Sequence[float]) -> str:
 
 def _validations(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """Collect the mean test score of each data source, in the order of steps."""
-    prefix, of_several = "val/test_score/", re.compile(r"/(mean|best|worst|maj)@\d+$")
     scores: dict[str, list[float]] = {}
     for record in records:
-        for name, value in record.items():
-            if name.startswith(prefix) and not of_several.search(name) and _is_number(value):
-                scores.setdefault(name.removeprefix(prefix), []).append(value)
+        for source, score in validation_scores(record).items():
+            scores.setdefault(source, []).append(score)
     return scores
 
 
@@ -161,10 +158,6 @@ def _show(path: Path) -> str:
     """Write a path as it is reached from here, where it lies below."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and isfinite(value)
 
 
 def _can_print(text: str) -> bool:

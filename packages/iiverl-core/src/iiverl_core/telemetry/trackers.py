@@ -1,6 +1,8 @@
 """Where the metrics of a step and a few responses go: any of console, a file, and the services, side by side."""
 
 import logging
+import shutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,10 @@ from typing import Any, Protocol
 from iiverl_core.errors import IIVerlError
 from iiverl_core.registry import TRACKERS, load_code
 from iiverl_core.telemetry.generations import Generation, as_lines
-from iiverl_core.telemetry.history import JsonLines
+from iiverl_core.telemetry.history import JsonLines, validation_scores
+from iiverl_core.telemetry.metrics import SCORE
+from iiverl_core.telemetry.phase import short
+from iiverl_core.telemetry.timers import duration
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +49,38 @@ class Tracker(Protocol):
         ...
 
 
+KEY_FIGURES: dict[str, tuple[str, ...]] = {
+    "reward": (SCORE,),
+    "kl": ("actor/kl_loss", "critic/kl", "actor/ppo_kl"),
+    "length": ("response_length/mean",),
+    "grad": ("actor/grad_norm",),
+    "entropy": ("actor/entropy", "actor/entropy_loss"),
+    "clip": ("actor/pg_clipfrac",),
+}
+"""Metrics of the console's line, by their label there, the most important first; of several, the first that a step has."""
+
+FILE_COLUMNS = 120
+"""Width of lines that do not go to a terminal."""
+
+
 class Console:
-    """One line a step: `step:N - name:value - name:value`; and a few lines for each response."""
+    """A line of key figures per step, and a few lines per response. Every other metric is in the files."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Say the line of a step."""
-        self._say(
-            " - ".join([f"step:{step}", *(f"{name}:{number(value)}" for name, value in metrics.items())])
-        )
+        """Print the line of a step, and another if there was a validation; nothing if neither has a key figure."""
+        columns = shutil.get_terminal_size((FILE_COLUMNS, 24)).columns
+        if figures := key_figures(metrics):
+            parts = [f"step {step}", *figures]
+            while len(parts) > 2 and len("  ".join(parts)) > columns:
+                parts.pop()
+            self._say("  ".join(parts))
+        if scores := validation_scores(metrics):
+            parts = [f"{source} {number(score)}" for source, score in scores.items()]
+            text = f"step {step}  validation  {'  '.join(parts)}"
+            self._say(textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False))
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
         """Say the responses, cut to what can be taken in at a glance."""
@@ -73,6 +99,26 @@ def number(value: float) -> str:
     if abs(value) < 1e15 and (value.is_integer() or abs(value) >= 1000):
         return f"{value:.1f}"
     return f"{value:.4g}"
+
+
+def key_figures(metrics: Mapping[str, float]) -> list[str]:
+    """Write the key figures of a step, the most important first: `reward 0.412`, …, `12.3 s`, `4.6k tok/s`.
+
+    Tokens per second are those of all devices together.
+    """
+    figures = [
+        f"{label} {value:.3g}"
+        for label, names in KEY_FIGURES.items()
+        if (value := next((metrics[name] for name in names if name in metrics), None)) is not None
+    ]
+    if not figures:
+        return []
+    seconds, tokens = metrics.get("timing_s/step"), metrics.get("perf/total_num_tokens")
+    if seconds is not None:
+        figures.append(f"{seconds:.3g} s" if seconds < 1000 else duration(seconds))
+    if seconds and tokens is not None:
+        figures.append(f"{short(tokens / seconds)} tok/s")
+    return figures
 
 
 class Trackers:

@@ -34,6 +34,9 @@ def main(target: str, time_limit: float) -> None:
     os.dup2(2, 1)
     try:
         function = load(target)
+    except SignatureError as error:
+        _send(replies, {"unusable": str(error)})
+        return
     except (Exception, SystemExit) as error:
         _send(replies, {"unusable": told(error)})
         return
@@ -46,18 +49,40 @@ def main(target: str, time_limit: float) -> None:
         _send(replies, reply)
 
 
+class SignatureError(TypeError):
+    """A verifier that cannot be called with one `Submission`, or whose result cannot be a score."""
+
+
 def load(target: str) -> Callable[[Submission], Any]:
     """Import the function that a target names.
 
     Raises:
-        ImportError, AttributeError, TypeError: there is no such module, file or function, or it is not callable.
+        ImportError, AttributeError: there is no such module, file or function.
+        SignatureError: it is not a function of one `Submission` that returns a score.
     """
     place, _, name = target.rpartition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     function = reduce(getattr, name.split("."), module)
-    if not callable(function):
-        raise TypeError(f"{target} is not a function")
+    _check_signature(function, name)
     return function
+
+
+def _check_signature(function: Any, name: str) -> None:
+    """See that a function takes one positional argument and returns a value, or a coroutine of one."""
+    wanted = f"a verifier is a function of one argument: def {name}(submission: Submission) -> float | dict"
+    if not callable(function) or isinstance(function, type):
+        what = "a class" if isinstance(function, type) else f"of type {type(function).__name__}"
+        raise SignatureError(f"{name} is {what}; {wanted}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise SignatureError(f"{name} yields instead of returning a score; {wanted}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, and says nothing of its arguments
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise SignatureError(f"{name} has the signature {name}{signature}; {wanted}") from None
 
 
 def run(function: Callable[[Submission], Any], submission: Submission) -> dict[str, Any]:

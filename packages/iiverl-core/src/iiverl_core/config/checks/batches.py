@@ -77,7 +77,7 @@ ROLES = (
 
 
 def _check_mini_batch(role: Role, key: str) -> None:
-    @checks.add("error", key, BATCH, role=role)
+    @checks.add("C101", "error", key, BATCH, role=role)
     def mini_batch_fits(view: View) -> str | None:
         batch, mini = view[BATCH], view[key]
         if key != MINI_BATCH and not view.given(key):  # it follows MINI_BATCH
@@ -94,7 +94,7 @@ for _role, _key in MINI_BATCHES.items():
     _check_mini_batch(_role, _key)
 
 
-@checks.add("error", BATCH, N, PER_NODE, NODES)
+@checks.add("C102", "error", BATCH, N, PER_NODE, NODES)
 def batch_divides_over_devices(view: View) -> str | None:
     """Every device gets the same number of responses."""
     samples, devices = view[BATCH] * view[N], view.config.devices
@@ -103,7 +103,7 @@ def batch_divides_over_devices(view: View) -> str | None:
     return f"{view[BATCH]} × {view[N]} responses ({BATCH} × {N}) do not divide over {_devices(view)}"
 
 
-@checks.add("warning", MINI_BATCH, N, PER_NODE, NODES)
+@checks.add("C103", "warning", MINI_BATCH, N, PER_NODE, NODES)
 def no_device_is_idle(view: View) -> str | None:
     """A mini-batch has a response for every device."""
     samples, devices = view[MINI_BATCH] * view[N], view.config.devices
@@ -115,7 +115,7 @@ def no_device_is_idle(view: View) -> str | None:
 def _check_micro_batches(role: Batching) -> None:
     """The checks of one model's micro-batches."""
 
-    @checks.add("error", role.count, role.per_device, role=role.role)
+    @checks.add("C104", "error", role.count, role.per_device, role=role.role)
     def one_micro_batch_size(view: View) -> str | None:
         if not view.given(role.count) or view[role.count] is None or view[role.per_device] is None:
             return None
@@ -126,7 +126,7 @@ def _check_micro_batches(role: Batching) -> None:
             f"this and {role.per_device} exclude each other; keep that one, which fits any number of devices"
         )
 
-    @checks.add("error", role.count, PER_NODE, NODES, role.dynamic, *COPY, role=role.role)
+    @checks.add("C105", "error", role.count, PER_NODE, NODES, role.dynamic, *COPY, role=role.role)
     def micro_batch_divides_over_devices(view: View) -> str | None:
         size, ranks = view[role.count], view.config.data_ranks
         if size is None or size % ranks == 0 or view[role.per_device] is not None:
@@ -140,7 +140,7 @@ def _check_micro_batches(role: Batching) -> None:
         )
         return f"{size} sequences do not divide over {where}; {role.per_device} counts on one device"
 
-    @checks.add("warning", role.per_device, role.count, role.dynamic, role=role.role)
+    @checks.add("C106", "warning", role.per_device, role.count, role.dynamic, role=role.role)
     def micro_batch_size_is_read(view: View) -> str | None:
         set_one = next((key for key in (role.per_device, role.count) if view.given(key) and view[key]), None)
         if set_one and view[role.dynamic]:
@@ -153,7 +153,7 @@ for _batching_keys in ROLES:
 
 
 @checks.add(
-    "error", *(role.budget for role in ROLES), *LENGTHS, *(key for role in ROLES for key in role.keys)
+    "C107", "error", *(role.budget for role in ROLES), *LENGTHS, *(key for role in ROLES for key in role.keys)
 )
 def budgets_hold_a_sequence(view: View) -> str | None:
     """Where micro-batches are filled to a budget of tokens, the longest sequence fits."""
@@ -182,19 +182,19 @@ def _by_tokens(view: View, role: Batching) -> bool:
     return view[role.dynamic] or (view[role.count] is None and view[role.per_device] is None)
 
 
-@checks.add("error", f"{ROLLOUT}.prompt_length", PROMPT)
-def prompt_lengths_agree(view: View) -> str | None:
-    """Data and engine mean the same length of a prompt."""
-    return _agree(view, f"{ROLLOUT}.prompt_length", PROMPT)
+def _check_length(engine: str, data: str) -> None:
+    @checks.add("C108", "error", engine, data)
+    def lengths_agree(view: View) -> str | None:
+        if view[engine] == view[data]:
+            return None
+        return f"{view[engine]} contradicts {data} ({view[data]}), which it follows when left out; set only {data}"
 
 
-@checks.add("error", f"{ROLLOUT}.response_length", RESPONSE)
-def response_lengths_agree(view: View) -> str | None:
-    """Data and engine mean the same length of a response."""
-    return _agree(view, f"{ROLLOUT}.response_length", RESPONSE)
+_check_length(f"{ROLLOUT}.prompt_length", PROMPT)
+_check_length(f"{ROLLOUT}.response_length", RESPONSE)
 
 
-@checks.add("error", f"{ROLLOUT}.max_model_len", ENGINE, *LENGTHS)
+@checks.add("C109", "error", f"{ROLLOUT}.max_model_len", ENGINE, *LENGTHS)
 def engine_holds_a_sequence(view: View) -> str | None:
     """The engine can write a response of full length to a prompt of full length."""
     most, longest = view[f"{ROLLOUT}.max_model_len"], view[PROMPT] + view[RESPONSE]
@@ -204,7 +204,12 @@ def engine_holds_a_sequence(view: View) -> str | None:
 
 
 @checks.add(
-    "error", f"{ROLLOUT}.max_num_batched_tokens", f"{ROLLOUT}.enable_chunked_prefill", ENGINE, *LENGTHS
+    "C110",
+    "error",
+    f"{ROLLOUT}.max_num_batched_tokens",
+    f"{ROLLOUT}.enable_chunked_prefill",
+    ENGINE,
+    *LENGTHS,
 )
 def engine_takes_a_prompt(view: View) -> str | None:
     """Without chunked prefill, the engine computes a whole sequence at a time."""
@@ -216,12 +221,13 @@ def engine_takes_a_prompt(view: View) -> str | None:
     return f"without enable_chunked_prefill, {batched} has to hold a whole sequence of {longest} tokens"
 
 
-def _agree(view: View, engine: str, data: str) -> str | None:
-    if view[engine] == view[data]:
+@checks.add("C111", "error", f"{ROLLOUT}.max_num_batched_tokens", f"{ROLLOUT}.max_num_seqs", ENGINE)
+def engine_takes_all_sequences(view: View) -> str | None:
+    """vLLM computes at least one token of each sequence at a time."""
+    most, sequences = view[f"{ROLLOUT}.max_num_batched_tokens"], view[f"{ROLLOUT}.max_num_seqs"]
+    if "max_num_batched_tokens" not in ENGINES[view[ENGINE]].reads or most >= sequences:
         return None
-    return (
-        f"{view[engine]} contradicts {data} ({view[data]}), which it follows when left out; set only {data}"
-    )
+    return f"{ROLLOUT}.max_num_batched_tokens ({most}) is below {ROLLOUT}.max_num_seqs ({sequences}); set one of them"
 
 
 def _devices(view: View) -> str:

@@ -11,7 +11,7 @@ ENABLE = "critic.enable"
 WARM_UP, STEPS = "trainer.critic_warmup", "trainer.total_training_steps"
 
 
-@checks.add("error", ENABLE, ADV_ESTIMATOR)
+@checks.add("C401", "error", ENABLE, ADV_ESTIMATOR)
 def estimator_has_a_critic(view: View) -> str | None:
     """GAE, for one, is made of a critic's values."""
     estimator = ESTIMATORS.get(view[ADV_ESTIMATOR])
@@ -21,7 +21,7 @@ def estimator_has_a_critic(view: View) -> str | None:
     return f"{ADV_ESTIMATOR}: {estimator.name}{default} needs a critic's values; leave {ENABLE} out, or choose another estimator"
 
 
-@checks.add("warning", WARM_UP, STEPS, role="critic")
+@checks.add("C402", "warning", WARM_UP, STEPS, role="critic")
 def actor_is_trained(view: View) -> str | None:
     """The critic's warm-up leaves steps for the actor."""
     warm_up, steps = view[WARM_UP], view[STEPS]
@@ -31,7 +31,7 @@ def actor_is_trained(view: View) -> str | None:
 
 
 def _check_strategy(role: Role, key: str) -> None:
-    @checks.add("error", key, BACKEND, role=role)
+    @checks.add("C403", "error", key, BACKEND, role=role)
     def one_backend(view: View) -> str | None:
         if BACKENDS[view[key]] is BACKENDS[view[BACKEND]]:
             return None

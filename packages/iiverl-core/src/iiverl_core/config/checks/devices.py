@@ -18,19 +18,19 @@ FSDP_SIZES: dict[Role, str] = {
 }
 
 
-@checks.add("here", BACKEND)
+@checks.add("C701", "here", BACKEND)
 def backend_is_installed(view: View) -> str | None:
     """The backend is there."""
     return BACKENDS[view.config.backend].missing()
 
 
-@checks.add("here", ENGINE)
+@checks.add("C702", "here", ENGINE)
 def engine_is_installed(view: View) -> str | None:
     """The rollout engine is there, and one of those that are supported."""
     return ENGINES[view[ENGINE]].missing()
 
 
-@checks.add("here", "trainer.logger")
+@checks.add("C703", "here", "trainer.logger")
 def trackers_are_installed(view: View) -> str | None:
     """Every tracker's package is there."""
     trackers = [TRACKERS[name] for name in dict.fromkeys(view["trainer.logger"])]
@@ -40,7 +40,7 @@ def trackers_are_installed(view: View) -> str | None:
     return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed; install with: pip install {' '.join(absent)}"
 
 
-@checks.add("error", RUNTIME, PER_NODE, NODES)
+@checks.add("C704", "error", RUNTIME, PER_NODE, NODES)
 def local_runs_on_one_device(view: View) -> str | None:
     """Without Ray there is one process."""
     if view[RUNTIME] != "local" or view.config.devices == 1:
@@ -48,7 +48,7 @@ def local_runs_on_one_device(view: View) -> str | None:
     return f"one process runs on one device, not {view.config.devices}; set {PER_NODE}: 1 and {NODES}: 1"
 
 
-@checks.add("error", ROLLOUT_DEVICES, RUNTIME)
+@checks.add("C705", "error", ROLLOUT_DEVICES, RUNTIME)
 def local_has_no_other_devices(view: View) -> str | None:
     """Without Ray there is one process, which trains and generates."""
     if view[ROLLOUT_DEVICES] is None or view[RUNTIME] != "local":
@@ -57,14 +57,14 @@ def local_has_no_other_devices(view: View) -> str | None:
 
 
 def _check_fsdp_size(role: Role, key: str) -> None:
-    @checks.add("here", key, PER_NODE, NODES, role=role)
+    @checks.add("C706", "here", key, PER_NODE, NODES, role=role)
     def one_copy_over_all(view: View) -> str | None:
         size, devices = view[key], view.config.devices
         if view.config.splits_models or size in (-1, devices) or size < 1 or devices % size:
             return None
         return f"not in this version: copies of the model over {size} of {devices} devices; set it to -1"
 
-    @checks.add("error", key, PER_NODE, NODES, role=role)
+    @checks.add("C707", "error", key, PER_NODE, NODES, role=role)
     def copies_divide_over_devices(view: View) -> str | None:
         size, devices = view[key], view.config.devices
         if view.config.splits_models or size == -1 or (size > 0 and devices % size == 0):
@@ -76,7 +76,7 @@ for _role, _key in FSDP_SIZES.items():
     _check_fsdp_size(_role, _key)
 
 
-@checks.add("error", TENSOR_PARALLEL, ENGINE, PER_NODE, NODES, ROLLOUT_DEVICES)
+@checks.add("C708", "error", TENSOR_PARALLEL, ENGINE, PER_NODE, NODES, ROLLOUT_DEVICES)
 def engines_divide_over_devices(view: View) -> str | None:
     """Each engine gets its share of the devices."""
     size, apart = view[TENSOR_PARALLEL], view[ROLLOUT_DEVICES]

@@ -26,20 +26,20 @@ def _absent(view: View, key: str) -> str | None:
     return f"not found: {', '.join(absent)}{default}{looked_up(view, absent)}"
 
 
-@checks.add("here", TRAIN)
+@checks.add("C901", "here", TRAIN)
 def training_files_exist(view: View) -> str | None:
     """The training files are there."""
     return _absent(view, TRAIN)
 
 
-@checks.add("here", VAL, "trainer.test_freq", "trainer.val_before_train")
+@checks.add("C902", "here", VAL, "trainer.test_freq", "trainer.val_before_train")
 def validation_files_exist(view: View) -> str | None:
     """The validation files are there, if they are read."""
     read = view["trainer.test_freq"] > 0 or view["trainer.val_before_train"]
     return _absent(view, VAL) if read and view[VAL] else None
 
 
-@checks.add("warning", VAL, TRAIN, "data.train_split", "data.val_split")
+@checks.add("C903", "warning", VAL, TRAIN, "data.train_split", "data.val_split")
 def validation_is_unseen(view: View) -> str | None:
     """What is validated on is not what is trained on."""
     shared = [name for name in view[VAL] or () if name in view[TRAIN] and is_there(Path.is_file, name)]
@@ -47,7 +47,7 @@ def validation_is_unseen(view: View) -> str | None:
 
 
 def _check_splits(files: str, splits: str) -> None:
-    @checks.add("error", splits, files)
+    @checks.add("C904", "error", splits, files)
     def a_split_for_each(view: View) -> str | None:
         many, wanted = len(view[splits]), len(view[files] or ())
         if many in (1, wanted) or not wanted:
@@ -60,7 +60,7 @@ _check_splits(VAL, "data.val_split")
 
 
 def _check_model(role: Role, key: str, advice: str = "") -> None:
-    @checks.add("here", key, role=role)
+    @checks.add("C905", "here", key, role=role)
     def model_exists(view: View) -> str | None:
         path = view[key]
         if not on_disk(path):
@@ -80,7 +80,7 @@ _check_model("critic", CRITIC, f"set {CRITIC}, for example to ${{{MODEL}}}")
 _check_model("reward", REWARD, f"set {REWARD} to a sequence-classification model")
 
 
-@checks.add("here", "reward_model.model.input_tokenizer", role="reward")
+@checks.add("C906", "here", "reward_model.model.input_tokenizer", role="reward")
 def tokenizer_exists(view: View) -> str | None:
     """The tokenizer that the responses were written with is there, where it is not the actor's."""
     path = view["reward_model.model.input_tokenizer"]
@@ -90,7 +90,7 @@ def tokenizer_exists(view: View) -> str | None:
 
 
 def _check_library(role: Role, key: str) -> None:
-    @checks.add("here", key, role=role)
+    @checks.add("C907", "here", key, role=role)
     def library_is_installed(view: View) -> str | None:
         name = view[key]
         if name is None or (key != LIBRARY and not view.given(key)):  # it follows LIBRARY
@@ -106,7 +106,7 @@ _check_library("critic", "critic.model.external_lib")
 _check_library("reward", "reward_model.model.external_lib")
 
 
-@checks.add("error", RESUME, RESUME_FROM)
+@checks.add("C908", "error", RESUME, RESUME_FROM)
 def resumes_from_a_checkpoint(view: View) -> str | None:
     """A checkpoint is named by its folder."""
     mode, path = view[RESUME], view[RESUME_FROM]
@@ -119,7 +119,7 @@ def resumes_from_a_checkpoint(view: View) -> str | None:
     return f"expected {', '.join(RESUME_MODES)} or a …/global_step_N folder, not {mode!r}{hint}"
 
 
-@checks.add("here", RESUME, RESUME_FROM)
+@checks.add("C909", "here", RESUME, RESUME_FROM)
 def can_resume(view: View) -> str | None:
     """Going on from a certain checkpoint is possible."""
     wanted = view[RESUME] in RESUME_MODES[2:] or "global_step_" in view[RESUME]

@@ -29,14 +29,14 @@ def _check_function(*reads: str) -> None:
     def named(view: View) -> tuple[str, str] | None:
         return _reward(view) if REWARD in reads else _own(view, reads[0])
 
-    @checks.add("here", reads[-1])
+    @checks.add("C921", "here", reads[-1])
     def file_exists(view: View) -> str | None:
         function = named(view)
         if function is None or is_there(Path.is_file, function[0]):
             return None
         return f"not found: {function[0]}{looked_up(view, [function[0]])}"
 
-    @checks.add("error", *reads)
+    @checks.add("C922", "error", *reads)
     def function_exists(view: View) -> str | None:
         function = named(view)
         return _undefined(*function) if function and is_there(Path.is_file, function[0]) else None

@@ -55,7 +55,7 @@ def own(view: View, role: Role, *names: str) -> bool:
     return view.given(*keys) or facts_of(view, role) != facts_of(view, "actor")
 
 
-@checks.add("error", ACTOR[TENSOR], ACTOR[PIPELINE], ACTOR[CONTEXT], PER_NODE, NODES)
+@checks.add("C801", "error", ACTOR[TENSOR], ACTOR[PIPELINE], ACTOR[CONTEXT], PER_NODE, NODES)
 def copies_divide_over_devices(view: View) -> str | None:
     """The devices hold a whole number of copies of the model."""
     names = (TENSOR, PIPELINE, CONTEXT)
@@ -73,7 +73,7 @@ def copies_divide_over_devices(view: View) -> str | None:
     return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into copies over {copy}: {one}; {advice}"
 
 
-@checks.add("error", ACTOR[EXPERT], ACTOR[PIPELINE], PER_NODE, NODES)
+@checks.add("C802", "error", ACTOR[EXPERT], ACTOR[PIPELINE], PER_NODE, NODES)
 def experts_divide_over_devices(view: View) -> str | None:
     """The devices of a pipeline stage divide into groups that hold all of its experts."""
     size, stages, devices = view[ACTOR[EXPERT]], view[ACTOR[PIPELINE]], view.config.devices
@@ -84,7 +84,7 @@ def experts_divide_over_devices(view: View) -> str | None:
     return f"the {stage} devices of a pipeline stage do not divide into groups of {size}; {near}"
 
 
-@checks.add("error", ACTOR[EXPERT])
+@checks.add("C803", "error", ACTOR[EXPERT])
 def there_are_experts(view: View) -> str | None:
     """Where experts are spread, a model has some."""
     roles: list[Role] = [role for role in SECTIONS if uses(view, role)]
@@ -97,7 +97,7 @@ def there_are_experts(view: View) -> str | None:
 def _check_same_layout(role: Role, name: str) -> None:
     key, actors = f"{SECTIONS[role]}.{name}", ACTOR[name]
 
-    @checks.add("error", key, actors, role=role)
+    @checks.add("C804", "error", key, actors, role=role)
     def one_layout_for_all(view: View) -> str | None:
         if not uses(view, role) or view[key] == view[actors]:
             return None
@@ -110,7 +110,7 @@ def _check_model(role: Role) -> None:
     dtype, context = f"{section}.dtype", f"{section}.{CONTEXT}"
     packed = f"{MODELS[role]}.use_remove_padding"
 
-    @checks.add("error", path, role=role)
+    @checks.add("C805", "error", path, role=role)
     def model_is_known(view: View) -> str | None:
         facts = facts_of(view, role)
         backend = BACKENDS[view.config.backend]
@@ -122,7 +122,7 @@ def _check_model(role: Role) -> None:
 
     if role in TRAINED:
 
-        @checks.add("error", dtype, role=role)
+        @checks.add("C806", "error", dtype, role=role)
         def losses_need_no_scaling(view: View) -> str | None:
             told = role == "actor" or view.given(dtype)
             if not uses(view, role) or not told or view[dtype] not in ("fp16", "float16"):
@@ -131,7 +131,7 @@ def _check_model(role: Role) -> None:
 
     if role != "reference":  # the actor's is the reference's, too
 
-        @checks.add("warning", packed, context, role=role)
+        @checks.add("C807", "warning", packed, context, role=role)
         def shared_rows_are_padded(view: View) -> str | None:
             if not uses(view, role) or not view[packed] or view[context] == 1:
                 return None
@@ -143,14 +143,14 @@ def _check_layers(role: Role) -> None:
     section, path = SECTIONS[role], f"{MODELS[role]}.path"
     tensor, pipeline, virtual = f"{section}.{TENSOR}", f"{section}.{PIPELINE}", f"{section}.{VIRTUAL}"
 
-    @checks.add("error", virtual, pipeline, role=role)
+    @checks.add("C808", "error", virtual, pipeline, role=role)
     def chunks_need_stages(view: View) -> str | None:
         told = role == "actor" or view.given(virtual, pipeline)
         if not uses(view, role) or not told or view[virtual] is None or view[pipeline] > 1:
             return None
         return f"{virtual} ({view[virtual]}) interleaves the chunks of pipeline stages, and there is one stage ({pipeline}); set it to null"
 
-    @checks.add("error", tensor, path, role=role)
+    @checks.add("C809", "error", tensor, path, role=role)
     def layers_are_split_evenly(view: View) -> str | None:
         facts, size = facts_of(view, role), view[tensor]
         if not uses(view, role) or facts is None or not own(view, role, TENSOR):
@@ -166,7 +166,7 @@ def _check_layers(role: Role) -> None:
             f"{facts.kv_heads} of keys and values{layers}; {near}"
         )
 
-    @checks.add("error", pipeline, virtual, path, role=role)
+    @checks.add("C810", "error", pipeline, virtual, path, role=role)
     def stages_are_equal(view: View) -> str | None:
         facts, stages, chunks = facts_of(view, role), view[pipeline], view[virtual] or 1
         if not uses(view, role) or facts is None or not own(view, role, PIPELINE, VIRTUAL):
@@ -184,7 +184,7 @@ def _check_experts(role: Role) -> None:
     section, path = SECTIONS[role], f"{MODELS[role]}.path"
     tensor, expert, sequence = (f"{section}.{name}" for name in (TENSOR, EXPERT, "sequence_parallel"))
 
-    @checks.add("error", expert, path, role=role)
+    @checks.add("C811", "error", expert, path, role=role)
     def experts_are_spread_evenly(view: View) -> str | None:
         facts, size = facts_of(view, role), view[expert]
         if not uses(view, role) or facts is None or not own(view, role, EXPERT) or facts.experts % size == 0:
@@ -192,7 +192,7 @@ def _check_experts(role: Role) -> None:
         near = nearest_sizes(size, facts.experts, lambda n: facts.experts % n == 0)
         return f"the {facts.experts} experts of {path} ({view[path]}) do not divide over {size} devices ({expert}); {near}"
 
-    @checks.add("error", sequence, tensor, path, role=role)
+    @checks.add("C812", "error", sequence, tensor, path, role=role)
     def experts_get_parts_of_the_sequence(view: View) -> str | None:
         facts = facts_of(view, role)
         if not uses(view, role) or facts is None or not own(view, role, "sequence_parallel", TENSOR):
@@ -211,7 +211,7 @@ for _role in SECTIONS:
             _check_same_layout(_role, _name)
 
 
-@checks.add("error", ENGINE_SIZE, ENGINE, "actor_rollout_ref.model.path", PER_NODE, NODES)
+@checks.add("C813", "error", ENGINE_SIZE, ENGINE, "actor_rollout_ref.model.path", PER_NODE, NODES)
 def engine_holds_the_model(view: View) -> str | None:
     """The actor can be spread over an engine's devices; for a model that only the Hub knows, the run tells."""
     facts, size = facts_of(view, "actor"), view.config.engine_devices

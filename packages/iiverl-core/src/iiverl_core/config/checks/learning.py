@@ -19,7 +19,9 @@ REJECTION = tuple(
 COVARIANCES = f"{ACTOR}.policy_loss.clip_cov_lb", f"{ACTOR}.policy_loss.clip_cov_ub"
 
 
-@checks.add("error", f"{CONTROL}.type", f"{CONTROL}.target_kl", f"{CONTROL}.horizon", f"{CONTROL}.kl_coef")
+@checks.add(
+    "C301", "error", f"{CONTROL}.type", f"{CONTROL}.target_kl", f"{CONTROL}.horizon", f"{CONTROL}.kl_coef"
+)
 def adaptive_control_has_an_aim(view: View) -> str | None:
     """An adaptive KL weight needs an aim, a horizon and something to multiply."""
     control = view.config.algorithm.kl_ctrl
@@ -31,7 +33,7 @@ def adaptive_control_has_an_aim(view: View) -> str | None:
     return f"adaptive multiplies {CONTROL}.kl_coef, and 0 stays 0" if control.kl_coef == 0 else None
 
 
-@checks.add("warning", f"{CONTROL}.target_kl", f"{CONTROL}.horizon", f"{CONTROL}.type")
+@checks.add("C302", "warning", f"{CONTROL}.target_kl", f"{CONTROL}.horizon", f"{CONTROL}.type")
 def aim_is_read(view: View) -> str | None:
     """A fixed KL weight has no aim."""
     control = view.config.algorithm.kl_ctrl
@@ -40,7 +42,9 @@ def aim_is_read(view: View) -> str | None:
     return f"has no effect: only {CONTROL}.type: adaptive aims at a KL divergence"
 
 
-@checks.add("warning", f"{CONTROL}.kl_coef", f"{CONTROL}.type", "algorithm.kl_penalty", IN_REWARD, KL_LOSS)
+@checks.add(
+    "C303", "warning", f"{CONTROL}.kl_coef", f"{CONTROL}.type", "algorithm.kl_penalty", IN_REWARD, KL_LOSS
+)
 def reward_kl_is_read(view: View) -> str | None:
     """What weighs the KL divergence in the reward is set only where it goes there."""
     if view.config.kl_in_reward or not view.given(
@@ -52,7 +56,7 @@ def reward_kl_is_read(view: View) -> str | None:
     return f"has no effect: {IN_REWARD} is false"
 
 
-@checks.add("warning", f"{ACTOR}.kl_loss_coef", f"{ACTOR}.kl_loss_type", KL_LOSS)
+@checks.add("C304", "warning", f"{ACTOR}.kl_loss_coef", f"{ACTOR}.kl_loss_type", KL_LOSS)
 def kl_loss_is_read(view: View) -> str | None:
     """What weighs the KL loss is set only where there is one."""
     if view[KL_LOSS] or not view.given(f"{ACTOR}.kl_loss_coef", f"{ACTOR}.kl_loss_type"):
@@ -60,7 +64,7 @@ def kl_loss_is_read(view: View) -> str | None:
     return f"has no effect without {KL_LOSS}: true"
 
 
-@checks.add("warning", IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef", f"{ACTOR}.kl_loss_coef")
+@checks.add("C305", "warning", IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef", f"{ACTOR}.kl_loss_coef")
 def kl_counts_once(view: View) -> str | None:
     """The KL divergence is in the loss or in the reward."""
     weights = view[f"{CONTROL}.kl_coef"], view[f"{ACTOR}.kl_loss_coef"]
@@ -69,7 +73,7 @@ def kl_counts_once(view: View) -> str | None:
     return f"the KL divergence counts twice: in the reward, and by {KL_LOSS} in the loss"
 
 
-@checks.add("warning", IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef", ADV_ESTIMATOR)
+@checks.add("C306", "warning", IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef", ADV_ESTIMATOR)
 def kl_in_reward_is_meant(view: View) -> str | None:
     """Files written for later verl expect no KL where none is asked for; the default, `gae`, says nothing about that."""
     asked = view.given(IN_REWARD, KL_LOSS, f"{CONTROL}.kl_coef")
@@ -84,7 +88,7 @@ def kl_in_reward_is_meant(view: View) -> str | None:
 REFERENCE = tuple(path for path in keys() if path.startswith("actor_rollout_ref.ref."))
 
 
-@checks.add("warning", *REFERENCE, KL_LOSS, IN_REWARD, f"{CONTROL}.kl_coef")
+@checks.add("C307", "warning", *REFERENCE, KL_LOSS, IN_REWARD, f"{CONTROL}.kl_coef")
 def reference_is_read(view: View) -> str | None:
     """Settings of the reference are there only where something reads it."""
     if view.config.needs_reference or not view.given(*REFERENCE):
@@ -92,7 +96,7 @@ def reference_is_read(view: View) -> str | None:
     return f"has no effect: without a KL divergence there is no reference ({KL_LOSS}, {IN_REWARD})"
 
 
-@checks.add("warning", f"{ACTOR}.loss_scale_factor", f"{ACTOR}.loss_agg_mode")
+@checks.add("C308", "warning", f"{ACTOR}.loss_scale_factor", f"{ACTOR}.loss_agg_mode")
 def scale_is_read(view: View) -> str | None:
     """Only one way of aggregating has a divisor."""
     actor = view.config.actor_rollout_ref.actor
@@ -101,7 +105,7 @@ def scale_is_read(view: View) -> str | None:
     return f"has no effect with {ACTOR}.loss_agg_mode: {actor.loss_agg_mode}"
 
 
-@checks.add("warning", AGGREGATION, LOSS_MODE)
+@checks.add("C309", "warning", AGGREGATION, LOSS_MODE)
 def aggregation_is_read(view: View) -> str | None:
     """Some policy losses bring their own way of aggregating."""
     loss = POLICY_LOSSES.get(view[LOSS_MODE])
@@ -110,7 +114,7 @@ def aggregation_is_read(view: View) -> str | None:
     return f"has no effect: {LOSS_MODE}: {loss.name} is defined with {loss.loss_agg_mode}"
 
 
-@checks.add("error", *COVARIANCES, LOSS_MODE)
+@checks.add("C310", "error", *COVARIANCES, LOSS_MODE)
 def covariances_are_a_range(view: View) -> str | None:
     """Clip-Cov has tokens to choose from."""
     low, high = (view[key] for key in COVARIANCES)
@@ -120,7 +124,7 @@ def covariances_are_a_range(view: View) -> str | None:
     return f"there is no covariance above {COVARIANCES[0]} ({low}) and below {COVARIANCES[1]} ({high})"
 
 
-@checks.add("error", f"{ACTOR}.tis_imp_ratio_cap")
+@checks.add("C311", "error", f"{ACTOR}.tis_imp_ratio_cap")
 def importance_cap_moved(view: View) -> str | None:
     """Importance weights are asked for where they are read."""
     cap = view[f"{ACTOR}.tis_imp_ratio_cap"]
@@ -132,7 +136,7 @@ def importance_cap_moved(view: View) -> str | None:
     )
 
 
-@checks.add("error", *REJECTION, f"{CORRECTION}.rollout_is_threshold")
+@checks.add("C312", "error", *REJECTION, f"{CORRECTION}.rollout_is_threshold")
 def rejection_keeps_something(view: View) -> str | None:
     """Some probability ratio is neither too low nor too high."""
     low, high = view.config.algorithm.rollout_correction.rejection_bounds

@@ -9,7 +9,7 @@ checks = Checks()
 
 
 def _check_entry_points(registry: Registry, key: str) -> None:
-    @checks.add("warning", key)
+    @checks.add("C931", "warning", key)
     def entry_points_are_usable(view: View) -> str | None:
         return (
             "; ".join(f"the {entry} is left out: {reason}" for entry, reason in registry.broken.items())

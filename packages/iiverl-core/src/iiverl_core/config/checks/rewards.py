@@ -15,7 +15,7 @@ OVERLONG = "reward_model.overlong_buffer"
 RESPONSE = "data.max_response_length"
 
 
-@checks.add("error", URL, "reward_api.enable")
+@checks.add("C501", "error", URL, "reward_api.enable")
 def server_has_an_address(view: View) -> str | None:
     """A reward server is named by URLs."""
     urls = view[URL]
@@ -27,7 +27,7 @@ def server_has_an_address(view: View) -> str | None:
     return f"an address begins with http:// or https://, and {wrong[0]!r} does not" if wrong else None
 
 
-@checks.add("here", "reward_api.token_env", "reward_api.enable")
+@checks.add("C502", "here", "reward_api.token_env", "reward_api.enable")
 def token_is_there(view: View) -> str | None:
     """The variable that holds the server's token is set."""
     name = view["reward_api.token_env"]
@@ -36,7 +36,7 @@ def token_is_there(view: View) -> str | None:
     return f"the environment variable {name} is not set; it holds the reward server's token"
 
 
-@checks.add("error", FUNCTION, "reward_api.enable", CHOOSER)
+@checks.add("C503", "error", FUNCTION, "reward_api.enable", CHOOSER)
 def one_source(view: View) -> str | None:
     """One source scores, beside a reward model."""
     names = [source.name for source in view.config.reward_sources if not source.needs_workers]
@@ -45,7 +45,7 @@ def one_source(view: View) -> str | None:
     return f"{' and '.join(names)} cannot both score the responses; leave one of them out"
 
 
-@checks.add("warning", CHOOSER)
+@checks.add("C508", "warning", CHOOSER)
 def manager_is_a_source(view: View) -> str | None:
     """A reward manager of verl's does nothing; a reward source that a package offers does."""
     if not view.given(CHOOSER) or any(source.key == CHOOSER for source in view.config.reward_sources):
@@ -55,7 +55,9 @@ def manager_is_a_source(view: View) -> str | None:
     return f"has no effect: the rules, custom_reward_function and reward_api score each response on its own{known}"
 
 
-@checks.add("warning", "custom_reward_function.name", "custom_reward_function.reward_kwargs", FUNCTION)
+@checks.add(
+    "C504", "warning", "custom_reward_function.name", "custom_reward_function.reward_kwargs", FUNCTION
+)
 def function_is_read(view: View) -> str | None:
     """A function is named only where there is a file to find it in."""
     if view[FUNCTION] or not view.given(
@@ -65,7 +67,7 @@ def function_is_read(view: View) -> str | None:
     return f"has no effect without {FUNCTION}"
 
 
-@checks.add("warning", MODEL, FUNCTION, "reward_api.enable", CHOOSER)
+@checks.add("C505", "warning", MODEL, FUNCTION, "reward_api.enable", CHOOSER)
 def scores_add_up(view: View) -> str | None:
     """A reward model stands beside another source, not in its place."""
     other = view.config.reward_source
@@ -74,7 +76,7 @@ def scores_add_up(view: View) -> str | None:
     return f"its score and that of {other.name} are added; each is a component of the reward"
 
 
-@checks.add("error", f"{OVERLONG}.len", f"{OVERLONG}.enable", RESPONSE)
+@checks.add("C506", "error", f"{OVERLONG}.len", f"{OVERLONG}.enable", RESPONSE)
 def penalty_has_a_length(view: View) -> str | None:
     """The penalty on long responses begins within a response."""
     length, longest = view[f"{OVERLONG}.len"], view[RESPONSE]
@@ -86,7 +88,7 @@ def penalty_has_a_length(view: View) -> str | None:
     )
 
 
-@checks.add("warning", f"{OVERLONG}.penalty_factor", f"{OVERLONG}.enable")
+@checks.add("C507", "warning", f"{OVERLONG}.penalty_factor", f"{OVERLONG}.enable")
 def penalty_has_a_weight(view: View) -> str | None:
     """The penalty on long responses is one."""
     if not view[f"{OVERLONG}.enable"] or view[f"{OVERLONG}.penalty_factor"] > 0:

@@ -16,20 +16,20 @@ def _check_schedule(role: Role, section: str) -> None:
         for name in ("lr_warmup_steps", "lr_warmup_steps_ratio", "min_lr_ratio", "warmup_style")
     )
 
-    @checks.add("warning", steps_key, ratio, role=role)
+    @checks.add("C601", "warning", steps_key, ratio, role=role)
     def one_warm_up(view: View) -> str | None:
         if view[steps_key] < 0 or view[ratio] == 0:
             return None
         return f"it is taken, and {ratio} has no effect"
 
-    @checks.add("warning", steps_key, STEPS, role=role)
+    @checks.add("C602", "warning", steps_key, STEPS, role=role)
     def warm_up_ends(view: View) -> str | None:
         warm_up, steps = view[steps_key], view[STEPS]
         if steps is None or warm_up < steps:
             return None
         return f"the warm-up of {warm_up} steps is not over when the run ({STEPS}: {steps}) ends"
 
-    @checks.add("warning", lowest, style, role=role)
+    @checks.add("C603", "warning", lowest, style, role=role)
     def decay_is_read(view: View) -> str | None:
         if view[lowest] is None or view[style] != "constant":
             return None
@@ -40,7 +40,7 @@ _check_schedule("actor", "actor_rollout_ref.actor.optim")
 _check_schedule("critic", "critic.optim")
 
 
-@checks.add("error", ONLY, BEFORE)
+@checks.add("C604", "error", ONLY, BEFORE)
 def validation_is_not_ruled_out(view: View) -> str | None:
     """A run of nothing but the first validation has one."""
     if not view[ONLY] or view[BEFORE]:
@@ -48,7 +48,7 @@ def validation_is_not_ruled_out(view: View) -> str | None:
     return f"with {BEFORE}: false this run would do nothing"
 
 
-@checks.add("error", "data.val_files", TEST_FREQ, ONLY)
+@checks.add("C605", "error", "data.val_files", TEST_FREQ, ONLY)
 def validation_has_data(view: View) -> str | None:
     """Validation that is asked for has prompts."""
     if view["data.val_files"] is not None or (view[TEST_FREQ] < 1 and not view[ONLY]):
@@ -57,7 +57,7 @@ def validation_has_data(view: View) -> str | None:
     return f"{asks} asks for validation, and there are no files to validate on"
 
 
-@checks.add("warning", TEST_FREQ, STEPS)
+@checks.add("C606", "warning", TEST_FREQ, STEPS)
 def validation_comes(view: View) -> str | None:
     """The first validation after training began comes before the end."""
     if view[STEPS] is None or view[TEST_FREQ] <= view[STEPS]:

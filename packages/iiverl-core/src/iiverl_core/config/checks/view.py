@@ -54,10 +54,12 @@ class View:
         """Whether the user set any of these keys."""
         return any(path in self.places for path in paths)
 
-    def problem(self, severity: Severity, path: str, message: str, key: str | None = None) -> Problem:
+    def problem(
+        self, code: str, severity: Severity, path: str, message: str, key: str | None = None
+    ) -> Problem:
         """Make a problem that stands where `path` was set; `key` is shown in its place."""
         place = self.places.get(path, Place(self.file))
-        return Problem(severity, key or path, message, place.file, place.line)
+        return Problem(code, severity, key or path, message, place.file, place.line)
 
 
 Rule: TypeAlias = Callable[[View], str | None]
@@ -71,6 +73,7 @@ class Check:
     stands at the first of those keys that the user set, and names keys of the same section without it.
     """
 
+    code: str
     severity: Severity
     reads: tuple[str, ...]
     rule: Rule
@@ -83,7 +86,7 @@ class Check:
             if message:
                 blamed = next((key for key in self.reads if view.given(key)), self.reads[0])
                 section = blamed.rpartition(".")[0]
-                yield view.problem(self.severity, blamed, message.replace(section + ".", ""))
+                yield view.problem(self.code, self.severity, blamed, message.replace(section + ".", ""))
 
 
 class Checks:
@@ -92,11 +95,15 @@ class Checks:
     def __init__(self) -> None:
         self.all: list[Check] = []
 
-    def add(self, severity: Severity, *reads: str, role: Role = "actor") -> Callable[[Rule], Rule]:
-        """Make a check of the decorated rule, which reads these keys of a role's; the one to blame first."""
+    def add(self, code: str, severity: Severity, *reads: str, role: Role = "actor") -> Callable[[Rule], Rule]:
+        """Make a check of the decorated rule, which reads these keys of a role's; the one to blame first.
+
+        Args:
+            code: its key in `diagnostics.DIAGNOSTICS`.
+        """
 
         def register(rule: Rule) -> Rule:
-            self.all.append(Check(severity, (*reads, *DECIDES[role]), rule, role))
+            self.all.append(Check(code, severity, (*reads, *DECIDES[role]), rule, role))
             return rule
 
         return register

@@ -1,0 +1,123 @@
+"""Connecting to a Ray cluster, or starting Ray on this machine, with one clear error when that fails."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+import ray
+from ray.exceptions import AuthenticationError
+
+from iiverl_core.errors import ConfigError
+from iiverl_core.telemetry.terminal import takes_escape_codes
+
+CONNECT_SECONDS = 5
+"""How long the head of a cluster may take to answer before it counts as unreachable; Ray itself tries for two minutes."""
+
+_START = "ray start --head on the first machine, ray start --address=FIRST:6379 on each other one"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_HTTP2_SETTINGS = (
+    4  # the type of the frame that a gRPC server, such as the head of a Ray cluster, sends first
+)
+
+
+def start_ray(cpus: int, nodes: int = 1) -> None:
+    """Connect to the cluster that `RAY_ADDRESS` names, else start Ray on this machine with this many CPUs.
+
+    Raises:
+        ConfigError: the run needs several `nodes` and the cluster has fewer, or there is no cluster; or the cluster
+            does not answer, or does not let this process in.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and nodes > 1:
+        raise ConfigError(
+            f"trainer.nnodes: {nodes} asks for {nodes} machines, and RAY_ADDRESS names no Ray cluster. Start one "
+            f"({_START}) and set RAY_ADDRESS=FIRST:6379 for this command; or set trainer.nnodes: 1"
+        )
+    if address:
+        _check_cluster(address)
+    if not takes_escape_codes(sys.stderr):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of the lines that workers print
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            # "local", because Ray without an address connects to any cluster that this machine is a part of.
+            address=address or "local",
+            num_cpus=None if address else cpus,
+            include_dashboard=None if address else False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        raise ConfigError(f"RAY_ADDRESS={address}: {error}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without cleaning up
+    machines = sum(node["Alive"] for node in ray.nodes())
+    if machines < nodes:
+        stop_ray()
+        raise ConfigError(
+            f"trainer.nnodes: {nodes} asks for {nodes} machines, and the Ray cluster at {address} has {machines}. Add "
+            "machines (ray start --address=FIRST:6379 on each), or ask for fewer"
+        )
+
+
+def stop_ray() -> None:
+    """Disconnect, and end Ray if `start_ray` started it."""
+    ray.shutdown()
+
+
+def _check_cluster(named: str) -> None:
+    """See within seconds that the head of a cluster answers, and lets this process in."""
+    if "://" in named:  # through Ray Client or a plugin, which connect in ways of their own
+        return
+    address = _resolved(named)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"RAY_ADDRESS={named}: expected HOST:PORT, as in 10.0.0.1:6379, or auto")
+    if reason := _no_answer(host.strip("[]"), int(port)):
+        at = f" ({address})" if address != named else ""
+        raise ConfigError(
+            f"RAY_ADDRESS={named}{at}: no Ray cluster answers there ({reason}). Start one ({_START}), correct "
+            "RAY_ADDRESS, or unset it to start Ray on this machine for the length of the run"
+        )
+    try:
+        ray._raylet.GcsClient(address=address)  # as Ray's own commands do: ray.init hides why it was refused
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={named}: the cluster asks for a token, and this command's is missing or wrong. Set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token of the cluster: on its first machine, "
+            "`ray get-auth-token` prints it. Or start the cluster with RAY_AUTH_MODE=disabled"
+        ) from error
+    except AttributeError:  # a version of Ray that has no such client; ray.init decides
+        pass
+
+
+def _resolved(named: str) -> str:
+    if named != "auto":
+        return named
+    try:
+        return ray._private.services.get_ray_address_from_environment(named, None)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS=auto: this machine is part of no Ray cluster. Start one ({_START}), or unset RAY_ADDRESS "
+            "to start Ray on this machine for the length of the run"
+        ) from error
+
+
+def _no_answer(host: str, port: int) -> str | None:
+    """Say why no gRPC server answers at an address; None if one does."""
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", "", "false", "False"):
+                return None
+            connection.sendall(_HTTP2_HELLO)
+            frame = connection.recv(9)
+    except TimeoutError:
+        return f"nothing came back within {CONNECT_SECONDS} s"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None if len(frame) == 9 and frame[3] == _HTTP2_SETTINGS else "something else listens there"

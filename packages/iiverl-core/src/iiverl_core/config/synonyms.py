@@ -1,0 +1,186 @@
+"""Names that other programs, and later versions of verl, use for keys of this configuration."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ACTOR, REF, ROLLOUT = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout"))
+MODEL = "actor_rollout_ref.model"
+
+
+class Synonym(NamedTuple):
+    """A key with the meaning of another name, and, where values or conditions differ, how to write it."""
+
+    key: str
+    note: str = ""
+
+
+_MOVED = {
+    # Later versions of verl have these in other sections.
+    "reward.custom_reward_function": Synonym("custom_reward_function"),
+    "reward.reward_manager": Synonym("reward_model.reward_manager"),
+    "reward.reward_manager.name": Synonym("reward_model.reward_manager"),
+    "reward.reward_model": Synonym("reward_model"),
+    "reward.reward_kwargs": Synonym("custom_reward_function.reward_kwargs"),
+    "reward.reward_kwargs.overlong_buffer_cfg": Synonym("reward_model.overlong_buffer"),
+    "reward.reward_kwargs.max_resp_len": Synonym("data.max_response_length"),
+    "reward_model.reward_kwargs.overlong_buffer_cfg": Synonym("reward_model.overlong_buffer"),
+    "reward_model.reward_kwargs.max_resp_len": Synonym("data.max_response_length"),
+    f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": Synonym(
+        f"{ROLLOUT}.update_weights_bucket_megabytes"
+    ),
+    **{
+        f"{role}.megatron.{state}_offload": Synonym(f"{role}.{state}_offload")
+        for role in (ACTOR, "critic")
+        for state in ("param", "grad", "optimizer")
+    },
+    f"{REF}.megatron.param_offload": Synonym(f"{REF}.param_offload"),
+    "reward_model.megatron.param_offload": Synonym("reward_model.param_offload"),
+    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": Synonym(f"{ACTOR}.ulysses_sequence_parallel_size"),
+    f"{REF}.fsdp_config.ulysses_sequence_parallel_size": Synonym(f"{REF}.ulysses_sequence_parallel_size"),
+    "critic.fsdp": Synonym("critic.model.fsdp_config"),
+    "critic.fsdp_config": Synonym("critic.model.fsdp_config"),
+    **{
+        f"critic.{section}.ulysses_sequence_parallel_size": Synonym("critic.ulysses_sequence_parallel_size")
+        for section in ("fsdp", "fsdp_config", "model.fsdp_config")
+    },
+    "reward_model.fsdp_config": Synonym("reward_model.model.fsdp_config"),
+    # The level above is left out, or the section of what the key belongs to.
+    **{name: Synonym(f"actor_rollout_ref.{name}") for name in ("actor", "ref", "rollout", "model")},
+    **{
+        f"{role}.{name}": Synonym(f"{role}.optim.{name}")
+        for role in (ACTOR, "critic")
+        for name in (
+            "lr",
+            "lr_warmup_steps",
+            "lr_warmup_steps_ratio",
+            "min_lr_ratio",
+            "warmup_style",
+            "betas",
+            "weight_decay",
+        )
+    },
+    f"{ACTOR}.loss_mode": Synonym(f"{ACTOR}.policy_loss.loss_mode"),
+    "critic.path": Synonym("critic.model.path"),
+    "reward_model.path": Synonym("reward_model.model.path"),
+    "algorithm.kl_coef": Synonym("algorithm.kl_ctrl.kl_coef"),
+    "algorithm.target_kl": Synonym("algorithm.kl_ctrl.target_kl"),
+    "algorithm.horizon": Synonym("algorithm.kl_ctrl.horizon"),
+    "algorithm.use_kl_loss": Synonym(f"{ACTOR}.use_kl_loss"),
+    "algorithm.kl_loss_coef": Synonym(f"{ACTOR}.kl_loss_coef"),
+    "algorithm.rollout_is_threshold": Synonym("algorithm.rollout_correction.rollout_is_threshold"),
+    "algorithm.rollout_is_level": Synonym("algorithm.rollout_correction.rollout_is"),
+}
+
+_RENAMED = {
+    # verl's former names, and names that are commonly taken for its own.
+    f"{ACTOR}.use_token_level_loss": Synonym(
+        f"{ACTOR}.loss_agg_mode", "token-mean for true, seq-mean-token-mean for false"
+    ),
+    f"{ACTOR}.kl_coef": Synonym(f"{ACTOR}.kl_loss_coef"),
+    f"{ACTOR}.cliprange": Synonym(f"{ACTOR}.clip_ratio"),
+    f"{ACTOR}.clip_range": Synonym(f"{ACTOR}.clip_ratio"),
+    f"{ACTOR}.backend": Synonym(f"{ACTOR}.strategy"),
+    f"{ROLLOUT}.backend": Synonym(f"{ROLLOUT}.name"),
+    f"{ROLLOUT}.engine": Synonym(f"{ROLLOUT}.name"),
+    f"{ROLLOUT}.tensor_parallel_size": Synonym(f"{ROLLOUT}.tensor_model_parallel_size"),
+    f"{ROLLOUT}.num_return_sequences": Synonym(f"{ROLLOUT}.n"),
+    f"{ROLLOUT}.max_tokens": Synonym("data.max_response_length"),
+    **{
+        f"{section}.{name}": Synonym(f"{role}.optim.{key}")
+        for role in (ACTOR, "critic")
+        for section in (role, f"{role}.optim")
+        for name, key in (
+            ("learning_rate", "lr"),
+            ("lr_scheduler_type", "warmup_style"),
+            ("lr_decay_style", "warmup_style"),
+            ("warmup_ratio", "lr_warmup_steps_ratio"),
+            ("warmup_steps", "lr_warmup_steps"),
+        )
+    },
+    "data.batch_size": Synonym("data.train_batch_size"),
+    "data.rollout_batch_size": Synonym("data.train_batch_size"),
+    "algorithm.advantage_estimator": Synonym("algorithm.adv_estimator"),
+    "algorithm.estimator": Synonym("algorithm.adv_estimator"),
+    "algorithm.gae_lambda": Synonym("algorithm.lam"),
+    "algorithm.lambda": Synonym("algorithm.lam"),
+    "algorithm.norm_adv_by_std": Synonym("algorithm.norm_adv_by_std_in_grpo"),
+    "trainer.backend": Synonym(f"{ACTOR}.strategy"),
+    "trainer.num_nodes": Synonym("trainer.nnodes"),
+    "trainer.gpus_per_node": Synonym("trainer.n_gpus_per_node"),
+    "trainer.num_gpus_per_node": Synonym("trainer.n_gpus_per_node"),
+    "trainer.n_devices_per_node": Synonym("trainer.n_gpus_per_node"),
+    "trainer.epochs": Synonym("trainer.total_epochs"),
+    "trainer.num_epochs": Synonym("trainer.total_epochs"),
+    "trainer.total_steps": Synonym("trainer.total_training_steps"),
+}
+
+BY_NAME = {
+    # The arguments of TRL and of transformers have no sections, so they may be tried in any.
+    "learning_rate": Synonym(f"{ACTOR}.optim.lr"),
+    "lr_scheduler_type": Synonym(f"{ACTOR}.optim.warmup_style"),
+    "warmup_ratio": Synonym(f"{ACTOR}.optim.lr_warmup_steps_ratio"),
+    "warmup_steps": Synonym(f"{ACTOR}.optim.lr_warmup_steps"),
+    "max_grad_norm": Synonym(f"{ACTOR}.grad_clip"),
+    "num_iterations": Synonym(f"{ACTOR}.ppo_epochs"),
+    "per_device_train_batch_size": Synonym(f"{ACTOR}.ppo_micro_batch_size_per_gpu"),
+    "gradient_checkpointing": Synonym(f"{MODEL}.enable_gradient_checkpointing"),
+    "model_name_or_path": Synonym(f"{MODEL}.path"),
+    "num_generations": Synonym(f"{ROLLOUT}.n"),
+    "n_samples_per_prompt": Synonym(f"{ROLLOUT}.n"),
+    "vllm_gpu_memory_utilization": Synonym(f"{ROLLOUT}.gpu_memory_utilization"),
+    "vllm_tensor_parallel_size": Synonym(f"{ROLLOUT}.tensor_model_parallel_size"),
+    "max_completion_length": Synonym("data.max_response_length"),
+    "max_new_tokens": Synonym("data.max_response_length"),
+    "scale_rewards": Synonym("algorithm.norm_adv_by_std_in_grpo"),
+    "num_train_epochs": Synonym("trainer.total_epochs"),
+    "max_steps": Synonym("trainer.total_training_steps"),
+    "save_steps": Synonym("trainer.save_freq"),
+    "eval_steps": Synonym("trainer.test_freq"),
+    "output_dir": Synonym("trainer.default_local_dir"),
+    "run_name": Synonym("trainer.experiment_name"),
+    "report_to": Synonym("trainer.logger"),
+}
+"""Synonyms by the last name of an unknown key, unless it stands in the section of a model other than the actor."""
+
+OTHER_MODELS = (REF, "critic", "reward_model")
+
+_FLAT = {
+    # Those of them that could mean something else within a section of another kind.
+    "beta": Synonym(f"{ACTOR}.kl_loss_coef", "with use_kl_loss: true"),
+    "epsilon": Synonym(f"{ACTOR}.clip_ratio"),
+    "epsilon_high": Synonym(f"{ACTOR}.clip_ratio_high"),
+    "loss_type": Synonym(
+        f"{ACTOR}.loss_agg_mode",
+        "seq-mean-token-mean for grpo, token-mean for dapo, seq-mean-token-sum-norm for dr_grpo",
+    ),
+}
+
+BY_PATH = {
+    **_MOVED,
+    **_RENAMED,
+    **{
+        f"{section}{name}": synonym
+        for section in ("", "algorithm.", f"{ACTOR}.")
+        for name, synonym in _FLAT.items()
+    },
+}
+"""Synonyms by the full path of the key, or of the section, that is not known."""
+
+
+def find_synonym(path: str) -> Synonym | None:
+    """Find the known key, or section, that an unknown one means; a key within a moved section moves with it."""
+    head, rest = path, ""
+    while head:
+        if head in BY_PATH:
+            known = BY_PATH[head]
+            return known._replace(key=known.key + rest) if rest else known
+        head, _, name = head.rpartition(".")
+        rest = f".{name}{rest}"
+    if path.startswith(tuple(f"{section}." for section in OTHER_MODELS)):
+        return None
+    return BY_NAME.get(path.rpartition(".")[2])
+
+
+def below(path: str) -> Iterator[str]:
+    """Yield the paths of the table that lie within an unknown section."""
+    return (other for other in BY_PATH if other.startswith(path + "."))

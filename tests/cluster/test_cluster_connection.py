@@ -1,0 +1,182 @@
+"""What can be wrong with a Ray cluster before a run is on it: each is one message that says what to do."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from iiverl_core.cluster import ray_connection
+from iiverl_core.cluster.ray_connection import start_ray
+from iiverl_core.errors import ConfigError
+
+
+def refuse(connection: socket.socket) -> None:
+    """Close at once."""
+
+
+def wait(connection: socket.socket) -> None:
+    """Say nothing."""
+    connection.recv(1000)
+    connection.recv(1)
+
+
+def http(connection: socket.socket) -> None:
+    """Answer as a web server does."""
+    connection.recv(1000)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Give the address of a server."""
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                serve(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def message(monkeypatch: pytest.MonkeyPatch, address: str | None, nodes: int = 1) -> str:
+    """The one message of a start that must fail, within seconds."""
+    if address is None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        start_ray(cpus=1, nodes=nodes)
+    assert time.monotonic() - began < 10
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_several_machines_need_a_cluster(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    told = message(monkeypatch, address, nodes=2)
+    assert "trainer.nnodes: 2 asks for 2 machines, and RAY_ADDRESS names no Ray cluster" in told
+    assert all(part in told for part in ("ray start --head", "ray start --address=", "set RAY_ADDRESS="))
+
+
+def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = free_address()
+    told = message(monkeypatch, address, nodes=2)
+    assert f"RAY_ADDRESS={address}: no Ray cluster answers there (connection refused)" in told
+    assert "ray start --head" in told and "unset it" in told
+
+
+def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no Ray cluster answers there (" in message(monkeypatch, "no-such-host.invalid:6379")
+
+
+@pytest.mark.parametrize(
+    ("serve", "reason"),
+    [
+        (refuse, "something else listens there"),
+        (http, "something else listens there"),
+        (wait, "nothing came back within 0.5 s"),
+    ],
+    ids=["closes", "http", "silent"],
+)
+def test_something_else_listens(monkeypatch: pytest.MonkeyPatch, serve, reason: str) -> None:
+    monkeypatch.setattr(ray_connection, "CONNECT_SECONDS", 0.5)
+    with listening(serve) as address:
+        told = message(monkeypatch, address)
+    assert f"RAY_ADDRESS={address}: no Ray cluster answers there" in told
+    assert reason in told or "connection reset by peer" in told
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port"])
+def test_an_address_of_another_form(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert f"RAY_ADDRESS={address}: expected HOST:PORT" in message(monkeypatch, address)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the head of a cluster of one machine that asks for a token of 64 t."""
+    address = free_address()
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64}
+    environment.pop("RAY_ADDRESS", None)
+    log = tmp_path_factory.mktemp("head") / "log"
+    process = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("ray"),
+            *("start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--num-cpus=1"),
+            *("--include-dashboard=false", f"--temp-dir={tmp_path_factory.mktemp('r')}"),
+        ],
+        env=environment,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 180
+    while "Ray runtime started" not in log.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(log.read_text())
+        time.sleep(0.2)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    yield address
+    for each in family:
+        if each.is_running():
+            each.kill()
+    process.wait()
+
+
+ASK = """\
+import sys
+from iiverl_core.cluster.ray_connection import start_ray
+from iiverl_core.errors import ConfigError
+try:
+    start_ray(cpus=1, nodes=2)
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("token", "parts"),
+    [
+        (
+            None,
+            [
+                "the cluster asks for a token, and this command's is missing or wrong",
+                "RAY_AUTH_MODE=token",
+                "RAY_AUTH_TOKEN",
+                "get-auth-token",
+            ],
+        ),
+        ("t" * 64, ["trainer.nnodes: 2 asks for 2 machines, and the Ray cluster at", "has 1. Add machines"]),
+    ],
+    ids=["no-token", "one-machine"],
+)
+def test_a_cluster_that_asks_for_a_token(head: str, token: str | None, parts: list[str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment["RAY_ADDRESS"] = head
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
+    assert all(part in done.stdout for part in parts), (done.stdout, done.stderr)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr

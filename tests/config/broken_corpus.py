@@ -1,0 +1,151 @@
+"""The corpus of broken configurations: `broken.txt`, and what each is answered with, `wording.txt`.
+
+A case of `broken.txt` begins with `==== its name`. A line with `$` holds arguments of the command line; with `!`, the
+case sees a machine on which nothing is installed that can be left out, and a package with an entry point that is broken. The YAML ends at `>>>>`, and the answer follows:
+place, severity, code and key of each diagnostic, without its message. All messages are in `wording.txt`, which
+`.venv/bin/python tests/config/broken_corpus.py` writes; look at its difference before you commit it.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from unittest import mock
+
+from iiverl_core.config import Problem, load, render
+from iiverl_core.registry import REGISTRIES, TRACKERS
+
+BROKEN = Path(__file__).with_name("broken.txt")
+WORDING = Path(__file__).with_name("wording.txt")
+DENSE = {
+    "model_type": "qwen2",
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+FILES = {
+    "rewards.py": "def compute_score(**_):\n    return 1.0\n",
+    "own.py": "def centred(batch, settings):\n    return batch.rewards_T, batch.rewards_T\n",
+    "broken.py": "def compute_score(:\n",
+    "train.parquet": "",
+    "dense/config.json": json.dumps(DENSE),
+    "experts/config.json": json.dumps(
+        {**DENSE, "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2}
+    ),
+    "mistral/config.json": json.dumps({**DENSE, "model_type": "mistral"}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A broken configuration, and the places, severities, codes and keys that it must be answered with."""
+
+    name: str
+    arguments: tuple[str, ...]
+    bare: bool
+    text: str
+    expected: tuple[str, ...]
+
+    def answer(self) -> list[Problem]:
+        """All diagnostics but those of what the defaults name and this machine does not have."""
+        Path("run.yaml").write_text(self.text, encoding="utf-8")
+        backend = self.arguments[1] if self.arguments[:1] == ("--backend",) else None
+        overrides = self.arguments[2 if backend else 0 :]
+        with _bare_machine() if self.bare else mock.patch.dict({}):
+            problems = load("run.yaml", overrides, backend).problems
+        return [p for p in problems if p.severity != "here" or p.line or self.bare]
+
+
+@contextmanager
+def _bare_machine() -> Iterator[None]:
+    """Hide backends, engines and trackers, and install a package that is broken."""
+    broken = EntryPoint("old", "no_such_module:TRACKER", TRACKERS.group)
+
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    with (
+        mock.patch(
+            "iiverl_core.registry.registry.entry_points",
+            lambda group: [broken] if group == TRACKERS.group else [],
+        ),
+        mock.patch("iiverl_core.config.vllm_version.version", absent),
+        mock.patch("importlib.util.find_spec", lambda *_: None),
+    ):
+        _read_entry_points()
+        yield
+    _read_entry_points()
+
+
+def _read_entry_points() -> None:
+    for registry in REGISTRIES:
+        registry.reload()
+
+
+def cases() -> list[Case]:
+    """Read the corpus."""
+    return [_case(text) for text in BROKEN.read_text(encoding="utf-8").split("==== ")[1:]]
+
+
+def _case(written: str) -> Case:
+    given, _, expected = written.partition(">>>>\n")
+    name, _, text = given.partition("\n")
+    arguments, bare = (), text.startswith("!")
+    if bare:
+        text = text.partition("\n")[2]
+    if text.startswith("$ "):
+        line, _, text = text.partition("\n")
+        arguments = tuple(line.split(" ")[1:])
+    return Case(name, arguments, bare, text, tuple(expected.split("\n")[:-1]))
+
+
+def make_files(folder: Path) -> None:
+    """Make what cases name on disk."""
+    for name, text in FILES.items():
+        file = folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    (folder / "empty").mkdir()
+
+
+def without_messages(problems: list[Problem]) -> tuple[str, ...]:
+    """Render place, severity, code and key."""
+    return tuple(
+        line.removesuffix(f": {problem.message}")
+        for problem, line in zip(problems, map(rendered, problems), strict=True)
+    )
+
+
+def rendered(problem: Problem) -> str:
+    """Render a diagnostic, with the working folder as `/here`."""
+    return render([problem]).replace(str(Path.cwd()), "/here")
+
+
+def wording(corpus: list[Case]) -> str:
+    """Render all answers."""
+    return "".join(
+        f"==== {case.name}\n" + "".join(f"{rendered(problem)}\n" for problem in case.answer())
+        for case in corpus
+    )
+
+
+def main() -> None:
+    """Write `wording.txt`."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["HOME"] = folder
+        make_files(Path(folder))
+        WORDING.write_text(wording(cases()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
