@@ -252,7 +252,7 @@ def test_the_names_of_groups_change_nothing(name: str, rows: list[Row], options,
 @given(rows=rows(), options=options)
 def test_who_compares_says_so(name: str, rows: list[Row], options: AdvantageSettings) -> None:
     """Whoever takes groups of one does not look at groups, and whoever does not gives them 0 and leaves them out."""
-    if find_estimator(name).smallest_group == 1:
+    if find_estimator(name).min_group_size == 1:
         together = [replace(row, group=0) for row in rows]
         assert_same(estimate(name, together, options), estimate(name, rows, options))
         return

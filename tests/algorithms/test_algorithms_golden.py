@@ -109,8 +109,8 @@ def test_policy_loss(case: dict) -> None:
     policy_loss = find_policy_loss(case["name"])
     log_probs_T = flat(GOLDEN["log_prob"]).requires_grad_()
     batch = PolicyBatch(log_probs_T, flat(GOLDEN["old_log_prob"]), flat(GOLDEN["advantages"]), SEGMENTS)
-    if policy_loss.choose is not None:
-        batch = replace(batch, chosen_T=policy_loss.choose(batch, settings))
+    if policy_loss.select_tokens is not None:
+        batch = replace(batch, token_mask_T=policy_loss.select_tokens(batch, settings))
     losses_T, metrics = policy_loss(batch, settings)
     mode = policy_loss.loss_agg_mode or params.get("loss_agg_mode", "token-mean")
     loss = (losses_T * weights(mode)).sum()

@@ -37,8 +37,8 @@ def batch_of(lengths: list[int], seed: int, *, steps: float = 0.0, by_token: boo
 
 def chosen(name: str, batch: PolicyBatch, options: PolicyLossSettings = OPTIONS) -> PolicyBatch:
     """The mini-batch with the tokens chosen that the loss chooses."""
-    choose = find_policy_loss(name).choose
-    return batch if choose is None else replace(batch, chosen_T=choose(batch, options))
+    choose = find_policy_loss(name).select_tokens
+    return batch if choose is None else replace(batch, token_mask_T=choose(batch, options))
 
 
 def part(batch: PolicyBatch, sequences: list[int]) -> tuple[PolicyBatch, Tensor]:
@@ -50,7 +50,7 @@ def part(batch: PolicyBatch, sequences: list[int]) -> tuple[PolicyBatch, Tensor]
         batch.old_log_probs_T[index],
         batch.advantages_T[index],
         Segments(batch.segments.lengths_B[sequences]),
-        None if batch.chosen_T is None else batch.chosen_T[index],
+        None if batch.token_mask_T is None else batch.token_mask_T[index],
     )
     return taken, index
 
@@ -133,7 +133,7 @@ def test_what_stands_under_the_padding_changes_nothing(
 def test_on_policy_the_gradient_is_that_of_reinforce(name: str, lengths: list[int], seed: int) -> None:
     moved = batch_of(lengths, seed)
     batch = chosen(name, replace(moved, log_probs_T=moved.old_log_probs_T))
-    stopped_T = batch.chosen_T if name == "clip_cov" else torch.zeros_like(batch.advantages_T).bool()
+    stopped_T = batch.token_mask_T if name == "clip_cov" else torch.zeros_like(batch.advantages_T).bool()
     assert stopped_T is not None
     grad_T = gradient(name, batch, torch.ones_like(batch.advantages_T))
     close(grad_T, (-batch.advantages_T).masked_fill(stopped_T, 0))
@@ -179,7 +179,7 @@ def test_losses_and_metrics_are_of_tokens(name: str) -> None:
 def test_a_response_of_one_token_stands_for_itself(name: str, seed: int) -> None:
     """Its loss is the same beside other responses, and for GSPO that of PPO without dual clip."""
     batch = batch_of([1, 4, 1], seed)
-    batch = replace(batch, chosen_T=torch.rand(6, generator=torch.Generator().manual_seed(seed)) < 0.5)
+    batch = replace(batch, token_mask_T=torch.rand(6, generator=torch.Generator().manual_seed(seed)) < 0.5)
     together_T, _ = find_policy_loss(name)(batch, OPTIONS)
     for sequence, token in ((0, 0), (2, 5)):
         alone, _ = part(batch, [sequence])
@@ -284,15 +284,15 @@ def test_covariances_add_up_to_the_covariance() -> None:
 def test_clip_cov_picks_a_share_of_the_eligible_and_no_token_that_ppo_clips() -> None:
     batch = batch_of([50] * 40, 5)
     options = replace(OPTIONS, clip_cov_ratio=0.01, clip_cov_lb=0.3, clip_cov_ub=1.0)
-    picked_T = chosen("clip_cov", batch, options).chosen_T
+    picked_T = chosen("clip_cov", batch, options).token_mask_T
     assert picked_T is not None and picked_T.sum() == 20
     covariance_T = covariance(batch)[picked_T]
     assert covariance_T.min() > 0.3 and covariance_T.max() < 1.0
     _, ppo = find_policy_loss("vanilla")(batch, options)
     assert ppo["pg_clipfrac"][picked_T].sum() == 0 and ppo["pg_clipfrac"].sum() > 0
-    losses_T, metrics = find_policy_loss("clip_cov")(replace(batch, chosen_T=picked_T), options)
+    losses_T, metrics = find_policy_loss("clip_cov")(replace(batch, token_mask_T=picked_T), options)
     assert losses_T[picked_T].abs().max() == 0 and metrics["pg_clipfrac"].mean() == 0.01
-    all_T = chosen("clip_cov", batch, replace(options, clip_cov_ratio=1.0)).chosen_T
+    all_T = chosen("clip_cov", batch, replace(options, clip_cov_ratio=1.0)).token_mask_T
     inside_T = (covariance(batch) > 0.3) & (covariance(batch) < 1.0)
     assert all_T is not None and all_T.equal(inside_T & (ppo["pg_clipfrac"] == 0))
 
@@ -305,7 +305,7 @@ def test_clip_cov_picks_from_all_of_the_band() -> None:
     ranks = []
     for seed in range(200):
         batch = batch_of([seed + 40], seed, by_token=True)
-        picked_T = chosen("clip_cov", batch, options).chosen_T
+        picked_T = chosen("clip_cov", batch, options).token_mask_T
         covariance_T = covariance(batch)
         eligible_T = covariance_T[covariance_T > 0]
         assert picked_T is not None and picked_T.sum() == 1
@@ -317,22 +317,22 @@ def test_clip_cov_picks_from_all_of_the_band() -> None:
 
 def test_clip_cov_picks_nothing_where_nothing_is_eligible() -> None:
     for batch in (batch_of([1], 0), replace(batch_of([3, 2], 0), advantages_T=torch.zeros(5).double())):
-        picked_T = chosen("clip_cov", batch).chosen_T
+        picked_T = chosen("clip_cov", batch).token_mask_T
         assert picked_T is not None and picked_T.shape == batch.log_probs_T.shape and not picked_T.any()
 
 
 def test_kl_cov_holds_the_tokens_of_highest_covariance() -> None:
     batch = batch_of([50] * 40, 6)
     options = replace(OPTIONS, kl_cov_ratio=0.01)
-    held_T = chosen("kl_cov", batch, options).chosen_T
+    held_T = chosen("kl_cov", batch, options).token_mask_T
     assert held_T is not None and held_T.sum() == 20
     covariance_T = covariance(batch)
     assert covariance_T[held_T].min() > covariance_T[~held_T].max()
-    free_T, _ = find_policy_loss("kl_cov")(replace(batch, chosen_T=torch.zeros_like(held_T)), options)
-    losses_T, metrics = find_policy_loss("kl_cov")(replace(batch, chosen_T=held_T), options)
+    free_T, _ = find_policy_loss("kl_cov")(replace(batch, token_mask_T=torch.zeros_like(held_T)), options)
+    losses_T, metrics = find_policy_loss("kl_cov")(replace(batch, token_mask_T=held_T), options)
     close(losses_T - free_T, 0.1 * metrics["ppo_kl"] * held_T)
     for nothing in (batch_of([1], 0), replace(batch, advantages_T=torch.zeros(2000).double())):
-        none_T = chosen("kl_cov", nothing).chosen_T
+        none_T = chosen("kl_cov", nothing).token_mask_T
         assert none_T is not None and not none_T.any()
 
 
@@ -347,14 +347,14 @@ def test_equal_covariances_do_not_swell_the_choice(name: str) -> None:
         Segments.of([10] * 3),
     )
     options = replace(OPTIONS, clip_cov_ratio=0.1, kl_cov_ratio=0.16)
-    chosen_T = chosen(name, batch, options).chosen_T
-    assert chosen_T is not None
+    token_mask_T = chosen(name, batch, options).token_mask_T
+    assert token_mask_T is not None
     if (
         name == "kl_cov"
     ):  # the two unlikely tokens that are punished, then the first of the response that is rewarded
-        assert chosen_T.nonzero().flatten().tolist() == [0, 1, 10, 20]
+        assert token_mask_T.nonzero().flatten().tolist() == [0, 1, 10, 20]
     else:  # ranks of one token each, and one of two: both responses' first tokens
-        assert 3 <= chosen_T.sum() <= 4
+        assert 3 <= token_mask_T.sum() <= 4
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
@@ -366,12 +366,15 @@ def test_the_order_of_responses_does_not_change_the_choice(name: str) -> None:
         batch = replace(batch, advantages_T=batch.advantages_T.sign())
         order = torch.randperm(40, generator=torch.Generator().manual_seed(seed)).tolist()
         permuted, index = part(batch, order)
-        expected_T, chosen_T = chosen(name, batch, options).chosen_T, chosen(name, permuted, options).chosen_T
+        expected_T, token_mask_T = (
+            chosen(name, batch, options).token_mask_T,
+            chosen(name, permuted, options).token_mask_T,
+        )
         assert expected_T is not None and expected_T.any() and not expected_T.all()
-        assert chosen_T is not None and chosen_T.equal(expected_T[index])
+        assert token_mask_T is not None and token_mask_T.equal(expected_T[index])
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
 def test_tokens_that_were_never_chosen_are_told(name: str) -> None:
-    with pytest.raises(ValueError, match="`choose` first"):
+    with pytest.raises(ValueError, match="`select_tokens` first"):
         find_policy_loss(name)(batch_of([2], 0), OPTIONS)

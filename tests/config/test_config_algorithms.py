@@ -90,8 +90,8 @@ def losses(name: str, **settings: Any) -> list[Tensor]:
     options = PolicyLossSettings(**{"clip_cov_ratio": 0.05, "clip_cov_lb": 0.0, **settings})
     batch = PolicyBatch(log_probs_T, old_T, 2 * torch.sin(torch.arange(40.0)), segments)
     loss = find_policy_loss(name)
-    if loss.choose:
-        batch = dataclasses.replace(batch, chosen_T=loss.choose(batch, options))
+    if loss.select_tokens:
+        batch = dataclasses.replace(batch, token_mask_T=loss.select_tokens(batch, options))
     losses_T, metrics = loss(batch, options)
     (gradient_T,) = torch.autograd.grad(losses_T.sum(), log_probs_T)
     return [losses_T, gradient_T, *metrics.values()]

@@ -184,15 +184,17 @@ def every_loss(
             clip_ratio_high=0.28,
             policy_loss={"clip_cov_ratio": 0.1, "clip_cov_lb": 0.05, "kl_cov_ratio": 0.1},
         )
-        if policy_loss.choose is not None:
+        if policy_loss.select_tokens is not None:
             whole = [
                 torch.from_numpy(np.concatenate([rows[i] for i in order]))
                 for rows in (current, more["old_log_probs"], more["advantages"])
             ]
             segments = Segments.of([len(tokens[i].response_ids) for i in order])
-            chosen_T = policy_loss.choose(PolicyBatch(*whole, segments), policy_loss_settings(actor))
-            assert 0 < chosen_T.sum() < len(chosen_T)
-            parts = dict(zip(order, segments.split(chosen_T), strict=True))
+            token_mask_T = policy_loss.select_tokens(
+                PolicyBatch(*whole, segments), policy_loss_settings(actor)
+            )
+            assert 0 < token_mask_T.sum() < len(token_mask_T)
+            parts = dict(zip(order, segments.split(token_mask_T), strict=True))
             more["chosen"] = [parts[i].numpy() for i in range(SAMPLES)]
         mode = policy_loss.loss_agg_mode or "token-mean"
         batches = plan(packing, mode, order, more)

@@ -231,7 +231,7 @@ class Worker:
 
     def choose(self, samples: list[Sample]) -> list[Handle]:
         """Let the policy loss choose tokens of a whole mini-batch, whose samples hold their current `log_probs`."""
-        if self._policy_loss.choose is None:
+        if self._policy_loss.select_tokens is None:
             raise RuntimeError("this policy loss chooses no tokens")
         segments = Segments.of([sample.response_length for sample in samples])
         log_probs_T, old_T, advantages_T = (
@@ -239,7 +239,7 @@ class Worker:
         )
         batch = PolicyBatch(log_probs_T, old_T, advantages_T, segments)
         settings = policy_loss_settings(self._config.actor_rollout_ref.actor)
-        return self._put(segments, self._policy_loss.choose(batch, settings))
+        return self._put(segments, self._policy_loss.select_tokens(batch, settings))
 
     def update(self, role: Trained, share: Share, lr: float) -> tuple[dict[str, float], StepResult]:
         """Make one optimizer step on a mini-batch, and return this rank's part of its metrics."""

@@ -24,11 +24,11 @@ def with_outcomes(samples: Sequence[Sample], outcomes: Mapping[Key, Outcome]) ->
     return [replace(sample, outcome=outcomes[sample.group, sample.member]) for sample in ordered]
 
 
-def comparable(samples: Sequence[Sample], groups: Collection[int], smallest_group: int) -> list[Sample]:
-    """Keep the samples of these groups that have a score, where at least `smallest_group` of the group have one."""
+def comparable(samples: Sequence[Sample], groups: Collection[int], min_group_size: int) -> list[Sample]:
+    """Keep the samples of these groups that have a score, where at least `min_group_size` of the group have one."""
     scored = [s for s in samples if s.group in groups and isinstance(s.outcome, Scored)]
     members = Counter(sample.group for sample in scored)
-    return [sample for sample in scored if members[sample.group] >= smallest_group]
+    return [sample for sample in scored if members[sample.group] >= min_group_size]
 
 
 def informative(samples: Sequence[Sample], metric: str) -> list[int]:

@@ -50,7 +50,7 @@ class Experience:
         groups = set(self.groups)
         if estimator.greedy_baseline:
             groups &= self.baselines.keys()
-        return comparable(self.samples, groups, estimator.smallest_group)
+        return comparable(self.samples, groups, estimator.min_group_size)
 
 
 class Explorer:

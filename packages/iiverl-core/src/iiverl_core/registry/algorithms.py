@@ -201,14 +201,14 @@ POLICY_LOSSES = Registry(
             summary="Clip-Cov: PPO's clipped loss without the gradient of a few tokens that would lower the entropy most",
             code=f"{_LOSSES}.clip_cov:clip_cov",
             reads=("clip_low", "clip_high", "clip_cov_ratio", "clip_cov_lb", "clip_cov_ub"),
-            select_tokens=f"{_LOSSES}.clip_cov:choose_at_random",
+            select_tokens=f"{_LOSSES}.clip_cov:select_at_random",
         ),
         PolicyLossInfo(
             name="kl_cov",
             summary="KL-Cov: the policy gradient with a KL penalty on the few tokens that would lower the entropy most",
             code=f"{_LOSSES}.kl_cov:kl_cov",
             reads=("kl_cov_ratio", "ppo_kl_coef"),
-            select_tokens=f"{_LOSSES}.kl_cov:choose_largest",
+            select_tokens=f"{_LOSSES}.kl_cov:select_largest",
         ),
         PolicyLossInfo(
             name="dppo_tv",

@@ -5,8 +5,8 @@ An own one is named `path/to/file.py:name`. It is a function like the built-in o
     def centred(batch, settings): …              an estimator: (advantages_T, returns_T), both (T,)
     def reinforce(batch, settings): …            a policy loss: losses_T (T,), and metrics by name, (T,) each
 
-or, where the algorithm asks more of a step than that, an object: `Estimator(centred, smallest_group=2)`,
-`PolicyLoss(reinforce, choose=…)`. `docs/functions.md` explains the arguments, with an example of each.
+or, where the algorithm asks more of a step than that, an object: `Estimator(centred, min_group_size=2)`,
+`PolicyLoss(reinforce, select_tokens=…)`. `docs/functions.md` explains the arguments, with an example of each.
 """
 
 import inspect
@@ -39,9 +39,9 @@ def find_estimator(name: str) -> Estimator:
         estimator = Estimator(info.load(), info.min_group_size, info.greedy_baseline)
     else:
         estimator = _from_file(name, Estimator, ESTIMATOR_KEY, ESTIMATORS.label)
-    if estimator.smallest_group < 1:
+    if estimator.min_group_size < 1:
         raise ConfigError(
-            f"{ESTIMATOR_KEY}: {name} has smallest_group {estimator.smallest_group}; it is at least 1"
+            f"{ESTIMATOR_KEY}: {name} has min_group_size {estimator.min_group_size}; it is at least 1"
         )
     return estimator
 
@@ -79,8 +79,8 @@ def _from_file(name: str, kind: type[Algorithm], key: str, what: str) -> Algorit
     algorithm = _as(kind, found, where)
     if isinstance(algorithm, Estimator):
         return checked_estimator(algorithm, where, path)
-    if algorithm.choose is not None:
-        _check_arguments(algorithm.choose, f"{key}: choose of {name}")
+    if algorithm.select_tokens is not None:
+        _check_arguments(algorithm.select_tokens, f"{key}: select_tokens of {name}")
     return checked_policy_loss(algorithm, where, path)
 
 
