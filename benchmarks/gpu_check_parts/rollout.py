@@ -8,6 +8,7 @@ import torch
 from gpu_check_parts.setting import GIB, NotPossibleError, Numbers, Setting, one_process
 from gpu_check_parts.training import cut, make_backend
 from iiverl_core.algorithms.rollout_correction import mismatch
+from iiverl_core.config import run_config
 from iiverl_core.rollout import Request, SamplingParams, make_engine
 from iiverl_core.samples import Tokens
 from iiverl_core.training import TrainingBackend
@@ -30,7 +31,7 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
     params = SamplingParams(n=RESPONSES, max_tokens=setting.size.generated, ignore_eos=True)
     with one_process(setting.device):
         trainer = make_backend(config, "actor", setting.device, trained=False)
-        generator = make_engine(config, setting.device)
+        generator = make_engine(run_config(config), setting.device)
         versions = count()
 
         def update() -> None:

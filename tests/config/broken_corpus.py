@@ -3,7 +3,8 @@
 A case of `broken.txt` begins with `==== its name`. A line with `$` holds arguments of the command line; with `!`, the
 case sees a machine on which nothing is installed that can be left out, and a package with an entry point that is broken. The YAML ends at `>>>>`, and the answer follows:
 place, severity, code and key of each diagnostic, without its message. All messages are in `wording.txt`, which
-`.venv/bin/python tests/config/broken_corpus.py` writes; look at its difference before you commit it.
+`.venv/bin/python tests/config/broken_corpus.py` writes, with `docs/diagnostics.md`; look at the difference before you
+commit it.
 """
 
 import importlib.metadata
@@ -19,10 +20,22 @@ from pathlib import Path
 from unittest import mock
 
 from iiverl_core.config import Problem, load, render
+from iiverl_core.config.diagnostics import DIAGNOSTICS
 from iiverl_core.registry import REGISTRIES, TRACKERS
 
 BROKEN = Path(__file__).with_name("broken.txt")
 WORDING = Path(__file__).with_name("wording.txt")
+REFERENCE = Path(__file__).parents[2] / "docs" / "diagnostics.md"
+HEAD = """\
+# Diagnostics
+
+Each diagnostic of a configuration has a code, which stays the same in later versions while its wording may change:
+`run.yaml:2: error[C012]: data.train_batch_sise: unknown key; did you mean data.train_batch_size?`. An error has to be fixed;
+a warning does not keep a run from starting, but for what cannot run with this version or on this machine.
+
+| code | name | for example |
+|---|---|---|
+"""
 DENSE = {
     "model_type": "qwen2",
     "vocab_size": 128,
@@ -138,13 +151,26 @@ def wording(corpus: list[Case]) -> str:
     )
 
 
+def reference(corpus: list[Case]) -> str:
+    """Write a table of all diagnostics, each with the shortest message that the corpus has of it."""
+    messages: dict[str, list[str]] = {code: [] for code in DIAGNOSTICS}
+    for case in corpus:
+        for problem in case.answer():
+            key = f"`{problem.key}`: " if problem.key else ""
+            messages[problem.code].append(key + problem.message.replace(str(Path.cwd()), "/here"))
+    messages["C001"].append("there is no such file")
+    rows = (f"| {code} | {name} | {min(messages[code], key=len)} |\n" for code, name in DIAGNOSTICS.items())
+    return HEAD + "".join(rows)
+
+
 def main() -> None:
-    """Write `wording.txt`."""
+    """Write `wording.txt` and `docs/diagnostics.md`."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["HOME"] = folder
         make_files(Path(folder))
         WORDING.write_text(wording(cases()), encoding="utf-8")
+        REFERENCE.write_text(reference(cases()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from broken_corpus import WORDING, Case, cases, make_files, without_messages, wording
+from broken_corpus import REFERENCE, WORDING, Case, cases, make_files, reference, without_messages, wording
 
 import iiverl_core.config
 from iiverl_core.config.diagnostics import DIAGNOSTICS
@@ -31,6 +31,7 @@ def test_a_broken_configuration_is_answered(case: Case) -> None:
 def test_the_wording_is_the_one_on_record() -> None:
     """To record another: .venv/bin/python tests/config/broken_corpus.py."""
     assert wording(CORPUS) == WORDING.read_text(encoding="utf-8")
+    assert reference(CORPUS) == REFERENCE.read_text(encoding="utf-8")
 
 
 def test_every_diagnostic_has_a_case() -> None:

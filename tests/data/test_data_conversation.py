@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from data.reward_tokenizer import reward_tokenizer
-from iiverl_core.config import Config, build
+from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.data import ConversationWriter, load_conversation_writer
 from iiverl_core.data.chat import PromptError
 from iiverl_core.errors import ConfigError
@@ -99,19 +99,14 @@ def test_chats_need_a_template_and_strings_do_not() -> None:
         writer.ids(chat_prompt(), "5")
 
 
-def config(policy: Path, model: Path, **reward_model: Any) -> Config:
-    return build(
-        {
-            "actor_rollout_ref": {"model": {"path": str(policy)}},
-            "data": {"max_prompt_length": 6, "max_response_length": 4},
-            "reward_model": {"enable": True, "model": {"path": str(model)}, **reward_model},
-        }
-    )
-
-
-def without_input_tokenizer(config: Config) -> Config:
-    model = config.reward_model.model.model_copy(update={"input_tokenizer": None})
-    return config.model_copy(update={"reward_model": config.reward_model.model_copy(update={"model": model})})
+def config(policy: Path, model: Path, *, input_tokenizer: bool = True, **reward_model: Any) -> RunConfig:
+    tokenizer = {} if input_tokenizer else {"input_tokenizer": None}
+    values = {
+        "actor_rollout_ref": {"model": {"path": str(policy)}},
+        "data": {"max_prompt_length": 6, "max_response_length": 4},
+        "reward_model": {"enable": True, "model": {"path": str(model), **tokenizer}, **reward_model},
+    }
+    return run_config(build(values))
 
 
 @pytest.fixture
@@ -143,10 +138,10 @@ def test_without_a_tokenizer_of_its_own_nothing_is_written_anew(
 ) -> None:
     nothing = tmp_path / "nothing"
     for bounds in ({}, {"max_length": 10}):
-        given = config(tiny_model_path, nothing, **bounds)
-        assert load_conversation_writer(without_input_tokenizer(given)) is None
+        given = config(tiny_model_path, nothing, input_tokenizer=False, **bounds)
+        assert load_conversation_writer(given) is None
     with pytest.raises(ConfigError, match=r"max_length is 9, .* up to 10 tokens"):
-        load_conversation_writer(without_input_tokenizer(config(tiny_model_path, nothing, max_length=9)))
+        load_conversation_writer(config(tiny_model_path, nothing, input_tokenizer=False, max_length=9))
 
 
 def test_a_reward_model_without_a_tokenizer_names_the_key(tiny_model_path: Path, tmp_path: Path) -> None:

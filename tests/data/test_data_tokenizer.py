@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from iiverl_core.config import Config, build
+from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.data import load_tokenizer
 from iiverl_core.errors import ConfigError
 
 
-def config(model: Path | str, tokenizer: Path | str | None = None) -> Config:
+def config(model: Path | str, tokenizer: Path | str | None = None) -> RunConfig:
     values = {
         "data": {"tokenizer": None if tokenizer is None else str(tokenizer)},
         "actor_rollout_ref": {"model": {"path": str(model)}},
     }
-    return build(values)
+    return run_config(build(values))
 
 
 def test_the_models_own_tokenizer_is_taken(tiny_model_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from iiverl_core.config import Config, build
+from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.memory import MemoryPlan, advice, find_facts, no_room, plan_memory
 from iiverl_core.memory.work import work_of
 
@@ -13,7 +13,7 @@ SHAPES = Path(__file__).parents[2] / "examples" / "grpo_megatron" / "models"
 GB = 10**9
 
 
-def config_of(*, backend: str = "megatron", shape: str = "Qwen2.5-7B-Instruct", **sections: Any) -> Config:
+def run_of(*, backend: str = "megatron", shape: str = "Qwen2.5-7B-Instruct", **sections: Any) -> RunConfig:
     """GRPO over eight devices, with a reference; `sections` are laid over actor, ref, rollout, trainer and others."""
     path = str(SHAPES / shape)
     megatron = {"tensor_model_parallel_size": 2}
@@ -33,11 +33,11 @@ def config_of(*, backend: str = "megatron", shape: str = "Qwen2.5-7B-Instruct", 
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
-    return build(values, backend)
+    return run_config(build(values, backend))
 
 
-def planned(config: Config, device_memory: int = 80) -> MemoryPlan:
-    return plan_memory(config, find_facts(config), device_memory * GB)
+def planned(run: RunConfig, device_memory: int = 80) -> MemoryPlan:
+    return plan_memory(run, find_facts(run), device_memory * GB)
 
 
 def phases(plan: MemoryPlan) -> dict[str, int]:
@@ -45,14 +45,14 @@ def phases(plan: MemoryPlan) -> dict[str, int]:
 
 
 def test_phases_are_those_of_the_models() -> None:
-    assert list(phases(planned(config_of()))) == [
+    assert list(phases(planned(run_of()))) == [
         "generate",
         "forward: actor",
         "forward: reference",
         "update: actor",
     ]
     value = {"enable": True, "model": {"path": str(SHAPES / "Qwen2.5-7B-Instruct")}}
-    with_critic = planned(config_of(critic=value, reward_model=value))
+    with_critic = planned(run_of(critic=value, reward_model=value))
     assert [model.role for model in with_critic.roles] == ["actor", "reference", "critic", "reward"]
     assert list(phases(with_critic))[-2:] == ["update: actor", "update: critic"]
     assert with_critic.roles[2].states.weights < with_critic.roles[0].states.weights  # a head for one number
@@ -60,36 +60,36 @@ def test_phases_are_those_of_the_models() -> None:
 
 
 def test_the_engine_takes_its_share_and_sleeps() -> None:
-    plan = planned(config_of(rollout={"gpu_memory_utilization": 0.5}))
+    plan = planned(run_of(rollout={"gpu_memory_utilization": 0.5}))
     assert plan.engine.total == 40 * GB
     resident = sum(sum(model.resident.values()) for model in plan.roles)
     assert phases(plan)["generate"] == resident + 40 * GB
-    awake = planned(config_of(rollout={"gpu_memory_utilization": 0.5, "free_cache_engine": False}))
+    awake = planned(run_of(rollout={"gpu_memory_utilization": 0.5, "free_cache_engine": False}))
     assert phases(awake)["update: actor"] == phases(plan)["update: actor"] + 40 * GB
 
 
 def test_the_cache_is_that_of_the_models() -> None:
     # 2 (keys and values) × layers × heads of them × 128 × 2 bytes
-    assert planned(config_of()).engine.token == 2 * 28 * 4 * 128 * 2
+    assert planned(run_of()).engine.token == 2 * 28 * 4 * 128 * 2
     over = {"tensor_model_parallel_size": 8}
-    large = planned(config_of(shape="Qwen3-32B", rollout=over)).engine
+    large = planned(run_of(shape="Qwen3-32B", rollout=over)).engine
     assert large.token == 2 * 64 * 1 * 128 * 2
     assert large.tokens == large.cache // large.token
     assert large.sequences == large.tokens // 1024
     # Four heads over eight devices: each is on two of them.
-    shared = planned(config_of(shape="Qwen3-235B-A22B", rollout=over)).engine
+    shared = planned(run_of(shape="Qwen3-235B-A22B", rollout=over)).engine
     assert shared.token == 2 * 94 * 1 * 128 * 2
 
 
 def test_engines_apart_leave_the_training_devices() -> None:
-    apart = planned(config_of(trainer={"rollout_devices": 4}))
+    apart = planned(run_of(trainer={"rollout_devices": 4}))
     assert phases(apart)["generate"] == apart.engine.total
-    assert phases(apart)["update: actor"] == phases(planned(config_of()))["update: actor"]
+    assert phases(apart)["update: actor"] == phases(planned(run_of()))["update: actor"]
 
 
 @pytest.mark.parametrize("key", ["param_offload", "grad_offload", "optimizer_offload"])
 def test_what_is_offloaded_is_there_only_in_use(key: str) -> None:
-    plan, kept = planned(config_of(actor={key: True})), planned(config_of())
+    plan, kept = planned(run_of(actor={key: True})), planned(run_of())
     kind = {"param": "weights", "grad": "gradients", "optimizer": "optimizer"}[key.partition("_")[0]]
     saved = getattr(kept.roles[0].states, kind)
     assert saved > 0
@@ -100,38 +100,38 @@ def test_what_is_offloaded_is_there_only_in_use(key: str) -> None:
 
 
 def test_fsdp_frees_its_gradients_and_offloads_all_at_once() -> None:
-    config = config_of(backend="fsdp")
-    actor = planned(config).roles[0]
+    run = run_of(backend="fsdp")
+    actor = planned(run).roles[0]
     assert set(actor.resident) == {"weights", "optimizer"}
-    away = planned(config_of(backend="fsdp", actor={"fsdp_config": {"optimizer_offload": True}})).roles[0]
+    away = planned(run_of(backend="fsdp", actor={"fsdp_config": {"optimizer_offload": True}})).roles[0]
     assert (away.states.weights, sum(away.resident.values())) == (0, 0)
     assert away.states.gathered == actor.states.gathered
 
 
 def test_micro_batches_are_the_largest_that_can_come() -> None:
-    by_tokens = config_of(actor={"use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": 4096})
-    work = work_of(by_tokens, "actor", 4, train=True)
+    by_tokens = run_of(actor={"use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": 4096})
+    work = work_of(by_tokens, by_tokens.actor, train=True)
     assert (work.tokens, work.responses, work.checkpointing) == (4096, 2048, True)
-    by_count = config_of(actor={"ppo_micro_batch_size_per_gpu": 2})
-    assert work_of(by_count, "actor", 4, train=True).tokens == 2 * 1024
-    in_all = config_of(actor={"ppo_micro_batch_size": 16})
-    assert work_of(in_all, "actor", 4, train=True).tokens == 4 * 1024
-    few = config_of(actor={"ppo_mini_batch_size": 1, "use_dynamic_bsz": True})
-    assert work_of(few, "actor", 4, train=True).tokens == 2 * 1024  # eight responses over four ranks
-    assert not work_of(few, "actor", 4, train=False).checkpointing
+    by_count = run_of(actor={"ppo_micro_batch_size_per_gpu": 2})
+    assert work_of(by_count, by_count.actor, train=True).tokens == 2 * 1024
+    in_all = run_of(actor={"ppo_micro_batch_size": 16})
+    assert work_of(in_all, in_all.actor, train=True).tokens == 4 * 1024
+    few = run_of(actor={"ppo_mini_batch_size": 1, "use_dynamic_bsz": True})
+    assert work_of(few, few.actor, train=True).tokens == 2 * 1024  # eight responses over four ranks
+    assert not work_of(few, few.actor, train=False).checkpointing
 
 
 def test_what_fits_says_so_and_what_does_not_says_which_key() -> None:
-    config = config_of(rollout={"gpu_memory_utilization": 0.4})
-    assert planned(config).fits
-    config = config_of(rollout={"gpu_memory_utilization": 0.9})
-    plan = planned(config)
+    run = run_of(rollout={"gpu_memory_utilization": 0.4})
+    assert planned(run).fits
+    run = run_of(rollout={"gpu_memory_utilization": 0.9})
+    plan = planned(run)
     assert [phase.name for phase in plan.too_large] == ["generate"]
-    assert advice(config, plan, plan.peak).endswith("rollout.gpu_memory_utilization")
-    config = config_of(rollout={"gpu_memory_utilization": 0.1})
-    plan = planned(config)
+    assert advice(run, plan, plan.peak).endswith("rollout.gpu_memory_utilization")
+    run = run_of(rollout={"gpu_memory_utilization": 0.1})
+    plan = planned(run)
     assert not plan.fits and not plan.engine.has_room
-    assert "gpu_memory_utilization" in no_room(config, plan)
+    assert "gpu_memory_utilization" in no_room(run, plan)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_fits_says_so_and_what_does_not_says_which_key() -> None:
     ],
 )
 def test_advice_names_the_key_of_the_largest_item(sections: dict[str, Any], phase: str, key: str) -> None:
-    config = config_of(**sections)
-    plan = planned(config)
+    run = run_of(**sections)
+    plan = planned(run)
     found = next(part for part in plan.phases if part.name == phase)
-    assert key in advice(config, plan, found), found.items
+    assert key in advice(run, plan, found), found.items

@@ -8,6 +8,7 @@ import pytest
 
 from iiverl_core.algorithms import AdvantageSettings, PolicyLossSettings
 from iiverl_core.config.schema import keys
+from iiverl_core.installation import install_command
 from iiverl_core.registry import (
     AGGREGATIONS,
     BACKENDS,
@@ -87,6 +88,8 @@ def test_reward_sources_are_asked_for_by_keys() -> None:
 def test_trackers_and_backends_know_what_to_install() -> None:
     assert TRACKERS["console"].missing() is None
     assert dataclasses.replace(TRACKERS["wandb"], package="no_such_package").missing() == (
-        "no_such_package is not installed; install with: pip install no_such_package"
+        f"no_such_package is not installed; install with: {install_command('no_such_package')}"
     )
-    assert "pip install 'iiverl[fsdp]'" in (dataclasses.replace(BACKENDS["fsdp"], code="").missing() or "")
+    assert install_command("iiverl[fsdp]", workspace="make setup") in (
+        dataclasses.replace(BACKENDS["fsdp"], code="").missing() or ""
+    )

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -92,3 +93,13 @@ def test_packages_are_versioned_in_lockstep() -> None:
 def test_every_folder_says_what_belongs_there() -> None:
     for file in ROOT.glob("packages/*/src/**/__init__.py"):
         assert ast.get_docstring(ast.parse(file.read_text())), f"{file} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "folder", [ROOT, *sorted((ROOT / "packages").iterdir())], ids=lambda folder: folder.name
+)
+def test_the_page_of_a_wheel_links_to_no_file_of_the_repository(folder: Path) -> None:
+    readme = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["readme"]
+    text = readme["text"] if isinstance(readme, dict) else (folder / readme).read_text()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert [link for link in links if "://" not in link and not link.startswith("#")] == []

@@ -10,7 +10,8 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 
 FLOORS = [
-    "errors", "dtypes", "python_files", "registry", "config", "memory", "algorithms", "samples", "data", "training", "rollout",
+    "errors", "installation", "dtypes", "python_files", "registry", "config", "memory", "algorithms", "samples", "data", "training",
+    "rollout",
     "rewards", "telemetry", "cluster", "controller",
 ]  # fmt: skip
 

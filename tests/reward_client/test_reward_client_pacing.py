@@ -109,8 +109,8 @@ def test_the_time_aside_doubles_up_to_a_bound() -> None:
 def test_concurrency_halves_once_a_round_and_grows_by_one() -> None:
     server = endpoint()
     tickets = [server.begin(0.0) for _ in range(16)]
-    for ticket in tickets:
-        server.slow_down(ticket, 1.0, 16)
+    for permit in tickets:
+        server.slow_down(permit, 1.0, 16)
     server.in_flight = 0
     assert server.room(2.0, 16) == 8
     for _ in range(9):

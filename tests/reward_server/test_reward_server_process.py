@@ -195,9 +195,9 @@ def test_a_missing_extra_is_told_in_a_line(run: str) -> None:
         "sys.modules['fastapi'] = None\n"
     )
     done = subprocess.run([sys.executable, "-c", hide + start], capture_output=True, text=True, check=False)
-    package = "iiverl[reward-server]" if run == "iiverl" else "iiverl-reward-client[server]"
+    command = "make setup" if run == "iiverl" else "pip install 'iiverl-reward-client[server]'"
     assert done.returncode == 2
-    assert done.stderr == f"error: the reward server needs fastapi. Install it: pip install '{package}'\n"
+    assert done.stderr == f"error: the reward server needs fastapi. Install it: {command}\n"
 
 
 @pytest.mark.parametrize(

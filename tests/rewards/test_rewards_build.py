@@ -2,7 +2,7 @@
 
 import pytest
 
-from iiverl_core.config import build
+from iiverl_core.config import build, run_config
 from iiverl_core.rewards import check_prompts, make_scorer
 from iiverl_core.rewards.rules import UnknownDataSource
 from iiverl_reward_client import Failed, Scored
@@ -15,9 +15,8 @@ def own_function(tmp_path):
     file.write_text(
         "def judge(data_source, solution_str, ground_truth, extra_info, worth): return worth * len(solution_str)"
     )
-    return build(
-        {"custom_reward_function": {"path": str(file), "name": "judge", "reward_kwargs": {"worth": 2}}}
-    )
+    function = {"path": str(file), "name": "judge", "reward_kwargs": {"worth": 2}}
+    return run_config(build({"custom_reward_function": function}))
 
 
 def scores(config, *samples):
@@ -32,7 +31,7 @@ def scores(config, *samples):
 
 def test_without_a_function_the_rules_score_by_data_source(make_sample):
     outcomes = scores(
-        build({}),
+        run_config(build({})),
         make_sample("#### 72", "72", key=(0, 0)),
         make_sample(r"\boxed{72}", "72", key=(0, 1)),
         make_sample(r"\boxed{1/2}", r"\frac12", "lighteval/MATH", key=(1, 0)),
@@ -45,14 +44,14 @@ def test_without_a_function_the_rules_score_by_data_source(make_sample):
 
 
 def test_a_row_that_its_rule_cannot_score_fails_and_is_named(make_sample):
-    outcome = scores(build({}), make_sample("#### 72", "none", key=(6, 0)))[6, 0]
+    outcome = scores(run_config(build({})), make_sample("#### 72", "none", key=(6, 0)))[6, 0]
     assert isinstance(outcome, Failed)
     assert "row 6 of the dataset" in outcome.detail
 
 
 def test_a_data_source_without_a_rule_never_scores_zero(make_sample):
     with pytest.raises(UnknownDataSource):
-        scores(build({}), make_sample("#### 72", "72", "acme/sonnets"))
+        scores(run_config(build({})), make_sample("#### 72", "72", "acme/sonnets"))
 
 
 def test_the_users_function_scores_every_data_source(own_function, make_sample):
@@ -63,4 +62,4 @@ def test_only_the_rules_ask_for_a_data_source_before_the_run(own_function, make_
     prompts = [make_sample(data_source="acme/sonnets").prompt]
     check_prompts(own_function, prompts)
     with pytest.raises(UnknownDataSource):
-        check_prompts(build({}), prompts)
+        check_prompts(run_config(build({})), prompts)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data.reward_tokenizer import reward_tokenizer
-from iiverl_core.config import Config, build
+from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards import (
     Key,
@@ -27,20 +27,21 @@ CHAT = ({"role": "user", "content": "2+3?"},)
 
 
 @pytest.fixture
-def config_of(tmp_path: Path, tiny_model_path: Path) -> Callable[..., Config]:
+def config_of(tmp_path: Path, tiny_model_path: Path) -> Callable[..., RunConfig]:
     """Makes a configuration with a reward model, whose tokenizer is in a folder."""
     folder = tmp_path / "reward-model"
     reward_tokenizer().save_pretrained(folder)
 
-    def make(sections: dict[str, Any] | None = None, **reward_model: Any) -> Config:
+    def make(sections: dict[str, Any] | None = None, **reward_model: Any) -> RunConfig:
         model = {"path": str(folder)} | reward_model.pop("model", {})
-        return build(
+        config = build(
             {
                 "actor_rollout_ref": {"model": {"path": str(tiny_model_path)}},
                 "reward_model": {"enable": True, "model": model, **reward_model},
                 **(sections or {}),
             }
         )
+        return run_config(config)
 
     return make
 
@@ -62,7 +63,7 @@ def collected(scorer: Scorer, *samples: Sample) -> dict[Key, Outcome]:
 
 
 def test_a_reward_model_stands_in_for_the_rules_and_beside_all_else(
-    config_of: Callable[..., Config], sample: Sample, tmp_path: Path
+    config_of: Callable[..., RunConfig], sample: Sample, tmp_path: Path
 ) -> None:
     assert make_scorer(config_of()) is None
     file = tmp_path / "own.py"
@@ -76,7 +77,7 @@ def test_a_reward_model_stands_in_for_the_rules_and_beside_all_else(
 
 
 def test_the_model_is_shown_the_whole_conversation_in_its_own_tokens(
-    config_of: Callable[..., Config], sample: Sample
+    config_of: Callable[..., RunConfig], sample: Sample
 ) -> None:
     shown: list[Sample] = []
 
@@ -95,14 +96,10 @@ def test_the_model_is_shown_the_whole_conversation_in_its_own_tokens(
 
 
 def test_a_model_with_the_policys_tokenizer_is_shown_samples_as_they_are(
-    config_of: Callable[..., Config], sample: Sample, tmp_path: Path
+    config_of: Callable[..., RunConfig], sample: Sample, tmp_path: Path
 ) -> None:
     shown: list[Sample] = []
-    config = config_of(model={"path": str(tmp_path / "none")})
-    model = config.reward_model.model.model_copy(update={"input_tokenizer": None})
-    config = config.model_copy(
-        update={"reward_model": config.reward_model.model_copy(update={"model": model})}
-    )
+    config = config_of(model={"path": str(tmp_path / "none"), "input_tokenizer": None})
     check_reward_model(config)
     check_prompts(config, [sample.prompt])
     collected(
@@ -112,7 +109,7 @@ def test_a_model_with_the_policys_tokenizer_is_shown_samples_as_they_are(
 
 
 def test_a_conversation_that_is_too_long_fails_by_itself(
-    config_of: Callable[..., Config], sample: Sample
+    config_of: Callable[..., RunConfig], sample: Sample
 ) -> None:
     config = config_of(max_length=40, truncation="error")
     longer = replace(sample, member=1, text="five" * 10)
@@ -125,7 +122,7 @@ def test_a_conversation_that_is_too_long_fails_by_itself(
 
 
 def test_what_the_model_cannot_read_is_told_before_the_run(
-    config_of: Callable[..., Config], sample: Sample, tmp_path: Path
+    config_of: Callable[..., RunConfig], sample: Sample, tmp_path: Path
 ) -> None:
     config = config_of()
     check_reward_model(config)
@@ -148,5 +145,5 @@ def test_what_the_model_cannot_read_is_told_before_the_run(
         check_reward_model(config_of(model={"path": str(tmp_path / "none")}))
 
 
-def test_without_a_reward_model_nothing_is_loaded_for_it(config_of: Callable[..., Config]) -> None:
+def test_without_a_reward_model_nothing_is_loaded_for_it(config_of: Callable[..., RunConfig]) -> None:
     check_reward_model(config_of(enable=False, model={"path": "no-such-model"}))

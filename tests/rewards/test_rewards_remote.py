@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from iiverl_core.config import RewardAPIConfig, build
+from iiverl_core.config import RewardAPIConfig, build, run_config
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.rewards import check_failures, make_scorer, settle
 from iiverl_core.rewards.failures import TooManyFailures
@@ -19,7 +19,7 @@ INFO = json.dumps({"type": "math_verifiable", "answer": {"value": "7"}})
 
 
 def config(url: str, **more):
-    return build({"reward_api": {"enable": True, "api_url": url, "timeout": 2, **more}})
+    return run_config(build({"reward_api": {"enable": True, "api_url": url, "timeout": 2, **more}}))
 
 
 def by_length(body: dict) -> tuple[int, dict]:
@@ -28,7 +28,7 @@ def by_length(body: dict) -> tuple[int, dict]:
 
 def check_prompts(configuration, prompts) -> None:
     """What is seen before a run."""
-    with make_client(configuration.reward_api) as client:
+    with make_client(configuration.rewards.api) as client:
         check_rows(configuration, prompts, check_server(client))
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from iiverl_core.config import Config, load
+from iiverl_core.config import RunConfig, load
 from iiverl_core.errors import ConfigError
 from iiverl_core.rollout import Request, SamplingParams, make_engine, sampling_params
 from iiverl_core.rollout.hf import HFEngine
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_model_path: Path) -> Callable[..., Config]:
-    def make(*overrides: str) -> Config:
+def config(tmp_path: Path, tiny_model_path: Path) -> Callable[..., RunConfig]:
+    def make(*overrides: str) -> RunConfig:
         path = tmp_path / "run.yaml"
         path.write_text(
             f"actor_rollout_ref:\n  model:\n    path: {tiny_model_path}\n  rollout:\n    name: hf\n"
         )
-        return load(path, overrides).config
+        return load(path, overrides).run
 
     return make
 

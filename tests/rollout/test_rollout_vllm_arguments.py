@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iiverl_core.config import Config, load, vllm_version
+from iiverl_core.config import RunConfig, load, vllm_version
 from iiverl_core.errors import ConfigError
 from iiverl_core.rollout.vllm import engine_arguments, versions
 
@@ -15,12 +15,12 @@ ROLLOUT = "actor_rollout_ref.rollout"
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Callable[..., Config]:
-    def make(*overrides: str) -> Config:
+def config(tmp_path: Path) -> Callable[..., RunConfig]:
+    def make(*overrides: str) -> RunConfig:
         path = tmp_path / "run.yaml"
         path.write_text("data:\n  max_prompt_length: 100\n  max_response_length: 300\n")
         settings = [f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.tensor_model_parallel_size=1", *overrides]
-        return load(path, settings).config
+        return load(path, settings).run
 
     return make
 
@@ -144,7 +144,10 @@ def test_what_has_a_key_of_its_own_is_not_passed_on(config, passed_on, message) 
             ["max_num_batched_tokens=300", "enable_chunked_prefill=false"],
             r"max_num_batched_tokens is 300, .* 400",
         ),
-        (["max_num_batched_tokens=500"], r"max_num_batched_tokens \(500\) is below .*max_num_seqs \(1024\)"),
+        (
+            ["max_num_batched_tokens=500", "max_num_seqs=1024"],
+            r"max_num_batched_tokens \(500\) is below .*max_num_seqs \(1024\)",
+        ),
     ],
 )
 def test_keys_that_exclude_each_other(config, overrides, message) -> None:
@@ -162,7 +165,7 @@ def test_versions_that_are_not_are_told_before_and_at_the_start(found, monkeypat
     told = (
         rf"vLLM {found} is installed, .* vllm>=0\.32,<0\.33"
         if found
-        else "not installed.*uv sync --extra vllm"
+        else r"not installed.*: uv pip install 'vllm>=0\.32,<0\.33' .*make setup-vllm"
     )
 
     def version(name: str) -> str:

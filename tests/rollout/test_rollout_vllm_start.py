@@ -45,7 +45,7 @@ def gpt_neo(quickstart_inputs: Path, tmp_path: Path) -> Path:
 
 
 def test_a_model_that_vllm_does_not_know(quickstart: Callable[..., Loaded], gpt_neo: Path) -> None:
-    config = quickstart(*VLLM, f"actor_rollout_ref.model.path={gpt_neo}").config
+    config = quickstart(*VLLM, f"actor_rollout_ref.model.path={gpt_neo}").run
     told = (
         rf"vLLM cannot start with the model '.*gpt-neo': .*GPTNeoForCausalLM.* not supported.*; "
         rf"set {ROLLOUT}\.name to hf, or actor_rollout_ref\.model\.path to another model"
@@ -86,8 +86,8 @@ def test_a_model_of_transformers_is_not_run_where_it_is_trained(
     )
     wrong = f"{ROLLOUT}.engine_kwargs.vllm.kv_cache_dtype=none"  # found later, so that no engine is built
     with pytest.raises(ConfigError, match=told):
-        make_engine(quickstart(*VLLM, path, wrong).config, "cpu")
-    apart = quickstart(*VLLM, path, wrong, "trainer.rollout_devices=1", runtime="ray").config
+        make_engine(quickstart(*VLLM, path, wrong).run, "cpu")
+    apart = quickstart(*VLLM, path, wrong, "trainer.rollout_devices=1", runtime="ray").run
     with pytest.raises(
         ConfigError, match=r"vLLM cannot start with the model '.*olmo2': Input should be 'auto'"
     ):

@@ -225,7 +225,7 @@ def test_swanlab_is_given_names_config_and_steps(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "swanlab"])
 def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setitem(sys.modules, name, None)  # importing it fails as if it were not there
-    with pytest.raises(IIVerlError, match=rf"trainer\.logger asks for {name}.*\n.*pip install {name}"):
+    with pytest.raises(IIVerlError, match=rf"trainer\.logger asks for {name}.*\n.*uv pip install {name}"):
         make(["console", name], tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The arguments of all commands that read a configuration, and how it is loaded and told about."""
+"""The arguments of all commands that read a configuration; loading it, and reporting its problems."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +29,8 @@ Backend = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Training backend, such as fsdp or megatron, over the file's actor_rollout_ref.actor.strategy; by default "
-        "that, else fsdp.",
+        help="Training backend, such as fsdp or megatron, over the actor's `strategy` in the file; by default that, "
+        "else fsdp.",
     ),
 ]
 AllowUnknown = Annotated[
@@ -63,7 +63,7 @@ def load_config(
     return load(file, overrides, backend, allow_unknown=allow_unknown)
 
 
-def tell(problems: "Sequence[Problem]", *, running: bool = False) -> None:
+def report_problems(problems: "Sequence[Problem]", *, running: bool = False) -> None:
     """Write problems to the terminal, a line each."""
     from iiverl_core.config import render
 

@@ -1,4 +1,4 @@
-"""How a run ends when it is stopped, or when it stops with something to say."""
+"""Ending a run that is interrupted or that fails: cleanup, one message, and an exit code."""
 
 import signal
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised so that what cleans up after Ctrl-C cleans up after it too."""
+    """SIGTERM, raised as an exception so that the cleanup after Ctrl-C runs after it too."""
 
 
 @contextmanager

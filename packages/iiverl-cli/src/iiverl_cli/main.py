@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from iiverl_cli.algorithms import algorithms
-from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import (
+    AllowUnknown,
+    Backend,
+    ConfigFile,
+    ConfigPath,
+    Overrides,
+    load_config,
+    report_problems,
+)
 from iiverl_cli.interruption import clean_exit
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
@@ -64,7 +72,7 @@ def train_ppo(
 ) -> None:
     """Train with PPO, GRPO or a relative of theirs."""
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(loaded.problems, running=True)
+    report_problems(loaded.problems, running=True)
     if loaded.obstacles:
         raise typer.Exit(2)
     with clean_exit():
@@ -83,7 +91,7 @@ def validate(
 ) -> None:
     """Check a configuration without running it."""
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(loaded.problems)
+    report_problems(loaded.problems)
     errors = len(loaded.errors)
     others = len(loaded.problems) - errors
     if errors:
@@ -118,7 +126,7 @@ def show_config(
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     if loaded.is_read:
         typer.echo(show(loaded, changed=changed, describe=describe))
-    tell(loaded.problems)
+    report_problems(loaded.problems)
     if loaded.errors:
         raise typer.Exit(2)
 

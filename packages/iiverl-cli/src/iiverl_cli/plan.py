@@ -1,4 +1,4 @@
-"""The command `iiverl plan`: what a run needs of each device's memory, before there is a device."""
+"""The command `iiverl plan`: count the memory that a run needs per device, without a device."""
 
 import json
 import textwrap
@@ -6,15 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iiverl_cli.arguments import AllowUnknown, Backend, ConfigFile, ConfigPath, Overrides, load_config, tell
+from iiverl_cli.arguments import (
+    AllowUnknown,
+    Backend,
+    ConfigFile,
+    ConfigPath,
+    Overrides,
+    load_config,
+    report_problems,
+)
 from iiverl_cli.tables import format_table
 
 if TYPE_CHECKING:
-    from iiverl_core.config import Config
+    from iiverl_core.config import RunConfig
     from iiverl_core.memory import MemoryPlan, Pass, RoleMemory
 
 GB = 10**9
-"""Bytes in the GB of the tables. What a driver calls 80 GB is 85 of these: the rest is for what is not counted."""
+"""Bytes per GB in the tables. A driver's 80 GB is 85 of these; the difference is left for uncounted memory."""
 WIDTH = 80
 STATES = ("weights", "gradients", "optimizer", "gathered")
 EXIT_TOO_LARGE = 3
@@ -40,29 +48,29 @@ def plan(
     from iiverl_core.memory import find_facts, plan_memory
 
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
-    tell(tuple(dict.fromkeys([*loaded.errors, *loaded.unknown_keys])))
+    report_problems(tuple(dict.fromkeys([*loaded.errors, *loaded.unknown_keys])))
     if loaded.errors:
         raise typer.Exit(2)
     try:
-        facts = find_facts(loaded.config)
+        facts = find_facts(loaded.run)
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    planned = plan_memory(loaded.config, facts, round(device_memory * GB))
+    planned = plan_memory(loaded.run, facts, round(device_memory * GB))
     if as_json:
         typer.echo(json.dumps(_as_json(planned), indent=2))
     else:
-        _show(loaded.config, planned)
+        _show(loaded.run, planned)
     if not planned.fits:
         raise typer.Exit(EXIT_TOO_LARGE)
 
 
-def _show(config: "Config", planned: "MemoryPlan") -> None:
+def _show(run: "RunConfig", planned: "MemoryPlan") -> None:
     paragraphs = [
-        "\n".join(map(_wrapped, _heading(config, planned))),
+        "\n".join(map(_wrapped, _heading(run, planned))),
         _models(planned),
         _phases(planned),
-        "\n".join(map(_wrapped, [*_engine(config, planned), *_verdict(config, planned)])),
+        "\n".join(map(_wrapped, [*_engine(run, planned), *_verdict(run, planned)])),
     ]
     typer.echo("\n\n".join(paragraphs))
 
@@ -72,16 +80,16 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
-def _heading(config: "Config", planned: "MemoryPlan") -> list[str]:
+def _heading(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
     actor = planned.roles[0]
     facts, layout = actor.facts, actor.layout
     active = f", {_billions(facts.active_parameters)} of them per token" if facts.experts else ""
-    model = f"{config.actor_rollout_ref.model.path}: {_billions(facts.parameters)} parameters{active}"
+    model = f"{run.actor.model.path}: {_billions(facts.parameters)} parameters{active}"
     if layout.sharded:
-        spread = f"{config.backend}, each model over all {layout.devices} devices"
+        spread = f"{run.backend}, each model over all {layout.devices} devices"
     else:
         spread = (
-            f"{config.backend}, tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context} × "
+            f"{run.backend}, tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context} × "
             f"data {layout.data} = {layout.devices} devices, expert {layout.expert}"
         )
     stage = f"; shown is the {planned.stage} pipeline stage" if layout.pipeline > 1 else ""
@@ -114,10 +122,10 @@ def _phases(planned: "MemoryPlan") -> str:
     return format_table(rows, align="<><", rule=True)
 
 
-def _engine(config: "Config", planned: "MemoryPlan") -> list[str]:
+def _engine(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
     engine = planned.engine
     over = f" over {engine.devices} devices" if engine.devices > 1 else ""
-    longest = config.data.max_prompt_length + config.data.max_response_length
+    longest = run.data.max_prompt_length + run.data.max_response_length
     return [
         f"{engine.name}{over}: weights {_gb(engine.weights)}, work {_gb(engine.work)}, "
         f"cache {_gb(engine.cache)} GB per device",
@@ -126,7 +134,7 @@ def _engine(config: "Config", planned: "MemoryPlan") -> list[str]:
     ]
 
 
-def _verdict(config: "Config", planned: "MemoryPlan") -> list[str]:
+def _verdict(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
     from iiverl_core.memory import advice, no_room
 
     of = f"{_gb(planned.device_memory)} GB"
@@ -134,10 +142,10 @@ def _verdict(config: "Config", planned: "MemoryPlan") -> list[str]:
     for phase in planned.too_large:
         who, kind = phase.biggest
         lines.append(
-            f"{phase.name} needs {_gb(phase.total)} of {of}, most for {who}: {kind}; {advice(config, planned, phase)}"
+            f"{phase.name} needs {_gb(phase.total)} of {of}, most for {who}: {kind}; {advice(run, planned, phase)}"
         )
     if not planned.engine.has_room:
-        lines.append(f"the engine has no room for one sequence; {no_room(config, planned)}")
+        lines.append(f"the engine has no room for one sequence; {no_room(run, planned)}")
     return lines or [f"It fits: at most {_gb(planned.peak.total)} of {of}, in: {planned.peak.name}"]
 
 

@@ -23,7 +23,7 @@ _SHOWN = 10
 _TEXT = 60
 
 reward_app = typer.Typer(
-    help="Look at a reward server, and at what it was asked.",
+    help="Check a reward server, and score earlier samples again.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -61,8 +61,8 @@ def check(
     with clean_exit():
         from iiverl_core.rewards.checking import check_rewards
 
-        found = check_rewards(loaded.config, rows)
-        _tell_check(found)
+        found = check_rewards(loaded.run, rows)
+        _report_check(found)
         code = _verdict(found)
     raise typer.Exit(code)
 
@@ -84,7 +84,7 @@ def rescore(
         typer.Option(metavar="NAME", help="Environment variable that holds the server's bearer token."),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(metavar="|".join(PROTOCOLS), help="What the server speaks.")
+        str, typer.Option(metavar="|".join(PROTOCOLS), help="Protocol of the server.")
     ] = "auto",
     max_workers: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 10,
     out: Annotated[
@@ -103,11 +103,13 @@ def rescore(
 
         files = dump_files(dump)
         if out is not None and out.resolve() in [file.resolve() for file in files]:
-            raise typer.BadParameter(f"{out} is what is read; name another file", param_hint="--out")
+            raise typer.BadParameter(
+                f"{out} is one of the files that are read; name another file", param_hint="--out"
+            )
         table = read_dumps(dump)
         outcomes = _rescored(table, url, token_env, protocol, max_workers)
         comparison = compare(table, outcomes)
-        _tell_comparison(comparison, len(outcomes), len(files))
+        _report_comparison(comparison, len(outcomes), len(files))
         if out is not None:
             from iiverl_core.telemetry.samples import write_parquet
 
@@ -122,6 +124,7 @@ def _rescored(
 ) -> "list[Outcome]":
     """Connect, see that a server answers, and score with a progress bar."""
     import os
+    import sys
 
     from rich.console import Console
     from rich.progress import Progress
@@ -130,6 +133,7 @@ def _rescored(
     from iiverl_core.errors import ConfigError, IIVerlError
     from iiverl_core.rewards.remote import make_client
     from iiverl_core.rewards.rescoring import rescore
+    from iiverl_core.telemetry.terminal import takes_escape_codes
     from iiverl_reward_client import Failed
 
     if token_env is not None and not os.environ.get(token_env):
@@ -146,26 +150,26 @@ def _rescored(
     console = Console(stderr=True)
     with (
         make_client(settings) as client,
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        Progress(console=console, transient=True, disable=not takes_escape_codes(sys.stderr)) as bar,
     ):
         pings = client.ping()
         if away := {server: each for server, each in pings.items() if isinstance(each, Failed)}:
-            said = "; ".join(f"{server} ({each.kind}: {each.detail})" for server, each in away.items())
+            reasons = "; ".join(f"{server} ({each.kind}: {each.detail})" for server, each in away.items())
             if len(away) == len(pings):
-                raise IIVerlError(f"no reward server answers: {said}. Start it, or mend --url.")
+                raise IIVerlError(f"no reward server answers: {reasons}. Start it, or correct --url.")
             typer.echo(
-                f"warning: these reward servers do not answer, and the others are used: {said}", err=True
+                f"warning: these reward servers do not answer, and the others are used: {reasons}", err=True
             )
         task = bar.add_task("scoring", total=len(table))
         return rescore(table, client, lambda: bar.advance(task))
 
 
-def _tell_check(found: "RewardCheck") -> None:
+def _report_check(found: "RewardCheck") -> None:
     from iiverl_reward_client import Failed, Scored
 
     lines = [("server", "answers in", "version", "verifies")]
     for server in found.servers:
-        told = server.capabilities
+        capabilities = server.capabilities
         seconds = (
             f"no answer: {server.ping.kind}"
             if isinstance(server.ping, Failed)
@@ -175,8 +179,8 @@ def _tell_check(found: "RewardCheck") -> None:
             (
                 server.url,
                 seconds,
-                told.server_version if told else "-",
-                ", ".join(told.types) if told else "-",
+                capabilities.server_version if capabilities else "-",
+                ", ".join(capabilities.types) if capabilities else "-",
             )
         )
     typer.echo(format_table(lines))
@@ -197,7 +201,7 @@ def _tell_check(found: "RewardCheck") -> None:
 
 
 def _verdict(found: "RewardCheck") -> int:
-    """Say what the scored rows mean, and give the exit code."""
+    """Report the result of the scored rows, and return the exit code."""
     from iiverl_core.rewards.failures import describe_failures
     from iiverl_core.rewards.remote import OUTAGE
     from iiverl_reward_client import Failed, Scored
@@ -219,7 +223,7 @@ def _verdict(found: "RewardCheck") -> int:
     return 0
 
 
-def _tell_comparison(found: "Comparison", samples: int, files: int) -> None:
+def _report_comparison(found: "Comparison", samples: int, files: int) -> None:
     from iiverl_core.rewards.failures import describe_failures
 
     both = found.same + found.higher + found.lower

@@ -2,6 +2,7 @@
 
 import typer
 
+from iiverl_core.installation import install_command
 from iiverl_reward_client.server.command import main
 
 # The arguments, --help among them, belong to the other parser.
@@ -10,4 +11,5 @@ CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True, "help_optio
 
 def reward_server(context: typer.Context) -> None:
     """Score responses over HTTP."""
-    raise typer.Exit(main(context.args, program="iiverl reward-server", distribution="iiverl[reward-server]"))
+    install = install_command("iiverl[reward-server]", workspace="make setup")
+    raise typer.Exit(main(context.args, program="iiverl reward-server", install=install))

@@ -1,4 +1,4 @@
-"""Which sample is sent when and where: the queue between those who submit samples and the servers.
+"""Schedule samples: the queue between those who submit samples and the servers.
 
 Every submitted sample comes to exactly one outcome. There is no background chatter: servers are probed only while
 samples wait.
@@ -16,10 +16,10 @@ import httpx
 from iiverl_reward_client.addresses import Secrets
 from iiverl_reward_client.cache import ScoreCache
 from iiverl_reward_client.dialects import V1, Attempt, Dialect, ProtocolName, after_failure
-from iiverl_reward_client.endpoint import Endpoint, Ticket
+from iiverl_reward_client.endpoint import Endpoint, RequestPermit
 from iiverl_reward_client.exchange import Sender, failure_of
 from iiverl_reward_client.outcomes import Failed, Outcome, Scored
-from iiverl_reward_client.probing import Missed, look
+from iiverl_reward_client.probing import Missed, probe
 from iiverl_reward_client.protocol import failure_of_status
 from iiverl_reward_client.retrying import Retries, RetryBudget, Timeouts, retry_after
 from iiverl_reward_client.sample import RewardSample
@@ -58,7 +58,7 @@ class _Order:
     """One request: where it goes, and the samples in it, each with what is sent of it."""
 
     endpoint: Endpoint
-    ticket: Ticket
+    permit: RequestPermit
     dialect: Dialect
     jobs: list[_Job]
     items: list[tuple[str, ...]]
@@ -255,10 +255,10 @@ class Dispatcher:
             if len(jobs) > 1 and status in _PERHAPS_ONE_SAMPLE:
                 attempt = replace(attempt, alone=True)
             return [attempt] * len(jobs)
-        self._succeeded(endpoint, order.ticket)
+        self._succeeded(endpoint, order.permit)
         reading = dialect.read(content, [job.sample for job in jobs])
         if any(_is_overload(attempt) for attempt in reading.attempts):
-            endpoint.slow_down(order.ticket, self._loop.time(), self.max_workers)
+            endpoint.slow_down(order.permit, self._loop.time(), self.max_workers)
         attempts = [self._told(endpoint, attempt) for attempt in reading.attempts]
         self._to_cache(endpoint, reading.server_version, jobs, attempts)
         return attempts
@@ -270,11 +270,11 @@ class Dispatcher:
         failure = self._named(endpoint, failure)
         attempt = after_failure(failure)
         if not attempt.retry:
-            self._succeeded(endpoint, order.ticket)  # a server that refuses is at work
+            self._succeeded(endpoint, order.permit)  # a server that refuses is at work
             return attempt
-        endpoint.failed(order.ticket, now, failure)
+        endpoint.failed(order.permit, now, failure)
         if failure.kind in ("overload", "timeout"):
-            endpoint.slow_down(order.ticket, now, self.max_workers)
+            endpoint.slow_down(order.permit, now, self.max_workers)
         if wait is not None:
             endpoint.pause(now + wait)
         return attempt
@@ -340,8 +340,8 @@ class Dispatcher:
 
     # Servers that are away.
 
-    def _succeeded(self, endpoint: Endpoint, ticket: Ticket) -> None:
-        endpoint.succeeded(ticket, self.max_workers)
+    def _succeeded(self, endpoint: Endpoint, permit: RequestPermit) -> None:
+        endpoint.succeeded(permit, self.max_workers)
         if self._outage is not None:
             self._outage.cancel()
             self._outage = None
@@ -355,7 +355,7 @@ class Dispatcher:
     async def _probe(self, endpoint: Endpoint) -> None:
         assert self._loop is not None
         try:
-            seen = await look(self._sender, endpoint.address, self._settings.protocol)
+            seen = await probe(self._sender, endpoint.address, self._settings.protocol)
         except Exception as error:
             self._fail_waiting(error)
             return

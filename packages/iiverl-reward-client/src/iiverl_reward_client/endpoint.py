@@ -32,7 +32,7 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class RequestPermit:
     """One request under way: when it was sent, and before which change of the server's state."""
 
     sent: float
@@ -79,15 +79,15 @@ class Endpoint:
         """Give the time at which the server can be looked at again; in the past for one in use."""
         return max(self._paused_until, self._retry_at if self.state == "open" else 0.0)
 
-    def begin(self, now: float) -> Ticket:
+    def begin(self, now: float) -> RequestPermit:
         """Note that a request is sent."""
         self.in_flight += 1
         self.last_used = now
-        return Ticket(now, self._epoch)
+        return RequestPermit(now, self._epoch)
 
-    def succeeded(self, ticket: Ticket, max_workers: int) -> None:
+    def succeeded(self, permit: RequestPermit, max_workers: int) -> None:
         """Note an answer that shows the server at work; it may bear a little more."""
-        if ticket.epoch != self._epoch:
+        if permit.epoch != self._epoch:
             return
         if self.state == "trial":
             self._enter("closed")
@@ -96,21 +96,21 @@ class Endpoint:
         if self._limit >= max_workers:
             self._limit = math.inf
 
-    def failed(self, ticket: Ticket, now: float, failure: Failed) -> None:
+    def failed(self, permit: RequestPermit, now: float, failure: Failed) -> None:
         """Note that the server failed; set it aside if it keeps doing so."""
-        if ticket.epoch != self._epoch:
+        if permit.epoch != self._epoch:
             return
         self.last_failure = failure
         self._failures += 1
         if self.state == "trial" or self._failures >= self._breaker.failures:
             self._set_aside(now)
 
-    def slow_down(self, ticket: Ticket, now: float, max_workers: int) -> None:
+    def slow_down(self, permit: RequestPermit, now: float, max_workers: int) -> None:
         """Note that the server cannot keep up: from now on half as many requests at a time.
 
         Requests that were under way when it was first told say nothing new.
         """
-        if ticket.sent >= self._lowered_at:
+        if permit.sent >= self._lowered_at:
             self._limit = max(1.0, min(self._limit, max_workers) / 2)
             self._lowered_at = now
 

@@ -1,4 +1,4 @@
-"""What scoring a sample comes to: a score, or a failure that says of what kind it is."""
+"""Outcomes of scoring: a score, or a failure of a certain kind."""
 
 import math
 from collections.abc import Mapping

@@ -41,7 +41,7 @@ class Missed:
     wait: float | None = None
 
 
-async def look(sender: Sender, address: Address, protocol: ProtocolName) -> Found | Missed:
+async def probe(sender: Sender, address: Address, protocol: ProtocolName) -> Found | Missed:
     """See whether a server can be used, and find the protocol that it speaks where `protocol` leaves that open.
 
     A server that refuses the question is there all the same; only one that fails, or that is too busy, is not.

@@ -1,4 +1,4 @@
-"""What is sent to a reward server."""
+"""Define the sample that is sent to a reward server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

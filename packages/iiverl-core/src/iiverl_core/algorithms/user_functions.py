@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from iiverl_core.algorithms.advantages import Estimator
 from iiverl_core.algorithms.policy_losses import PolicyLoss
 from iiverl_core.algorithms.returns import checked_estimator, checked_policy_loss
+from iiverl_core.config.sections.section import ADV_ESTIMATOR as ESTIMATOR_KEY
+from iiverl_core.config.sections.section import LOSS_MODE as POLICY_LOSS_KEY
 from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import find_callable, load_file, split_place
 from iiverl_core.registry import AGGREGATIONS, ESTIMATORS, POLICY_LOSSES
 
-ESTIMATOR_KEY = "algorithm.adv_estimator"
-POLICY_LOSS_KEY = "actor_rollout_ref.actor.policy_loss.loss_mode"
 USER_FUNCTION = ", and your own as path/to/file.py:name"
 
 Algorithm = TypeVar("Algorithm", Estimator, PolicyLoss)

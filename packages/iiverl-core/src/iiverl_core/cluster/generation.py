@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiverl_core.config import Config
+from iiverl_core.config import Config, run_config
 from iiverl_core.data import load_tokenizer
 from iiverl_core.rollout import Completion, Request, Sampling, make_engine, sampling_params
 from iiverl_core.samples import Handle, Prompt, Sample, Tokens
@@ -48,10 +48,10 @@ class Generator:
         Raises:
             ConfigError: the engine is not there or cannot run the model, or there is no tokenizer.
         """
-        self._config = config
-        self._tokenizer = load_tokenizer(config)
-        self._engine = make_engine(config, device)
-        self._reports = rank % config.engine_devices == 0
+        self._run = run_config(config)
+        self._tokenizer = load_tokenizer(self._run)
+        self._engine = make_engine(self._run, device)
+        self._reports = rank % self._run.engine_devices == 0
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine weights, each by name; raises as `RolloutEngine.update_weights` does."""
@@ -59,7 +59,7 @@ class Generator:
 
     def sleep(self, forget: bool) -> None:
         """Let the engine give back the memory that only generating needs, and with `forget` its weights'."""
-        if self._config.actor_rollout_ref.rollout.free_cache_engine:
+        if self._run.rollout.free_cache_engine:
             self._engine.sleep(weights=forget)
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Generator:
         into a store by itself, and yielded samples that name them, would take them along when it dies; and Ray, which
         counts who still needs an object, miscounts those that are named within what a generator yields.
         """
-        params = sampling_params(self._config, sampling)
+        params = sampling_params(self._run, sampling)
         prompts = {question.group: question.prompt for question in questions}
         requests = [
             Request(question.group, question.prompt.ids, question.seed, question.members)

@@ -85,22 +85,26 @@ def _check_cluster(named: str) -> None:
             "RAY_ADDRESS, or unset it to start Ray on this machine for the length of the run"
         )
     try:
-        ray._raylet.GcsClient(address=address)  # as Ray's own commands do: ray.init hides why it was refused
+        from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+
+        GcsClient(address=address)  # as Ray's own commands do: ray.init hides why it was refused
     except AuthenticationError as error:
         raise ConfigError(
             f"RAY_ADDRESS={named}: the cluster asks for a token, and this command's is missing or wrong. Set "
             "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token of the cluster: on its first machine, "
             "`ray get-auth-token` prints it. Or start the cluster with RAY_AUTH_MODE=disabled"
         ) from error
-    except AttributeError:  # a version of Ray that has no such client; ray.init decides
+    except ImportError:  # a version of Ray that has no such client; ray.init decides
         pass
 
 
 def _resolved(named: str) -> str:
     if named != "auto":
         return named
+    from ray._private.services import get_ray_address_from_environment
+
     try:
-        return ray._private.services.get_ray_address_from_environment(named, None)
+        return get_ray_address_from_environment(named, None)
     except ConnectionError as error:
         raise ConfigError(
             f"RAY_ADDRESS=auto: this machine is part of no Ray cluster. Start one ({_START}), or unset RAY_ADDRESS "

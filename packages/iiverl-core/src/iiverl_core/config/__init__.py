@@ -3,6 +3,18 @@
 from iiverl_core.config.listing import show
 from iiverl_core.config.loading import Loaded, Origin, build, load
 from iiverl_core.config.problems import Problem, render
+from iiverl_core.config.roles import ROLE_KEYS, Role
+from iiverl_core.config.run_config import (
+    ConversationConfig,
+    LossConfig,
+    MicroBatching,
+    Offload,
+    RewardsConfig,
+    RoleConfig,
+    RunConfig,
+    TrainingConfig,
+    run_config,
+)
 from iiverl_core.config.sections.actor import ActorConfig, PolicyLossConfig, RefConfig
 from iiverl_core.config.sections.actor_rollout_ref import ActorRolloutRefConfig
 from iiverl_core.config.sections.algorithm import (
@@ -19,15 +31,20 @@ from iiverl_core.config.sections.optim import OptimConfig
 from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
 from iiverl_core.config.sections.reward_api import RewardAPIConfig
 from iiverl_core.config.sections.reward_model import OverlongBufferConfig, RewardModelConfig
-from iiverl_core.config.sections.rollout import RolloutConfig, ValKwargs
+from iiverl_core.config.sections.rollout import ROLLOUT, RolloutConfig, ValKwargs
 from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.section import LOSS_MODE
 from iiverl_core.config.sections.trainer import TrainerConfig
 
 __all__ = [
+    "LOSS_MODE",
+    "ROLE_KEYS",
+    "ROLLOUT",
     "ActorConfig",
     "ActorRolloutRefConfig",
     "AlgorithmConfig",
     "Config",
+    "ConversationConfig",
     "CriticConfig",
     "CriticModelConfig",
     "CustomRewardFunctionConfig",
@@ -36,8 +53,11 @@ __all__ = [
     "FilterGroupsConfig",
     "KLControlConfig",
     "Loaded",
+    "LossConfig",
     "MegatronConfig",
+    "MicroBatching",
     "ModelConfig",
+    "Offload",
     "OptimConfig",
     "Origin",
     "OverlongBufferConfig",
@@ -46,12 +66,18 @@ __all__ = [
     "RefConfig",
     "RewardAPIConfig",
     "RewardModelConfig",
+    "RewardsConfig",
+    "Role",
+    "RoleConfig",
     "RolloutConfig",
     "RolloutCorrectionConfig",
+    "RunConfig",
     "TrainerConfig",
+    "TrainingConfig",
     "ValKwargs",
     "build",
     "load",
     "render",
+    "run_config",
     "show",
 ]

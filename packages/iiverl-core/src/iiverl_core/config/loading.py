@@ -7,21 +7,23 @@ whole is validated once. A value that is broken is told, and its default stands 
 import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from iiverl_core.config.checks import View, run_checks
 from iiverl_core.config.defaults import STRATEGIES, backend_defaults, fitted_defaults
-from iiverl_core.config.effects import effects
-from iiverl_core.config.given import UNKNOWN_KEY, Given
 from iiverl_core.config.interpolation import reference
-from iiverl_core.config.problems import COMMAND_LINE, Place, Problem, in_order, render
+from iiverl_core.config.problems import COMMAND_LINE, Problem, SourceLocation, in_order, render
 from iiverl_core.config.resolve import resolve
+from iiverl_core.config.run_config import RunConfig, run_config
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.section import BACKEND
 from iiverl_core.config.source import Source, read_yaml
 from iiverl_core.config.suggest import nearest
+from iiverl_core.config.unused_keys import unused_keys
+from iiverl_core.config.user_values import UNKNOWN_KEY, UserValues
 from iiverl_core.errors import ConfigError
 from iiverl_core.registry import BACKENDS
 
@@ -60,6 +62,11 @@ class Loaded:
     problems: tuple[Problem, ...]
     origins: Mapping[str, Origin] = field(repr=False)
     is_read: bool = True
+
+    @cached_property
+    def run(self) -> RunConfig:
+        """The run that the configuration describes."""
+        return run_config(self.config)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -101,7 +108,7 @@ def load(
     if problem:
         source.problems.append(problem)
     return _load(
-        Given(problems=source.problems, allow_unknown=allow_unknown), file, source, overrides, backend
+        UserValues(problems=source.problems, allow_unknown=allow_unknown), file, source, overrides, backend
     )
 
 
@@ -111,7 +118,7 @@ def build(values: Mapping[str, Any], backend: str | None = None) -> Config:
     Raises:
         ConfigError: something is wrong with them; all of it is told.
     """
-    loaded = _load(Given(), "values", Source(values=values), (), backend)
+    loaded = _load(UserValues(), "values", Source(values=values), (), backend)
     if loaded.errors:
         raise ConfigError(render(replace(problem, file=None) for problem in loaded.errors))
     return loaded.config
@@ -131,7 +138,9 @@ def _read(file: str) -> tuple[str, Problem | None]:
     return "", Problem("C001", "error", "", message, file)
 
 
-def _load(given: Given, file: str, source: Source, overrides: Iterable[str], backend: str | None) -> Loaded:
+def _load(
+    given: UserValues, file: str, source: Source, overrides: Iterable[str], backend: str | None
+) -> Loaded:
     is_read = source.values is not None or not source.problems
     given.lay_file(source, file)
     for override in overrides:
@@ -139,23 +148,23 @@ def _load(given: Given, file: str, source: Source, overrides: Iterable[str], bac
     if backend is not None:
         _choose_backend(given, backend)
     strategy = given.values.get(BACKEND)
-    known = isinstance(strategy, str) and strategy in BACKENDS
-    by_backend = backend_defaults(BACKENDS[strategy]) if known else {}
+    backend_info = BACKENDS.get(strategy) if isinstance(strategy, str) else None
+    by_backend = backend_defaults(backend_info) if backend_info else {}
     resolved = resolve(given, by_backend)
     fitted = fitted_defaults(resolved.config, given.values)
     if fitted:
         resolved = resolve(given, {**by_backend, **{key: value for key, (value, _) in fitted.items()}})
     problems = [*given.problems, *resolved.problems]
     if is_read:
-        view = View(resolved.config, given.places, resolved.tainted, file)
-        problems += [*run_checks(view), *effects(view)]
-    origins = _origins(given, resolved.invalid, by_backend, fitted)
+        view = View(resolved.config, given.places, resolved.invalid_keys, file)
+        problems += [*run_checks(view), *unused_keys(view)]
+    origins = _origins(given, resolved.replaced, by_backend, fitted)
     return Loaded(file, resolved.config, in_order(dict.fromkeys(problems)), origins, is_read)
 
 
-def _choose_backend(given: Given, backend: str) -> None:
+def _choose_backend(given: UserValues, backend: str) -> None:
     """Let the command line's backend replace the file's, of all models."""
-    place = Place(COMMAND_LINE)
+    place = SourceLocation(COMMAND_LINE)
     if backend not in BACKENDS:
         near = nearest(backend, list(BACKENDS))
         hint = f"; did you mean {near}?" if near else ""
@@ -181,15 +190,15 @@ def _is_of(backend: str, strategy: Any) -> bool:
 
 
 def _origins(
-    given: Given,
-    invalid: Container[str],
+    given: UserValues,
+    replaced: Container[str],
     by_backend: Mapping[str, Any],
     fitted: Mapping[str, tuple[Any, str]],
 ) -> dict[str, Origin]:
     origins = {}
     for path, key in keys().items():
         place = given.places.get(path)
-        if place and path in invalid:
+        if place and path in replaced:
             origins[path] = Origin("default", f"; the value from {place} is invalid")
         elif place:
             origins[path] = Origin("override") if place.file == COMMAND_LINE else Origin("file", str(place))

@@ -26,7 +26,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where a value was given."""
 
     file: str
@@ -53,7 +53,7 @@ def _render(problem: Problem, running: bool) -> str:
     severity = problem.severity
     if severity == "here":
         severity = "error" if running else "warning"
-    place = [str(Place(problem.file, problem.line))] if problem.file else []
+    place = [str(SourceLocation(problem.file, problem.line))] if problem.file else []
     key = [problem.key] if problem.key else []
     line = ": ".join([*place, f"{severity}[{problem.code}]", *key, problem.message])
     return line.encode("utf-8", "backslashreplace").decode(

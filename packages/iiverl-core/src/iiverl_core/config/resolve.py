@@ -10,38 +10,40 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from iiverl_core.config.describe import choices, expected, shown
-from iiverl_core.config.given import Given
 from iiverl_core.config.interpolation import Interpolation, UnresolvedError, nested, reference, references
 from iiverl_core.config.problems import Problem
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.suggest import nearest
+from iiverl_core.config.user_values import UserValues
 
 
 @dataclass(frozen=True)
 class Resolved:
     """A valid configuration, and what was wrong with the values.
 
-    `invalid` are keys whose defaults stand in for what the user set, `tainted` all of which nothing can be concluded.
+    `replaced` are keys whose defaults stand in for what the user set, `invalid_keys` all whose values say nothing.
     """
 
     config: Config
     problems: list[Problem]
-    invalid: frozenset[str]
-    tainted: frozenset[str]
+    replaced: frozenset[str]
+    invalid_keys: frozenset[str]
 
 
-def resolve(given: Given, by_backend: Mapping[str, Any]) -> Resolved:
+def resolve(given: UserValues, by_backend: Mapping[str, Any]) -> Resolved:
     """Make the configuration of what the user gave; `by_backend` holds the backend's own defaults."""
     resolver = _Resolver(given, by_backend)
     config = resolver.run()
-    return Resolved(config, resolver.problems, frozenset(resolver.broken - resolver.own), resolver.tainted())
+    return Resolved(
+        config, resolver.problems, frozenset(resolver.broken - resolver.own), resolver.invalid_keys()
+    )
 
 
 class _Resolver:
     """The values as they are written, and which of them turn out to be broken."""
 
-    def __init__(self, given: Given, by_backend: Mapping[str, Any]) -> None:
+    def __init__(self, given: UserValues, by_backend: Mapping[str, Any]) -> None:
         self.given = given
         self.defaults = {path: by_backend.get(path, key.default) for path, key in keys().items()}
         followed = {p for p, v in given.values.items() if v is None and self._null_follows(p)}
@@ -66,14 +68,16 @@ class _Resolver:
             except ValidationError as error:
                 self.invalid(error.errors(include_url=False, include_context=False), values)
 
-    def tainted(self) -> frozenset[str]:
+    def invalid_keys(self) -> frozenset[str]:
         """What is broken, and what takes its value from something broken."""
-        tainted = set(self.broken)
+        invalid_keys = set(self.broken)
         while True:
-            more = {path for path, value in self.written.items() if references(value) & tainted} - tainted
+            more = {
+                path for path, value in self.written.items() if references(value) & invalid_keys
+            } - invalid_keys
             if not more:
-                return frozenset(tainted)
-            tainted |= more
+                return frozenset(invalid_keys)
+            invalid_keys |= more
 
     def interpolated(self) -> dict[str, Any]:
         """All values with their references resolved; what cannot be resolved is broken."""

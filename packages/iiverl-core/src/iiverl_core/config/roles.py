@@ -1,16 +1,102 @@
-"""The roles that models have in a run, and the keys by which each one's micro-batches are cut."""
+"""The roles that models have in a run, and the keys under which verl's YAML has the settings of each."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
 from iiverl_core.config.sections.model import ModelConfig
+from iiverl_core.config.sections.rollout import ROLLOUT
 from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.section import ADV_ESTIMATOR
 
 Role: TypeAlias = Literal["actor", "reference", "critic", "reward"]
 
 
-class MicroBatching(NamedTuple):
-    """Keys that say how large a model's micro-batches are, as they stand in the file."""
+@dataclass(frozen=True)
+class MicroBatchKeys:
+    """Keys that bound a micro-batch.
 
+    `sequences` counts sequences over all devices; `dynamic` selects the budget `tokens` in place of a count.
+    """
+
+    sequences: str
+    dynamic: str
+    tokens: str
+
+    @property
+    def per_device(self) -> str:
+        """The key that counts sequences on one device."""
+        return f"{self.sequences}_per_gpu"
+
+
+@dataclass(frozen=True)
+class RoleKeys:
+    """Where verl's YAML has the settings of one role.
+
+    `section` holds the role's own settings, `model` the model to build, `fsdp` its layout under FSDP. `forward` bounds the
+    micro-batches of passes without gradients, and `training`, for a trained role, those of passes with gradients.
+    `decides` are the keys that say whether a run has the role.
+    """
+
+    section: str
+    model: str
+    fsdp: str
+    forward: MicroBatchKeys
+    training: MicroBatchKeys | None = None
+    decides: tuple[str, ...] = ()
+
+    @property
+    def megatron(self) -> str:
+        """The section of the layout under Megatron."""
+        return f"{self.section}.megatron"
+
+
+def _micro_batches(section: str, prefix: str, dynamic: str = "use_dynamic_bsz") -> MicroBatchKeys:
+    stem = f"{section}.{prefix}"
+    return MicroBatchKeys(f"{stem}micro_batch_size", f"{section}.{dynamic}", f"{stem}max_token_len_per_gpu")
+
+
+POLICY, ACTOR, REFERENCE = "actor_rollout_ref.model", "actor_rollout_ref.actor", "actor_rollout_ref.ref"
+ROLE_KEYS: Mapping[Role, RoleKeys] = MappingProxyType(
+    {
+        "actor": RoleKeys(
+            section=ACTOR,
+            model=POLICY,
+            fsdp=f"{ACTOR}.fsdp_config",
+            forward=_micro_batches(ROLLOUT, "log_prob_", "log_prob_use_dynamic_bsz"),
+            training=_micro_batches(ACTOR, "ppo_"),
+        ),
+        "reference": RoleKeys(
+            section=REFERENCE,
+            model=POLICY,
+            fsdp=f"{REFERENCE}.fsdp_config",
+            forward=_micro_batches(REFERENCE, "log_prob_", "log_prob_use_dynamic_bsz"),
+        ),
+        "critic": RoleKeys(
+            section="critic",
+            model="critic.model",
+            fsdp="critic.model.fsdp_config",
+            forward=_micro_batches("critic", "forward_"),
+            training=_micro_batches("critic", "ppo_"),
+            decides=(ADV_ESTIMATOR, "critic.enable"),
+        ),
+        "reward": RoleKeys(
+            section="reward_model",
+            model="reward_model.model",
+            fsdp="reward_model.model.fsdp_config",
+            forward=MicroBatchKeys(
+                "reward_model.micro_batch_size",
+                "reward_model.use_dynamic_bsz",
+                "reward_model.forward_max_token_len_per_gpu",
+            ),
+            decides=("reward_model.enable",),
+        ),
+    }
+)
+
+
+class _MicroBatching(NamedTuple):
     per_device: int | None
     in_all: int | None
     dynamic: bool
@@ -18,7 +104,7 @@ class MicroBatching(NamedTuple):
     model: ModelConfig
 
     def sequences(self, ranks: int) -> int | None:
-        """Give the sequences of a micro-batch on one of `ranks` data-parallel ranks; None where `tokens` is the limit."""
+        """Give the sequences of a micro-batch on one of `ranks` data-parallel ranks; None if `tokens` is the limit."""
         if self.dynamic:
             return None
         if self.per_device is not None or self.in_all is None:
@@ -26,24 +112,9 @@ class MicroBatching(NamedTuple):
         return max(self.in_all // ranks, 1)
 
 
-def micro_batching(config: Config, role: Role, *, train: bool) -> MicroBatching:
-    """Find the keys for a model where it is trained, or only run forward."""
-    policy, critic, reward = config.actor_rollout_ref, config.critic, config.reward_model
-    if role == "reward":
-        sizes = reward.micro_batch_size_per_gpu, reward.micro_batch_size
-        return MicroBatching(
-            *sizes, reward.use_dynamic_bsz, reward.forward_max_token_len_per_gpu, reward.model
-        )
-    if role == "critic" and not train:
-        sizes = critic.forward_micro_batch_size_per_gpu, critic.forward_micro_batch_size
-        return MicroBatching(
-            *sizes, critic.use_dynamic_bsz, critic.forward_max_token_len_per_gpu, critic.model
-        )
-    if train:
-        section, model = (policy.actor, policy.model) if role == "actor" else (critic, critic.model)
-        sizes = section.ppo_micro_batch_size_per_gpu, section.ppo_micro_batch_size
-        return MicroBatching(*sizes, section.use_dynamic_bsz, section.ppo_max_token_len_per_gpu, model)
-    section = policy.rollout if role == "actor" else policy.ref
-    sizes = section.log_prob_micro_batch_size_per_gpu, section.log_prob_micro_batch_size
-    budget = section.log_prob_max_token_len_per_gpu
-    return MicroBatching(*sizes, section.log_prob_use_dynamic_bsz, budget, policy.model)
+def micro_batching(config: Config, role: Role, *, train: bool) -> _MicroBatching:
+    """Find the bounds of a model's micro-batches, with gradients or without. `RoleConfig` replaces this."""
+    keys = ROLE_KEYS[role]
+    bounds = keys.training if train and keys.training else keys.forward
+    found = (bounds.per_device, bounds.sequences, bounds.dynamic, bounds.tokens, keys.model)
+    return _MicroBatching(*(config.at(key) for key in found))

@@ -27,8 +27,8 @@ def engine_problem(size: int, devices: int, *, heads: int, kv_heads: int, inner:
 
 
 def nearest_sizes(size: int, most: int, works: Callable[[int], bool]) -> str:
-    """Name the sizes that work, the nearest below `size` and the nearest above up to `most`: `2 or 8 would do`."""
+    """Name the sizes that work, the nearest below `size` and the nearest above up to `most`: `2 or 8`."""
     below = next((n for n in range(min(size - 1, most), 0, -1) if works(n)), None)
     above = next((n for n in range(size + 1, most + 1) if works(n)), None)
     found = [str(n) for n in (below, above) if n]
-    return f"{' or '.join(found)} would do" if found else ""
+    return " or ".join(found)

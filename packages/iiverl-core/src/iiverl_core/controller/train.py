@@ -9,7 +9,7 @@ from typing import Protocol
 from iiverl_core.algorithms import find_estimator, find_policy_loss
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
 from iiverl_core.cluster.runtime import WorkerGroup
-from iiverl_core.config import Config, Loaded
+from iiverl_core.config import Config, Loaded, RunConfig
 from iiverl_core.controller.experience import Plan
 from iiverl_core.controller.models import check_engine_devices, check_vocabularies, shapes
 from iiverl_core.controller.observer import Observer
@@ -35,10 +35,10 @@ def train(loaded: Loaded) -> None:
     Raises:
         IIVerlError: what it names is not there or does not fit, or a worker failed.
     """
-    config = loaded.config
+    config, run = loaded.config, loaded.run
     folder = Path(config.trainer.default_local_dir).expanduser()
-    plan = _plan(config)
-    scorer = make_scorer(config)
+    plan = _plan(config, run)
+    scorer = make_scorer(run)
     tracker: Tracker | None = None
     try:
         progress = Progress(plan.total_steps)
@@ -52,7 +52,7 @@ def train(loaded: Loaded) -> None:
             say=progress.say,
         )
         with progress:
-            _loop(config, plan, scorer, progress, tracker)
+            _loop(config, run, plan, scorer, progress, tracker)
     finally:
         if scorer is not None:
             scorer.close()
@@ -69,7 +69,14 @@ def train(loaded: Loaded) -> None:
             )
 
 
-def _loop(config: Config, plan: Plan, scorer: Scorer | None, progress: Progress, tracker: Tracker) -> None:
+def _loop(
+    config: Config,
+    run: RunConfig,
+    plan: Plan,
+    scorer: Scorer | None,
+    progress: Progress,
+    tracker: Tracker,
+) -> None:
     """Start the workers, train, and end them whatever happens."""
     started: list[Closing] = []
     try:
@@ -78,8 +85,8 @@ def _loop(config: Config, plan: Plan, scorer: Scorer | None, progress: Progress,
             group, engines = _start(config, progress.say, started)
         workers = Workers(group, engines, config)
         observer = Observer(config, group.infos, shapes(config, group.infos[0].parameters), progress, tracker)
-        if config.reward_model.enable or scorer is None:
-            scorer = add_reward_model(config, scorer, workers.score)
+        if run.uses_reward_model or scorer is None:
+            scorer = add_reward_model(run, scorer, workers.score)
         Trainer(config, plan, workers, scorer, observer).fit()
     finally:
         if scorer is not None:
@@ -88,15 +95,15 @@ def _loop(config: Config, plan: Plan, scorer: Scorer | None, progress: Progress,
             part.close()
 
 
-def _plan(config: Config) -> Plan:
+def _plan(config: Config, run: RunConfig) -> Plan:
     """Read the prompts and find how many steps they make."""
-    data, trainer = config.data, config.trainer
-    find_estimator(config.algorithm.adv_estimator)  # a user's own file may not be as it should
-    find_policy_loss(config.actor_rollout_ref.actor.policy_loss.loss_mode)
-    if config.reward_api.enable:
-        check_before_run(config)  # before anything is tokenized: a wrong column costs a second
-    tokenizer = load_tokenizer(config)
-    check_reward_model(config)
+    data, trainer = run.data, run.trainer
+    find_estimator(run.algorithm.adv_estimator)  # a user's own file may not be as it should
+    find_policy_loss(run.loss.policy_loss)
+    if run.rewards.api.enable:
+        check_before_run(run)  # before anything is tokenized: a wrong column costs a second
+    tokenizer = load_tokenizer(run)
+    check_reward_model(run)
     check_vocabularies(config, len(tokenizer))
     check_engine_devices(config)
 
@@ -105,18 +112,18 @@ def _plan(config: Config) -> Plan:
             files,
             splits,
             tokenizer,
-            max_prompt_length=config.actor_rollout_ref.rollout.prompt_length,
+            max_prompt_length=run.rollout.prompt_length,
             prompt_key=data.prompt_key,
             filter_overlong=data.filter_overlong_prompts,
             truncation=data.truncation,
         )
-        check_prompts(config, prompts)
+        check_prompts(run, prompts)
         return prompts
 
     prompts = prompts_of(data.train_files, data.train_split)
     validates = trainer.val_before_train or trainer.val_only or trainer.test_freq > 0
     val_prompts = prompts_of(data.val_files, data.val_split) if data.val_files and validates else None
-    filtered = config.algorithm.filter_groups.enable
+    filtered = run.algorithm.filter_groups.enable
     drawn = data.gen_batch_size if filtered else data.train_batch_size
     order = PromptOrder(len(prompts), drawn, seed=data.seed, shuffle=data.shuffle)
     steps = trainer.total_training_steps or len(prompts) // data.train_batch_size * trainer.total_epochs

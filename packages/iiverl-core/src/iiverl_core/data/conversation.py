@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.data.chat import PromptError, write_chat
 from iiverl_core.data.prompts import Truncation
 from iiverl_core.data.tokenizer import load_reward_tokenizer, load_tokenizer, one_start
@@ -74,29 +74,31 @@ class ConversationWriter:
         return one_start(self.tokenizer(text, verbose=False)["input_ids"], self.tokenizer)
 
 
-def load_conversation_writer(config: Config) -> ConversationWriter | None:
+def load_conversation_writer(run: RunConfig) -> ConversationWriter | None:
     """Load what writes the conversations that the reward model reads; None where it reads the policy's own tokens.
 
-    That is so where `reward_model.model.input_tokenizer` is null. Otherwise its value does not matter: the responses
-    are text by then, which the tokenizer that the policy works with made of them.
+    That is so if `input_tokenizer` is None, or if the run has no reward model. Otherwise its value does not matter: the
+    responses are text by then, which the tokenizer that the policy works with made of them.
 
     Raises:
         ConfigError: a tokenizer cannot be read, or sequences are to be cut to `reward_model.max_length` that are not
             written anew.
     """
-    section, rollout = config.reward_model, config.actor_rollout_ref.rollout
-    if section.model.input_tokenizer is not None:
-        written_bos = load_tokenizer(config).bos_token
+    asked = run.rewards.conversation
+    if asked is None:
+        return None
+    if asked.input_tokenizer is not None:
+        written_bos = load_tokenizer(run).bos_token
         return ConversationWriter(
-            load_reward_tokenizer(config),
+            load_reward_tokenizer(run.roles["reward"]),
             written_bos if isinstance(written_bos, str) else None,
-            section.max_length,
-            section.truncation,
+            asked.max_length,
+            asked.truncation,
         )
-    longest = rollout.prompt_length + rollout.response_length
-    if section.max_length is not None and section.max_length < longest:
+    longest = run.rollout.prompt_length + run.rollout.response_length
+    if asked.max_length is not None and asked.max_length < longest:
         raise ConfigError(
-            f"reward_model.max_length is {section.max_length}, and with reward_model.model.input_tokenizer: null the "
+            f"reward_model.max_length is {asked.max_length}, and with reward_model.model.input_tokenizer: null the "
             f"model reads prompt and response as they are, up to {longest} tokens.\n"
             "Set reward_model.max_length to null, or data.max_prompt_length and data.max_response_length to less."
         )

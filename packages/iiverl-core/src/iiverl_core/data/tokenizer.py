@@ -2,33 +2,32 @@
 
 from typing import TYPE_CHECKING
 
-from iiverl_core.config import Config
+from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
+def load_tokenizer(run: RunConfig) -> "PreTrainedTokenizerBase":
     """Load `data.tokenizer`, or the actor's own where that is null.
 
     Raises:
         ConfigError: there is no such tokenizer, or it cannot be read.
     """
-    model = config.actor_rollout_ref.model
-    if config.data.tokenizer is not None:
-        return _load("data.tokenizer", config.data.tokenizer, model.trust_remote_code)
-    return _load("actor_rollout_ref.model.path", model.path, model.trust_remote_code)
+    model = run.actor.model
+    if run.data.tokenizer is not None:
+        return _load("data.tokenizer", run.data.tokenizer, model.trust_remote_code)
+    return _load(run.actor.key("model.path"), model.path, model.trust_remote_code)
 
 
-def load_reward_tokenizer(config: Config) -> "PreTrainedTokenizerBase":
-    """Load the reward model's own tokenizer, from `reward_model.model.path`.
+def load_reward_tokenizer(role: RoleConfig) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of the reward model from the model's folder.
 
     Raises:
         ConfigError: there is no such tokenizer, or it cannot be read.
     """
-    model = config.reward_model.model
-    return _load("reward_model.model.path", model.path, model.trust_remote_code)
+    return _load(role.key("model.path"), role.model.path, role.model.trust_remote_code)
 
 
 def one_start(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.config.model_facts import ModelFacts
 from iiverl_core.memory.layout import BYTES
 from iiverl_core.registry import ENGINES
@@ -39,21 +39,21 @@ class EngineMemory:
         return self.sequences >= 1
 
 
-def engine_memory(config: Config, facts: ModelFacts, device_memory: int) -> EngineMemory:
+def engine_memory(run: RunConfig, facts: ModelFacts, device_memory: int) -> EngineMemory:
     """Count an engine on devices of `device_memory` bytes.
 
     An engine with a pool, as vLLM, takes `gpu_memory_utilization` of the device; what weights and work leave of it is the cache. Its work is
     counted as the logits of `max_num_seqs` tokens in fp32 and one layer's activations of `max_num_batched_tokens`.
     Another, as `hf`, takes a cache as large as the sequences that it generates at a time at their full length.
     """
-    rollout = config.actor_rollout_ref.rollout
-    longest = config.data.max_prompt_length + config.data.max_response_length
-    size, split = BYTES[rollout.dtype], config.engine_devices
+    rollout = run.rollout
+    longest = run.data.max_prompt_length + run.data.max_response_length
+    size, split = BYTES[rollout.dtype], run.engine_devices
     weights = ceil(facts.parameters * size / split)
     token = 2 * facts.layers * ceil(facts.kv_heads / split) * facts.head_dim * size
     engine = ENGINES[rollout.name]
     if engine.memory == "sequences":
-        at_a_time = min(rollout.max_num_seqs, ceil(config.data.train_batch_size * rollout.n / config.devices))
+        at_a_time = min(rollout.max_num_seqs, ceil(run.data.train_batch_size * rollout.n / run.devices))
         tokens = at_a_time * longest
         work = at_a_time * facts.vocabulary * FP32
         return EngineMemory(engine.name, 1, weights, work, token, tokens * token, tokens, at_a_time)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from iiverl_core.config import Config, FSDPConfig, MegatronConfig
-from iiverl_core.config.roles import Role
+from iiverl_core.config import FSDPConfig, MegatronConfig, Offload, RoleConfig
 
 Stage: TypeAlias = Literal["first", "last"]
 """End of the pipeline that a device belongs to: the first has the embedding and most activations, the last the head."""
@@ -45,25 +44,15 @@ class Layout:
         return self.tensor if self.sequence_parallel else 1
 
 
-def layout_of(config: Config, role: Role) -> Layout:
-    """Read how the model of a role lies on the devices."""
-    policy, critic, reward = config.actor_rollout_ref, config.critic, config.reward_model
-    if config.splits_models:
-        section = {"actor": policy.actor, "reference": policy.ref, "critic": critic, "reward": reward}[role]
-        kinds = {"weights": "param_offload", "gradients": "grad_offload", "optimizer": "optimizer_offload"}
-        return _megatron(
-            config.devices, section.megatron, {k for k, key in kinds.items() if getattr(section, key, False)}
-        )
-    fsdp = {
-        "actor": policy.actor.fsdp_config,
-        "reference": policy.ref.fsdp_config,
-        "critic": critic.model.fsdp_config,
-        "reward": reward.model.fsdp_config,
-    }[role]
-    return _fsdp(config.devices, fsdp, "fp32" if role in ("actor", "critic") else "bf16")
+def layout_of(role: RoleConfig, devices: int) -> Layout:
+    """Read how a model lies on the devices that train."""
+    if isinstance(role.parallel, MegatronConfig):
+        return _megatron(devices, role.parallel, role.offload)
+    return _fsdp(devices, role.parallel, role.offload, role.default_dtype)
 
 
-def _megatron(devices: int, sizes: MegatronConfig, offloaded: set[str]) -> Layout:
+def _megatron(devices: int, sizes: MegatronConfig, offload: Offload) -> Layout:
+    kinds = {"weights": offload.parameters, "gradients": offload.gradients, "optimizer": offload.optimizer}
     return Layout(
         devices=devices,
         tensor=sizes.tensor_model_parallel_size,
@@ -73,16 +62,16 @@ def _megatron(devices: int, sizes: MegatronConfig, offloaded: set[str]) -> Layou
         expert=sizes.expert_model_parallel_size,
         sequence_parallel=sizes.sequence_parallel,
         weight_bytes=BYTES[sizes.dtype],
-        offloaded=frozenset(offloaded),
+        offloaded=frozenset(kind for kind, away in kinds.items() if away),
     )
 
 
-def _fsdp(devices: int, fsdp: FSDPConfig, master: str) -> Layout:
-    offload = fsdp.param_offload or fsdp.optimizer_offload
+def _fsdp(devices: int, fsdp: FSDPConfig, offload: Offload, master: str) -> Layout:
+    away = offload.parameters or offload.optimizer
     return Layout(
         devices=devices,
         sharded=True,
         weight_bytes=BYTES[fsdp.mixed_precision.param_dtype],
         master_bytes=BYTES[fsdp.model_dtype or master],
-        offloaded=frozenset({"weights", "gradients", "optimizer"} if offload else ()),
+        offloaded=frozenset({"weights", "gradients", "optimizer"} if away else ()),
     )

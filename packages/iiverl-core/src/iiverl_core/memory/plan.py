@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from iiverl_core.config import Config
-from iiverl_core.config.checks.layouts import MODELS
+from iiverl_core.config import Role, RoleConfig, RunConfig
 from iiverl_core.config.model_facts import ModelFacts, find_config, read_model_facts
-from iiverl_core.config.roles import Role
 from iiverl_core.errors import ConfigError
 from iiverl_core.memory.activations import activations, logits
 from iiverl_core.memory.engine import EngineMemory, engine_memory
@@ -16,7 +14,6 @@ from iiverl_core.memory.states import States, states
 from iiverl_core.memory.work import work_of
 from iiverl_core.registry import ENGINES
 
-TRAINED: tuple[Role, ...] = ("actor", "critic")
 LANGUAGE: tuple[Role, ...] = ("actor", "reference")
 Item: TypeAlias = tuple[Role | Literal["engine"], str]
 """Whose memory it is, and of what kind."""
@@ -121,28 +118,15 @@ class MemoryPlan:
         return not self.too_large and self.engine.has_room
 
 
-def roles_of(config: Config) -> tuple[Role, ...]:
-    """Name the models of a run."""
-    there: dict[Role, bool] = {
-        "actor": True,
-        "reference": config.needs_reference,
-        "critic": config.uses_critic,
-        "reward": config.reward_model.enable,
-    }
-    return tuple(role for role, needed in there.items() if needed)
-
-
-def find_facts(config: Config) -> dict[Role, ModelFacts]:
+def find_facts(run: RunConfig) -> dict[Role, ModelFacts]:
     """Read the shapes of a run's models from their `config.json`, which is all of a model that has to be at hand.
 
     Raises:
         ConfigError: there is none, or its keys are not those of the models that are known here.
     """
     found: dict[Role, ModelFacts] = {}
-    policy = config.actor_rollout_ref.model
-    models = {"critic": config.critic.model, "reward": config.reward_model.model}
-    for role in roles_of(config):
-        model, key = models.get(role, policy), f"{MODELS[role]}.path"
+    for role in run.roles.values():
+        model, key = role.model, role.key("model.path")
         facts = read_model_facts(model.path, model.override_config)
         if facts is None and find_config(model.path) is None:
             raise ConfigError(
@@ -154,45 +138,45 @@ def find_facts(config: Config) -> dict[Role, ModelFacts]:
                 f"{key}: the config.json of '{model.path}' does not say hidden_size, intermediate_size, num_hidden_layers, "
                 "num_attention_heads and vocab_size, from which memory is counted"
             )
-        found[role] = facts
+        found[role.role] = facts
     return found
 
 
-def plan_memory(config: Config, facts: Mapping[Role, ModelFacts], device_memory: int) -> MemoryPlan:
+def plan_memory(run: RunConfig, facts: Mapping[Role, ModelFacts], device_memory: int) -> MemoryPlan:
     """Count a run's memory on devices of `device_memory` bytes; `facts` has the shape of each of the run's models.
 
     Weights on their way from the actor to the engine (at most a bucket more than both) are left out.
     """
     stages: tuple[Stage, ...] = ("first", "last")
-    plans = [_of_stage(config, facts, device_memory, stage) for stage in stages]
+    plans = [_of_stage(run, facts, device_memory, stage) for stage in stages]
     return max(plans, key=lambda plan: sorted((phase.total for phase in plan.phases), reverse=True))
 
 
 def _of_stage(
-    config: Config, facts: Mapping[Role, ModelFacts], device_memory: int, stage: Stage
+    run: RunConfig, facts: Mapping[Role, ModelFacts], device_memory: int, stage: Stage
 ) -> MemoryPlan:
-    roles = tuple(_role(config, role, facts[role], stage) for role in roles_of(config))
-    engine = engine_memory(config, facts["actor"], device_memory)
-    return MemoryPlan(device_memory, stage, roles, engine, _phases(config, roles, engine))
+    roles = tuple(_role(run, role, facts[role.role], stage) for role in run.roles.values())
+    engine = engine_memory(run, facts["actor"], device_memory)
+    return MemoryPlan(device_memory, stage, roles, engine, _phases(run, roles, engine))
 
 
-def _role(config: Config, role: Role, facts: ModelFacts, stage: Stage) -> RoleMemory:
-    layout = layout_of(config, role)
+def _role(run: RunConfig, role: RoleConfig, facts: ModelFacts, stage: Stage) -> RoleMemory:
+    layout, language = layout_of(role, run.devices), role.role in LANGUAGE
 
     def one(train: bool) -> Pass:
-        work = work_of(config, role, layout.data, train=train)
-        heads = logits(facts, layout, stage, work) if role in LANGUAGE else 0
+        work = work_of(run, role, train=train)
+        heads = logits(facts, layout, stage, work) if language else 0
         return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), heads)
 
-    trained = role in TRAINED
-    own = states(facts, layout, stage, language=role in LANGUAGE, trained=trained)
-    return RoleMemory(role, facts, layout, own, one(False), one(True) if trained else None)
+    trained = role.training is not None
+    own = states(facts, layout, stage, language=language, trained=trained)
+    return RoleMemory(role.role, facts, layout, own, one(False), one(True) if trained else None)
 
 
-def _phases(config: Config, roles: tuple[RoleMemory, ...], engine: EngineMemory) -> tuple[Phase, ...]:
+def _phases(run: RunConfig, roles: tuple[RoleMemory, ...], engine: EngineMemory) -> tuple[Phase, ...]:
     """Lay out who is on a device when: the engine while it generates, each model in its turn, the rest as it stays."""
-    rollout = config.actor_rollout_ref.rollout
-    apart = config.trainer.rollout_devices is not None
+    rollout = run.rollout
+    apart = run.trainer.rollout_devices is not None
     awake: dict[Item, int] = {
         ("engine", "weights"): engine.weights,
         ("engine", "work"): engine.work,

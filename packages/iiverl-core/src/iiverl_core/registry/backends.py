@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from iiverl_core.installation import install_command
 from iiverl_core.registry.registry import Info, Registry
 
 GROUP = "iiverl.backends"
@@ -12,7 +13,7 @@ GROUP = "iiverl.backends"
 class BackendInfo(Info):
     """A training backend: `code` is a class that implements `TrainingBackend`.
 
-    `name` and `aliases` are what `actor_rollout_ref.actor.strategy` may say; `title` is how messages write it.
+    `name` and `aliases` are what the key `strategy` may say; `title` is how messages write it.
     `section` is the section beside each model that says how it lies on the devices: `fsdp_config` if every process is
     a data-parallel rank and weights are sharded over all of them, `megatron` if models are split by tensor, pipeline
     and context. `check_model` is the code of a torch-free function of `ModelFacts` that says why the backend cannot
@@ -32,7 +33,8 @@ class BackendInfo(Info):
         """See `Info.missing`."""
         if self.code:
             return None
-        return f"the backend {self.name} is not installed; install it with: pip install 'iiverl[{self.name}]'"
+        command = install_command(f"iiverl[{self.name}]", workspace="make setup")
+        return f"the backend {self.name} is not installed; install it with: {command}"
 
 
 BACKENDS = Registry(

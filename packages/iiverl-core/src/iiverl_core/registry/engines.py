@@ -13,9 +13,9 @@ GROUP = "iiverl.engines"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo(Info):
-    """A rollout engine: `code` is a function of the configuration and a torch device that gives a `RolloutEngine`.
+    """A rollout engine: `code` is a function of a `RunConfig` and a torch device that gives a `RolloutEngine`.
 
-    `reads` names the keys of `actor_rollout_ref.rollout` that not all engines read. An engine that `spans_devices` is
+    `reads` names the keys of the section `rollout` that not all engines read. An engine that `spans_devices` is
     spread over `tensor_model_parallel_size` of them; another stays on one. With `memory` "pool" it takes
     `gpu_memory_utilization` of a device and gives that back when it sleeps; with "sequences" its weights stay, and its
     cache grows with the sequences that it generates at a time. `check_installation` is the code of a function without

@@ -69,7 +69,11 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
         self.label, self.group, self._kind = label, group, kind
         self._built_in, self._absent, self._siblings = tuple(built_in), tuple(absent), siblings or kind
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # a registry is itself, not its contents
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __getitem__(self, name: str) -> InfoT:
         return self._by_word[name]

@@ -13,7 +13,7 @@ CHOOSER = "reward_model.reward_manager"
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSource(Info):
-    """What scores responses: `code` is a function of the configuration that gives a `Scorer`.
+    """What scores responses: `code` is a function of a `RunConfig` that gives a `Scorer`.
 
     `key` asks for it in a configuration: by being set and not false or, if it is `CHOOSER`, by holding the name. None
     stands for the source that is taken if nothing else is asked for. With `needs_workers` it runs on the workers that

@@ -6,6 +6,7 @@ Packages add theirs under the entry-point group `iiverl.trackers`.
 import importlib.util
 from dataclasses import dataclass
 
+from iiverl_core.installation import install_command
 from iiverl_core.registry.registry import Info, Registry
 
 GROUP = "iiverl.trackers"
@@ -24,7 +25,7 @@ class TrackerInfo(Info):
         """See `Info.missing`."""
         if self.package is None or importlib.util.find_spec(self.package):
             return None
-        return f"{self.package} is not installed; install with: pip install {self.package}"
+        return f"{self.package} is not installed; install with: {install_command(self.package)}"
 
 
 TRACKERS = Registry(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.registry import REWARD_SOURCES
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.rewards.functions import FunctionScorer
@@ -16,7 +16,7 @@ from iiverl_core.samples import Prompt, Sample
 from iiverl_reward_client import Failed, Outcome, Scored
 
 
-def make_scorer(config: Config) -> Scorer | None:
+def make_scorer(run: RunConfig) -> Scorer | None:
     """Build what scores the samples; None if that is a reward model alone.
 
     A reward model comes in by `add_reward_model`, once there are workers to run it.
@@ -24,26 +24,26 @@ def make_scorer(config: Config) -> Scorer | None:
     Raises:
         ConfigError: the function cannot be loaded, or the server's address or token is invalid.
     """
-    source = config.reward_source
-    return None if source is None else source.load()(config)
+    source = run.rewards.source
+    return None if source is None else REWARD_SOURCES[source].load()(run)
 
 
-def server_scorer(config: Config) -> Scorer:
+def server_scorer(run: RunConfig) -> Scorer:
     """Build what asks a reward server."""
-    return RemoteScorer(config.reward_api, make_client(config.reward_api))
+    return RemoteScorer(run.rewards.api, make_client(run.rewards.api))
 
 
-def function_scorer(config: Config) -> Scorer:
+def function_scorer(run: RunConfig) -> Scorer:
     """Build what calls the user's function."""
-    return FunctionScorer(load_custom_function(config.custom_reward_function))
+    return FunctionScorer(load_custom_function(run.rewards.function))
 
 
-def rule_scorer(config: Config) -> Scorer:
+def rule_scorer(run: RunConfig) -> Scorer:
     """Build what applies the built-in rules."""
     return FunctionScorer(score_by_rule)
 
 
-def add_reward_model(config: Config, scorer: Scorer | None, score: ScoreSamples) -> Scorer:
+def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSamples) -> Scorer:
     """Put the reward model, which `score` reaches, around what `make_scorer` gave.
 
     As in verl, the model takes the place of the built-in rules. If another source is configured as well, verl ignores
@@ -59,28 +59,28 @@ def add_reward_model(config: Config, scorer: Scorer | None, score: ScoreSamples)
     from iiverl_core.data import load_conversation_writer  # brings datasets, which scoring does without
     from iiverl_core.rewards.conversation import view
 
-    writer = load_conversation_writer(config)
+    writer = load_conversation_writer(run)
     return ModelScorer(
         score,
         view=partial(view, writer=writer) if writer else None,
         other=scorer,
-        other_name=config.reward_source.name if config.reward_source else "",
+        other_name=run.rewards.source or "",
     )
 
 
-def check_reward_model(config: Config) -> None:
+def check_reward_model(run: RunConfig) -> None:
     """See that the reward model, where there is one, can be given what it reads: its tokenizer and its bounds.
 
     Raises:
         ConfigError: a tokenizer cannot be read, or `reward_model.max_length` bounds what is not written anew.
     """
-    if config.reward_model.enable:
+    if run.uses_reward_model:
         from iiverl_core.data import load_conversation_writer
 
-        load_conversation_writer(config)
+        load_conversation_writer(run)
 
 
-def check_prompts(config: Config, prompts: Iterable[Prompt]) -> None:
+def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
     """See that every prompt can be scored, as far as that shows before the run.
 
     For a reward model with a tokenizer of its own, the first prompts are written with it. For the built-in rules,
@@ -90,13 +90,13 @@ def check_prompts(config: Config, prompts: Iterable[Prompt]) -> None:
     Raises:
         ConfigError: a prompt cannot be scored; names its row.
     """
-    if config.reward_model.enable:
+    if run.uses_reward_model:
         from iiverl_core.data import load_conversation_writer
         from iiverl_core.rewards.conversation import check_conversations
 
-        if writer := load_conversation_writer(config):
+        if writer := load_conversation_writer(run):
             check_conversations(writer, islice(prompts, ROWS_CHECKED))
-    elif config.reward_source is REWARD_SOURCES["rules"]:
+    elif run.rewards.source == "rules":
         check_data_sources(prompts)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.data.chat import PromptError, as_messages
 from iiverl_core.data.sources import load_tables
 from iiverl_core.errors import ConfigError
@@ -44,7 +44,7 @@ class RewardCheck:
     tried: list[TriedAnswer]
 
 
-def check_rewards(config: Config, rows: int) -> RewardCheck:
+def check_rewards(run: RunConfig, rows: int) -> RewardCheck:
     """Ask the servers, check the first rows of the datasets, and score made-up answers to `rows` training prompts.
 
     The rows are checked as before a run. Prompts are sent as plain text, without the model's chat template, since that
@@ -55,20 +55,20 @@ def check_rewards(config: Config, rows: int) -> RewardCheck:
         DataError: a dataset cannot be read.
         IIVerlError: no server answers.
     """
-    if not config.reward_api.enable:
+    if not run.rewards.api.enable:
         raise ConfigError(
             "reward_api.enable is false, so there is no reward server to check. "
             "Set it to true, and reward_api.api_url to the server's address."
         )
-    with make_client(config.reward_api) as client:
-        told, datasets = _look(config, client)
+    with make_client(run.rewards.api) as client:
+        told, datasets = _look(run, client)
         pings = client.ping()
         servers = [ServerAnswer(url, pings[url], told[url]) for url in told]
-        tried = _try(client, datasets[0][1][:rows], config.reward_api.verification_info_column)
+        tried = _try(client, datasets[0][1][:rows], run.rewards.api.verification_info_column)
     return RewardCheck(servers, [(name, len(prompts)) for name, prompts in datasets], tried)
 
 
-def check_before_run(config: Config) -> None:
+def check_before_run(run: RunConfig) -> None:
     """See that the reward server is there and verifies what the first rows of the datasets hold.
 
     Raises:
@@ -76,27 +76,27 @@ def check_before_run(config: Config) -> None:
         DataError: a dataset cannot be read.
         IIVerlError: no server answers.
     """
-    with make_client(config.reward_api) as client:
-        _look(config, client)
+    with make_client(run.rewards.api) as client:
+        _look(run, client)
 
 
 def _look(
-    config: Config, client: SyncRewardClient
+    run: RunConfig, client: SyncRewardClient
 ) -> tuple[dict[str, Capabilities | None], list[tuple[str, list[Prompt]]]]:
     """Ask the servers what they verify, and hold the datasets' first rows against it."""
     told = check_server(client)
-    datasets = _datasets(config)
+    datasets = _datasets(run)
     for name, prompts in datasets:
         try:
-            check_rows(config, prompts, told)
+            check_rows(run, prompts, told)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     return told, datasets
 
 
-def _datasets(config: Config) -> list[tuple[str, list[Prompt]]]:
+def _datasets(run: RunConfig) -> list[tuple[str, list[Prompt]]]:
     """Read the first rows of each dataset that a run reads, as prompts without tokens; those to train on come first."""
-    data, trainer = config.data, config.trainer
+    data, trainer = run.data, run.trainer
     tables = load_tables(data.train_files, data.train_split)
     if data.val_files and (trainer.val_before_train or trainer.val_only or trainer.test_freq > 0):
         tables += load_tables(data.val_files, data.val_split)

@@ -58,7 +58,7 @@ class CustomFunction:
             return Failed("function", detail=told(error, self.path))
         if signal_use:
             return Failed("function", detail=_SIGNALS)
-        return self._awaited(returned) if inspect.isawaitable(returned) else outcome_of_return(returned)
+        return self._awaited(returned) if inspect.isawaitable(returned) else self._outcome(returned)
 
     async def _awaited(self, returned: Awaitable[Any]) -> Outcome:
         try:
@@ -66,7 +66,18 @@ class CustomFunction:
                 value = await returned
         except _USER_ERRORS as error:
             return Failed("function", detail=told(error, self.path))
-        return Failed("function", detail=_SIGNALS) if signal_use else outcome_of_return(value)
+        return Failed("function", detail=_SIGNALS) if signal_use else self._outcome(value)
+
+    def _outcome(self, returned: Any) -> Outcome:
+        """Turn the return into an outcome; a failure names the function, its file, and the returns that are scores."""
+        outcome = outcome_of_return(returned)
+        if not isinstance(outcome, Failed):
+            return outcome
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return Failed(
+            "function",
+            detail=f"{name} in {self.path} {outcome.detail}. Return a finite number, or a dict with one as 'score'.",
+        )
 
 
 def load_custom_function(config: CustomRewardFunctionConfig) -> CustomFunction:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from iiverl_core.config import Config, RewardAPIConfig
+from iiverl_core.config import RewardAPIConfig, RunConfig
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.rewards.failures import describe_failures
 from iiverl_core.rewards.scorer import Key, Span, covered
@@ -182,14 +182,14 @@ def check_server(client: SyncRewardClient) -> dict[str, Capabilities | None]:
     return {url: None if isinstance(answer, Failed) else answer for url, answer in told.items()}
 
 
-def check_rows(config: Config, prompts: Iterable[Prompt], servers: Mapping[str, Capabilities | None]) -> None:
+def check_rows(run: RunConfig, prompts: Iterable[Prompt], servers: Mapping[str, Capabilities | None]) -> None:
     """See that the first rows hold what the servers verify.
 
     Raises:
         ConfigError: a row has no `verification_info_column`, no JSON object in it, or a type that a server lacks.
     """
-    column = config.reward_api.verification_info_column
-    if config.reward_api.protocol in ("openrlhf", "slime"):
+    column = run.rewards.api.verification_info_column
+    if run.rewards.api.protocol in ("openrlhf", "slime"):
         return
     for prompt in islice(prompts, ROWS_CHECKED):
         place = f"row {prompt.row} of the dataset, column {column!r} (reward_api.verification_info_column)"

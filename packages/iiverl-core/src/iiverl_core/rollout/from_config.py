@@ -4,45 +4,44 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.registry import ENGINES
 from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
 
 
-def make_engine(config: Config, device: torch.device | str) -> RolloutEngine:
-    """Build the engine that `actor_rollout_ref.rollout.name` names, on `device`, still without weights.
+def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
+    """Build the engine that `rollout.name` names, on `device`, still without weights.
 
     Raises:
         ConfigError: the engine is not installed, or it cannot run the model.
     """
-    return ENGINES[config.actor_rollout_ref.rollout.name].load()(config, torch.device(device))
+    return ENGINES[run.rollout.name].load()(run, torch.device(device))
 
 
-def vllm_engine(config: Config, device: torch.device) -> RolloutEngine:
+def vllm_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
     """Build the engine `vllm`."""
     from iiverl_core.rollout.vllm import VLLMEngine, engine_arguments
 
-    rollout = config.actor_rollout_ref.rollout
     return VLLMEngine(
-        engine_arguments(config, device.type),
-        colocated=not config.trainer.rollout_devices,
-        tokenizer_path=config.data.tokenizer,
-        verify_weights=rollout.verify_weights,
-        bucket_bytes=rollout.update_weights_bucket_megabytes * 2**20,
+        engine_arguments(run, device.type),
+        colocated=not run.trainer.rollout_devices,
+        tokenizer_path=run.data.tokenizer,
+        verify_weights=run.rollout.verify_weights,
+        bucket_bytes=run.rollout.update_weights_bucket_megabytes * 2**20,
     )
 
 
-def hf_engine(config: Config, device: torch.device) -> RolloutEngine:
+def hf_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
     """Build the engine `hf`."""
     from iiverl_core.rollout.hf import HFEngine  # importing transformers' models takes seconds
 
-    rollout, model = config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
+    rollout, model = run.rollout, run.actor.model
     return HFEngine(
         model.path,
         dtype=torch_dtype(rollout.dtype),
         device=device,
-        tokenizer_path=config.data.tokenizer,
+        tokenizer_path=run.data.tokenizer,
         trust_remote_code=model.trust_remote_code,
         override_config=model.override_config,
         max_sequences=rollout.max_num_seqs,
@@ -54,9 +53,9 @@ Sampling: TypeAlias = Literal["train", "validate", "baseline"]
 """What responses are for: to learn from, to validate with, or to be the greedy baseline of the others."""
 
 
-def sampling_params(config: Config, sampling: Sampling) -> SamplingParams:
+def sampling_params(run: RunConfig, sampling: Sampling) -> SamplingParams:
     """How responses are sampled; greedy where `do_sample` is false, and one greedy response as a `baseline`."""
-    rollout = config.actor_rollout_ref.rollout
+    rollout = run.rollout
     section = rollout.val_kwargs if sampling == "validate" else rollout
     greedy = sampling == "baseline" or not section.do_sample
     return SamplingParams(

@@ -1,4 +1,4 @@
-"""What a run tells about itself: metrics and timings, where they go, live progress, sample dumps, the final report."""
+"""Metrics and timings of a run, the trackers that take them, live progress, sample dumps, and the final report."""
 
 from iiverl_core.telemetry.flops import mfu, peak_flops, training_flops
 from iiverl_core.telemetry.generations import Generation, pick

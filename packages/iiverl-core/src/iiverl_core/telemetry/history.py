@@ -19,7 +19,7 @@ GENERATIONS_FILE = "generations.jsonl"
 
 
 class JsonLines:
-    """Writes `{"step": N, "time": unix seconds, name: value, …}` a line, strict JSON: what is not finite is null.
+    """Writes `{"step": N, "time": unix seconds, name: value, …}` per line, in strict JSON: null if a value is not finite.
 
     A resumed run goes on in the same file.
     """
@@ -64,8 +64,8 @@ def _ends_with_newline(path: Path) -> bool:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Read the metrics of each step from a run's folder, in the order of steps; an empty list where there are none.
 
-    Lines of the same step are joined. A step lower than the one before it is where a run was resumed or begun anew:
-    what the file had from that step on is superseded. Half a line, left by a kill, is passed over.
+    Lines of the same step are joined. A step lower than the one before it means that the run was resumed or started
+    again: earlier lines from that step on are superseded. Half a line, left by a kill, is skipped.
     """
     path = folder / METRICS_FILE
     history: list[dict[str, Any]] = []

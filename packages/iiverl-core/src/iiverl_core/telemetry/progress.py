@@ -63,7 +63,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
-        """Show `name` as what is being done; give what its `total` items are counted on."""
+        """Show `name` as the current phase; yield the counter of its `total` items."""
         outer, self.phase_now = self.phase_now, Phase(name, total)
         try:
             yield self.phase_now
@@ -110,7 +110,7 @@ class Progress:
                 self._stream.flush()
 
     def _beat(self) -> None:
-        """Redraw the bars, or say what is being done whenever nothing was said for a while."""
+        """Redraw the bars; without bars, print the current phase whenever nothing was printed for a while."""
         while not self._stop.wait(REFRESH_SECONDS if self._bars else self._every / 20):
             if self._prompts.pending():
                 continue

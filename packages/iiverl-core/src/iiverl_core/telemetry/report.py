@@ -1,4 +1,4 @@
-"""What a run says when it ends: its reward's curve, what came of it, and where things are."""
+"""The report at the end of a run: the curve of its reward, its results, and where its files are."""
 
 import json
 import logging
@@ -35,10 +35,10 @@ def report(
 ) -> None:
     """Draw the reward's curve in the terminal and to `{folder}/reward.png`, and sum up the run.
 
-    All of it is read from the `metrics.jsonl` in `folder`. `total_steps` is what the run was to take, and tells one
-    that was interrupted; `samples` is the folder of sample dumps; `next_line` says what to do next, and without it
-    the samples or TensorBoard are proposed, unless the run did not end well and an error is to follow. A run without steps or without rewards has a report too, one with a single
-    reward has no curve, and a picture that cannot be drawn is a warning.
+    All of it is read from the `metrics.jsonl` in `folder`. `total_steps` is the planned number, which reveals an
+    interrupted run; `samples` is the folder of sample dumps; `next_line` proposes the next thing to do, by default to
+    look at the samples or TensorBoard, unless the run failed and an error follows. A run without steps or without
+    rewards has a report too, one with a single reward has no curve, and a picture that cannot be drawn is a warning.
     """
     records = read_history(folder)
     trained = [record for record in records if record["step"] > 0]
@@ -86,7 +86,7 @@ def _headline(experiment: str, trained: Sequence[dict[str, Any]], total_steps: i
 def _facts(
     folder: Path, records: Sequence[dict[str, Any]], rewards: Sequence[float], samples: Path | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield what came of the run and where each thing that exists is."""
+    """Yield the results of the run, and the path of each file that exists."""
     trained = [record for record in records if record["step"] > 0]
     if rewards:
         yield "reward", _change(rewards)

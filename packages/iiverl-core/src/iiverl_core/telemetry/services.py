@@ -53,7 +53,7 @@ class TensorBoard:
 
     def _write(self, values: list[Any], step: int) -> None:
         if not self._started:
-            # Tells TensorBoard to drop what an earlier run wrote from this step on.
+            # Makes TensorBoard drop an earlier run's values from this step on.
             start = self._session(status=self._session.START)
             self._writer.add_event(self._event(step=step, wall_time=time.time(), session_log=start))
             self._started = True
@@ -62,7 +62,7 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Flush and close."""
         self._writer.close()
 
 
@@ -92,7 +92,7 @@ class Wandb:
         self._run.log({GENERATIONS: self._wandb.Table(columns=columns, data=data)}, step=step)
 
     def close(self) -> None:
-        """Send what is left and end the run."""
+        """Send pending metrics and end the run."""
         self._run.finish()
 
 
@@ -155,7 +155,7 @@ class SwanLab:
         self._swanlab.log({GENERATIONS: texts}, step=step)
 
     def close(self) -> None:
-        """Send what is left and end the experiment."""
+        """Send pending metrics and end the experiment."""
         self._swanlab.finish()
 
 

@@ -25,7 +25,7 @@ class Timers:
             self._seconds[key] = self._seconds.get(key, 0.0) + time.perf_counter() - start
 
     def drain(self) -> dict[str, float]:
-        """Return what was measured since the last call, and forget it."""
+        """Return the times measured since the last call, and reset them."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 

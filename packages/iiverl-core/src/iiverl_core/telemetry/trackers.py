@@ -1,4 +1,4 @@
-"""Where the metrics of a step and a few responses go: any of console, a file, and the services, side by side."""
+"""Trackers of a run's metrics and of a few responses: console, file and services, side by side."""
 
 import logging
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from iiverl_core.errors import IIVerlError
+from iiverl_core.installation import install_command
 from iiverl_core.registry import TRACKERS, load_code
 from iiverl_core.telemetry.generations import Generation, as_lines
 from iiverl_core.telemetry.history import JsonLines, validation_scores
@@ -83,7 +84,7 @@ class Console:
             self._say(textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False))
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Say the responses, cut to what can be taken in at a glance."""
+        """Print the responses, each text shortened to a few lines."""
         self._say(
             "\n".join([f"responses at step {step}:", *(line for row in rows for line in as_lines(row))])
         )
@@ -154,7 +155,7 @@ class Trackers:
             return
         self._reported.add((name, kind))
         logger.warning(
-            "tracker %s %s (%s: %s). The run goes on; the other trackers have every step, and this is said once.",
+            "tracker %s %s (%s: %s). The run goes on; the other trackers have every step, and this is logged once.",
             name,
             what,
             type(error).__name__,
@@ -203,9 +204,9 @@ def _make(name: str, setup: TrackerSetup) -> Tracker:
     try:
         return load_code(info.code, name)(setup)
     except Exception as error:
-        what = f"{name} could not start ({type(error).__name__}: {error}).\nMend what it says"
+        what = f"{name} could not start ({type(error).__name__}: {error}).\nFix the cause"
         if isinstance(error, ModuleNotFoundError) and error.name == info.package:
-            what = f"the package {name} is not installed.\nInstall it (pip install {name})"
+            what = f"the package {name} is not installed.\nInstall it ({install_command(name)})"
         raise IIVerlError(
             f"trainer.logger asks for {name}: {what}, or take {name} out of trainer.logger."
         ) from error

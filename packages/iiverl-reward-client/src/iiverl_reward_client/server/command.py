@@ -15,7 +15,7 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     program: str = "iiverl-reward-server",
-    distribution: str = "iiverl-reward-client[server]",
+    install: str = "pip install 'iiverl-reward-client[server]'",
 ) -> int:
     """Run the reward server until it is interrupted; return the exit code.
 
@@ -24,13 +24,11 @@ def main(
     Args:
         arguments: by default those of the process.
         program: name to show in the help.
-        distribution: what to install if a dependency is missing.
+        install: command to show if a dependency is missing.
     """
     options = _parser(program).parse_args(arguments)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        _print(
-            f"error: the reward server needs {', '.join(missing)}. Install it: pip install '{distribution}'"
-        )
+        _print(f"error: the reward server needs {', '.join(missing)}. Install it: {install}")
         return 2
     try:
         with _sigterm_exits():

@@ -31,48 +31,58 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=variable_of, populate_by_name=True, extra="ignore")
 
-    use_format_verifier: bool = Field(default=False, description="Blend the format score in, 0.1 to 0.9.")
+    use_format_verifier: bool = Field(default=False, description="Score 0.9 × answer + 0.1 × format.")
     fusion_sandbox_url: str | None = Field(default=None, description="Address of a Sandbox Fusion server.")
-    llm_judge_model: str | None = Field(default=None, description="Name of the judge's model.")
+    llm_judge_model: str | None = Field(default=None, description="Model of the judge.")
     llm_judge_base_url: str | None = Field(
-        default=None, description="OpenAI-compatible address, ending in /v1."
+        default=None, description="Address of the judge's OpenAI-compatible server, ending in /v1."
     )
-    llm_judge_api_key: SecretStr | None = Field(default=None, description="The judge's key, if it wants one.")
-    llm_judge_max_tokens: int = Field(default=1024, gt=0, description="Tokens a judgement may have.")
-    llm_judge_temperature: float = Field(default=0.0, ge=0, description="The judge's sampling temperature.")
+    llm_judge_api_key: SecretStr | None = Field(
+        default=None, description="API key of the judge, if it needs one."
+    )
+    llm_judge_max_tokens: int = Field(default=1024, gt=0, description="Maximum tokens of a judgement.")
+    llm_judge_temperature: float = Field(default=0.0, ge=0, description="Sampling temperature of the judge.")
 
-    bind_host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    bind_host: str = Field(
+        default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces."
+    )
     bind_port: int = Field(
-        default=8000, ge=0, le=65535, description="Port to listen on; 0 for any that is free."
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 for any free port."
     )
     token: SecretStr | None = Field(default=None, description="Bearer token that requests must carry.")
     answer_marker: str = Field(
-        default="<｜Assistant｜>", min_length=1, description="What a response stands behind."
+        default="<｜Assistant｜>", min_length=1, description="Text before the response in `llm_output`."
     )
     end_token: str = Field(
-        default="<｜end▁of▁sentence｜>", min_length=1, description="What ends a turn (format score)."
+        default="<｜end▁of▁sentence｜>",
+        min_length=1,
+        description="Token that ends a turn, for the format score.",
     )
-    max_body_bytes: int = Field(default=32 * 2**20, gt=0, description="Bytes a request may have.")
-    max_batch: int = Field(default=256, gt=0, description="Samples a request may have.")
-    queue: int = Field(default=1024, ge=0, description="Samples of a type that may wait for a place.")
+    max_body_bytes: int = Field(default=32 * 2**20, gt=0, description="Maximum bytes of a request.")
+    max_batch: int = Field(default=256, gt=0, description="Maximum samples of a request.")
+    queue: int = Field(
+        default=1024, ge=0, description="Maximum waiting samples per type; more are answered with 503."
+    )
     workers: int = Field(
         default=min(4, os.cpu_count() or 1),
         gt=0,
-        description="Processes of each type that computes.",
+        description="Processes per type.",
     )
     sandbox_places: int = Field(
-        default=min(4, os.cpu_count() or 1), gt=0, description="Programs run at a time."
+        default=min(4, os.cpu_count() or 1), gt=0, description="Programs that run at the same time."
     )
-    time_limit: float = Field(default=10.0, gt=0, description="Seconds a verifier's function may take.")
-    memory_bytes: int = Field(default=2 * 2**30, gt=0, description="Bytes a verifier's process may hold.")
+    time_limit: float = Field(default=10.0, gt=0, description="Maximum seconds of a verifier's function.")
+    memory_bytes: int = Field(
+        default=2 * 2**30, gt=0, description="Maximum resident bytes of a verifier's process."
+    )
     case_time_limit: float = Field(
-        default=5.0, gt=0, description="Seconds a program may take on a test case."
+        default=5.0, gt=0, description="Maximum seconds of a program per test case."
     )
     code_time_limit: float = Field(
-        default=60.0, gt=0, description="Seconds a program may take on all its test cases."
+        default=60.0, gt=0, description="Maximum seconds of a program for all its test cases."
     )
-    judge_time_limit: float = Field(default=60.0, gt=0, description="Seconds a judgement may take.")
-    judge_places: int = Field(default=32, gt=0, description="Judgements at a time.")
+    judge_time_limit: float = Field(default=60.0, gt=0, description="Maximum seconds of a judgement.")
+    judge_places: int = Field(default=32, gt=0, description="Judgements at the same time.")
 
 
 def load_settings(env_file: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:

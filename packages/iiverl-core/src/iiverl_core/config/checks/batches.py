@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from iiverl_core.config.checks.view import DECIDES, Checks, View
+from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.interpolation import reference
-from iiverl_core.config.roles import Role
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.registry import ENGINES
@@ -14,7 +14,11 @@ checks = Checks()
 
 BATCH = "data.train_batch_size"
 MINI_BATCH = "actor_rollout_ref.actor.ppo_mini_batch_size"
-MINI_BATCHES: dict[Role, str] = {"actor": MINI_BATCH, "critic": "critic.ppo_mini_batch_size"}
+MINI_BATCHES: dict[Role, str] = {
+    role: f"{role_keys.section}.ppo_mini_batch_size"
+    for role, role_keys in ROLE_KEYS.items()
+    if role_keys.training
+}
 N = "actor_rollout_ref.rollout.n"
 PROMPT, RESPONSE = "data.max_prompt_length", "data.max_response_length"
 LENGTHS = (PROMPT, RESPONSE)
@@ -41,7 +45,7 @@ class Batching:
     def keys(self) -> tuple[str, ...]:
         """All that it depends on, the budget first."""
         bound = (self.bound,) if self.bound else ()
-        return self.budget, self.dynamic, self.count, self.per_device, *bound, *DECIDES[self.role]
+        return self.budget, self.dynamic, self.count, self.per_device, *bound, *ROLE_KEYS[self.role].decides
 
     @property
     def followed(self) -> str | None:
@@ -54,25 +58,13 @@ class Batching:
         return f"{self.count}_per_gpu"
 
 
-def _batching(role: Role, section: str, prefix: str) -> Batching:
-    stem = f"{section}.{prefix}"
-    dynamic = f"{stem if prefix == 'log_prob_' else section + '.'}use_dynamic_bsz"
-    return Batching(role, f"{stem}micro_batch_size", dynamic, f"{stem}max_token_len_per_gpu")
-
-
-ROLES = (
-    _batching("actor", "actor_rollout_ref.actor", "ppo_"),
-    _batching("reference", "actor_rollout_ref.ref", "log_prob_"),
-    _batching("actor", "actor_rollout_ref.rollout", "log_prob_"),
-    _batching("critic", "critic", "ppo_"),
-    _batching("critic", "critic", "forward_"),
+ROLES = tuple(
     Batching(
-        "reward",
-        "reward_model.micro_batch_size",
-        "reward_model.use_dynamic_bsz",
-        "reward_model.forward_max_token_len_per_gpu",
-        "reward_model.max_length",
-    ),
+        role, by.sequences, by.dynamic, by.tokens, "reward_model.max_length" if role == "reward" else None
+    )
+    for role, role_keys in ROLE_KEYS.items()
+    for by in (role_keys.training, role_keys.forward)
+    if by
 )
 
 
@@ -86,7 +78,7 @@ def _check_mini_batch(role: Role, key: str) -> None:
             return f"{key} ({mini}) is above {BATCH} ({batch}); make it at most {batch}"
         if batch % mini:
             near = " or ".join(map(str, _divisors_around(batch, mini)))
-            return f"{BATCH} ({batch}) does not divide into mini-batches of {mini} ({key}); {near} would do"
+            return f"{BATCH} ({batch}) does not divide into mini-batches of {mini} ({key}); use {near}"
         return None
 
 

@@ -1,8 +1,9 @@
 """Is there a backend, and do the devices add up?"""
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.roles import Role
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
+from iiverl_core.installation import install_command
 from iiverl_core.registry import BACKENDS, ENGINES, TRACKERS
 
 checks = Checks()
@@ -10,12 +11,6 @@ checks = Checks()
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
 ROLLOUT_DEVICES = "trainer.rollout_devices"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-FSDP_SIZES: dict[Role, str] = {
-    "actor": "actor_rollout_ref.actor.fsdp_config.fsdp_size",
-    "reference": "actor_rollout_ref.ref.fsdp_config.fsdp_size",
-    "critic": "critic.model.fsdp_config.fsdp_size",
-    "reward": "reward_model.model.fsdp_config.fsdp_size",
-}
 
 
 @checks.add("C701", "here", BACKEND)
@@ -37,7 +32,8 @@ def trackers_are_installed(view: View) -> str | None:
     absent = [tracker.package for tracker in trackers if tracker.package and tracker.missing()]
     if not absent:
         return None
-    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed; install with: pip install {' '.join(absent)}"
+    are = "is" if len(absent) == 1 else "are"
+    return f"{' and '.join(absent)} {are} not installed; install with: {install_command(*absent)}"
 
 
 @checks.add("C704", "error", RUNTIME, PER_NODE, NODES)
@@ -72,8 +68,8 @@ def _check_fsdp_size(role: Role, key: str) -> None:
         return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into groups of {size}; -1 takes all"
 
 
-for _role, _key in FSDP_SIZES.items():
-    _check_fsdp_size(_role, _key)
+for _role, _keys in ROLE_KEYS.items():
+    _check_fsdp_size(_role, f"{_keys.fsdp}.fsdp_size")
 
 
 @checks.add("C708", "error", TENSOR_PARALLEL, ENGINE, PER_NODE, NODES, ROLLOUT_DEVICES)

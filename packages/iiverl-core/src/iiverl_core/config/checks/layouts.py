@@ -7,7 +7,7 @@ from math import prod
 
 from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.model_facts import ModelFacts, read_model_facts
-from iiverl_core.config.roles import Role
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
 from iiverl_core.registry import BACKENDS, load_code
@@ -15,30 +15,19 @@ from iiverl_core.registry import BACKENDS, load_code
 checks = Checks()
 
 NODES, PER_NODE = "trainer.nnodes", "trainer.n_gpus_per_node"
-SECTIONS: dict[Role, str] = {
-    "actor": "actor_rollout_ref.actor.megatron",
-    "reference": "actor_rollout_ref.ref.megatron",
-    "critic": "critic.megatron",
-    "reward": "reward_model.megatron",
-}
-MODELS: dict[Role, str] = {
-    "actor": "actor_rollout_ref.model",
-    "reference": "actor_rollout_ref.model",
-    "critic": "critic.model",
-    "reward": "reward_model.model",
-}
-TRAINED: tuple[Role, ...] = ("actor", "critic")
 TENSOR, PIPELINE = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 VIRTUAL = "virtual_pipeline_model_parallel_size"
 CONTEXT, EXPERT = "context_parallel_size", "expert_model_parallel_size"
-ACTOR = {name: f"{SECTIONS['actor']}.{name}" for name in (TENSOR, PIPELINE, VIRTUAL, CONTEXT, EXPERT)}
+ACTOR = {
+    name: f"{ROLE_KEYS['actor'].megatron}.{name}" for name in (TENSOR, PIPELINE, VIRTUAL, CONTEXT, EXPERT)
+}
 ENGINE_SIZE = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 
 
 def facts_of(view: View, role: Role) -> ModelFacts | None:
     """What is known of a role's model; None where its `config.json` is not at hand or something in its place is broken."""
-    path, override = f"{MODELS[role]}.path", f"{MODELS[role]}.override_config"
-    return None if {path, override} & view.tainted else read_model_facts(view[path], view[override])
+    path, override = f"{ROLE_KEYS[role].model}.path", f"{ROLE_KEYS[role].model}.override_config"
+    return None if {path, override} & view.invalid_keys else read_model_facts(view[path], view[override])
 
 
 def uses(view: View, role: Role) -> bool:
@@ -51,7 +40,7 @@ def own(view: View, role: Role, *names: str) -> bool:
     """Whether a role's layout or model is its own, so that what is wrong with it is not told of the actor already."""
     if role == "actor":
         return True
-    keys = [f"{SECTIONS[role]}.{name}" for name in names]
+    keys = [f"{ROLE_KEYS[role].megatron}.{name}" for name in names]
     return view.given(*keys) or facts_of(view, role) != facts_of(view, "actor")
 
 
@@ -67,7 +56,7 @@ def copies_divide_over_devices(view: View) -> str | None:
     for name, size in sizes.items():
         rest = copy // size
         near = nearest_sizes(size, devices // rest, lambda n, rest=rest: devices % (n * rest) == 0)
-        ways += [f"{name} {near}"] if near else []
+        ways += [f"use {name} {near}"] if near else []
     advice = "; ".join(ways) or "take more devices, or lower several of the sizes"
     one = " × ".join(f"{name} ({size})" for name, size in sizes.items())
     return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into copies over {copy}: {one}; {advice}"
@@ -81,13 +70,13 @@ def experts_divide_over_devices(view: View) -> str | None:
         return None
     stage = devices // stages
     near = nearest_sizes(size, stage, lambda n: stage % n == 0)
-    return f"the {stage} devices of a pipeline stage do not divide into groups of {size}; {near}"
+    return f"the {stage} devices of a pipeline stage do not divide into groups of {size}; use {near}"
 
 
 @checks.add("C803", "error", ACTOR[EXPERT])
 def there_are_experts(view: View) -> str | None:
     """Where experts are spread, a model has some."""
-    roles: list[Role] = [role for role in SECTIONS if uses(view, role)]
+    roles: list[Role] = [role for role in ROLE_KEYS if uses(view, role)]
     known = [facts_of(view, role) for role in roles]
     if view[ACTOR[EXPERT]] == 1 or not known or any(facts is None or facts.experts for facts in known):
         return None
@@ -95,7 +84,7 @@ def there_are_experts(view: View) -> str | None:
 
 
 def _check_same_layout(role: Role, name: str) -> None:
-    key, actors = f"{SECTIONS[role]}.{name}", ACTOR[name]
+    key, actors = f"{ROLE_KEYS[role].megatron}.{name}", ACTOR[name]
 
     @checks.add("C804", "error", key, actors, role=role)
     def one_layout_for_all(view: View) -> str | None:
@@ -106,9 +95,9 @@ def _check_same_layout(role: Role, name: str) -> None:
 
 def _check_model(role: Role) -> None:
     """The checks of what the backend can do with one role's model, however it is split."""
-    section, path = SECTIONS[role], f"{MODELS[role]}.path"
+    section, path = ROLE_KEYS[role].megatron, f"{ROLE_KEYS[role].model}.path"
     dtype, context = f"{section}.dtype", f"{section}.{CONTEXT}"
-    packed = f"{MODELS[role]}.use_remove_padding"
+    packed = f"{ROLE_KEYS[role].model}.use_remove_padding"
 
     @checks.add("C805", "error", path, role=role)
     def model_is_known(view: View) -> str | None:
@@ -120,7 +109,7 @@ def _check_model(role: Role) -> None:
         problem = load_code(backend.check_model, backend.name)(facts)
         return f"the {role} model '{view[path]}' {problem}" if problem else None
 
-    if role in TRAINED:
+    if ROLE_KEYS[role].training:
 
         @checks.add("C806", "error", dtype, role=role)
         def losses_need_no_scaling(view: View) -> str | None:
@@ -140,7 +129,7 @@ def _check_model(role: Role) -> None:
 
 def _check_layers(role: Role) -> None:
     """The checks of one role's tensor and pipeline sizes against its model."""
-    section, path = SECTIONS[role], f"{MODELS[role]}.path"
+    section, path = ROLE_KEYS[role].megatron, f"{ROLE_KEYS[role].model}.path"
     tensor, pipeline, virtual = f"{section}.{TENSOR}", f"{section}.{PIPELINE}", f"{section}.{VIRTUAL}"
 
     @checks.add("C808", "error", virtual, pipeline, role=role)
@@ -163,7 +152,7 @@ def _check_layers(role: Role) -> None:
         layers = f", and layers of {inner}" if inner else ""
         return (
             f"{path} ({view[path]}) does not divide over {size} devices ({tensor}): it has {facts.heads} attention heads, "
-            f"{facts.kv_heads} of keys and values{layers}; {near}"
+            f"{facts.kv_heads} of keys and values{layers}; use {near}"
         )
 
     @checks.add("C810", "error", pipeline, virtual, path, role=role)
@@ -175,13 +164,13 @@ def _check_layers(role: Role) -> None:
             return None
         near = nearest_sizes(stages, facts.layers, lambda n: facts.layers % (n * chunks) == 0)
         parts = f"{stages} stages ({pipeline})" + (f" of {chunks} chunks ({virtual})" if chunks > 1 else "")
-        advice = near or "fewer chunks would do"
+        advice = f"use {near}" if near else "use fewer chunks"
         return f"the {facts.layers} layers of {path} ({view[path]}) do not divide into {parts}; {advice}"
 
 
 def _check_experts(role: Role) -> None:
     """The checks of one role's layout against its model's experts, where it has some."""
-    section, path = SECTIONS[role], f"{MODELS[role]}.path"
+    section, path = ROLE_KEYS[role].megatron, f"{ROLE_KEYS[role].model}.path"
     tensor, expert, sequence = (f"{section}.{name}" for name in (TENSOR, EXPERT, "sequence_parallel"))
 
     @checks.add("C811", "error", expert, path, role=role)
@@ -190,7 +179,7 @@ def _check_experts(role: Role) -> None:
         if not uses(view, role) or facts is None or not own(view, role, EXPERT) or facts.experts % size == 0:
             return None
         near = nearest_sizes(size, facts.experts, lambda n: facts.experts % n == 0)
-        return f"the {facts.experts} experts of {path} ({view[path]}) do not divide over {size} devices ({expert}); {near}"
+        return f"the {facts.experts} experts of {path} ({view[path]}) do not divide over {size} devices ({expert}); use {near}"
 
     @checks.add("C812", "error", sequence, tensor, path, role=role)
     def experts_get_parts_of_the_sequence(view: View) -> str | None:
@@ -202,7 +191,7 @@ def _check_experts(role: Role) -> None:
         return f"{path} ({view[path]}) has experts, which need {sequence} where {tensor} is above 1; set it to true"
 
 
-for _role in SECTIONS:
+for _role in ROLE_KEYS:
     _check_model(_role)
     _check_layers(_role)
     _check_experts(_role)

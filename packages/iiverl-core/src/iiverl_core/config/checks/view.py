@@ -7,38 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from iiverl_core.config.problems import Place, Problem, Severity
-from iiverl_core.config.roles import Role
+from iiverl_core.config.problems import Problem, Severity, SourceLocation
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.root import Config
-from iiverl_core.config.sections.section import ADV_ESTIMATOR
-
-DECIDES: dict[Role, tuple[str, ...]] = {
-    "actor": (),
-    "reference": (),
-    "critic": (ADV_ESTIMATOR, "critic.enable"),
-    "reward": ("reward_model.enable",),
-}
-"""The keys that say whether the run has a model; `reference_is_read` tells about the reference's."""
 
 
 @dataclass(frozen=True)
 class View:
     """A valid configuration, and how it came about.
 
-    `places` names the keys that the user set, and where; `tainted` the keys whose values say nothing, because what was
+    `places` names the keys that the user set, and where; `invalid_keys` the keys whose values say nothing, because what was
     given for them is broken; `file` the file.
     """
 
     config: Config
-    places: Mapping[str, Place]
-    tainted: frozenset[str]
+    places: Mapping[str, SourceLocation]
+    invalid_keys: frozenset[str]
     file: str
 
     def __getitem__(self, path: str) -> Any:
-        value: Any = self.config
-        for name in path.split("."):
-            value = getattr(value, name)
-        return value
+        return self.config.at(path)
 
     def uses(self, role: Role) -> bool:
         """Whether the run has this model."""
@@ -58,7 +46,7 @@ class View:
         self, code: str, severity: Severity, path: str, message: str, key: str | None = None
     ) -> Problem:
         """Make a problem that stands where `path` was set; `key` is shown in its place."""
-        place = self.places.get(path, Place(self.file))
+        place = self.places.get(path, SourceLocation(self.file))
         return Problem(code, severity, key or path, message, place.file, place.line)
 
 
@@ -81,12 +69,12 @@ class Check:
 
     def run(self, view: View) -> Iterator[Problem]:
         """Yield the problem that the rule finds, if any."""
-        if view.tainted.isdisjoint(self.reads) and view.uses(self.role):
+        if view.invalid_keys.isdisjoint(self.reads) and view.uses(self.role):
             message = self.rule(view)
             if message:
-                blamed = next((key for key in self.reads if view.given(key)), self.reads[0])
-                section = blamed.rpartition(".")[0]
-                yield view.problem(self.code, self.severity, blamed, message.replace(section + ".", ""))
+                primary_key = next((key for key in self.reads if view.given(key)), self.reads[0])
+                section = primary_key.rpartition(".")[0]
+                yield view.problem(self.code, self.severity, primary_key, message.replace(section + ".", ""))
 
 
 class Checks:
@@ -103,7 +91,7 @@ class Checks:
         """
 
         def register(rule: Rule) -> Rule:
-            self.all.append(Check(code, severity, (*reads, *DECIDES[role]), rule, role))
+            self.all.append(Check(code, severity, (*reads, *ROLE_KEYS[role].decides), rule, role))
             return rule
 
         return register

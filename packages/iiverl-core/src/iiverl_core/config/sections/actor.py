@@ -65,7 +65,7 @@ class ActorConfig(Section):
     strategy: Strategy = "fsdp"
     """Training backend; `fsdp` and `fsdp2` both mean FSDP2."""
     ppo_mini_batch_size: Count = 256
-    """Prompts to one optimizer step; each brings its `actor_rollout_ref.rollout.n` responses."""
+    """Prompts per optimizer step, each with its `actor_rollout_ref.rollout.n` responses; by default the divisor of `data.train_batch_size` nearest to 256."""
     ppo_micro_batch_size: Count | None = None
     """Sequences that go through the model together, counted over all devices."""
     ppo_micro_batch_size_per_gpu: Count | None = None
@@ -73,7 +73,7 @@ class ActorConfig(Section):
     use_dynamic_bsz: bool = False
     """Fill micro-batches up to `ppo_max_token_len_per_gpu` tokens instead of counting sequences."""
     ppo_max_token_len_per_gpu: Count = 16384
-    """Tokens in a micro-batch at most, where it is filled to a budget."""
+    """Tokens in a micro-batch at most, if it is filled to a budget; by default at least one whole sequence."""
     grad_clip: Annotated[
         Positive | None, OnlyWhen(BACKEND, FSDP, "actor_rollout_ref.actor.optim.clip_grad")
     ] = 1.0

@@ -64,7 +64,7 @@ class CriticConfig(Section):
     use_dynamic_bsz: bool = follows("actor_rollout_ref.actor.use_dynamic_bsz")
     """Fill micro-batches up to a token budget instead of counting sequences."""
     ppo_max_token_len_per_gpu: Count = 32768
-    """Tokens in a micro-batch at most, where it is filled to a budget."""
+    """Tokens in a micro-batch at most, if it is filled to a budget; by default at least one whole sequence."""
     forward_max_token_len_per_gpu: Count = follows("critic.ppo_max_token_len_per_gpu")
     """The same where values are only computed."""
     ulysses_sequence_parallel_size: Annotated[Count, ULYSSES, ONLY_FSDP] = 1

@@ -49,7 +49,7 @@ class MegatronConfig(Section):
     """
 
     tensor_model_parallel_size: Count = 4
-    """Devices over which each layer's matrices are split."""
+    """Devices over which each layer's matrices are split; by default up to 4, as far as devices and model divide."""
     pipeline_model_parallel_size: Count = 1
     """Stages into which the layers are split."""
     virtual_pipeline_model_parallel_size: Count | None = None

@@ -17,6 +17,7 @@ from iiverl_core.config.sections.section import (
     follows,
 )
 
+ROLLOUT = "actor_rollout_ref.rollout"
 TopK = Annotated[Int, Field(ge=-1), AfterValidator(lambda k: k or -1)]
 TopP = Annotated[Float, Field(gt=0, le=1)]
 
@@ -84,7 +85,7 @@ class RolloutConfig(Section):
     micro_batch_size: Annotated[Count | None, only_engines("micro_batch_size")] = None
     """Prompts that `hf` generates for at a time; null for as many as `max_num_seqs` allows."""
     max_num_seqs: Count = 1024
-    """Sequences that the engine generates at a time."""
+    """Sequences that the engine generates at a time; by default at most `max_num_batched_tokens` with vLLM."""
     gpu_memory_utilization: Annotated[Float, Field(gt=0, le=1), only_engines("gpu_memory_utilization")] = 0.5
     """Share of a device's memory that the engine may use."""
     enforce_eager: Annotated[bool, only_engines("enforce_eager")] = True
@@ -94,9 +95,9 @@ class RolloutConfig(Section):
     load_format: Annotated[str, only_engines("load_format")] = "dummy_dtensor"
     """Where the engine's first weights come from; it always gets the trained ones before it generates."""
     tensor_model_parallel_size: Annotated[Count, only_engines("tensor_model_parallel_size")] = 2
-    """Devices over which one engine is spread; where it is not set and 2 do not divide what each machine has, 1."""
+    """Tensor-parallel size per engine. Default 2, or 1 if the devices per node are odd or the model does not divide."""
     max_num_batched_tokens: Annotated[Count, only_engines("max_num_batched_tokens")] = 8192
-    """Tokens that the engine computes at a time."""
+    """Tokens that the engine computes at a time; by default at least `max_num_seqs` and, without chunked prefill, a whole sequence."""
     max_model_len: Annotated[Count | None, only_engines("max_model_len")] = None
     """Tokens in a sequence at most; null for prompt and response together."""
     disable_log_stats: Annotated[bool, only_engines("disable_log_stats")] = True

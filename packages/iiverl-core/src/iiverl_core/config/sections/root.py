@@ -28,6 +28,13 @@ class Config(Section):
     algorithm: AlgorithmConfig
     trainer: TrainerConfig
 
+    def at(self, key: str) -> Any:
+        """Give the value of a key, or a section, by its full path."""
+        value: Any = self
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
+
     @property
     def backend(self) -> str:
         """Name of the training backend."""

@@ -7,16 +7,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from iiverl_core.config import ROLLOUT
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout.vllm.arguments import SECTION
+from iiverl_core.rollout.vllm.arguments import OWN
 
 BACKEND = "iiverl"  # of vLLM's weight transfer; see `transfer`
 
 HINTS = {
-    "max_model_len": f"set {SECTION}.max_model_len (or data.max_prompt_length and data.max_response_length) lower",
-    "tensor parallel size": f"set {SECTION}.tensor_model_parallel_size lower",
-    "memory": f"change {SECTION}.gpu_memory_utilization",
-    "architectures": f"set {SECTION}.name to hf, or actor_rollout_ref.model.path to another model",
+    "max_model_len": f"set {ROLLOUT}.max_model_len (or data.max_prompt_length and data.max_response_length) lower",
+    "tensor parallel size": f"set {ROLLOUT}.tensor_model_parallel_size lower",
+    "memory": f"change {ROLLOUT}.gpu_memory_utilization",
+    "architectures": f"set {ROLLOUT}.name to hf, or {OWN['model']} to another model",
 }
 
 
@@ -41,7 +42,7 @@ def start(vllm: ModuleType, arguments: Mapping[str, Any], *, colocated: bool) ->
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = _reason(error)
         hint = next(
-            (hint for word, hint in HINTS.items() if word in reason), f"see {SECTION} for its settings"
+            (hint for word, hint in HINTS.items() if word in reason), f"see {ROLLOUT} for its settings"
         )
         raise ConfigError(f"vLLM cannot start with the model '{path}': {reason}; {hint}") from error
 
@@ -60,9 +61,9 @@ def _check_own_model(model_config: Any, path: str) -> None:
     """
     if model_config.using_transformers_backend():
         raise ConfigError(
-            f"vLLM has no model of its own for '{path}' (actor_rollout_ref.model.path) and runs that of transformers, "
+            f"vLLM has no model of its own for '{path}' ({OWN['model']}) and runs that of transformers, "
             "which it changes for the whole process: the model cannot be trained there. Set trainer.rollout_devices, "
-            f"so that engines have processes of their own, or set {SECTION}.name to hf"
+            f"so that engines have processes of their own, or set {ROLLOUT}.name to hf"
         )
 
 
@@ -73,6 +74,6 @@ def _check_head_size(model_config: Any, path: str) -> None:
     size, sizes = model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
     if size not in sizes:
         raise ConfigError(
-            f"vLLM on a CPU cannot run the model '{path}' (actor_rollout_ref.model.path): its attention heads are {size} "
-            f"wide, and there have to be {', '.join(map(str, sizes))}. Set {SECTION}.name to hf"
+            f"vLLM on a CPU cannot run the model '{path}' ({OWN['model']}): its attention heads are {size} "
+            f"wide, and there have to be {', '.join(map(str, sizes))}. Set {ROLLOUT}.name to hf"
         )

@@ -13,12 +13,12 @@ from iiverl_core.registry import BACKENDS
 ALL_NAMED = 8
 
 
-def effects(view: View) -> list[Problem]:
+def unused_keys(view: View) -> list[Problem]:
     """Tell what was set and is not read, and what is asked for and not there; unread keys by reason."""
     unread: dict[str, list[str]] = defaultdict(list)
     problems: list[Problem] = []
     for path, key in keys().items():
-        if path in view.tainted:
+        if path in view.invalid_keys:
             continue
         marks = sorted(key.marks, key=lambda mark: not isinstance(mark, NoEffect))
         reason = next((why for mark in marks if (why := _unread(view, key, mark))), None)
@@ -56,7 +56,7 @@ def _conditions(mark: OnlyWhen) -> Iterator[OnlyWhen]:
 
 def _met(view: View, key: Key, condition: OnlyWhen) -> bool:
     """Whether a condition holds, or nothing can be said of it."""
-    if condition.key == key.path or condition.key in view.tainted:
+    if condition.key == key.path or condition.key in view.invalid_keys:
         return True
     value = view[condition.key]
     return value in condition.values or (condition.own and is_own(value))

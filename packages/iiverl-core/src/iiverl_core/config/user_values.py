@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iiverl_core.config.describe import shown
-from iiverl_core.config.problems import COMMAND_LINE, Place, Problem, Severity
+from iiverl_core.config.problems import COMMAND_LINE, Problem, Severity, SourceLocation
 from iiverl_core.config.schema import join, keys, sections
 from iiverl_core.config.source import Path, Source, Unreadable, read_yaml
 from iiverl_core.config.suggest import moved_within, suggest
@@ -17,11 +17,11 @@ UNKNOWN_KEY = "C012"
 
 
 @dataclass
-class Given:
+class UserValues:
     """Values by the full path of their key, the place of each, and what could not be laid over the known keys."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, SourceLocation] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     """Keys that were meant to be given, and are not known to what value."""
@@ -29,21 +29,23 @@ class Given:
     allow_unknown: bool = False
     """Whether unknown keys are warnings, as in files of later versions."""
 
-    def complain(self, code: str, key: str, message: str, place: Place, severity: Severity = "error") -> None:
+    def complain(
+        self, code: str, key: str, message: str, place: SourceLocation, severity: Severity = "error"
+    ) -> None:
         """Note what is wrong with something that the user gave."""
         self.problems.append(Problem(code, severity, key, message, place.file, place.line))
 
     def lay_file(self, source: Source, file: str) -> None:
         """Take the values of a YAML file."""
 
-        def place(path: Path) -> Place:
-            return Place(file, source.lines.get(path))
+        def place(path: Path) -> SourceLocation:
+            return SourceLocation(file, source.lines.get(path))
 
         self._lay(source.values, "", (), place)
 
     def lay_override(self, text: str) -> None:
         """Take one `key=value`; the value is YAML."""
-        text, place = _decoded(text), Place(COMMAND_LINE)
+        text, place = _decoded(text), SourceLocation(COMMAND_LINE)
         path, _, written = text.partition("=")
         path = path.strip()
         if problem := _no_override(text):
@@ -57,7 +59,7 @@ class Given:
         if not source.problems:
             self._lay_one(path, source.values, place)
 
-    def _lay_one(self, path: str, value: Any, place: Place) -> None:
+    def _lay_one(self, path: str, value: Any, place: SourceLocation) -> None:
         holder = next((key for key in keys() if path.startswith(key + ".")), None)
         if holder and isinstance(keys()[holder].default, dict):  # into a key that holds keys of its own
             whole = copy.deepcopy(self.values.get(holder, keys()[holder].default))
@@ -77,7 +79,7 @@ class Given:
         else:
             self._unknown(path, value, (), lambda _: place)
 
-    def _lay(self, values: Any, section: str, at: Path, place: Callable[[Path], Place]) -> None:
+    def _lay(self, values: Any, section: str, at: Path, place: Callable[[Path], SourceLocation]) -> None:
         if values is None or isinstance(values, Unreadable):  # a section that is named and left empty
             return
         if not isinstance(values, Mapping):
@@ -94,14 +96,14 @@ class Given:
             else:
                 self._unknown(path, value, here, place)
 
-    def _take(self, path: str, value: Any, place: Place) -> None:
+    def _take(self, path: str, value: Any, place: SourceLocation) -> None:
         if _unreadable(value):
             self.broken.add(path)
         else:
             self.values[path] = value
             self.places[path] = place
 
-    def _unknown(self, path: str, value: Any, at: Path, place: Callable[[Path], Place]) -> None:
+    def _unknown(self, path: str, value: Any, at: Path, place: Callable[[Path], SourceLocation]) -> None:
         if moved_within(path) and isinstance(value, Mapping) and value:
             for name, inner in value.items():
                 self._unknown(join(path, name), inner, (*at, name), place)
@@ -112,12 +114,12 @@ class Given:
         severity = "warning" if self.allow_unknown else "error"
         self.complain(UNKNOWN_KEY, path, "unknown key" + (f"; {hint}" if hint else ""), place(at), severity)
 
-    def _dotted(self, path: str, place: Place) -> None:
+    def _dotted(self, path: str, place: SourceLocation) -> None:
         levels = ": {".join(path.split(".")) + ": …" + "}" * path.count(".")
         self.broken |= {key for key in keys() if key == path or key.startswith(path + ".")}
         self.complain("C011", path, f"in a file, a dot does not lead into a section; write {levels}", place)
 
-    def _no_section(self, value: Any, section: str, place: Place) -> None:
+    def _no_section(self, value: Any, section: str, place: SourceLocation) -> None:
         what = (
             "this is a section of keys and values"
             if section

@@ -1,0 +1,314 @@
+"""A run in iiverl's own terms, built from the configuration in verl's.
+
+`Config` has the shape of verl's YAML, in which the settings of a model lie in up to four sections. `RunConfig` has them by
+role. verl's key names end here: a message that names a key takes it from `RoleConfig.key`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from iiverl_core.config.roles import ROLE_KEYS, MicroBatchKeys, Role, RoleKeys
+from iiverl_core.config.sections.algorithm import AlgorithmConfig
+from iiverl_core.config.sections.custom_reward_function import CustomRewardFunctionConfig
+from iiverl_core.config.sections.data import DataConfig
+from iiverl_core.config.sections.model import ModelConfig
+from iiverl_core.config.sections.optim import OptimConfig
+from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
+from iiverl_core.config.sections.reward_api import RewardAPIConfig
+from iiverl_core.config.sections.reward_model import OverlongBufferConfig
+from iiverl_core.config.sections.rollout import RolloutConfig
+from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.trainer import TrainerConfig
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Parts of a model's state that are in CPU memory while they are not used."""
+
+    parameters: bool = False
+    gradients: bool = False
+    optimizer: bool = False
+
+
+@dataclass(frozen=True)
+class MicroBatching:
+    """Size of a micro-batch on one data-parallel rank: `sequences` or, if that is None, up to `tokens` tokens."""
+
+    sequences: int | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained. `mini_batch_size` counts prompts, `epochs` passes over a step's samples."""
+
+    optimizer: OptimConfig
+    grad_clip: float | None
+    micro_batching: MicroBatching
+    mini_batch_size: int
+    epochs: int
+    shuffle: bool
+
+
+@dataclass(frozen=True)
+class RoleConfig:
+    """One model of a run.
+
+    `default_dtype` is that of the master weights if `parallel` names none. `forward` bounds the micro-batches of passes
+    without gradients. `training` is None for a model that is not trained.
+    """
+
+    role: Role
+    model: ModelConfig
+    parallel: FSDPConfig | MegatronConfig
+    offload: Offload
+    default_dtype: Literal["fp32", "bf16"]
+    forward: MicroBatching
+    training: TrainingConfig | None
+    _keys: Mapping[str, str] = field(repr=False)
+
+    def key(self, name: str) -> str:
+        """Give the YAML key of a setting: `key("model.path")` of the critic is `critic.model.path`.
+
+        Args:
+            name: attributes of this object, joined by dots.
+
+        Raises:
+            KeyError: there is no key of this name.
+        """
+        head = name
+        while head not in self._keys:
+            head, dot, _ = head.rpartition(".")
+            if not dot:
+                raise KeyError(name)
+        return self._keys[head] + name[len(head) :]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The losses of actor and critic.
+
+    `policy_loss` is a name or a function of the user's, `path/to/file.py:name`. The options from `clip_low` to `tau_neg`
+    are read by some policy losses only. `max_tokens_norm` divides the losses under `seq-mean-token-sum-norm`.
+    """
+
+    policy_loss: str
+    clip_low: float
+    clip_high: float
+    clip_dual: float
+    clip_cov_ratio: float
+    clip_cov_lb: float
+    clip_cov_ub: float
+    kl_cov_ratio: float
+    ppo_kl_coef: float
+    tau_pos: float
+    tau_neg: float
+    loss_agg_mode: str
+    max_tokens_norm: float
+    entropy_coeff: float
+    use_kl_loss: bool
+    kl_loss_coef: float
+    kl_loss_type: str
+    value_clip: float
+
+
+@dataclass(frozen=True)
+class ConversationConfig:
+    """The sequences that a reward model reads.
+
+    They are the policy's own tokens if `input_tokenizer` is None, else text in the tokens of the reward model's tokenizer.
+    """
+
+    input_tokenizer: str | None
+    max_length: int | None
+    truncation: Literal["left", "right", "error"]
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """What scores responses.
+
+    `source` is the name of the reward source; None if a reward model is the only one. `conversation` is None without a
+    reward model.
+    """
+
+    source: str | None
+    api: RewardAPIConfig
+    function: CustomRewardFunctionConfig
+    overlong: OverlongBufferConfig
+    conversation: ConversationConfig | None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: immutable, picklable, made by `run_config`.
+
+    `roles` has the models of the run alone, the actor first: a reference, critic or reward model only if something reads
+    it. `devices` counts the devices that train, `data_ranks` the data-parallel ranks on them, `engine_devices` the devices
+    of one rollout engine. With `kl_in_reward`, the KL divergence from the reference is subtracted from the reward.
+    """
+
+    backend: str
+    roles: Mapping[Role, RoleConfig]
+    rollout: RolloutConfig
+    algorithm: AlgorithmConfig
+    loss: LossConfig
+    rewards: RewardsConfig
+    data: DataConfig
+    trainer: TrainerConfig
+    devices: int
+    data_ranks: int
+    engine_devices: int
+    kl_in_reward: bool
+
+    @property
+    def actor(self) -> RoleConfig:
+        """The model that is trained and generates; every run has it."""
+        return self.roles["actor"]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything in the run reads the reference policy's log-probs."""
+        return "reference" in self.roles
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is trained."""
+        return "critic" in self.roles
+
+    @property
+    def uses_reward_model(self) -> bool:
+        """Whether a model scores the responses."""
+        return "reward" in self.roles
+
+
+def run_config(config: Config) -> RunConfig:
+    """Build the run that a valid configuration describes."""
+    there: dict[Role, bool] = {
+        "actor": True,
+        "reference": config.needs_reference,
+        "critic": config.uses_critic,
+        "reward": config.reward_model.enable,
+    }
+    return RunConfig(
+        backend=config.backend,
+        roles={role: _role(config, role) for role, needed in there.items() if needed},
+        rollout=config.actor_rollout_ref.rollout,
+        algorithm=config.algorithm,
+        loss=_loss(config),
+        rewards=_rewards(config),
+        data=config.data,
+        trainer=config.trainer,
+        devices=config.devices,
+        data_ranks=config.data_ranks,
+        engine_devices=config.engine_devices,
+        kl_in_reward=config.kl_in_reward,
+    )
+
+
+def _role(config: Config, role: Role) -> RoleConfig:
+    keys = ROLE_KEYS[role]
+    named = _named_keys(keys, megatron=config.splits_models)
+    offload = {
+        name: config.at(named[f"offload.{name}"])
+        for name in ("parameters", "gradients", "optimizer")
+        if f"offload.{name}" in named
+    }
+    return RoleConfig(
+        role=role,
+        model=config.at(named["model"]),
+        parallel=config.at(named["parallel"]),
+        offload=Offload(**offload),
+        default_dtype="fp32" if keys.training else "bf16",
+        forward=_micro_batching(config, keys.forward),
+        training=_training(config, named, keys.training) if keys.training else None,
+        _keys=named,
+    )
+
+
+def _named_keys(keys: RoleKeys, *, megatron: bool) -> dict[str, str]:
+    """Map the settings of a `RoleConfig`, or what they are within, to YAML keys."""
+    named = {
+        "model": keys.model,
+        "parallel": keys.megatron if megatron else keys.fsdp,
+        "offload.parameters": f"{keys.section if megatron else keys.fsdp}.param_offload",
+        "forward.sequences": keys.forward.per_device,
+        "forward.tokens": keys.forward.tokens,
+    }
+    if not megatron:  # FSDP has an offloading key of the optimizer for every model, and none of gradients
+        named["offload.optimizer"] = f"{keys.fsdp}.optimizer_offload"
+    if keys.training is None:
+        return named
+    if megatron:
+        named["offload.gradients"] = f"{keys.section}.grad_offload"
+        named["offload.optimizer"] = f"{keys.section}.optimizer_offload"
+    optimizer = f"{keys.section}.optim"
+    return named | {
+        "training.optimizer": optimizer,
+        "training.grad_clip": f"{optimizer}.clip_grad" if megatron else f"{keys.section}.grad_clip",
+        "training.micro_batching.sequences": keys.training.per_device,
+        "training.micro_batching.tokens": keys.training.tokens,
+        "training.mini_batch_size": f"{keys.section}.ppo_mini_batch_size",
+        "training.epochs": f"{keys.section}.ppo_epochs",
+        "training.shuffle": f"{keys.section}.shuffle",
+    }
+
+
+def _training(config: Config, named: Mapping[str, str], bounds: MicroBatchKeys) -> TrainingConfig:
+    return TrainingConfig(
+        micro_batching=_micro_batching(config, bounds),
+        **{
+            name: config.at(named[f"training.{name}"])
+            for name in ("optimizer", "grad_clip", "mini_batch_size", "epochs", "shuffle")
+        },
+    )
+
+
+def _micro_batching(config: Config, bounds: MicroBatchKeys) -> MicroBatching:
+    """Read the size of a micro-batch; a number of sequences counts unless the budget is asked for."""
+    tokens = config.at(bounds.tokens)
+    per_device, in_all = config.at(bounds.per_device), config.at(bounds.sequences)
+    if config.at(bounds.dynamic):
+        return MicroBatching(None, tokens)
+    if per_device is None and in_all is not None:
+        per_device = max(in_all // config.data_ranks, 1)
+    return MicroBatching(per_device, tokens)
+
+
+def _loss(config: Config) -> LossConfig:
+    actor = config.actor_rollout_ref.actor
+    options = actor.policy_loss
+    return LossConfig(
+        policy_loss=options.loss_mode,
+        clip_low=actor.clip_ratio_low,
+        clip_high=actor.clip_ratio_high,
+        clip_dual=actor.clip_ratio_c,
+        clip_cov_ratio=options.clip_cov_ratio,
+        clip_cov_lb=options.clip_cov_lb,
+        clip_cov_ub=options.clip_cov_ub,
+        kl_cov_ratio=options.kl_cov_ratio,
+        ppo_kl_coef=options.ppo_kl_coef,
+        tau_pos=actor.tau_pos,
+        tau_neg=actor.tau_neg,
+        loss_agg_mode=actor.loss_agg_mode,
+        max_tokens_norm=actor.loss_scale_factor or config.data.max_response_length,
+        entropy_coeff=actor.entropy_coeff,
+        use_kl_loss=actor.use_kl_loss,
+        kl_loss_coef=actor.kl_loss_coef,
+        kl_loss_type=actor.kl_loss_type,
+        value_clip=config.critic.cliprange_value,
+    )
+
+
+def _rewards(config: Config) -> RewardsConfig:
+    model = config.reward_model
+    conversation = ConversationConfig(model.model.input_tokenizer, model.max_length, model.truncation)
+    source = config.reward_source
+    return RewardsConfig(
+        source=source.name if source else None,
+        api=config.reward_api,
+        function=config.custom_reward_function,
+        overlong=model.overlong_buffer,
+        conversation=conversation if model.enable else None,
+    )
