@@ -1,6 +1,7 @@
 """Documentation that is generated is up to date, and code that is named in the rest exists."""
 
 import ast
+import builtins
 import importlib.util
 import re
 import tomllib
@@ -24,7 +25,7 @@ OTHERS = sorted(
 )
 FROM_ELSEWHERE = {
     "__init__", "TransformerConfig", "config.json", "typing.Protocol", "pyproject.toml", "uv.lock", "utils", "gpu",
-    "torch", "NAME",
+    "torch", "NAME", "NaN",
 }  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def is_file(name: str) -> bool:
 def exists(name: str) -> bool:
     """Whether a name is a file of the project, something that its code defines, a key, or a command."""
     plain = name.partition("(")[0].strip(".")
-    if re.search(r"[*…<>\"]|^path/to|^_[A-Z]+$", name) or name in FROM_ELSEWHERE:
+    if re.search(r"[*…<>\"]|^path/to|^_[A-Z]+$", name) or name in FROM_ELSEWHERE or hasattr(builtins, name):
         return True
     if " " in name or name.startswith(("make", "iiverl ", ".venv", "-")):
         return is_command(name)
