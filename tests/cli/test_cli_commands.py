@@ -14,7 +14,7 @@ from iiverl_core.errors import ConfigError, IIVerlError
 
 RUNNABLE = """\
 data:
-  train_files: train.parquet
+  train_files: train.jsonl
   val_files: null
   train_batch_size: 4
 actor_rollout_ref:
@@ -31,7 +31,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a configuration that can run, and its data."""
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(RUNNABLE)
-    Path("train.parquet").touch()
+    Path("train.jsonl").write_text(
+        8 * '{"prompt": "1+1?", "data_source": "openai/gsm8k", "ground_truth": "2"}\n'
+    )
     return tmp_path
 
 
@@ -96,6 +98,7 @@ def test_training_does_not_start_with_what_cannot_run_here(train) -> None:
     result = iiverl("train-ppo", "run.yaml", f"{split}=2", "data.train_files=other.parquet")
     assert result.exit_code == 2
     assert {"error[C901]: data.train_files", f"error[C032]: {split}"} <= set(codes(result))
+    assert iiverl("train-ppo", "run.yaml", f"{split}=2").exit_code == 3
     assert not calls
 
 
@@ -137,7 +140,7 @@ def test_a_valid_file_is_called_valid() -> None:
 
 def test_what_cannot_run_here_is_valid_and_told() -> None:
     result = iiverl("validate", "run.yaml", "actor_rollout_ref.model.external_lib=no_such_module")
-    assert result.exit_code == 0
+    assert result.exit_code == 3
     assert result.stdout == "run.yaml is valid, with 1 warning; 1 of them keeps it from running here\n"
     assert codes(result) == ["warning[C907]: actor_rollout_ref.model.external_lib"]
 
@@ -185,10 +188,10 @@ def test_show_prints_the_configuration_and_origins() -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines()[:5] == [
         "data:",
-        "  train_files: [train.parquet]  # run.yaml:2",
-        "  val_files: null               # run.yaml:3",
-        "  train_batch_size: 4           # run.yaml:4",
-        "  seed: 5                       # command line",
+        "  train_files: [train.jsonl]  # run.yaml:2",
+        "  val_files: null             # run.yaml:3",
+        "  train_batch_size: 4         # run.yaml:4",
+        "  seed: 5                     # command line",
     ]
     whole = iiverl("config", "show", "run.yaml").stdout
     assert "total_epochs: 30" in whole

@@ -28,7 +28,7 @@ main()
 """
 
 RUNNABLE = """\
-data: {train_files: train.parquet, val_files: null, train_batch_size: 4}
+data: {train_files: train.jsonl, val_files: null, train_batch_size: 4}
 actor_rollout_ref:
   model: {path: org/name}
   actor: {ppo_mini_batch_size: 4}
@@ -42,7 +42,9 @@ trainer: {n_gpus_per_node: 2}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(RUNNABLE)
-    Path("train.parquet").touch()
+    Path("train.jsonl").write_text(
+        4 * '{"prompt": "1+1?", "data_source": "openai/gsm8k", "ground_truth": "2"}\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The corpus of broken configurations: `broken.txt`, and what each is answered with, `wording.txt`.
 
 A case of `broken.txt` begins with `==== its name`. A line with `$` holds arguments of the command line; with `!`, the
-case sees a machine on which nothing is installed that can be left out, and a package with an entry point that is broken. The YAML ends at `>>>>`, and the answer follows:
+case sees a machine on which nothing is installed that can be left out, and a package with a broken entry point; with
+`!cpu`, one with vLLM's build for CPUs. The YAML ends at `>>>>`, and the answer follows:
 place, severity, code and key of each diagnostic, without its message. All messages are in `wording.txt`, which
 `.venv/bin/python tests/config/broken_corpus.py` writes, with `docs/diagnostics.md`; look at the difference before you
 commit it.
@@ -13,11 +14,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from iiverl_core.config import Problem, load, render
 from iiverl_core.config.diagnostics import DIAGNOSTICS
@@ -39,7 +43,7 @@ a warning does not keep a run from starting, but for what cannot run with this v
 DENSE = {
     "model_type": "qwen2",
     "vocab_size": 128,
-    "hidden_size": 48,
+    "hidden_size": 192,
     "intermediate_size": 96,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
@@ -49,11 +53,14 @@ FILES = {
     "rewards.py": "def compute_score(**_):\n    return 1.0\n",
     "own.py": "def centred(batch, settings):\n    return batch.rewards_T, batch.rewards_T\n",
     "broken.py": "def compute_score(:\n",
-    "train.parquet": "",
+    "answers.jsonl": '{"prompt": "1+1?", "answer": "2"}\n',
+    "no_prompt.jsonl": '{"prompt": null, "ground_truth": "2"}\n',
+    "nulls.jsonl": 101 * '{"prompt": "1+1?", "ground_truth": null}\n',
     "dense/config.json": json.dumps(DENSE),
     "experts/config.json": json.dumps(
         {**DENSE, "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2}
     ),
+    "models/dense/config.json": json.dumps(DENSE),
     "mistral/config.json": json.dumps({**DENSE, "model_type": "mistral"}),
 }
 
@@ -64,7 +71,7 @@ class Case:
 
     name: str
     arguments: tuple[str, ...]
-    bare: bool
+    machine: str
     text: str
     expected: tuple[str, ...]
 
@@ -73,9 +80,9 @@ class Case:
         Path("run.yaml").write_text(self.text, encoding="utf-8")
         backend = self.arguments[1] if self.arguments[:1] == ("--backend",) else None
         overrides = self.arguments[2 if backend else 0 :]
-        with _bare_machine() if self.bare else mock.patch.dict({}):
+        with MACHINES[self.machine]():
             problems = load("run.yaml", overrides, backend).problems
-        return [p for p in problems if p.severity != "here" or p.line or self.bare]
+        return [p for p in problems if p.severity not in ("input", "here") or p.line or self.machine == "!"]
 
 
 @contextmanager
@@ -104,6 +111,17 @@ def _read_entry_points() -> None:
         registry.reload()
 
 
+@contextmanager
+def _cpu_machine() -> Iterator[None]:
+    """Show vLLM's build for CPUs."""
+    with mock.patch("iiverl_core.config.vllm_version.version", lambda _: "0.32.0+cpu"):
+        yield
+
+
+MACHINES = {"": nullcontext, "!": _bare_machine, "!cpu": _cpu_machine}
+"""What a case sees of the machine, by its line that begins with `!`."""
+
+
 def cases() -> list[Case]:
     """Read the corpus."""
     return [_case(text) for text in BROKEN.read_text(encoding="utf-8").split("==== ")[1:]]
@@ -112,21 +130,23 @@ def cases() -> list[Case]:
 def _case(written: str) -> Case:
     given, _, expected = written.partition(">>>>\n")
     name, _, text = given.partition("\n")
-    arguments, bare = (), text.startswith("!")
-    if bare:
-        text = text.partition("\n")[2]
+    arguments, machine = (), ""
+    if text.startswith("!"):
+        machine, _, text = text.partition("\n")
     if text.startswith("$ "):
         line, _, text = text.partition("\n")
         arguments = tuple(line.split(" ")[1:])
-    return Case(name, arguments, bare, text, tuple(expected.split("\n")[:-1]))
+    return Case(name, arguments, machine, text, tuple(expected.split("\n")[:-1]))
 
 
 def make_files(folder: Path) -> None:
     """Make what cases name on disk."""
     for name, text in FILES.items():
         file = folder / name
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text(text)
+    row = {"prompt": "1+1?", "data_source": "openai/gsm8k", "ground_truth": "2"}
+    pq.write_table(pa.Table.from_pylist([row] * 1024), folder / "train.parquet")  # a default step
     (folder / "empty").mkdir()
 
 

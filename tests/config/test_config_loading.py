@@ -29,7 +29,7 @@ def loading(tmp_path: Path):
 def test_files_of_ii_verl_are_valid_as_they_stand(name: str) -> None:
     loaded = load(HERE / f"ii_verl_{name}.yaml")
     assert not loaded.errors
-    assert {problem.severity for problem in loaded.obstacles} <= {"here"}
+    assert {problem.severity for problem in loaded.obstacles} <= {"input", "here"}
 
 
 def test_values_of_an_ii_verl_file_arrive() -> None:
@@ -341,15 +341,15 @@ def test_kl_goes_where_it_is_asked_for() -> None:
 
 
 def test_relative_paths_are_looked_up_from_the_working_folder(loading, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "train.parquet").touch()
+    (tmp_path / "train.jsonl").write_text('{"prompt": "1+1?", "ground_truth": "2"}')
     (tmp_path / "elsewhere").mkdir()
-    text = "data: {train_files: train.parquet, val_files: null}"
+    text = "data: {train_files: train.jsonl, val_files: null, train_batch_size: 1}"
     monkeypatch.chdir(tmp_path)
     assert not [p for p in loading(text).problems if p.key == "data.train_files"]
     monkeypatch.chdir("elsewhere")
     told = [p.message for p in loading(text).problems if p.key == "data.train_files"]
     cwd = tmp_path / "elsewhere"
-    assert told == [f"not found: train.parquet, looked up from {cwd}; run from {tmp_path}, which has it"]
+    assert told == [f"not found: train.jsonl, looked up from {cwd}; run from {tmp_path}, which has it"]
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:

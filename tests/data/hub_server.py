@@ -151,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
                 (i for i, part in enumerate(parts) if part in ("revision", "tree", "paths-info")), len(parts)
             )
             self._api("/".join(parts[1:end]), parts[end:], parse_qs(url.query), body)
+        elif kind == "api" and parts[0] == "models":
+            raise HubError("RepoNotFound")
         elif kind == "datasets" and "resolve" in parts:
             end = parts.index("resolve")
             self._resolve("/".join(parts[:end]), parts[end + 1], "/".join(parts[end + 2 :]))

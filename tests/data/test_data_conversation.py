@@ -145,5 +145,5 @@ def test_without_a_tokenizer_of_its_own_nothing_is_written_anew(
 
 
 def test_a_reward_model_without_a_tokenizer_names_the_key(tiny_model_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^reward_model\.model\.path: no tokenizer could be read from /"):
+    with pytest.raises(ConfigError, match=r"^reward_model\.model\.path: there is no folder /"):
         load_conversation_writer(config(tiny_model_path, tmp_path / "nothing"))

@@ -10,14 +10,16 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 
 FLOORS = [
-    "errors", "installation", "dtypes", "python_files", "registry", "config", "memory", "algorithms", "samples", "data", "training",
-    "rollout",
+    "errors", "installation", "dtypes", "python_files", "data_files", "columns", "registry", "config", "memory", "algorithms",
+    "samples", "data", "training", "rollout",
     "rewards", "telemetry", "cluster", "controller",
 ]  # fmt: skip
 
 FORBIDDEN = {
     "errors": {"torch"},
     "python_files": {"torch", "ray", "transformers", "datasets"},
+    "data_files": {"torch", "ray", "transformers", "datasets"},
+    "columns": {"torch", "ray", "transformers", "datasets", "numpy"},
     "config": {"torch", "ray", "transformers", "datasets"},
     "memory": {"torch", "ray", "transformers", "datasets"},
     "registry": {"torch", "ray", "transformers", "datasets"},

@@ -43,11 +43,11 @@ def test_the_function_gets_the_row_the_response_and_the_keyword_arguments(load, 
         more="x",
     )
     sample = make_sample("text", "72", "my/source", extra_info={"index": 7}, other="column")
-    got = ("my/source", "text", "72", {"index": 7})
+    got = ("my/source", "text", "72", {"other": "column", "index": 7})
     assert function(sample) == Scored(3.0, {}, {"got": got, "rest": {"more": "x"}})
 
 
-def test_extra_info_is_none_where_the_dataset_has_no_such_column(load, make_sample):
+def test_extra_info_is_none_if_the_dataset_has_no_other_column(load, make_sample):
     assert load(HEADER + "return extra_info is None")(make_sample("text")) == Scored(1.0)
 
 

@@ -24,6 +24,10 @@ from iiverl_cli.reward import reward_app
 from iiverl_cli.reward_server import CONTEXT as REWARD_SERVER
 from iiverl_cli.reward_server import reward_server
 
+EXIT_REFUSED = 2
+EXIT_UNSUPPORTED = 3
+"""Nothing is wrong, and this version or this machine cannot run it."""
+
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="iiverl",
@@ -74,7 +78,7 @@ def train_ppo(
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     report_problems(loaded.problems, running=True)
     if loaded.obstacles:
-        raise typer.Exit(2)
+        raise typer.Exit(EXIT_REFUSED if loaded.refused else EXIT_UNSUPPORTED)
     with clean_exit():
         from iiverl_core.controller import train
 
@@ -87,22 +91,41 @@ def validate(
     overrides: Overrides = None,
     config_path: ConfigPath = None,
     backend: Backend = None,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also import your code, ask the reward server, and read and tokenize the datasets, as a run does "
+            "before it starts its workers.",
+        ),
+    ] = False,
     allow_unknown: AllowUnknown = False,
 ) -> None:
-    """Check a configuration without running it."""
+    """Check a configuration, and the files that it names, without running it.
+
+    Exits with 0 if it can run here; with 2 if the configuration or a file that it names has to be corrected; with 3 if
+    both are right and this version or this machine cannot run them.
+    """
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     report_problems(loaded.problems)
-    errors = len(loaded.errors)
-    others = len(loaded.problems) - errors
-    if errors:
+    refused = len(loaded.refused)
+    others = len(loaded.problems) - refused
+    if refused:
         typer.echo(
-            f"{loaded.path} is not valid: {_count(errors, 'error')}, {_count(others, 'warning')}", err=True
+            f"{loaded.path} is not valid: {_count(refused, 'error')}, {_count(others, 'warning')}", err=True
         )
-        raise typer.Exit(2)
-    with_warnings = f", with {_count(others, 'warning')}" if others else ""
+        raise typer.Exit(EXIT_REFUSED)
+    if deep:
+        with clean_exit():
+            from iiverl_core.controller import prepare
+
+            prepare(loaded)
     obstacles = len(loaded.obstacles)
+    with_warnings = f", with {_count(others, 'warning')}" if others else ""
     here = f"; {obstacles} of them keep{'s' * (obstacles == 1)} it from running here" if obstacles else ""
     typer.echo(f"{loaded.path} is valid{with_warnings}{here}")
+    if obstacles:
+        raise typer.Exit(EXIT_UNSUPPORTED)
 
 
 @config_app.command("show")

@@ -15,3 +15,9 @@ class ConfigError(IIVerlError):
 
 class CheckpointError(IIVerlError):
     """A checkpoint cannot be written, or is not what the run needs."""
+
+
+class DataError(IIVerlError):
+    """A dataset cannot be read, or its rows are not what a run needs."""
+
+    exit_code: int = 2

@@ -1,9 +1,10 @@
 """A user's own Python file: loading it as a module, finding a name in it, and telling what went wrong in it."""
 
 import ast
+import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -81,6 +82,36 @@ def find_callable(path: Path, module: ModuleType, name: str, key: str) -> Callab
     return function
 
 
+def static_signature(path: str | Path, name: str) -> inspect.Signature | None:
+    """Read the signature of a function in a Python file without running the file.
+
+    None if the file does not parse, or if what `name` will be is not certain: it is imported, assigned, decorated, or
+    defined more than once.
+    """
+    try:
+        module = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+    binds = [node for node in module.body if _mentions(node, name)]
+    if len(binds) != 1 or not isinstance(binds[0], ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    return None if binds[0].decorator_list else _signature(binds[0].args)
+
+
+def unaccepted(
+    signature: inspect.Signature, name: str, path: str | Path, arguments: Collection[str]
+) -> str | None:
+    """Say that the function `name` cannot be called with these keyword arguments; None if it can."""
+    try:
+        signature.bind(**dict.fromkeys(arguments))
+    except TypeError as error:
+        return (
+            f"{name}{signature} in {path} cannot be called with the keyword arguments that it gets: {error}. "
+            f"Define it as {name}({', '.join(arguments)})."
+        )
+    return None
+
+
 def told(error: BaseException, path: Path) -> str:
     """Tell an exception by the last lines of its traceback that lie in the user's file, and its message."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -120,3 +151,37 @@ def _defined(path: Path, module: ModuleType) -> list[str]:
         and not name.startswith("_")
         and (name in assigned or getattr(value, "__module__", None) == module.__name__)
     ]
+
+
+def _mentions(statement: ast.stmt, name: str) -> bool:
+    """Whether a top-level statement may bind a name: defines, assigns or imports it, in a branch or with a star too."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return statement.name == name
+    for node in ast.walk(statement):
+        if isinstance(node, ast.alias) and (node.asname or node.name.partition(".")[0]) in (name, "*"):
+            return True
+        if isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load):
+            return True
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+            return True
+    return False
+
+
+def _signature(given: ast.arguments) -> inspect.Signature:
+    """Make the signature that Python will make of a function's parameters, with `...` for every default."""
+
+    def parameter(node: ast.arg, kind: Any, optional: bool = False) -> inspect.Parameter:
+        return inspect.Parameter(node.arg, kind, default=... if optional else inspect.Parameter.empty)
+
+    Kind = inspect.Parameter
+    positional = [(node, Kind.POSITIONAL_ONLY) for node in given.posonlyargs]
+    positional += [(node, Kind.POSITIONAL_OR_KEYWORD) for node in given.args]
+    required = len(positional) - len(given.defaults)
+    parameters = [parameter(node, kind, i >= required) for i, (node, kind) in enumerate(positional)]
+    if given.vararg:
+        parameters.append(parameter(given.vararg, Kind.VAR_POSITIONAL))
+    for node, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+        parameters.append(parameter(node, Kind.KEYWORD_ONLY, default is not None))
+    if given.kwarg:
+        parameters.append(parameter(given.kwarg, Kind.VAR_KEYWORD))
+    return inspect.Signature(parameters)

@@ -85,6 +85,7 @@ DIAGNOSTICS = {
     "C706": "unsupported-fsdp-size",
     "C707": "invalid-fsdp-size",
     "C708": "engines-not-divisible",
+    "C709": "unsupported-head-size",
     # checks/layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",
@@ -99,19 +100,29 @@ DIAGNOSTICS = {
     "C811": "experts-not-divisible",
     "C812": "experts-without-sequence-parallel",
     "C813": "engine-not-divisible-by-model",
-    # checks/files
-    "C901": "missing-training-file",
-    "C902": "missing-validation-file",
+    # checks/dataset
+    "C901": "missing-data-file",
     "C903": "validation-on-training-data",
     "C904": "splits-mismatch",
+    "C910": "unreadable-data-file",
+    "C911": "missing-column",
+    "C912": "missing-prompt",
+    "C913": "no-ground-truth",
+    "C914": "ground-truth-not-seen",
+    "C915": "missing-verification-info",
+    "C916": "too-few-rows",
+    # checks/files
     "C905": "missing-model",
     "C906": "missing-tokenizer",
     "C907": "missing-module",
     "C908": "invalid-resume",
     "C909": "unsupported-resume",
+    "C917": "folder-or-hub-name",
     # checks/functions
     "C921": "missing-function-file",
     "C922": "undefined-function",
+    "C923": "uncallable-reward-function",
+    "C924": "reserved-reward-argument",
     # checks/packages
     "C931": "broken-entry-point",
 }

@@ -74,8 +74,13 @@ class Loaded:
         return tuple(p for p in self.problems if p.severity == "error")
 
     @property
+    def refused(self) -> tuple[Problem, ...]:
+        """What has to be corrected in the configuration, or in the files that it names, before it runs anywhere."""
+        return tuple(p for p in self.problems if p.severity in ("error", "input"))
+
+    @property
     def obstacles(self) -> tuple[Problem, ...]:
-        """What keeps it from running with this version and on this machine, errors among them."""
+        """What keeps it from running, `refused` and what cannot run with this version or on this machine."""
         return tuple(p for p in self.problems if p.severity != "warning")
 
     @property

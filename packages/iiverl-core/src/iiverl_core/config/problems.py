@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Severity: TypeAlias = Literal["error", "here", "warning"]
+Severity: TypeAlias = Literal["error", "input", "here", "warning"]
 
 COMMAND_LINE = "command line"
 
@@ -13,8 +13,9 @@ COMMAND_LINE = "command line"
 class Problem:
     """One diagnostic of a configuration; `diagnostics.py` names its code.
 
-    `error`: it is wrong. `here`: it is right, and cannot run with this version or on this machine. `warning`: it runs,
-    and perhaps not as meant. `file` is the YAML file or `COMMAND_LINE`; `line` counts from 1.
+    `error`: it is wrong. `input`: a file that it names is missing, or is not what the run needs. `here`: it is right, and
+    cannot run with this version or on this machine. `warning`: it runs, and perhaps not as meant. `file` is the YAML
+    file or `COMMAND_LINE`; `line` counts from 1.
     """
 
     code: str
@@ -51,7 +52,9 @@ def render(problems: Iterable[Problem], *, running: bool = False) -> str:
 
 def _render(problem: Problem, running: bool) -> str:
     severity = problem.severity
-    if severity == "here":
+    if severity == "input":
+        severity = "error"
+    elif severity == "here":
         severity = "error" if running else "warning"
     place = [str(SourceLocation(problem.file, problem.line))] if problem.file else []
     key = [problem.key] if problem.key else []

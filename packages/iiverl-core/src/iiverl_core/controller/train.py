@@ -16,8 +16,16 @@ from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.workers import Workers
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
-from iiverl_core.rewards import Scorer, add_reward_model, check_prompts, check_reward_model, make_scorer
+from iiverl_core.rewards import (
+    Scorer,
+    add_reward_model,
+    check_ground_truths,
+    check_prompts,
+    check_reward_model,
+    make_scorer,
+)
 from iiverl_core.rewards.checking import check_before_run
+from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.telemetry import Progress, Tracker, make_trackers, read_history, report
 
 
@@ -37,7 +45,7 @@ def train(loaded: Loaded) -> None:
     """
     config, run = loaded.config, loaded.run
     folder = Path(config.trainer.default_local_dir).expanduser()
-    plan = _plan(config, run)
+    plan = prepare(loaded)
     scorer = make_scorer(run)
     tracker: Tracker | None = None
     try:
@@ -95,11 +103,20 @@ def _loop(
             part.close()
 
 
-def _plan(config: Config, run: RunConfig) -> Plan:
-    """Read the prompts and find how many steps they make."""
+def prepare(loaded: Loaded) -> Plan:
+    """Check everything that can be checked without a worker, read the prompts, and find how many steps they make.
+
+    The user's own code is imported, the reward server is asked, and every prompt is tokenized.
+
+    Raises:
+        IIVerlError: what the configuration names is not there or does not fit.
+    """
+    config, run = loaded.config, loaded.run
     data, trainer = run.data, run.trainer
     find_estimator(run.algorithm.adv_estimator)  # a user's own file may not be as it should
     find_policy_loss(run.loss.policy_loss)
+    if run.rewards.function.path is not None:
+        load_custom_function(run.rewards.function)
     if run.rewards.api.enable:
         check_before_run(run)  # before anything is tokenized: a wrong column costs a second
     tokenizer = load_tokenizer(run)
@@ -114,9 +131,12 @@ def _plan(config: Config, run: RunConfig) -> Plan:
             tokenizer,
             max_prompt_length=run.rollout.prompt_length,
             prompt_key=data.prompt_key,
+            ground_truth_key=data.ground_truth_key,
+            data_source_key=data.data_source_key,
             filter_overlong=data.filter_overlong_prompts,
             truncation=data.truncation,
         )
+        check_ground_truths(run, prompts)
         check_prompts(run, prompts)
         return prompts
 

@@ -1,12 +1,13 @@
 """From datasets to prompts: what reads rows, turns them into tokens, and decides the order in which they are used."""
 
 from iiverl_core.data.conversation import ConversationWriter, load_conversation_writer
-from iiverl_core.data.errors import DataError
+from iiverl_core.data.hub import check_model
 from iiverl_core.data.order import PromptOrder
 from iiverl_core.data.prompts import PromptSet, Truncation, load_prompts
 from iiverl_core.data.sources import Source, load_table, parse_source
 from iiverl_core.data.table import Table
 from iiverl_core.data.tokenizer import load_tokenizer
+from iiverl_core.errors import DataError
 
 __all__ = [
     "ConversationWriter",
@@ -16,6 +17,7 @@ __all__ = [
     "Source",
     "Table",
     "Truncation",
+    "check_model",
     "load_conversation_writer",
     "load_prompts",
     "load_table",

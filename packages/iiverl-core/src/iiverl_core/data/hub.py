@@ -1,8 +1,7 @@
-"""Datasets on the Hugging Face Hub, and what to tell where one cannot be had."""
+"""Datasets and models on the Hugging Face Hub, and what to say if one cannot be loaded."""
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import datasets.config
@@ -10,10 +9,19 @@ import huggingface_hub.constants
 from datasets import Dataset, DatasetBuilder
 from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.cache.cache import Cache
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.file_download import repo_folder_name
 
-from iiverl_core.data.errors import DataError
+from iiverl_core.config.model_facts import find_config
+from iiverl_core.data_files import no_such_split
+from iiverl_core.errors import ConfigError, DataError
+
+HUB_SECONDS = 10.0  # that the Hub has to answer in
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,35 @@ def load_hub(wanted: HubDataset, split: str) -> Dataset:
     return rows
 
 
-def no_such_split(name: str, split: str, splits: list[str]) -> DataError:
-    """Say which splits there are."""
-    near = get_close_matches(split, splits, n=1)
-    return DataError(
-        f"{name} has no split {split!r}{f'; did you mean {near[0]!r}?' if near else '.'}\n"
-        f"It has: {', '.join(splits)}. Set data.train_split or data.val_split."
-    )
+def check_model(key: str, path: str) -> None:
+    """See that the Hub has the model that the configuration's `key` names, if it is neither a folder nor in the cache.
+
+    One request tells; the libraries that load a model ask for each of its files, again and again, before they give up.
+
+    Raises:
+        ConfigError: the Hub has no such model, or cannot be reached.
+    """
+    if Path(path).expanduser().exists() or find_config(path):
+        return
+    forms = "It names a folder with a model's files, or a model on the Hugging Face Hub (org/name)."
+    try:
+        huggingface_hub.HfApi().model_info(path, timeout=HUB_SECONDS)
+    except GatedRepoError:
+        return  # whoever loads it says how to ask for access
+    except HFValidationError as error:
+        raise ConfigError(f"{key}: there is no folder {path}.\n{forms}") from error
+    except RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"{key}: there is no folder {path}, and no such model on {huggingface_hub.constants.ENDPOINT}.\n{forms} If "
+            "the model is private, log in with `hf auth login` or set HF_TOKEN."
+        ) from error
+    except HfHubHTTPError:
+        return  # the Hub has trouble of its own, which may pass
+    except Exception as error:  # a network fails in as many types as there are libraries below
+        raise ConfigError(
+            f"{key}: there is no folder {path}, and the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached for "
+            f"it ({type(error).__name__}).\n{forms}"
+        ) from error
 
 
 def _builder(wanted: HubDataset) -> DatasetBuilder:

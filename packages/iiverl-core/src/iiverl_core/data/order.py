@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from iiverl_core.data.errors import DataError
+from iiverl_core.errors import DataError
 
 
 @dataclass(frozen=True)

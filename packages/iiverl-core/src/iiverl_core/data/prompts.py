@@ -2,20 +2,27 @@
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from iiverl_core.columns import (
+    DATA_SOURCE,
+    ground_truth_columns,
+    ground_truth_of,
+    is_given,
+    missing_column,
+    pop_ground_truth,
+)
 from iiverl_core.data.chat import PromptError, as_messages, render
-from iiverl_core.data.errors import DataError
 from iiverl_core.data.sources import load_tables
 from iiverl_core.data.table import Table
 from iiverl_core.data.tokenizer import one_start
+from iiverl_core.errors import DataError
 from iiverl_core.samples import Prompt
 
 if TYPE_CHECKING:
@@ -46,13 +53,22 @@ class PromptSet(Sequence[Prompt]):
     """The prompts of one or several sources, one after another.
 
     Token ids are held in memory; the chat and the other columns are read when a prompt is asked for. `columns` names
-    them, over all sources; one that a row's source lacks is None.
+    them, over all sources; one that a row's source lacks is None. `ground_truth_key` is `data.ground_truth_key`.
     """
 
-    def __init__(self, parts: Sequence[_Part], prompt_key: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(
+        self,
+        parts: Sequence[_Part],
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt_key: str,
+        ground_truth_key: str | None,
+        data_source_key: str,
+    ) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part.rows) for part in parts]).tolist()
-        self._prompt_key = prompt_key
+        self.prompt_key = prompt_key
+        self.ground_truth_key = ground_truth_key
+        self._data_source_key = data_source_key
         self._tokenizer = tokenizer
         names = dict.fromkeys(name for part in parts for name in part.table.columns)
         self.columns: tuple[str, ...] = tuple(name for name in names if name != prompt_key)
@@ -80,18 +96,46 @@ class PromptSet(Sequence[Prompt]):
         i = row - self._ends[number] + len(part.rows)
         ids = part.ids[part.starts[i] : part.stops[i]].tolist()
         values = part.table.row(int(part.rows[i]))
-        prompt = values[self._prompt_key]
+        prompt = values[self.prompt_key]
         columns = {name: values.get(name) for name in self.columns}
-        data_source = columns.pop("data_source", None)
+        data_source = columns.pop(self._data_source_key, None)
         return Prompt(
             row=row,
             ids=tuple(ids),
             text=str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
             data_source="" if data_source is None else str(data_source),
-            ground_truth=_ground_truth(columns),
+            ground_truth=pop_ground_truth(columns, self.ground_truth_key),
             columns=columns,
             chat=None if isinstance(prompt, str) else tuple(as_messages(prompt)),
         )
+
+    @property
+    def name(self) -> str:
+        """The sources, as the user wrote them."""
+        return ", ".join(part.table.name for part in self._parts)
+
+    def place(self, index: int) -> str:
+        """Name the source of a prompt and its row there."""
+        number = bisect_right(self._ends, index)
+        part = self._parts[number]
+        return _place(part.table, int(part.rows[index - self._ends[number] + len(part.rows)]))
+
+    def without_ground_truth(self) -> np.ndarray:
+        """Find the prompts that have no ground truth, (M,) int64, without decoding any of them."""
+        given = [
+            np.fromiter(self._given(part.table), bool, len(part.table))[part.rows] for part in self._parts
+        ]
+        return np.flatnonzero(~np.concatenate(given))
+
+    def _given(self, table: Table) -> Iterator[bool]:
+        """Say of each row of a source whether it has a ground truth."""
+        names = [name for name in ground_truth_columns(self.ground_truth_key) if name in table.columns]
+        if not names:
+            yield from [False] * len(table)
+        for values in zip(*map(table.column, names), strict=True):
+            for row in zip(*values, strict=True):
+                truth = ground_truth_of(dict(zip(names, row, strict=True)), self.ground_truth_key)
+                yield is_given(truth)
 
 
 def load_prompts(
@@ -101,6 +145,8 @@ def load_prompts(
     *,
     max_prompt_length: int,
     prompt_key: str = "prompt",
+    ground_truth_key: str | None = None,
+    data_source_key: str = DATA_SOURCE,
     filter_overlong: bool = False,
     truncation: Truncation = "error",
     console: Console | None = None,
@@ -110,18 +156,23 @@ def load_prompts(
     A chat goes through the tokenizer's chat template, up to where the assistant answers. A string is tokenized as it
     stands, as text that a base model continues: without a template, with the tokens that the tokenizer itself puts
     before a text. `filter_overlong` drops prompts over `max_prompt_length` tokens; `truncation` says what becomes of
-    those that stay: `left` cuts off their beginning, `right` their end. `console` gets a line on each source, and a
-    progress bar where it is a terminal; it is standard error unless given.
+    those that stay: `left` cuts off their beginning, `right` their end. `prompt_key`, `ground_truth_key` and
+    `data_source_key` are the columns that `data` names; see `iiverl_core.columns` for a ground truth without a key.
+    `console` gets a line on each source, and a progress bar if it is a terminal; it is standard error unless given.
 
     Raises:
-        DataError: a dataset cannot be read or is empty, the prompt column is missing, a row has no valid prompt,
+        DataError: a dataset cannot be read or is empty, a column that is named is missing, a row has no valid prompt,
             prompts are too long, or none is left.
     """
     console = console or Console(stderr=True)
     names = [files] if isinstance(files, str) else files
     tables = load_tables(names, [splits] if isinstance(splits, str) else splits)
     for table in tables:
-        _require_column(table, prompt_key)
+        _require_column(table, "data.prompt_key", prompt_key)
+        if ground_truth_key is not None:
+            _require_column(table, "data.ground_truth_key", ground_truth_key)
+        if data_source_key != DATA_SOURCE:
+            _require_column(table, "data.data_source_key", data_source_key)
     parts, shortest = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for table in tables:
@@ -138,16 +189,12 @@ def load_prompts(
             f"and was dropped (data.filter_overlong_prompts).\nThe shortest has {min(shortest)}: "
             "raise data.max_prompt_length."
         )
-    return PromptSet(parts, prompt_key, tokenizer)
+    return PromptSet(parts, tokenizer, prompt_key, ground_truth_key, data_source_key)
 
 
-def _require_column(table: Table, prompt_key: str) -> None:
-    if prompt_key not in table.columns:
-        near = get_close_matches(prompt_key, table.columns, n=1)
-        raise DataError(
-            f"{table.name} has no column {prompt_key!r}{f'; did you mean {near[0]!r}?' if near else '.'}\n"
-            f"It has: {', '.join(table.columns)}. Set data.prompt_key to the one that holds the prompt."
-        )
+def _require_column(table: Table, key: str, column: str) -> None:
+    if problem := missing_column(table.name, table.columns, key, column):
+        raise DataError(problem)
 
 
 def _tokenize(
@@ -236,11 +283,3 @@ def _account(read: _Part, kept: _Part, limit: int) -> str:
 
 def _place(table: Table, row: int) -> str:
     return f"{table.name}, row {row} (the first is 0)"
-
-
-def _ground_truth(columns: dict[str, Any]) -> Any:
-    """Take the ground truth from `reward_model`, or out of its own column."""
-    reward_model = columns.get("reward_model")
-    if isinstance(reward_model, Mapping) and reward_model.get("ground_truth") is not None:
-        return reward_model["ground_truth"]
-    return columns.pop("ground_truth", None)

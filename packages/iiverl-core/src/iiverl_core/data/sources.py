@@ -1,7 +1,6 @@
 """Where rows come from: local files, `save_to_disk` folders, datasets on the Hugging Face Hub."""
 
 import glob
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
 
-from iiverl_core.data.errors import DataError
-from iiverl_core.data.hub import HubDataset, load_hub, no_such_split
+from iiverl_core.data.hub import HubDataset, load_hub
 from iiverl_core.data.table import Table
-from iiverl_core.data.text_files import read_csv, read_json
-
-FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
-
-_PART = r"[A-Za-z0-9][\w.-]*"
-_HUB_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?::(?P<config>[^@:/]+))?(?:@(?P<revision>.+))?")
+from iiverl_core.data_files import (
+    FILES,
+    check_saved,
+    hub_name,
+    no_such_split,
+    reading_columnar,
+    text_rows,
+    unreadable,
+)
+from iiverl_core.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ def parse_source(name: str, split: str) -> Source:
     path = Path(name).expanduser()
     if path.exists():
         return Source(name, path, split)
-    hub = _HUB_NAME.fullmatch(name)
-    if hub is None or name.startswith(("/", ".", "~")) or Path(hub["repo"]).suffix in FILES:
+    hub = hub_name(name)
+    if hub is None:
         raise _no_such_path(name, path)
-    return Source(name, HubDataset(hub["repo"], hub["config"], hub["revision"]), split)
+    return Source(name, HubDataset(*hub), split)
 
 
 def load_table(source: Source) -> Table:
@@ -70,7 +72,7 @@ def load_table(source: Source) -> Table:
             try:
                 table = _load_file(source.name, source.place)
             except OSError as error:
-                raise DataError(f"{source.name} cannot be read: {error.strerror or error}.") from error
+                raise unreadable(source.name, error) from error
     if not len(table):
         raise DataError(f"{table.name} has no rows.")
     return table
@@ -93,23 +95,11 @@ def load_tables(names: Sequence[str], splits: Sequence[str]) -> list[Table]:
 
 
 def _load_file(name: str, path: Path) -> Table:
-    match path.suffix:
-        case ".json" | ".jsonl":
-            rows = read_json(path, name)
-        case ".csv":
-            rows = read_csv(path, name)
-        case ".parquet" | ".arrow":
-            return _table(name, _read_columnar(name, path))
-        case _:
-            raise DataError(f"{name} is no file that can be read: use one of {', '.join(FILES)}.")
+    if path.suffix in (".parquet", ".arrow"):
+        with reading_columnar(name, path):
+            return _table(name, _read_arrow(path) if path.suffix == ".arrow" else _read_parquet(path))
+    rows = list(text_rows(path, name))
     return Table(name, tuple(dict.fromkeys(column for row in rows for column in row)), rows)
-
-
-def _read_columnar(name: str, path: Path) -> Dataset:
-    try:
-        return _read_arrow(path) if path.suffix == ".arrow" else _read_parquet(path)
-    except Exception as error:  # the libraries raise whatever they come across; the file is at fault
-        raise DataError(f"{name} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}") from error
 
 
 def _read_parquet(path: Path) -> Dataset:
@@ -134,13 +124,7 @@ def _table(name: str, rows: Dataset) -> Table:
 
 
 def _load_folder(source: Source, path: Path) -> Table:
-    if not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
-        files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix in FILES)
-        holds = f"It holds {', '.join(files[:5])}{', …' if len(files) > 5 else ''}: name such files, one or a list."
-        raise DataError(
-            f"The folder {source.name} was not written by save_to_disk of the datasets library.\n"
-            f"{holds if files else 'There is no data file in it.'}"
-        )
+    check_saved(source.name, path)
     try:
         loaded = datasets.load_from_disk(path)
     except Exception as error:  # the library raises whatever it comes across; the folder is at fault

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from iiverl_core.config import RoleConfig, RunConfig
+from iiverl_core.data.hub import check_model
 from iiverl_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def one_start(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]
 def _load(key: str, path: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer  # brings torch, which reading data does without
 
+    check_model(key, path)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:

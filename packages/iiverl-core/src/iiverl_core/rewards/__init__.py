@@ -2,7 +2,13 @@
 `Scorer`, which works while others are still being generated. An outcome is a score or a typed failure, never a made-up
 zero."""
 
-from iiverl_core.rewards.build import add_reward_model, check_prompts, check_reward_model, make_scorer
+from iiverl_core.rewards.build import (
+    add_reward_model,
+    check_ground_truths,
+    check_prompts,
+    check_reward_model,
+    make_scorer,
+)
 from iiverl_core.rewards.failures import TooManyFailures, check_failures, settle
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, ScoreSamples
@@ -19,6 +25,7 @@ __all__ = [
     "TooManyFailures",
     "add_reward_model",
     "check_failures",
+    "check_ground_truths",
     "check_prompts",
     "check_reward_model",
     "make_scorer",

@@ -1,10 +1,14 @@
 """Choosing what scores the samples of a run."""
 
+import logging
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
+from iiverl_core.columns import no_ground_truth
 from iiverl_core.config import RunConfig
+from iiverl_core.errors import ConfigError
 from iiverl_core.registry import REWARD_SOURCES
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.rewards.functions import FunctionScorer
@@ -14,6 +18,11 @@ from iiverl_core.rewards.rules import check_data_sources, rule_for
 from iiverl_core.rewards.scorer import Scorer
 from iiverl_core.samples import Prompt, Sample
 from iiverl_reward_client import Failed, Outcome, Scored
+
+if TYPE_CHECKING:
+    from iiverl_core.data import PromptSet
+
+logger = logging.getLogger(__name__)
 
 
 def make_scorer(run: RunConfig) -> Scorer | None:
@@ -78,6 +87,35 @@ def check_reward_model(run: RunConfig) -> None:
         from iiverl_core.data import load_conversation_writer
 
         load_conversation_writer(run)
+
+
+def check_ground_truths(run: RunConfig, prompts: "PromptSet") -> None:
+    """See that what scores by a ground truth is given one; warn of single rows without.
+
+    The built-in rules take one, and so does a user's function that names `ground_truth` among its parameters. What a
+    reward server verifies is in a column of its own, a reward model takes none, and other sources decide by themselves.
+
+    Raises:
+        ConfigError: no row has one; names the columns there are.
+    """
+    custom = run.rewards.function
+    if run.rewards.source not in ("rules", "custom_reward_function"):
+        return
+    function = custom.name if run.rewards.source == "custom_reward_function" else None
+    if function and not load_custom_function(custom).takes_ground_truth:
+        return
+    missing = prompts.without_ground_truth()
+    if len(missing) == len(prompts):
+        key = prompts.ground_truth_key
+        raise ConfigError(no_ground_truth(prompts.name, prompts.columns, prompts.prompt_key, key, function))
+    if len(missing):
+        logger.warning(
+            "%d of %d rows of %s have no ground truth, the first is %s",
+            len(missing),
+            len(prompts),
+            prompts.name,
+            prompts.place(int(missing[0])),
+        )
 
 
 def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from iiverl_core.config import RunConfig
+from iiverl_core.columns import ground_truth_of
+from iiverl_core.config import DataConfig, RunConfig
 from iiverl_core.data.chat import PromptError, as_messages
 from iiverl_core.data.sources import load_tables
 from iiverl_core.errors import ConfigError
@@ -103,19 +104,19 @@ def _datasets(run: RunConfig) -> list[tuple[str, list[Prompt]]]:
     return [
         (
             table.name,
-            [_prompt(i, table.row(i), data.prompt_key) for i in range(min(len(table), ROWS_CHECKED))],
+            [_prompt(i, table.row(i), data) for i in range(min(len(table), ROWS_CHECKED))],
         )
         for table in tables
     ]
 
 
-def _prompt(number: int, row: Mapping[str, Any], prompt_key: str) -> Prompt:
-    columns = {name: value for name, value in row.items() if name != prompt_key}
+def _prompt(number: int, row: Mapping[str, Any], data: DataConfig) -> Prompt:
+    columns = {name: value for name, value in row.items() if name != data.prompt_key}
     return Prompt(
         row=number,
         ids=(),
-        text=_text(row.get(prompt_key), number, prompt_key),
-        ground_truth=columns.get("ground_truth"),
+        text=_text(row.get(data.prompt_key), number, data.prompt_key),
+        ground_truth=ground_truth_of(row, data.ground_truth_key),
         columns=columns,
     )
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from iiverl_core.columns import extra_info_of
 from iiverl_core.config import CustomRewardFunctionConfig
+from iiverl_core.config.sections.custom_reward_function import REWARD_ARGUMENTS
 from iiverl_core.errors import ConfigError
-from iiverl_core.python_files import described, find_callable, load_file, shown, told
+from iiverl_core.python_files import described, find_callable, load_file, shown, told, unaccepted
 from iiverl_core.rewards.signal_use import noticed_signal_use
 from iiverl_core.samples import Sample
 from iiverl_reward_client import Failed, Outcome, Scored
-
-_ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 
 _SIGNALS = (
     "it called signal.signal, which Python allows on the main thread only, and reward functions run on another one; "
@@ -34,13 +34,19 @@ _USER_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 class CustomFunction:
     """Scores a sample by a user's `function`, which the file at `path` defines.
 
-    The function gets `data_source`, `solution_str` (the response), `ground_truth` and `extra_info` (the row's column
-    of that name, or None) by keyword, and `kwargs` besides.
+    The function gets `data_source`, `solution_str` (the response), `ground_truth` and `extra_info` (the row's other
+    columns, see `extra_info_of`) by keyword, and `kwargs` as well.
     """
 
     function: Callable[..., Any]
     path: Path
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes_ground_truth(self) -> bool:
+        """Whether the function names `ground_truth` among its parameters, rather than taking it unseen by `**kwargs`."""
+        signature = _signature(self.function)
+        return signature is not None and "ground_truth" in signature.parameters
 
     def __call__(self, sample: Sample) -> Outcome | Awaitable[Outcome]:
         """Score a sample, or give a coroutine that does where the function is one; never raises for a user's error."""
@@ -51,7 +57,7 @@ class CustomFunction:
                     data_source=prompt.data_source,
                     solution_str=sample.text,
                     ground_truth=prompt.ground_truth,
-                    extra_info=prompt.columns.get("extra_info"),
+                    extra_info=extra_info_of(prompt.columns),
                     **self.kwargs,
                 )
         except _USER_ERRORS as error:
@@ -141,20 +147,20 @@ def _number(value: Any) -> float | None:
 
 def _check_signature(function: Callable[..., Any], config: CustomRewardFunctionConfig, path: Path) -> None:
     """See that the function takes the arguments that it will be given."""
-    if clash := sorted(set(config.reward_kwargs) & set(_ARGUMENTS)):
+    if clash := sorted(set(config.reward_kwargs) & set(REWARD_ARGUMENTS)):
         raise ConfigError(
             f"custom_reward_function.reward_kwargs: {', '.join(clash)} cannot be given here; "
             "every sample brings its own"
         )
+    signature = _signature(function)
+    arguments = (*REWARD_ARGUMENTS, *config.reward_kwargs)
+    if signature and (problem := unaccepted(signature, config.name, path, arguments)):
+        raise ConfigError(f"custom_reward_function.name: {problem}")
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """Give a function's signature; None for those functions written in C that have none to look at."""
     try:
-        signature = inspect.signature(function)
-    except ValueError:  # some functions written in C have none to look at
-        return
-    try:
-        signature.bind(**dict.fromkeys(_ARGUMENTS), **config.reward_kwargs)
-    except TypeError as error:
-        wanted = ", ".join((*_ARGUMENTS, *config.reward_kwargs))
-        raise ConfigError(
-            f"custom_reward_function.name: {config.name}{signature} in {path} cannot be called with the keyword "
-            f"arguments that it gets: {error}. Define it as {config.name}({wanted})."
-        ) from error
+        return inspect.signature(function)
+    except ValueError:
+        return None

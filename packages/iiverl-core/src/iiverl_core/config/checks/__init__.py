@@ -2,6 +2,7 @@
 
 from iiverl_core.config.checks.batches import checks as batches
 from iiverl_core.config.checks.critic import checks as critic
+from iiverl_core.config.checks.dataset import checks as dataset
 from iiverl_core.config.checks.devices import checks as devices
 from iiverl_core.config.checks.files import checks as files
 from iiverl_core.config.checks.functions import checks as functions
@@ -27,6 +28,7 @@ ALL = tuple(
         schedule,
         devices,
         layouts,
+        dataset,
         files,
         functions,
         packages,

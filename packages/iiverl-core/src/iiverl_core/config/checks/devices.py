@@ -1,14 +1,17 @@
 """Is there a backend, and do the devices add up?"""
 
 from iiverl_core.config.checks.view import Checks, View
+from iiverl_core.config.model_facts import read_model_facts
 from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
+from iiverl_core.config.vllm_version import CPU_HEAD_SIZES, built_for_cpu
 from iiverl_core.installation import install_command
 from iiverl_core.registry import BACKENDS, ENGINES, TRACKERS
 
 checks = Checks()
 
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
+MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
 ROLLOUT_DEVICES = "trainer.rollout_devices"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 
@@ -23,6 +26,21 @@ def backend_is_installed(view: View) -> str | None:
 def engine_is_installed(view: View) -> str | None:
     """The rollout engine is there, and one of those that are supported."""
     return ENGINES[view[ENGINE]].missing()
+
+
+@checks.add("C709", "here", MODEL, OVERRIDE, ENGINE)
+def engine_computes_the_heads(view: View) -> str | None:
+    """vLLM on a CPU has code for heads of the model's size."""
+    if view[ENGINE] != "vllm" or not built_for_cpu():
+        return None
+    facts = read_model_facts(view[MODEL], view[OVERRIDE])
+    if facts is None or facts.head_dim in CPU_HEAD_SIZES:
+        return None
+    sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+    return (
+        f"vLLM on a CPU cannot run the model {view[MODEL]}: its attention heads are {facts.head_dim} wide, and there have "
+        f"to be {sizes}; set {ENGINE} to hf"
+    )
 
 
 @checks.add("C703", "here", "trainer.logger")

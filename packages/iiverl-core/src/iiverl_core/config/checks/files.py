@@ -1,10 +1,12 @@
-"""Is what the configuration names on disk really there?"""
+"""Do the models, tokenizers, modules and checkpoints that the configuration names exist?"""
 
 import importlib.util
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
-from iiverl_core.config.checks.view import Checks, View, is_there, looked_up, on_disk
+from iiverl_core.config.checks.view import Checks, View, is_there, on_disk
+from iiverl_core.config.model_facts import find_config
 from iiverl_core.config.roles import Role
 from iiverl_core.config.suggest import nearest
 
@@ -13,66 +15,53 @@ checks = Checks()
 LIBRARY = "actor_rollout_ref.model.external_lib"
 MODEL = "actor_rollout_ref.model.path"
 CRITIC, REWARD = "critic.model.path", "reward_model.model.path"
-TRAIN, VAL = "data.train_files", "data.val_files"
 RESUME, RESUME_FROM = "trainer.resume_mode", "trainer.resume_from_path"
 RESUME_MODES = ("auto", "disable", "resume_path")
 
 
-def _absent(view: View, key: str) -> str | None:
-    absent = [name for name in view[key] if on_disk(name) and not is_there(Path.exists, name)]
-    if not absent:
+def _no_model(view: View, key: str) -> str | None:
+    """Say that a path names no folder, and nothing that the Hub can have; None if it does, or may."""
+    path = view[key]
+    if is_there(Path.is_dir, path) or find_config(path) or not (on_disk(path) or "/" not in path):
         return None
-    default = "" if view.given(key) else " (the default)"
-    return f"not found: {', '.join(absent)}{default}{looked_up(view, absent)}"
+    default = "" if view.given(key) else ", the default,"
+    near = f"; did you mean {meant}?" if (meant := _near(path)) else "; a Hub name has the form org/name"
+    return f"the folder {path}{default} does not exist{near}"
 
 
-@checks.add("C901", "here", TRAIN)
-def training_files_exist(view: View) -> str | None:
-    """The training files are there."""
-    return _absent(view, TRAIN)
-
-
-@checks.add("C902", "here", VAL, "trainer.test_freq", "trainer.val_before_train")
-def validation_files_exist(view: View) -> str | None:
-    """The validation files are there, if they are read."""
-    read = view["trainer.test_freq"] > 0 or view["trainer.val_before_train"]
-    return _absent(view, VAL) if read and view[VAL] else None
-
-
-@checks.add("C903", "warning", VAL, TRAIN, "data.train_split", "data.val_split")
-def validation_is_unseen(view: View) -> str | None:
-    """What is validated on is not what is trained on."""
-    shared = [name for name in view[VAL] or () if name in view[TRAIN] and is_there(Path.is_file, name)]
-    return f"{shared[0]} is also trained on" if shared else None
-
-
-def _check_splits(files: str, splits: str) -> None:
-    @checks.add("C904", "error", splits, files)
-    def a_split_for_each(view: View) -> str | None:
-        many, wanted = len(view[splits]), len(view[files] or ())
-        if many in (1, wanted) or not wanted:
-            return None
-        return f"{many} splits for {wanted} of {files}; give one for all, or one for each"
-
-
-_check_splits(TRAIN, "data.train_split")
-_check_splits(VAL, "data.val_split")
+def _near(path: str) -> str | None:
+    """Find a folder whose name is spelled like that of a path, in the same place."""
+    place, _, name = path.rstrip("/").rpartition("/")
+    try:
+        folders = [each.name for each in Path(place or ".").iterdir() if each.is_dir()]
+    except (OSError, ValueError):
+        return None
+    near = get_close_matches(name, folders, n=1)
+    return f"{place}/{near[0]}" if near and place else near[0] if near else None
 
 
 def _check_model(role: Role, key: str, advice: str = "") -> None:
-    @checks.add("C905", "here", key, role=role)
+    @checks.add("C905", "input", key, role=role)
     def model_exists(view: View) -> str | None:
         path = view[key]
-        if not on_disk(path):
-            return None
-        if is_there(Path.is_file, f"{path}/config.json"):
-            return None
         if is_there(Path.is_dir, path):
-            return f"the folder {path} holds no config.json"
-        if advice and not view.given(key):
+            return None if find_config(path) else f"the folder {path} holds no config.json"
+        problem = _no_model(view, key)
+        if problem and advice and not view.given(key):
             return f"the folder {path}, the default, does not exist; {advice}"
-        default = "" if view.given(key) else ", the default,"
-        return f"the folder {path}{default} does not exist; a Hub name has the form org/name"
+        return problem
+
+    @checks.add("C917", "warning", key, role=role)
+    def hub_name_is_meant(view: View) -> str | None:
+        path = view[key]
+        if path.count("/") != 1 or _no_model(view, key) or is_there(Path.is_dir, path) or find_config(path):
+            return None
+        near = _near(path)
+        return (
+            f"there is no folder {path}, so it is looked for on the Hub; did you mean {near}?"
+            if near
+            else None
+        )
 
 
 _check_model("actor", MODEL)
@@ -80,13 +69,14 @@ _check_model("critic", CRITIC, f"set {CRITIC}, for example to ${{{MODEL}}}")
 _check_model("reward", REWARD, f"set {REWARD} to a sequence-classification model")
 
 
-@checks.add("C906", "here", "reward_model.model.input_tokenizer", role="reward")
-def tokenizer_exists(view: View) -> str | None:
-    """The tokenizer that the responses were written with is there, where it is not the actor's."""
-    path = view["reward_model.model.input_tokenizer"]
-    if path in (None, view[MODEL]) or not on_disk(path) or is_there(Path.is_dir, path):
-        return None
-    return f"the folder {path} does not exist; a Hub name has the form org/name"
+def _check_tokenizer(role: Role, key: str) -> None:
+    @checks.add("C906", "input", key, role=role)
+    def tokenizer_exists(view: View) -> str | None:
+        return None if view[key] in (None, view[MODEL]) else _no_model(view, key)
+
+
+_check_tokenizer("actor", "data.tokenizer")
+_check_tokenizer("reward", "reward_model.model.input_tokenizer")
 
 
 def _check_library(role: Role, key: str) -> None:

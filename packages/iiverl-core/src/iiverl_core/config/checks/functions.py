@@ -4,12 +4,15 @@ import ast
 from pathlib import Path
 
 from iiverl_core.config.checks.view import Checks, View, is_there, looked_up
+from iiverl_core.config.sections.custom_reward_function import REWARD_ARGUMENTS
 from iiverl_core.config.sections.section import ADV_ESTIMATOR, LOSS_MODE, is_own
 from iiverl_core.config.suggest import nearest
+from iiverl_core.python_files import static_signature, unaccepted
 
 checks = Checks()
 
 REWARD, REWARD_NAME = "custom_reward_function.path", "custom_reward_function.name"
+REWARD_KWARGS = "custom_reward_function.reward_kwargs"
 
 
 def _reward(view: View) -> tuple[str, str] | None:
@@ -29,7 +32,7 @@ def _check_function(*reads: str) -> None:
     def named(view: View) -> tuple[str, str] | None:
         return _reward(view) if REWARD in reads else _own(view, reads[0])
 
-    @checks.add("C921", "here", reads[-1])
+    @checks.add("C921", "input", reads[-1])
     def file_exists(view: View) -> str | None:
         function = named(view)
         if function is None or is_there(Path.is_file, function[0]):
@@ -64,3 +67,21 @@ def _undefined(path: str, name: str) -> str | None:
 _check_function(REWARD_NAME, REWARD)
 _check_function(ADV_ESTIMATOR)
 _check_function(LOSS_MODE)
+
+
+@checks.add("C923", "input", REWARD_NAME, REWARD, REWARD_KWARGS)
+def reward_function_takes_its_arguments(view: View) -> str | None:
+    """The reward function can be called with what it is given, as far as that shows without running its file."""
+    signature = static_signature(view[REWARD], view[REWARD_NAME]) if view[REWARD] else None
+    if signature is None:
+        return None
+    arguments = dict.fromkeys((*REWARD_ARGUMENTS, *view[REWARD_KWARGS]))
+    problem = unaccepted(signature, view[REWARD_NAME], view[REWARD], list(arguments))
+    return problem.rstrip(".") if problem else None
+
+
+@checks.add("C924", "error", REWARD_KWARGS, REWARD)
+def reward_kwargs_are_further_arguments(view: View) -> str | None:
+    """What every sample brings is not given once for all."""
+    clash = sorted(set(view[REWARD_KWARGS]) & set(REWARD_ARGUMENTS))
+    return f"{', '.join(clash)} cannot be given here; every sample brings its own" if clash else None

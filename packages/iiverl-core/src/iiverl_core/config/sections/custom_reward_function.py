@@ -6,6 +6,9 @@ from pydantic import Field
 
 from iiverl_core.config.sections.section import Path, Section
 
+REWARD_ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
+"""What a reward function is given of each sample, by keyword."""
+
 
 class CustomRewardFunctionConfig(Section):
     """A Python function `compute_score(data_source, solution_str, ground_truth, extra_info)` that scores a response."""

@@ -21,6 +21,12 @@ class DataConfig(Section):
     """Split of each validation dataset that has splits: one for all, or a list with one for each of `val_files`."""
     prompt_key: str = "prompt"
     """Column that holds the prompt: a chat, a list of `{role, content}`, or a plain string."""
+    ground_truth_key: str | None = None
+    """Column that holds the ground truth; null takes `reward_model.ground_truth`, or else `ground_truth`."""
+    data_source_key: str = follows("data.reward_fn_key")
+    """Column that holds the data source, by which the built-in rules are chosen and validation scores are grouped."""
+    reward_fn_key: str = "data_source"
+    """verl's name for `data_source_key`."""
     max_prompt_length: Count = 512
     """Tokens in a prompt at most, after the chat template."""
     max_response_length: Count = 512

@@ -57,7 +57,8 @@ class UnknownDataSource(ConfigError):  # noqa: N818
         if not self.data_source:
             return (
                 f"{place}there is no data_source, which the built-in rules are chosen by. Add the column "
-                f"data_source ({', '.join(RULES)}) to the dataset, or {_OWN_FUNCTION}."
+                f"data_source ({', '.join(RULES)}) to the dataset, name the column that holds it as data.data_source_key, "
+                f"or {_OWN_FUNCTION}."
             )
         problem = f"{place}no built-in rule scores the data_source {self.data_source!r}"
         if self.data_source in _NEED_A_SANDBOX:
@@ -106,7 +107,8 @@ def _check_ground_truth(prompt: Prompt, rule: Rule) -> None:
     if prompt.ground_truth is None:
         raise ConfigError(
             f"{place}: there is no ground truth for the built-in rule to compare with. Give the row "
-            f"reward_model.ground_truth, or {_OWN_FUNCTION}."
+            f"reward_model.ground_truth or ground_truth, name the column that holds it as data.ground_truth_key, or "
+            f"{_OWN_FUNCTION}."
         )
     try:
         rule.score("", prompt.ground_truth)
