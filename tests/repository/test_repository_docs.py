@@ -55,6 +55,8 @@ def definitions() -> frozenset[str]:
                     names.add(name)
                 case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                     names.add(name)
+                case ast.Constant(value=str() as name) if name.isidentifier():  # such as a dataset's column
+                    names.add(name)
     return frozenset(names)
 
 
