@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.algorithms import ADVANTAGES, AGGREGATIONS, AdvantageBatch, AdvantageSettings, Segments
+from iiverl_core.algorithms import AGGREGATIONS, AdvantageBatch, AdvantageSettings, Segments, find_estimator
 from iiverl_core.controller.batch import (
     divide,
     divide_for_training,
@@ -81,7 +81,7 @@ def advantages(scores: list[list[float | None]]) -> dict[tuple[int, int], float]
         Segments.of([1] * len(batch)),
         torch.tensor([s.id.group for s in batch]),
     )
-    values, _ = ADVANTAGES["grpo"](given, AdvantageSettings())
+    values, _ = find_estimator("grpo")(given, AdvantageSettings())
     return {s.id[2:]: value for s, value in zip(batch, values.tolist(), strict=True)}
 
 
