@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.algorithms import AGGREGATIONS, AdvantageBatch, AdvantageSettings, Segments, find_estimator
+from iiverl_core.algorithms import AdvantageBatch, AdvantageSettings, Segments, find_estimator
 from iiverl_core.controller.batch import (
     divide,
     divide_for_training,
@@ -19,6 +19,7 @@ from iiverl_core.controller.batch import (
     with_outcomes,
 )
 from iiverl_core.errors import IIVerlError
+from iiverl_core.registry import AGGREGATIONS
 from iiverl_core.samples import Handle, Rollout, SequenceRef
 from iiverl_core.training.planning import Packing
 from iiverl_reward_client import Failed, Outcome, Scored
