@@ -25,7 +25,7 @@ LOSS = PolicyLossInfo(
 ENGINE = EngineInfo(name="counting_hf", summary="hf that counts", code="extras.code:counting_engine")
 BACKEND = BackendInfo(name="counting_fsdp", title="Counting", summary="FSDP that counts", code="extras.code:Backend")
 SOURCE = RewardSource(name="constant", summary="the same score for all", code="extras.code:constant")
-GENERATED = Metric(name="extras/generated", unit="calls", summary="calls of the engine", code="extras.code:generated")
+GENERATED = Metric(name="extras/generated", unit="requests", summary="requests to the engine", code="extras.code:generated")
 UPDATES = Metric(name="extras/updates", unit="updates", summary="optimizer steps", code="extras.code:updates")
 FAULTY = Metric(name="extras/faulty", unit="", summary="never there", code="extras.code:faulty")
 TRACKER = TrackerInfo(name="lines", summary="a file of lines", code="extras.code:Lines")
@@ -39,7 +39,7 @@ from iiverl_core.rollout.from_config import hf_engine
 from iiverl_fsdp.backend import FSDPBackend
 from iiverl_reward_client import Scored
 
-calls = {"generate": 0, "step": 0}
+calls = {"submit": 0, "step": 0}
 
 
 def quarter(batch, settings):
@@ -53,13 +53,13 @@ def plain(batch, settings):
 
 def counting_engine(config, device):
     engine = hf_engine(config, device)
-    generate = engine.generate
+    submit = engine.submit
 
     def counted(*args, **kwargs):
-        calls["generate"] += 1
-        return generate(*args, **kwargs)
+        calls["submit"] += 1
+        return submit(*args, **kwargs)
 
-    engine.generate = counted
+    engine.submit = counted
     return engine
 
 
@@ -75,7 +75,7 @@ def constant(config):
 
 def generated(rollouts):
     assert len(rollouts) == 16
-    return calls["generate"]
+    return calls["submit"]
 
 
 def updates(rollouts):
@@ -187,7 +187,7 @@ def test_a_run_uses_one_of_each_kind(
     assert [record["critic/score/mean"] for record in records] == [0.75] * 3
     assert [record["critic/advantages/mean"] for record in records] == [0.25] * 3
     assert [record["actor/clip_low"] for record in records] == pytest.approx([0.125] * 3)
-    assert [record["extras/generated"] for record in records] == [1, 2, 3]
+    assert [record["extras/generated"] for record in records] == [16, 32, 48]
     assert [record["extras/updates"] for record in records] == [1, 2, 3]
     assert not any("extras/faulty" in record for record in records)
     assert (
