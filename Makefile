@@ -36,6 +36,9 @@ format: setup ## fix style
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
+reference: setup ## write docs/keys.md and docs/metrics.md from the code
+	$(RUN) python scripts/make_reference.py
+
 types: .venv/.with-vllm ## types of the packages
 	$(RUN) pyright
 
@@ -68,4 +71,4 @@ clean: ## remove what was installed and made
 .uv/bin/uv:
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv "uv>=0.13.9,<0.14"
 
-.PHONY: help setup setup-vllm gpu-check quickstart test test-fast lint format types wheels lock clean
+.PHONY: help setup setup-vllm gpu-check quickstart test test-fast lint format reference types wheels lock clean

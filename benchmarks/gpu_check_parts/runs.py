@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from learning import QUICKSTART, ends, overrides
 
 from gpu_check_parts.setting import NotPossibleError, Numbers, Setting
-from iiverl_core.config.checks.devices import missing_backend
+from iiverl_core.registry import BACKENDS
 
 STEPS = 40
 LEAST_RATIO = 2.0  # of the mean reward of the last steps to that of the first
@@ -28,7 +28,7 @@ def learn(
     for module in {"ray": ["ray"], "local": []}[runtime] + {"vllm": ["vllm"], "hf": []}[engine]:
         if find_spec(module) is None:
             raise NotPossibleError(f"{module} is not installed")
-    if missing := missing_backend(backend):
+    if missing := BACKENDS[backend].missing():
         raise NotPossibleError(missing)
     sys.path.insert(0, str(QUICKSTART))
     make_inputs = importlib.import_module("make_inputs")

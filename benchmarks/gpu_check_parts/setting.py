@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from iiverl_core.config import Config, build
-from iiverl_core.config.checks.devices import missing_backend
+from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import TokenSequence
 
 GIB = 2**30
@@ -109,7 +109,7 @@ class Setting:
         Raises:
             NotPossibleError: the backend is not installed.
         """
-        if missing := missing_backend(backend):
+        if missing := BACKENDS[backend].missing():
             raise NotPossibleError(missing)
         path = str(model or self.model)
         offloaded = {"param_offload": offload, "optimizer_offload": offload}

@@ -11,13 +11,13 @@ from iiverl_core.algorithms import find_policy_loss, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.cluster.models import model_specs
 from iiverl_core.config import Config
+from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import TokenSequence
 from iiverl_core.telemetry import mfu, training_flops
 from iiverl_core.training import MicroBatch, Role, TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, make_micro_batch
 from iiverl_core.training.losses import actor_loss
 from iiverl_core.training.planning import Packing, micro_batches
-from iiverl_core.training.registry import load_backend
 
 
 def train(setting: Setting, *, packed: bool, offload: bool = False, backend: str = "fsdp") -> Numbers:
@@ -59,7 +59,7 @@ def make_backend(
 ) -> TrainingBackend:
     """Build one of the run's models; without its optimizer where it is not `trained`."""
     spec = next(spec for spec in model_specs(config, device) if spec.role == role)
-    return load_backend(config.backend)(spec if trained else replace(spec, optim=None))
+    return BACKENDS[config.backend].load()(spec if trained else replace(spec, optim=None))
 
 
 def cut(setting: Setting, sequences: list[TokenSequence], *, packed: bool) -> list[MicroBatch]:

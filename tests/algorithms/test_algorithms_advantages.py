@@ -12,11 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iiverl_core.algorithms import ADVANTAGES, AdvantageBatch, AdvantageSettings, Segments
+from iiverl_core.algorithms import AdvantageBatch, AdvantageSettings, Segments, find_estimator
 from iiverl_core.algorithms.advantages.whitening import whiten
+from iiverl_core.registry import ESTIMATORS
 
-COMPARING = [name for name, estimator in ADVANTAGES.items() if estimator.smallest_group > 1]
-every_estimator = pytest.mark.parametrize("name", ADVANTAGES)
+COMPARING = [name for name, estimator in ESTIMATORS.items() if estimator.min_group_size > 1]
+every_estimator = pytest.mark.parametrize("name", ESTIMATORS)
 every_comparing_estimator = pytest.mark.parametrize("name", COMPARING)
 quick = settings(max_examples=25, deadline=None)
 
@@ -83,7 +84,7 @@ def batch(rows: list[Row], dtype: torch.dtype = torch.float64) -> AdvantageBatch
 def estimate(name: str, rows: list[Row], options: AdvantageSettings | None = None) -> list[list[float]]:
     """The advantages of each response's tokens."""
     made = batch(rows)
-    advantages_T, _ = ADVANTAGES[name](made, options or AdvantageSettings())
+    advantages_T, _ = find_estimator(name)(made, options or AdvantageSettings())
     return [part.tolist() for part in made.segments.split(advantages_T)]
 
 
@@ -222,7 +223,7 @@ def test_a_step_of_many_groups_follows_the_formula(name: str) -> None:
 @given(rows=rows(), options=options)
 def test_returns_are_what_a_critic_learns(rows: list[Row], options: AdvantageSettings) -> None:
     made = batch(rows)
-    _, returns_T = ADVANTAGES["gae"](made, options)
+    _, returns_T = find_estimator("gae")(made, options)
     expected = [[a + v for a, v in zip(plain_gae(row, options), row.values, strict=True)] for row in rows]
     assert_same([part.tolist() for part in made.segments.split(returns_T)], expected)
     if options.lam == 1:
@@ -251,7 +252,7 @@ def test_the_names_of_groups_change_nothing(name: str, rows: list[Row], options,
 @given(rows=rows(), options=options)
 def test_who_compares_says_so(name: str, rows: list[Row], options: AdvantageSettings) -> None:
     """Whoever takes groups of one does not look at groups, and whoever does not gives them 0 and leaves them out."""
-    if ADVANTAGES[name].smallest_group == 1:
+    if find_estimator(name).min_group_size == 1:
         together = [replace(row, group=0) for row in rows]
         assert_same(estimate(name, together, options), estimate(name, rows, options))
         return
@@ -274,7 +275,7 @@ def test_a_group_without_variance_has_no_advantage(
 ) -> None:
     """Exactly, in any precision: what remains of rounding would be blown up by a standard deviation of nearly 0."""
     equal = [row(0, *[0.0] * (length - 1), level) for length in lengths]
-    advantages_T, _ = ADVANTAGES[name](batch(equal, dtype), AdvantageSettings())
+    advantages_T, _ = find_estimator(name)(batch(equal, dtype), AdvantageSettings())
     assert advantages_T.eq(0).all()
 
 
@@ -315,15 +316,15 @@ def test_where_in_a_response_a_reward_stands_does_not_matter(name: str) -> None:
 @pytest.mark.parametrize("name", ["gae", "reinforce_plus_plus", "remax"])
 def test_a_token_is_not_credited_with_earlier_rewards(name: str) -> None:
     made = batch([row(0, 1.0, -0.5, 2.0), row(0, 4.0)])
-    _, returns_T = ADVANTAGES[name](made, AdvantageSettings())
+    _, returns_T = find_estimator(name)(made, AdvantageSettings())
     assert returns_T.tolist() == pytest.approx([2.5, 1.5, 2.0, 4.0])
 
 
 def test_rewards_are_discounted_where_there_is_a_discount() -> None:
     made, options = batch([row(0, 0.0, 0.0, 1.0)]), AdvantageSettings(gamma=0.5)
-    assert ADVANTAGES["reinforce_plus_plus"](made, options)[1].tolist() == [0.25, 0.5, 1.0]
-    assert ADVANTAGES["gae"](made, options)[1].tolist() == [0.25, 0.5, 1.0]
-    assert ADVANTAGES["remax"](made, options)[1].tolist() == [1.0, 1.0, 1.0]
+    assert find_estimator("reinforce_plus_plus")(made, options)[1].tolist() == [0.25, 0.5, 1.0]
+    assert find_estimator("gae")(made, options)[1].tolist() == [0.25, 0.5, 1.0]
+    assert find_estimator("remax")(made, options)[1].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_prompts_that_teach_nothing_do_not_dilute_gpg() -> None:
@@ -345,7 +346,7 @@ def test_finite_rewards_give_finite_advantages(name: str, dtype, rows: list[Row]
         for row in rows
     ]
     made = batch(scaled, dtype)
-    for result_T in ADVANTAGES[name](made, options):
+    for result_T in find_estimator(name)(made, options):
         assert result_T.dtype == dtype
         assert result_T.shape == made.rewards_T.shape
         assert result_T.isfinite().all()
@@ -370,14 +371,14 @@ def test_what_stands_under_the_padding_changes_nothing(name: str, rows: list[Row
         segments=Segments(mask_BL.sum(1)),
     )
     for ours_T, clean_T in zip(
-        ADVANTAGES[name](made, options), ADVANTAGES[name](clean, options), strict=True
+        find_estimator(name)(made, options), find_estimator(name)(clean, options), strict=True
     ):
         assert torch.equal(ours_T, clean_T)
 
 
 @every_estimator
 def test_no_responses_give_no_advantages(name: str) -> None:
-    for result_T in ADVANTAGES[name](batch([]), AdvantageSettings()):
+    for result_T in find_estimator(name)(batch([]), AdvantageSettings()):
         assert result_T.shape == (0,)
 
 
@@ -385,7 +386,7 @@ def test_no_responses_give_no_advantages(name: str) -> None:
 def test_inputs_are_left_as_they_are(name: str) -> None:
     given = [row(0, 1.0, 2.0), row(0, 0.0), row(1, 1.0, 0.0, 3.0)]
     made, untouched = batch(given), batch(given)
-    ADVANTAGES[name](made, AdvantageSettings(gamma=0.9, lam=0.9))
+    find_estimator(name)(made, AdvantageSettings(gamma=0.9, lam=0.9))
     for field in ("rewards_T", "values_T", "baseline_B", "group_B"):
         assert torch.equal(getattr(made, field), getattr(untouched, field))
 
@@ -395,12 +396,12 @@ def test_only_gae_needs_a_critic_and_only_who_says_so_a_greedy_response(name: st
     bare = replace(batch([row(0, 1.0), row(0, 0.0)]), values_T=None, baseline_B=None)
     if name == "gae":
         with pytest.raises(ValueError, match="the gae estimator needs a critic's values"):
-            ADVANTAGES[name](bare, AdvantageSettings())
-    elif ADVANTAGES[name].greedy_baseline:
+            find_estimator(name)(bare, AdvantageSettings())
+    elif find_estimator(name).greedy_baseline:
         with pytest.raises(ValueError, match=f"the {name} estimator needs the score of a greedy response"):
-            ADVANTAGES[name](bare, AdvantageSettings())
+            find_estimator(name)(bare, AdvantageSettings())
     else:
-        assert ADVANTAGES[name](bare, AdvantageSettings())[0].isfinite().all()
+        assert find_estimator(name)(bare, AdvantageSettings())[0].isfinite().all()
 
 
 @quick

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from iiverl_core.algorithms import (
-    ADVANTAGES,
-    POLICY_LOSSES,
     AdvantageBatch,
     AdvantageSettings,
     PolicyBatch,
     PolicyLossSettings,
     Segments,
+    find_estimator,
+    find_policy_loss,
     kl_divergence,
     token_weights,
 )
 from iiverl_core.algorithms.value_loss import value_loss
+from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 MASK = torch.tensor(GOLDEN["mask"]).bool()
@@ -35,7 +36,7 @@ def flat(padded: list[list[float]]) -> Tensor:
 def weights(mode: str) -> Tensor:
     """The weight of each token, (T,)."""
     return SEGMENTS.expand(
-        torch.tensor(token_weights(mode, SEGMENTS.lengths_B.tolist(), horizon=MASK.shape[1]))
+        torch.tensor(token_weights(mode, SEGMENTS.lengths_B.tolist(), max_tokens_norm=MASK.shape[1]))
     )
 
 
@@ -63,7 +64,7 @@ def test_advantages(case: dict) -> None:
         lam=params.get("lam", 1.0),
         norm_by_std=params.get("norm_adv_by_std_in_grpo", True),
     )
-    advantages_T, returns_T = ADVANTAGES[case["name"]](batch, settings)
+    advantages_T, returns_T = find_estimator(case["name"])(batch, settings)
     torch.testing.assert_close(advantages_T, flat(case["advantages"]), **TOLERANCE)
     torch.testing.assert_close(returns_T, flat(case["returns"]), **TOLERANCE)
 
@@ -105,11 +106,11 @@ def test_policy_loss(case: dict) -> None:
         clip_high=params.get("clip_ratio_high", clip),
         clip_dual=params.get("clip_ratio_c", 3.0),
     )
-    policy_loss = POLICY_LOSSES[case["name"]]
+    policy_loss = find_policy_loss(case["name"])
     log_probs_T = flat(GOLDEN["log_prob"]).requires_grad_()
     batch = PolicyBatch(log_probs_T, flat(GOLDEN["old_log_prob"]), flat(GOLDEN["advantages"]), SEGMENTS)
-    if policy_loss.choose is not None:
-        batch = replace(batch, chosen_T=policy_loss.choose(batch, settings))
+    if policy_loss.select_tokens is not None:
+        batch = replace(batch, token_mask_T=policy_loss.select_tokens(batch, settings))
     losses_T, metrics = policy_loss(batch, settings)
     mode = policy_loss.loss_agg_mode or params.get("loss_agg_mode", "token-mean")
     loss = (losses_T * weights(mode)).sum()
@@ -121,7 +122,7 @@ def test_policy_loss(case: dict) -> None:
 
 
 def test_every_kind_of_golden_case_is_compared() -> None:
-    assert {case["name"] for case in GOLDEN["cases"] if case["kind"] == "advantage"} == set(ADVANTAGES)
+    assert {case["name"] for case in GOLDEN["cases"] if case["kind"] == "advantage"} == set(ESTIMATORS)
     assert len(cases("value_loss")) == 2
     assert len(cases("kl")) == 9
     assert len(cases("aggregate")) == 5

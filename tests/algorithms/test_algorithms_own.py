@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from iiverl_cli.algorithms import EXAMPLE
 from iiverl_core.algorithms import (
-    ADVANTAGES,
-    POLICY_LOSSES,
     AdvantageBatch,
     AdvantageSettings,
     PolicyBatch,
@@ -17,8 +16,8 @@ from iiverl_core.algorithms import (
     find_estimator,
     find_policy_loss,
 )
-from iiverl_core.catalogue import OWN
 from iiverl_core.errors import ConfigError
+from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
 
 BATCH = AdvantageBatch(torch.tensor([0.0, 1.0, 3.0]), Segments.of([2, 1]), torch.tensor([0, 0]))
 
@@ -41,42 +40,50 @@ def file(tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_built_in_names_are_found() -> None:
-    for name, estimator in ADVANTAGES.items():
-        assert find_estimator(name) is estimator
+    for name, estimator in ESTIMATORS.items():
+        found = find_estimator(name)
+        assert (found.min_group_size, found.greedy_baseline) == (
+            estimator.min_group_size,
+            estimator.greedy_baseline,
+        )
+        assert found.function is estimator.load()
     for name, loss in POLICY_LOSSES.items():
-        assert find_policy_loss(name) is loss
+        found = find_policy_loss(name)
+        assert found.function is loss.load()
+        assert found.loss_agg_mode == loss.loss_agg_mode
+        assert (found.select_tokens is None) == (loss.select_tokens is None)
 
 
 def test_the_example_that_the_command_shows_runs(file) -> None:
-    estimator = find_estimator(f"{file(OWN)}:centred")
+    estimator = find_estimator(f"{file(EXAMPLE)}:centred")
     advantages_T, returns_T = estimator(BATCH, AdvantageSettings())
     assert advantages_T.tolist() == returns_T.tolist() == [-1.0, -1.0, 1.0]
-    assert estimator.smallest_group == 1
+    assert estimator.min_group_size == 1
 
 
 def test_a_loss_of_ones_own_is_a_function(file) -> None:
     loss = find_policy_loss(f"{file(LOSS)}:reinforce")
     batch = PolicyBatch(torch.tensor([-2.0]), torch.tensor([-2.0]), torch.tensor([0.5]), Segments.of([1]))
     assert loss(batch, PolicyLossSettings())[0].tolist() == [1.0]
-    assert (loss.choose, loss.loss_agg_mode) == (None, None)
+    assert (loss.select_tokens, loss.loss_agg_mode) == (None, None)
 
 
 def test_an_object_says_what_it_asks_of_a_step(file) -> None:
     place = file(
         "from iiverl_core.algorithms import Estimator, PolicyLoss\n"
-        + OWN
+        + EXAMPLE
         + LOSS
-        + "best = Estimator(centred, smallest_group=4, greedy_baseline=True)\n"
-        + "some = PolicyLoss(reinforce, choose=lambda b, s: b.advantages_T > 0, loss_agg_mode='token-sum')\n"
+        + "best = Estimator(centred, min_group_size=4, greedy_baseline=True)\n"
+        + "some = PolicyLoss(reinforce, select_tokens=lambda b, s: b.advantages_T > 0, loss_agg_mode='token-sum')\n"
     )
     estimator, loss = find_estimator(f"{place}:best"), find_policy_loss(f"{place}:some")
-    assert (estimator.smallest_group, estimator.greedy_baseline) == (4, True)
-    assert loss.choose is not None
+    assert (estimator.min_group_size, estimator.greedy_baseline) == (4, True)
+    assert loss.select_tokens is not None
     assert loss.loss_agg_mode == "token-sum"
 
 
 def test_the_path_may_begin_with_the_home_folder_or_be_relative(file, tmp_path, monkeypatch) -> None:
-    file(OWN)
+    file(EXAMPLE)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_estimator("~/my_file.py:centred")(BATCH, AdvantageSettings())[0].tolist() == [-1, -1, 1]
     monkeypatch.chdir(tmp_path)
@@ -99,11 +106,11 @@ def test_files_of_one_name_in_two_folders_are_two(tmp_path) -> None:
 def test_a_file_runs_once_and_again_when_it_has_changed(file, tmp_path) -> None:
     log = tmp_path / "log"
     source = f"open({str(log)!r}, 'a').write('ran ')\n"
-    place = f"{file(source + OWN + LOSS)}:"
+    place = f"{file(source + EXAMPLE + LOSS)}:"
     assert find_estimator(place + "centred") == find_estimator(place + "centred")
     find_policy_loss(place + "reinforce")
     assert log.read_text() == "ran "
-    file(source + OWN.replace("return advantages_T", "return 2 * advantages_T"))
+    file(source + EXAMPLE.replace("return advantages_T", "return 2 * advantages_T"))
     assert find_estimator(place + "centred")(BATCH, AdvantageSettings())[0].tolist() == [-2, -2, 2]
     assert log.read_text() == "ran ran "
 
@@ -150,7 +157,7 @@ def test_a_file_that_may_not_be_read(file, monkeypatch) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    place = file(OWN)
+    place = file(EXAMPLE)
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ConfigError, match=r"adv_estimator: .*my_file.py cannot be read: Permission denied"):
         find_estimator(f"{place}:centred")
@@ -160,7 +167,7 @@ def test_no_such_name_tells_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError) as caught:
         find_estimator("grop")
     assert "there is no advantage estimator 'grop'; did you mean grpo?" in str(caught.value)
-    assert all(name in str(caught.value) for name in (*ADVANTAGES, "path/to/file.py:name"))
+    assert all(name in str(caught.value) for name in (*ESTIMATORS, "path/to/file.py:name"))
     with pytest.raises(ConfigError, match="there is no policy loss 'ppo'"):
         find_policy_loss("ppo")
 
@@ -169,8 +176,8 @@ WRONG_OBJECTS = [
     (find_estimator, "PolicyLoss(f)", "is an object of PolicyLoss; here goes"),
     (find_policy_loss, "Estimator(f)", "is an object of Estimator; here goes"),
     (find_estimator, "Estimator(lambda batch: 0)", "takes (batch)"),
-    (find_estimator, "Estimator(f, smallest_group=0)", "smallest_group 0; it is at least 1"),
-    (find_policy_loss, "PolicyLoss(f, choose=lambda batch: 0)", "my_file.py:own takes (batch)"),
+    (find_estimator, "Estimator(f, min_group_size=0)", "min_group_size 0; it is at least 1"),
+    (find_policy_loss, "PolicyLoss(f, select_tokens=lambda batch: 0)", "my_file.py:own takes (batch)"),
     (
         find_policy_loss,
         "PolicyLoss(f, loss_agg_mode='mean')",
@@ -253,15 +260,15 @@ def test_a_wrong_return_is_one_message(file, find, body: str, message: str) -> N
 @pytest.mark.parametrize("mask", ["batch.advantages_T", "[True]", "(batch.advantages_T > 0)[:2]", "None"])
 def test_a_wrong_choice_of_tokens_is_one_message(file, mask: str) -> None:
     place = file(
-        f"from iiverl_core.algorithms import PolicyLoss\n{LOSS}own = PolicyLoss(reinforce, choose=lambda batch, _: {mask})\n"
+        f"from iiverl_core.algorithms import PolicyLoss\n{LOSS}own = PolicyLoss(reinforce, select_tokens=lambda batch, _: {mask})\n"
     )
-    choose = find_policy_loss(f"{place}:own").choose
+    choose = find_policy_loss(f"{place}:own").select_tokens
     assert choose is not None
     with pytest.raises(ConfigError) as caught:
         choose(
             PolicyBatch(torch.zeros(3), torch.zeros(3), torch.ones(3), BATCH.segments), PolicyLossSettings()
         )
-    assert f"own in {place}, choose, returned " in str(caught.value)
+    assert f"own in {place}, select_tokens, returned " in str(caught.value)
     assert "It has to return a bool tensor, one truth value per response token." in str(caught.value)
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
-from iiverl_core.algorithms import POLICY_LOSSES, PolicyBatch, PolicyLossSettings, Segments, token_weights
+from iiverl_core.algorithms import PolicyBatch, PolicyLossSettings, Segments, find_policy_loss, token_weights
 from iiverl_core.algorithms.policy_losses.covariance import covariance, positions
+from iiverl_core.registry import POLICY_LOSSES
 
 OPTIONS = PolicyLossSettings(clip_cov_ratio=0.2, clip_cov_lb=0.01, kl_cov_ratio=0.2)
 EVERY = pytest.mark.parametrize("name", POLICY_LOSSES)
@@ -36,8 +37,8 @@ def batch_of(lengths: list[int], seed: int, *, steps: float = 0.0, by_token: boo
 
 def chosen(name: str, batch: PolicyBatch, options: PolicyLossSettings = OPTIONS) -> PolicyBatch:
     """The mini-batch with the tokens chosen that the loss chooses."""
-    choose = POLICY_LOSSES[name].choose
-    return batch if choose is None else replace(batch, chosen_T=choose(batch, options))
+    choose = find_policy_loss(name).select_tokens
+    return batch if choose is None else replace(batch, token_mask_T=choose(batch, options))
 
 
 def part(batch: PolicyBatch, sequences: list[int]) -> tuple[PolicyBatch, Tensor]:
@@ -49,7 +50,7 @@ def part(batch: PolicyBatch, sequences: list[int]) -> tuple[PolicyBatch, Tensor]
         batch.old_log_probs_T[index],
         batch.advantages_T[index],
         Segments(batch.segments.lengths_B[sequences]),
-        None if batch.chosen_T is None else batch.chosen_T[index],
+        None if batch.token_mask_T is None else batch.token_mask_T[index],
     )
     return taken, index
 
@@ -57,7 +58,7 @@ def part(batch: PolicyBatch, sequences: list[int]) -> tuple[PolicyBatch, Tensor]
 def weights(name: str, batch: PolicyBatch) -> Tensor:
     """The weight of each token in the loss of the mini-batch, (T,)."""
     lengths = batch.segments.lengths_B.tolist()
-    mode = POLICY_LOSSES[name].loss_agg_mode or "token-mean"
+    mode = find_policy_loss(name).loss_agg_mode or "token-mean"
     return batch.segments.expand(torch.tensor(token_weights(mode, lengths, 6), dtype=torch.float64))
 
 
@@ -66,7 +67,7 @@ def gradient(
 ) -> Tensor:
     """The gradient of the weighted loss with respect to each log-prob, (T,)."""
     x_T = batch.log_probs_T.clone().requires_grad_()
-    losses_T, _ = POLICY_LOSSES[name](replace(batch, log_probs_T=x_T), options)
+    losses_T, _ = find_policy_loss(name)(replace(batch, log_probs_T=x_T), options)
     (grad_T,) = torch.autograd.grad(weights_T @ losses_T, x_T)
     return grad_T
 
@@ -118,10 +119,10 @@ def test_what_stands_under_the_padding_changes_nothing(
     rows = mask_BL.any(1)
     made = PolicyBatch(x_BL[mask_BL], old_BL[mask_BL], advantages_BL[mask_BL], Segments(mask_BL.sum(1)[rows]))
     made, clean = chosen(name, made), chosen(name, clean)
-    losses_T, _ = POLICY_LOSSES[name](made, OPTIONS)
+    losses_T, _ = find_policy_loss(name)(made, OPTIONS)
     weights_T = weights(name, clean)
     (grad_BL,) = torch.autograd.grad(weights_T @ losses_T, x_BL)
-    assert torch.equal(losses_T, POLICY_LOSSES[name](clean, OPTIONS)[0])
+    assert torch.equal(losses_T, find_policy_loss(name)(clean, OPTIONS)[0])
     assert torch.equal(grad_BL[mask_BL], gradient(name, clean, weights_T))
     assert not grad_BL[~mask_BL].any()
 
@@ -132,11 +133,11 @@ def test_what_stands_under_the_padding_changes_nothing(
 def test_on_policy_the_gradient_is_that_of_reinforce(name: str, lengths: list[int], seed: int) -> None:
     moved = batch_of(lengths, seed)
     batch = chosen(name, replace(moved, log_probs_T=moved.old_log_probs_T))
-    stopped_T = batch.chosen_T if name == "clip_cov" else torch.zeros_like(batch.advantages_T).bool()
+    stopped_T = batch.token_mask_T if name == "clip_cov" else torch.zeros_like(batch.advantages_T).bool()
     assert stopped_T is not None
     grad_T = gradient(name, batch, torch.ones_like(batch.advantages_T))
     close(grad_T, (-batch.advantages_T).masked_fill(stopped_T, 0))
-    _, metrics = POLICY_LOSSES[name](batch, OPTIONS)
+    _, metrics = find_policy_loss(name)(batch, OPTIONS)
     assert metrics["ppo_kl"].abs().max() == 0
     if "pg_clipfrac" in metrics:
         assert metrics["pg_clipfrac"].tolist() == stopped_T.double().tolist()
@@ -152,7 +153,7 @@ def test_losses_and_gradients_stay_finite(name: str, tokens: list, one_by_one: b
     log_probs_T, old_T, advantages_T = torch.tensor(tokens).T
     segments = Segments.of([1] * len(tokens) if one_by_one else [len(tokens)])
     batch = chosen(name, PolicyBatch(log_probs_T, old_T, advantages_T, segments))
-    losses_T, metrics = POLICY_LOSSES[name](batch, OPTIONS)
+    losses_T, metrics = find_policy_loss(name)(batch, OPTIONS)
     assert losses_T.isfinite().all()
     assert all(x_T.isfinite().all() for x_T in metrics.values())
     assert gradient(name, batch, torch.ones_like(losses_T)).isfinite().all()
@@ -164,7 +165,7 @@ def test_losses_and_gradients_stay_finite(name: str, tokens: list, one_by_one: b
 def test_losses_and_metrics_are_of_tokens(name: str) -> None:
     batch = chosen(name, batch_of([3, 1, 4], 1))
     x_T = batch.log_probs_T.clone().requires_grad_()
-    losses_T, metrics = POLICY_LOSSES[name](replace(batch, log_probs_T=x_T), OPTIONS)
+    losses_T, metrics = find_policy_loss(name)(replace(batch, log_probs_T=x_T), OPTIONS)
     assert losses_T.shape == x_T.shape and losses_T.requires_grad
     assert "ppo_kl" in metrics
     assert ("pg_clipfrac" in metrics) == (name not in ("gpg", "kl_cov"))
@@ -178,14 +179,14 @@ def test_losses_and_metrics_are_of_tokens(name: str) -> None:
 def test_a_response_of_one_token_stands_for_itself(name: str, seed: int) -> None:
     """Its loss is the same beside other responses, and for GSPO that of PPO without dual clip."""
     batch = batch_of([1, 4, 1], seed)
-    batch = replace(batch, chosen_T=torch.rand(6, generator=torch.Generator().manual_seed(seed)) < 0.5)
-    together_T, _ = POLICY_LOSSES[name](batch, OPTIONS)
+    batch = replace(batch, token_mask_T=torch.rand(6, generator=torch.Generator().manual_seed(seed)) < 0.5)
+    together_T, _ = find_policy_loss(name)(batch, OPTIONS)
     for sequence, token in ((0, 0), (2, 5)):
         alone, _ = part(batch, [sequence])
-        alone_T, _ = POLICY_LOSSES[name](alone, OPTIONS)
+        alone_T, _ = find_policy_loss(name)(alone, OPTIONS)
         close(alone_T, together_T[token : token + 1])
         if name == "gspo":
-            ppo_T, _ = POLICY_LOSSES["vanilla"](alone, replace(OPTIONS, clip_dual=1e9))
+            ppo_T, _ = find_policy_loss("vanilla")(alone, replace(OPTIONS, clip_dual=1e9))
             close(alone_T, ppo_T)
 
 
@@ -236,7 +237,7 @@ def test_the_geometric_mean_clips_log_ratios() -> None:
     batch = PolicyBatch(
         torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0]), torch.ones(2), Segments.of([2])
     )
-    losses_T, metrics = POLICY_LOSSES["geo_mean"](batch, replace(OPTIONS, clip_low=0.4, clip_high=0.4))
+    losses_T, metrics = find_policy_loss("geo_mean")(batch, replace(OPTIONS, clip_low=0.4, clip_high=0.4))
     assert losses_T.tolist() == pytest.approx([-torch.tensor((0.4 - 1.0) / 2).exp().item()] * 2)
     assert metrics["pg_clipfrac"].tolist() == [1, 1] and metrics["pg_clipfrac_lower"].tolist() == [0, 0]
 
@@ -246,11 +247,11 @@ def test_dppo_lets_rare_tokens_move_and_holds_frequent_ones() -> None:
     old_T, log_probs_T = torch.tensor([rare, frequent, back, truncated]).log().T
     advantages_T = torch.tensor([1.0, -1.0, -1.0, -1.0])
     batch = PolicyBatch(log_probs_T, old_T, advantages_T, Segments.of([4]))
-    _, metrics = POLICY_LOSSES["dppo_tv"](batch, replace(OPTIONS, clip_low=0.15, clip_high=0.15))
+    _, metrics = find_policy_loss("dppo_tv")(batch, replace(OPTIONS, clip_low=0.15, clip_high=0.15))
     assert metrics["pg_clipfrac"].tolist() == [0, 1, 0, 0]
     assert metrics["pg_clipfrac_lower"].tolist() == [1, 0, 0, 1]
     assert gradient("dppo_tv", batch, torch.ones(4)).tolist() == pytest.approx([-3.0, 0.0, 1.8, 3.0])
-    _, metrics = POLICY_LOSSES["vanilla"](batch, OPTIONS)
+    _, metrics = find_policy_loss("vanilla")(batch, OPTIONS)
     assert metrics["pg_clipfrac"].tolist() == [1, 1, 0, 0]
 
 
@@ -260,14 +261,14 @@ def test_dppo_kl_bounds_the_divergence_of_two_coins(new: float, old: float) -> N
     x_T = torch.tensor([new, old]).double().log()
     batch = PolicyBatch(x_T[:1], x_T[1:], torch.ones(1).double() * (1 if new > old else -1), Segments.of([1]))
     for bound, left_out in ((far * 1.001 + 1e-6, False), (far * 0.999 - 1e-6, new != old)):
-        _, metrics = POLICY_LOSSES["dppo_kl"](batch, replace(OPTIONS, clip_low=bound, clip_high=bound))
+        _, metrics = find_policy_loss("dppo_kl")(batch, replace(OPTIONS, clip_low=bound, clip_high=bound))
         if bound >= 0:
             assert metrics["pg_clipfrac"].item() == left_out
 
 
 def test_dppo_kl_holds_a_token_whose_probability_rounds_to_more_than_one() -> None:
     batch = PolicyBatch(torch.tensor([1e-7]), torch.tensor([0.5]).log(), torch.ones(1), Segments.of([1]))
-    assert POLICY_LOSSES["dppo_kl"](batch, OPTIONS)[1]["pg_clipfrac"].item() == 1
+    assert find_policy_loss("dppo_kl")(batch, OPTIONS)[1]["pg_clipfrac"].item() == 1
 
 
 def test_covariances_add_up_to_the_covariance() -> None:
@@ -283,15 +284,15 @@ def test_covariances_add_up_to_the_covariance() -> None:
 def test_clip_cov_picks_a_share_of_the_eligible_and_no_token_that_ppo_clips() -> None:
     batch = batch_of([50] * 40, 5)
     options = replace(OPTIONS, clip_cov_ratio=0.01, clip_cov_lb=0.3, clip_cov_ub=1.0)
-    picked_T = chosen("clip_cov", batch, options).chosen_T
+    picked_T = chosen("clip_cov", batch, options).token_mask_T
     assert picked_T is not None and picked_T.sum() == 20
     covariance_T = covariance(batch)[picked_T]
     assert covariance_T.min() > 0.3 and covariance_T.max() < 1.0
-    _, ppo = POLICY_LOSSES["vanilla"](batch, options)
+    _, ppo = find_policy_loss("vanilla")(batch, options)
     assert ppo["pg_clipfrac"][picked_T].sum() == 0 and ppo["pg_clipfrac"].sum() > 0
-    losses_T, metrics = POLICY_LOSSES["clip_cov"](replace(batch, chosen_T=picked_T), options)
+    losses_T, metrics = find_policy_loss("clip_cov")(replace(batch, token_mask_T=picked_T), options)
     assert losses_T[picked_T].abs().max() == 0 and metrics["pg_clipfrac"].mean() == 0.01
-    all_T = chosen("clip_cov", batch, replace(options, clip_cov_ratio=1.0)).chosen_T
+    all_T = chosen("clip_cov", batch, replace(options, clip_cov_ratio=1.0)).token_mask_T
     inside_T = (covariance(batch) > 0.3) & (covariance(batch) < 1.0)
     assert all_T is not None and all_T.equal(inside_T & (ppo["pg_clipfrac"] == 0))
 
@@ -304,7 +305,7 @@ def test_clip_cov_picks_from_all_of_the_band() -> None:
     ranks = []
     for seed in range(200):
         batch = batch_of([seed + 40], seed, by_token=True)
-        picked_T = chosen("clip_cov", batch, options).chosen_T
+        picked_T = chosen("clip_cov", batch, options).token_mask_T
         covariance_T = covariance(batch)
         eligible_T = covariance_T[covariance_T > 0]
         assert picked_T is not None and picked_T.sum() == 1
@@ -316,22 +317,22 @@ def test_clip_cov_picks_from_all_of_the_band() -> None:
 
 def test_clip_cov_picks_nothing_where_nothing_is_eligible() -> None:
     for batch in (batch_of([1], 0), replace(batch_of([3, 2], 0), advantages_T=torch.zeros(5).double())):
-        picked_T = chosen("clip_cov", batch).chosen_T
+        picked_T = chosen("clip_cov", batch).token_mask_T
         assert picked_T is not None and picked_T.shape == batch.log_probs_T.shape and not picked_T.any()
 
 
 def test_kl_cov_holds_the_tokens_of_highest_covariance() -> None:
     batch = batch_of([50] * 40, 6)
     options = replace(OPTIONS, kl_cov_ratio=0.01)
-    held_T = chosen("kl_cov", batch, options).chosen_T
+    held_T = chosen("kl_cov", batch, options).token_mask_T
     assert held_T is not None and held_T.sum() == 20
     covariance_T = covariance(batch)
     assert covariance_T[held_T].min() > covariance_T[~held_T].max()
-    free_T, _ = POLICY_LOSSES["kl_cov"](replace(batch, chosen_T=torch.zeros_like(held_T)), options)
-    losses_T, metrics = POLICY_LOSSES["kl_cov"](replace(batch, chosen_T=held_T), options)
+    free_T, _ = find_policy_loss("kl_cov")(replace(batch, token_mask_T=torch.zeros_like(held_T)), options)
+    losses_T, metrics = find_policy_loss("kl_cov")(replace(batch, token_mask_T=held_T), options)
     close(losses_T - free_T, 0.1 * metrics["ppo_kl"] * held_T)
     for nothing in (batch_of([1], 0), replace(batch, advantages_T=torch.zeros(2000).double())):
-        none_T = chosen("kl_cov", nothing).chosen_T
+        none_T = chosen("kl_cov", nothing).token_mask_T
         assert none_T is not None and not none_T.any()
 
 
@@ -346,14 +347,14 @@ def test_equal_covariances_do_not_swell_the_choice(name: str) -> None:
         Segments.of([10] * 3),
     )
     options = replace(OPTIONS, clip_cov_ratio=0.1, kl_cov_ratio=0.16)
-    chosen_T = chosen(name, batch, options).chosen_T
-    assert chosen_T is not None
+    token_mask_T = chosen(name, batch, options).token_mask_T
+    assert token_mask_T is not None
     if (
         name == "kl_cov"
     ):  # the two unlikely tokens that are punished, then the first of the response that is rewarded
-        assert chosen_T.nonzero().flatten().tolist() == [0, 1, 10, 20]
+        assert token_mask_T.nonzero().flatten().tolist() == [0, 1, 10, 20]
     else:  # ranks of one token each, and one of two: both responses' first tokens
-        assert 3 <= chosen_T.sum() <= 4
+        assert 3 <= token_mask_T.sum() <= 4
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
@@ -365,12 +366,15 @@ def test_the_order_of_responses_does_not_change_the_choice(name: str) -> None:
         batch = replace(batch, advantages_T=batch.advantages_T.sign())
         order = torch.randperm(40, generator=torch.Generator().manual_seed(seed)).tolist()
         permuted, index = part(batch, order)
-        expected_T, chosen_T = chosen(name, batch, options).chosen_T, chosen(name, permuted, options).chosen_T
+        expected_T, token_mask_T = (
+            chosen(name, batch, options).token_mask_T,
+            chosen(name, permuted, options).token_mask_T,
+        )
         assert expected_T is not None and expected_T.any() and not expected_T.all()
-        assert chosen_T is not None and chosen_T.equal(expected_T[index])
+        assert token_mask_T is not None and token_mask_T.equal(expected_T[index])
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
 def test_tokens_that_were_never_chosen_are_told(name: str) -> None:
-    with pytest.raises(ValueError, match="`choose` first"):
-        POLICY_LOSSES[name](batch_of([2], 0), OPTIONS)
+    with pytest.raises(ValueError, match="`select_tokens` first"):
+        find_policy_loss(name)(batch_of([2], 0), OPTIONS)

@@ -1,7 +1,8 @@
 """The corpus of broken configurations: `broken.txt`, and what each is answered with, `wording.txt`.
 
 A case of `broken.txt` begins with `==== its name`. A line with `$` holds arguments of the command line; with `!`, the
-case sees a machine on which nothing is installed that can be left out; with `!cpu`, one with vLLM's build for CPUs. The YAML ends at `>>>>`, and the answer follows:
+case sees a machine on which nothing is installed that can be left out, and a package with a broken entry point; with
+`!cpu`, one with vLLM's build for CPUs. The YAML ends at `>>>>`, and the answer follows:
 place, severity, code and key of each diagnostic, without its message. All messages are in `wording.txt`, which
 `.venv/bin/python tests/config/broken_corpus.py` writes, with `docs/diagnostics.md`; look at the difference before you
 commit it.
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 
 from iiverl_core.config import Problem, load, render
 from iiverl_core.config.diagnostics import DIAGNOSTICS
+from iiverl_core.registry import REGISTRIES, TRACKERS
 
 BROKEN = Path(__file__).with_name("broken.txt")
 WORDING = Path(__file__).with_name("wording.txt")
@@ -84,17 +87,28 @@ class Case:
 
 @contextmanager
 def _bare_machine() -> Iterator[None]:
-    """Hide backends, engines and trackers."""
+    """Hide backends, engines and trackers, and install a package that is broken."""
+    broken = EntryPoint("old", "no_such_module:TRACKER", TRACKERS.group)
 
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     with (
-        mock.patch("importlib.metadata.entry_points", lambda **_: ()),
+        mock.patch(
+            "iiverl_core.registry.registry.entry_points",
+            lambda group: [broken] if group == TRACKERS.group else [],
+        ),
         mock.patch("iiverl_core.config.vllm_version.version", absent),
         mock.patch("importlib.util.find_spec", lambda *_: None),
     ):
+        _read_entry_points()
         yield
+    _read_entry_points()
+
+
+def _read_entry_points() -> None:
+    for registry in REGISTRIES:
+        registry.reload()
 
 
 @contextmanager

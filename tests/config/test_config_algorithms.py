@@ -1,4 +1,4 @@
-"""What the configuration says of algorithms, which it knows by name only, is what the algorithms do."""
+"""What the registry says of algorithms is what they do, and what the configuration says of their keys."""
 
 import dataclasses
 import re
@@ -7,21 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from iiverl_core.algorithms import (
-    ADVANTAGES,
-    POLICY_LOSSES,
     AdvantageBatch,
     AdvantageSettings,
     PolicyBatch,
     PolicyLossSettings,
     Segments,
+    find_estimator,
+    find_policy_loss,
 )
 from iiverl_core.config import load
-from iiverl_core.config.checks.learning import BY_SEQUENCE
-from iiverl_core.config.checks.sampling import COMPARING
-from iiverl_core.config.describe import choices
 from iiverl_core.config.schema import keys
+from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
 
 ESTIMATOR = "algorithm.adv_estimator"
 LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
@@ -42,21 +41,21 @@ LOSS_KEYS = {
     "kl_cov_ratio": "actor_rollout_ref.actor.policy_loss.kl_cov_ratio",
     "ppo_kl_coef": "actor_rollout_ref.actor.policy_loss.ppo_kl_coef",
 }
-
-
-def noting(settings: Any, read: set[str]) -> Any:
-    """Settings of the same values that note which of their fields are read."""
-    names = {field.name for field in dataclasses.fields(settings)}
-
-    class Noting(type(settings)):
-        def __getattribute__(self, name: str) -> Any:
-            if name in names:
-                read.add(name)
-            return super().__getattribute__(name)
-
-    made = Noting(**dataclasses.asdict(settings))
-    read.clear()
-    return made
+OTHER = {  # than the defaults, and far enough to change a result
+    "gamma": 0.5,
+    "lam": 0.5,
+    "norm_by_std": False,
+    "clip_low": 0.05,
+    "clip_high": 0.01,
+    "clip_dual": 1.1,
+    "tau_pos": 3.0,
+    "tau_neg": 5.0,
+    "clip_cov_ratio": 0.9,
+    "clip_cov_lb": -50.0,
+    "clip_cov_ub": 0.5,
+    "kl_cov_ratio": 0.9,
+    "ppo_kl_coef": 7.0,
+}
 
 
 def unread(folder: Path, chooser: str, name: str, values: dict[str, str]) -> set[str]:
@@ -69,49 +68,66 @@ def unread(folder: Path, chooser: str, name: str, values: dict[str, str]) -> set
     return {key for key in values if key.rpartition(".")[2] in named}
 
 
-def test_the_configuration_names_every_algorithm() -> None:
-    assert set(choices(keys()[ESTIMATOR].field.annotation)) == set(ADVANTAGES)
-    assert set(choices(keys()[LOSS].field.annotation)) == set(POLICY_LOSSES)
-
-
-def test_estimators_that_need_a_group_are_those_that_compare() -> None:
-    assert set(COMPARING) == {name for name, e in ADVANTAGES.items() if e.smallest_group > 1}
-
-
-def test_losses_that_aggregate_their_own_way_are_told_so() -> None:
-    own_way = {name: loss.loss_agg_mode for name, loss in POLICY_LOSSES.items() if loss.loss_agg_mode}
-    assert own_way == dict.fromkeys(BY_SEQUENCE, "seq-mean-token-mean")
-
-
-@pytest.mark.parametrize("name", sorted(ADVANTAGES))
-def test_estimators_read_what_the_configuration_says(name: str, tmp_path: Path) -> None:
+def estimated(name: str, **settings: Any) -> list[Tensor]:
+    """The advantages and returns of a step of two groups."""
     segments = Segments.of([2, 3, 1, 4])
     batch = AdvantageBatch(
         rewards_T=segments.at_last(torch.tensor([1.0, 0.0, 2.0, 5.0])),
         segments=segments,
         group_B=torch.tensor([0, 0, 1, 1]),
-        values_T=torch.linspace(0, 1, 10),
+        values_T=torch.linspace(0, 1, 10).square(),
         baseline_B=torch.tensor([0.5, 0.5, 1.0, 1.0]),
     )
-    read: set[str] = set()
-    ADVANTAGES[name](batch, noting(AdvantageSettings(), read))
+    return list(find_estimator(name)(batch, AdvantageSettings(**settings)))
+
+
+def losses(name: str, **settings: Any) -> list[Tensor]:
+    """The losses and gradients of a mini-batch whose ratios go far to both sides, and whose covariances differ."""
+    torch.manual_seed(0)
+    segments = Segments.of([2, 3, 1, 4, 30])
+    old_T = torch.linspace(-3, -1, 40)
+    log_probs_T = (old_T + 2.5 * torch.cos(2.3 * torch.arange(40.0)) ** 5).requires_grad_()
+    options = PolicyLossSettings(**{"clip_cov_ratio": 0.05, "clip_cov_lb": 0.0, **settings})
+    batch = PolicyBatch(log_probs_T, old_T, 2 * torch.sin(torch.arange(40.0)), segments)
+    loss = find_policy_loss(name)
+    if loss.select_tokens:
+        batch = dataclasses.replace(batch, token_mask_T=loss.select_tokens(batch, options))
+    losses_T, metrics = loss(batch, options)
+    (gradient_T,) = torch.autograd.grad(losses_T.sum(), log_probs_T)
+    return [losses_T, gradient_T, *metrics.values()]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_read_the_settings_that_the_registry_names(name: str) -> None:
+    changing = {s for s in ESTIMATOR_KEYS if not same(estimated(name), estimated(name, **{s: OTHER[s]}))}
+    assert changing == set(ESTIMATORS[name].reads)
+
+
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_policy_losses_read_the_settings_that_the_registry_names(name: str) -> None:
+    changing = {s for s in LOSS_KEYS if not same(losses(name), losses(name, **{s: OTHER[s]}))}
+    assert changing == set(POLICY_LOSSES[name].reads)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_keys_that_an_estimator_does_not_read_have_no_effect(name: str, tmp_path: Path) -> None:
     values = {"algorithm.gamma": "0.9", "algorithm.lam": "0.9", "algorithm.norm_adv_by_std_in_grpo": "false"}
-    not_read = {key for field, key in ESTIMATOR_KEYS.items() if field not in read}
+    not_read = {key for setting, key in ESTIMATOR_KEYS.items() if setting not in ESTIMATORS[name].reads}
     assert unread(tmp_path, ESTIMATOR, name, values) == not_read
 
 
-@pytest.mark.parametrize("name", sorted(POLICY_LOSSES))
-def test_policy_losses_read_what_the_configuration_says(name: str, tmp_path: Path) -> None:
-    segments = Segments.of([2, 3, 1, 4])
-    old_T = torch.linspace(-3, -1, 10)
-    batch = PolicyBatch(old_T + 0.1, old_T, torch.linspace(-1, 1, 10), segments)
-    read: set[str] = set()
-    settings, loss = noting(PolicyLossSettings(), read), POLICY_LOSSES[name]
-    if loss.choose:
-        batch = dataclasses.replace(batch, chosen_T=loss.choose(batch, settings))
-    loss(batch, settings)
+@pytest.mark.parametrize("name", POLICY_LOSSES)
+def test_keys_that_a_policy_loss_does_not_read_have_no_effect(name: str, tmp_path: Path) -> None:
     values = {key: str(keys()[key].default) for key in LOSS_KEYS.values()}
     values |= {key: "0.1" for key, value in values.items() if value.startswith("${")}
-    not_read = {key for field, key in LOSS_KEYS.items() if field not in read}
-    assert set(LOSS_KEYS) == {field.name for field in dataclasses.fields(PolicyLossSettings)}
+    not_read = {key for setting, key in LOSS_KEYS.items() if setting not in POLICY_LOSSES[name].reads}
     assert unread(tmp_path, LOSS, name, values) == not_read
+
+
+def test_every_setting_has_a_key() -> None:
+    assert set(LOSS_KEYS) == {field.name for field in dataclasses.fields(PolicyLossSettings)}
+    assert set(ESTIMATOR_KEYS) == {field.name for field in dataclasses.fields(AdvantageSettings)}

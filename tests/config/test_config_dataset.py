@@ -355,7 +355,7 @@ def test_heads_that_vllm_cannot_do_on_this_device(
 ) -> None:
     devices = sys.modules["iiverl_core.config.checks.devices"]
     monkeypatch.setattr(devices, "built_for_cpu", lambda: cpu)
-    monkeypatch.setattr(devices, "installed_version", lambda: "0.32.0")
+    monkeypatch.setattr("iiverl_core.config.vllm_version.installed_version", lambda: "0.32.0")
     Path("model").mkdir()
     shape = {"model_type": "qwen2", "vocab_size": 9, "hidden_size": 4 * size, "intermediate_size": 8}
     heads = {"num_attention_heads": 4, "num_hidden_layers": 1}

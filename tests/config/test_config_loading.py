@@ -9,6 +9,7 @@ import pytest
 
 from iiverl_core.config import Config, Loaded, build, load, show
 from iiverl_core.errors import ConfigError
+from iiverl_core.registry import BACKENDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -296,10 +297,15 @@ def test_a_backend_that_is_not_installed(loading, monkeypatch: pytest.MonkeyPatc
     key = "actor_rollout_ref.actor.strategy"
     text = f"actor_rollout_ref: {{actor: {{strategy: {backend}}}, rollout: {{name: hf}}}}"
     assert not told(loading(text))
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
-    assert told(loaded := loading(text)) == [("here", key, loaded.path)]
-    asked = loading("actor_rollout_ref: {rollout: {name: hf}}", backend=backend)
-    assert told(asked) == [("here", key, "command line")]
+    monkeypatch.setattr("iiverl_core.registry.registry.entry_points", lambda group: ())
+    BACKENDS.reload()
+    try:
+        assert told(loaded := loading(text)) == [("here", key, loaded.path)]
+        asked = loading("actor_rollout_ref: {rollout: {name: hf}}", backend=backend)
+        assert told(asked) == [("here", key, "command line")]
+    finally:
+        monkeypatch.undo()
+        BACKENDS.reload()
 
 
 @pytest.mark.parametrize("role", ["actor_rollout_ref.ref", "critic", "reward_model"])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.algorithms import ADVANTAGES, AGGREGATIONS, AdvantageBatch, AdvantageSettings, Segments
+from iiverl_core.algorithms import AdvantageBatch, AdvantageSettings, Segments, find_estimator
 from iiverl_core.controller.batch import (
     divide,
     divide_for_training,
@@ -19,6 +19,7 @@ from iiverl_core.controller.batch import (
     with_outcomes,
 )
 from iiverl_core.errors import IIVerlError
+from iiverl_core.registry import AGGREGATIONS
 from iiverl_core.samples import Handle, Rollout, SequenceRef
 from iiverl_core.training.planning import Packing
 from iiverl_reward_client import Failed, Outcome, Scored
@@ -81,7 +82,7 @@ def advantages(scores: list[list[float | None]]) -> dict[tuple[int, int], float]
         Segments.of([1] * len(batch)),
         torch.tensor([s.id.group for s in batch]),
     )
-    values, _ = ADVANTAGES["grpo"](given, AdvantageSettings())
+    values, _ = find_estimator("grpo")(given, AdvantageSettings())
     return {s.id[2:]: value for s, value in zip(batch, values.tolist(), strict=True)}
 
 

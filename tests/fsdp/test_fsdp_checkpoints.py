@@ -18,7 +18,7 @@ from iiverl_core.errors import CheckpointError
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
 from iiverl_core.training.batching import make_micro_batch
-from iiverl_fsdp import FSDPBackend
+from iiverl_fsdp.backend import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import Ranks

@@ -10,15 +10,16 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from iiverl_core.algorithms import POLICY_LOSSES, PolicyBatch, Segments, token_weights
+from iiverl_core.algorithms import PolicyBatch, Segments, find_policy_loss, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.config import ActorConfig, FSDPConfig, ModelConfig, OptimConfig, build
+from iiverl_core.registry import POLICY_LOSSES
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Offload, Role
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, policy_loss_settings
 from iiverl_core.training.planning import Packing, balance, micro_batches
-from iiverl_fsdp import FSDPBackend
+from iiverl_fsdp.backend import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import run_on_ranks
@@ -66,7 +67,7 @@ def plan(
     tokens, arrays = data()
     arrays |= more or {}
     lengths = [len(tokens[i].token_ids) for i in order]
-    weights = token_weights(mode, [tokens[i].trained for i in order], horizon=20)
+    weights = token_weights(mode, [tokens[i].trained for i in order], max_tokens_norm=20)
     shares = balance(lengths, dist.get_world_size())
     mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
     share = 1 / sum(t.trained for t in tokens)
@@ -93,7 +94,7 @@ def gradients(
     )
     metrics = backend.forward_backward(
         plan(packing, mode, order),
-        actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection()),
+        actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection()),
         entropy=True,
     )
     result = {name: gradient.clone() for name, gradient in backend.named_gradients()}
@@ -170,19 +171,21 @@ def every_loss(
         "rollout_log_probs": [x + rng.normal(0, 0.1, len(x)) for x in near],
     }
     results = {"critic": of_the_critic(critic_path, packed, packing, order)}
-    for name, policy_loss in POLICY_LOSSES.items():
+    for name, policy_loss in ((name, find_policy_loss(name)) for name in POLICY_LOSSES):
         actor = ActorConfig(
             clip_ratio_low=0.2,
             clip_ratio_high=0.28,
             policy_loss={"clip_cov_ratio": 0.1, "clip_cov_lb": 0.05, "kl_cov_ratio": 0.1},
         )
-        if policy_loss.choose is not None:
+        if policy_loss.select_tokens is not None:
             whole = [
                 torch.from_numpy(np.concatenate([rows[i] for i in order]))
                 for rows in (current, more["old_log_probs"], more["advantages"])
             ]
             segments = Segments.of([tokens[i].trained for i in order])
-            token_mask_T = policy_loss.choose(PolicyBatch(*whole, segments), policy_loss_settings(actor))
+            token_mask_T = policy_loss.select_tokens(
+                PolicyBatch(*whole, segments), policy_loss_settings(actor)
+            )
             assert 0 < token_mask_T.sum() < len(token_mask_T)
             parts = dict(zip(order, segments.split(token_mask_T), strict=True))
             more["token_mask"] = [parts[i].numpy() for i in range(SAMPLES)]
@@ -301,7 +304,7 @@ def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path) -> N
     actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
     backend.forward_backward(
         plan(Packing(sequences=4), "token-sum", IN_ORDER),
-        actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection()),
+        actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection()),
         entropy=True,
     )
     result = backend.step(lr=1e-2)
@@ -352,7 +355,7 @@ def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path)
         actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
         backend.forward_backward(
             plan(Packing(sequences=4), "token-mean", IN_ORDER),
-            actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection()),
+            actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection()),
             entropy=True,
         )
         return {name: gradient.clone() for name, gradient in backend.named_gradients()}

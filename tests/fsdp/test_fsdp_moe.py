@@ -8,7 +8,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from iiverl_core.config import FSDPConfig, ModelConfig
 from iiverl_core.training import ModelSpec
-from iiverl_fsdp import FSDPBackend
+from iiverl_fsdp.backend import FSDPBackend
 
 
 def test_weights_are_named_as_in_a_checkpoint(one_rank, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.planning import Packing, balance, micro_batches
-from iiverl_fsdp import FSDPBackend
+from iiverl_fsdp.backend import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import run_on_ranks
@@ -117,7 +117,7 @@ def plan(packing: Packing, order: list[int] = IN_ORDER) -> tuple[list[list[int]]
     """This rank's micro-batches of the whole batch, and the samples in each."""
     tokens, arrays = data()
     lengths = [len(tokens[i].token_ids) for i in order]
-    weights = token_weights("token-mean", [tokens[i].trained for i in order], horizon=20)
+    weights = token_weights("token-mean", [tokens[i].trained for i in order], max_tokens_norm=20)
     shares = balance(lengths, dist.get_world_size())
     mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
     batches = [

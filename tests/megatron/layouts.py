@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from iiverl_core.algorithms import POLICY_LOSSES, token_weights
+from iiverl_core.algorithms import find_policy_loss, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.config import (
     ActorConfig,
@@ -108,7 +108,7 @@ def in_layout(spec: ModelSpec) -> Any:
     """Build a Megatron backend on these processes, whatever layout they had before."""
     from megatron.core import parallel_state
 
-    from iiverl_megatron import MegatronBackend
+    from iiverl_megatron.backend import MegatronBackend
 
     parallel_state.destroy_model_parallel()
     if dist.get_world_size() > 1:
@@ -133,7 +133,7 @@ def batches(rank: int, size: int, sequences: int = 2) -> list[MicroBatch]:
     """The micro-batches of data-parallel rank `rank` of `size`."""
     tokens, arrays = data()
     lengths = [len(t.token_ids) for t in tokens]
-    weights = token_weights("token-mean", [t.trained for t in tokens], horizon=20)
+    weights = token_weights("token-mean", [t.trained for t in tokens], max_tokens_norm=20)
     mine = micro_batches(lengths, balance(lengths, size), Packing(sequences=sequences))[rank]
     share = 1 / sum(t.trained for t in tokens)
     return [
@@ -158,7 +158,7 @@ def loss_of(role: Role) -> Loss:
     actor = ActorConfig(
         clip_ratio_low=0.2, clip_ratio_high=0.28, use_kl_loss=True, kl_loss_coef=0.1, entropy_coeff=0.05
     )
-    return actor_loss(actor, POLICY_LOSSES["vanilla"], RolloutCorrection())
+    return actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection())
 
 
 def by_sample(outputs: list[Any], batches: list[MicroBatch]) -> dict[tuple[int, ...], list[torch.Tensor]]:

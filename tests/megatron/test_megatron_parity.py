@@ -12,7 +12,7 @@ import torch.distributed as dist
 from iiverl_core.config import FSDPConfig
 from iiverl_core.training import Offload, Role
 from iiverl_core.training.metrics import merge
-from iiverl_fsdp import FSDPBackend
+from iiverl_fsdp.backend import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from layouts import (

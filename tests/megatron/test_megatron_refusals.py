@@ -1,5 +1,6 @@
 """What the Megatron backend tells of models that it cannot build, and what it leaves alone."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,9 +90,26 @@ def test_positions_as_llama_scales_them_and_half_precision(one_rank, tmp_path: P
     assert {tensor.dtype for _, tensor in half.named_weights()} == {torch.bfloat16}
 
 
+def test_settings_are_made_before_megatron_core_is_imported() -> None:
+    """Asking what the package offers makes none of them, and imports neither torch nor megatron-core."""
+    code = (
+        "import os, sys, iiverl_megatron\n"
+        "name = 'CUDA_DEVICE_MAX_CONNECTIONS'\n"
+        "assert name not in os.environ and not {'torch', 'megatron'} & sys.modules.keys()\n"
+        "import iiverl_megatron.backend\n"
+        "assert os.environ[name] == '1'\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_MAX_CONNECTIONS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Transformer Engine" not in done.stderr  # what megatron-core says of itself is kept quiet
+
+
 def test_the_stand_in_for_cuda_is_imported_only_without_it() -> None:
     """Importing the backend brings nothing of it, and what it replaces is as before when a call returns."""
-    code = "import sys, iiverl_megatron; assert 'iiverl_megatron.cpu' not in sys.modules"
+    code = "import sys, iiverl_megatron.backend; assert 'iiverl_megatron.cpu' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     from iiverl_megatron.cpu import on_cpu
 

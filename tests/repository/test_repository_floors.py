@@ -10,7 +10,7 @@ PACKAGES = Path(__file__).parents[2] / "packages"
 CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 
 FLOORS = [
-    "errors", "installation", "dtypes", "python_files", "data_files", "columns", "config", "memory", "algorithms", "catalogue",
+    "errors", "installation", "dtypes", "python_files", "data_files", "columns", "registry", "config", "memory", "algorithms",
     "samples", "data", "training", "rollout",
     "rewards", "telemetry", "cluster", "controller",
 ]  # fmt: skip
@@ -22,7 +22,7 @@ FORBIDDEN = {
     "columns": {"torch", "ray", "transformers", "datasets", "numpy"},
     "config": {"torch", "ray", "transformers", "datasets"},
     "memory": {"torch", "ray", "transformers", "datasets"},
-    "catalogue": {"torch", "ray", "transformers", "datasets"},
+    "registry": {"torch", "ray", "transformers", "datasets"},
     "data": {"ray", "torch"},
     "training": {"ray"},
     "rollout": {"ray"},

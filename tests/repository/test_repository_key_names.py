@@ -7,7 +7,7 @@ CONFIG = PACKAGES / "iiverl-core" / "src" / "iiverl_core" / "config"
 SECTION = "actor_rollout_ref"
 
 NOT_YET = {
-    "iiverl_core/catalogue.py",
+    "iiverl_cli/algorithms.py",
     "iiverl_core/cluster/advantages.py",
     "iiverl_core/cluster/model_runner.py",
     "iiverl_core/cluster/models.py",

@@ -140,7 +140,7 @@ def test_what_the_model_cannot_read_is_told_before_the_run(
     check_prompts(config, [replace(sample.prompt, chat=None)])
     with pytest.raises(ConfigError, match="has no chat template"):
         check_prompts(config, [sample.prompt])
-    with pytest.raises(ConfigError, match="no tokenizer could be read"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         check_reward_model(config_of(model={"path": str(tmp_path / "none")}))
 
 

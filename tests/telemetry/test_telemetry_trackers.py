@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.errors import ConfigError, IIVerlError
-from iiverl_core.telemetry.trackers import NAMES, Trackers, make_trackers, number
+from iiverl_core.registry import TRACKERS
+from iiverl_core.telemetry.trackers import Trackers, make_trackers, number
 
 CONFIG = {"trainer": {"nnodes": 1, "logger": ["wandb"]}, "data": {"seed": 1}}
 
@@ -242,7 +243,7 @@ def test_a_tracker_that_cannot_start_closes_the_others(tmp_path: Path, monkeypat
 
 
 def test_a_name_that_is_none(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"no tracker 'wanb'.*" + ".*".join(NAMES)):
+    with pytest.raises(ConfigError, match=r"no tracker 'wanb'.*" + ".*".join(TRACKERS)):
         make(["wanb"], tmp_path)
 
 

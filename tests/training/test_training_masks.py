@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iiverl_core.algorithms import ADVANTAGES, POLICY_LOSSES, Estimator, PolicyLoss
+from iiverl_core.algorithms import Estimator, PolicyLoss, find_estimator, find_policy_loss
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.cluster.advantages import compute_advantages, select_tokens
 from iiverl_core.cluster.store import LocalStore, open_all, put_all
 from iiverl_core.config import build
 from iiverl_core.controller.batch import divide_for_training, with_arrays
+from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
 from iiverl_core.samples import SequenceRef, TokenSequence
 from iiverl_core.training import Outputs
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, make_micro_batch
@@ -103,7 +104,7 @@ class Step:
         refs = with_arrays(refs, "advantages", advantages.advantages)
         refs = with_arrays(refs, "returns", advantages.returns)
         names = [*self.arrays, "advantages", "returns"]
-        if loss is not None and loss.choose is not None:
+        if loss is not None and loss.select_tokens is not None:
             current = [
                 logits.log_softmax(-1)[range(len(logits)), each.token_ids[each.loss_mask]].numpy()
                 for logits, each in zip(self.logits, sequences, strict=True)
@@ -158,7 +159,7 @@ LENGTHS = LENGTHS.filter(
 
 @pytest.mark.parametrize(
     ("estimator", "loss"),
-    [*((name, "vanilla") for name in ADVANTAGES), *(("gae", name) for name in (*POLICY_LOSSES, "critic"))],
+    [*((name, "vanilla") for name in ESTIMATORS), *(("gae", name) for name in (*POLICY_LOSSES, "critic"))],
 )
 @given(trained=LENGTHS, seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10)
@@ -167,7 +168,7 @@ def test_interleaved_untrained_tokens_change_no_gradient(
 ) -> None:
     step = Step(trained, seed)
     rng = np.random.default_rng(seed)
-    chosen = ADVANTAGES[estimator], POLICY_LOSSES.get(loss)
+    chosen = find_estimator(estimator), None if loss == "critic" else find_policy_loss(loss)
     plain = step.gradient(step.sequences, *chosen, packed=False)
     mixed = [interleaved(sequence, rng) for sequence in step.sequences]
     for packed in (False, True):
@@ -177,8 +178,8 @@ def test_interleaved_untrained_tokens_change_no_gradient(
 def test_gradients_of_this_model_tell_tokens_apart() -> None:
     """What the test above compares is not zero, and depends on every part."""
     step = Step([3, 5, 2], 0)
-    gradient = step.gradient(step.sequences, ADVANTAGES["gae"], POLICY_LOSSES["vanilla"], packed=False)
+    gradient = step.gradient(step.sequences, find_estimator("gae"), find_policy_loss("vanilla"), packed=False)
     assert (gradient.abs() > 1e-6).all()
     step.arrays["old_log_probs"][1][2] -= 0.05
-    moved = step.gradient(step.sequences, ADVANTAGES["gae"], POLICY_LOSSES["vanilla"], packed=False)
+    moved = step.gradient(step.sequences, find_estimator("gae"), find_policy_loss("vanilla"), packed=False)
     assert not torch.equal(moved, gradient)

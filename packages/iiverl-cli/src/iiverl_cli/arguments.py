@@ -28,8 +28,9 @@ ConfigPath = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option(
-        metavar="fsdp|megatron",
-        help="Training backend, over the actor's `strategy` in the file; by default that, else fsdp.",
+        metavar="NAME",
+        help="Training backend, such as fsdp or megatron, over the actor's `strategy` in the file; by default that, "
+        "else fsdp.",
     ),
 ]
 AllowUnknown = Annotated[

@@ -86,10 +86,10 @@ def _heading(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
     active = f", {_billions(facts.active_parameters)} of them per token" if facts.experts else ""
     model = f"{run.actor.model.path}: {_billions(facts.parameters)} parameters{active}"
     if layout.sharded:
-        spread = f"fsdp, each model over all {layout.devices} devices"
+        spread = f"{run.backend}, each model over all {layout.devices} devices"
     else:
         spread = (
-            f"megatron, tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context} × "
+            f"{run.backend}, tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context} × "
             f"data {layout.data} = {layout.devices} devices, expert {layout.expert}"
         )
     stage = f"; shown is the {planned.stage} pipeline stage" if layout.pipeline > 1 else ""

@@ -14,11 +14,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from iiverl_core.config import MegatronConfig
-from iiverl_core.config.model_facts import facts_from, family_problem, parts_problem
+from iiverl_core.config.model_facts import facts_from
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
 from iiverl_megatron.layers import uses_transformer_engine
+from iiverl_megatron.support import family_problem, parts_problem
 
 
 @dataclass(frozen=True)

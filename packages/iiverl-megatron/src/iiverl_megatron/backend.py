@@ -6,6 +6,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import iiverl_megatron.environment  # noqa: F401  # isort: skip  (before megatron-core)
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads

@@ -1,19 +1,16 @@
-"""Pure tensor functions: advantages, policy losses, KL, aggregation. One algorithm a file, found by name.
+"""Pure tensor functions: advantages, policy losses, KL, aggregation. One algorithm per file, found by name in the registries.
 
 Of other packages it imports torch alone. All tensors are flat, without padding: see `segments`.
 """
 
-from iiverl_core.algorithms.advantages import ADVANTAGES, AdvantageBatch, AdvantageSettings, Estimator
-from iiverl_core.algorithms.aggregation import AGGREGATIONS, token_weights
+from iiverl_core.algorithms.advantages import AdvantageBatch, AdvantageSettings, Estimator
+from iiverl_core.algorithms.aggregation import token_weights
 from iiverl_core.algorithms.kl import AdaptiveKL, FixedKL, KLController, kl_divergence
-from iiverl_core.algorithms.own import find_estimator, find_policy_loss
-from iiverl_core.algorithms.policy_losses import POLICY_LOSSES, PolicyBatch, PolicyLoss, PolicyLossSettings
+from iiverl_core.algorithms.policy_losses import PolicyBatch, PolicyLoss, PolicyLossSettings
 from iiverl_core.algorithms.segments import Segments
+from iiverl_core.algorithms.user_functions import find_estimator, find_policy_loss
 
 __all__ = [
-    "ADVANTAGES",
-    "AGGREGATIONS",
-    "POLICY_LOSSES",
     "AdaptiveKL",
     "AdvantageBatch",
     "AdvantageSettings",

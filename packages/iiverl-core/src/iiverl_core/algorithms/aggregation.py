@@ -10,38 +10,49 @@ batch's loss: neither the size of micro-batches nor the number of processes chan
 | `token-sum` | sum of all tokens |
 | `seq-mean-token-sum` | mean over sequences of the sum over tokens |
 | `seq-mean-token-mean` | mean over sequences of the mean over tokens (GRPO, arXiv:2402.03300, eq. 3) |
-| `seq-mean-token-sum-norm` | sum of all tokens / (B · horizon) (Dr. GRPO, arXiv:2503.20783) |
+| `seq-mean-token-sum-norm` | sum of all tokens / (B · max_tokens_norm) (Dr. GRPO, arXiv:2503.20783) |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-AGGREGATIONS = (
-    "token-mean",
-    "token-sum",
-    "seq-mean-token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum-norm",
-)
+from iiverl_core.registry import AGGREGATIONS
 
 
-def token_weights(mode: str, lengths: Sequence[int], horizon: float) -> list[float]:
+def token_weights(mode: str, lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
     """Give the weight of a token of each sequence in the loss of a batch of sequences of these lengths, B numbers.
 
-    `horizon` is the constant that `seq-mean-token-sum-norm` divides by: the longest response allowed.
+    `max_tokens_norm` is the constant that `seq-mean-token-sum-norm` divides by: the longest response allowed.
 
     Raises:
-        ValueError: `mode` is none of `AGGREGATIONS`, or a sequence has no tokens.
+        ConfigError: `mode` is not the name of an aggregation.
+        ValueError: a sequence has no tokens.
     """
     if any(length < 1 for length in lengths):
         raise ValueError(f"a sequence without tokens has no place in a loss; lengths are {list(lengths)}")
-    if mode == "token-mean":
-        return [1 / sum(lengths)] * len(lengths)
-    if mode == "token-sum":
-        return [1.0] * len(lengths)
-    if mode == "seq-mean-token-sum":
-        return [1 / len(lengths)] * len(lengths)
-    if mode == "seq-mean-token-mean":
-        return [1 / (len(lengths) * length) for length in lengths]
-    if mode == "seq-mean-token-sum-norm":
-        return [1 / (len(lengths) * horizon)] * len(lengths)
-    raise ValueError(f"loss_agg_mode is one of {', '.join(AGGREGATIONS)}, not {mode!r}")
+    weights: Callable[[Sequence[int], float], list[float]] = AGGREGATIONS.find(mode, "loss_agg_mode").load()
+    return weights(lengths, max_tokens_norm)
+
+
+def token_mean(lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
+    """Weigh all tokens of the batch the same; the weights of all tokens sum to 1."""
+    return [1 / sum(lengths)] * len(lengths)
+
+
+def token_sum(lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
+    """Give each token weight 1."""
+    return [1.0] * len(lengths)
+
+
+def seq_mean_token_sum(lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
+    """Sum over a sequence's tokens, and average over sequences."""
+    return [1 / len(lengths)] * len(lengths)
+
+
+def seq_mean_token_mean(lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
+    """Average over a sequence's tokens, then over sequences."""
+    return [1 / (len(lengths) * length) for length in lengths]
+
+
+def seq_mean_token_sum_norm(lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
+    """Divide the sum over a sequence's tokens by a constant, and average over sequences."""
+    return [1 / (len(lengths) * max_tokens_norm)] * len(lengths)

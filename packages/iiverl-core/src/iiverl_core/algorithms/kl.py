@@ -14,37 +14,49 @@ A `+` behind a name keeps the value and takes the gradient of `k2`. As a loss, `
 `k3` a biased one; `+` mends both (Tang & Munos 2025, arXiv:2506.09477).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-KL_KINDS = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
+from iiverl_core.registry import KL_KINDS
+from iiverl_core.registry.algorithms import UNBIASED
 
 
 def kl_divergence(kind: str, log_probs_T: Tensor, ref_log_probs_T: Tensor) -> Tensor:
     """Estimate each token's KL divergence from the reference, (T,), in nats.
 
-    In `k3` x is clamped to ±20 and the value to ±10, so that one far-off token cannot swamp a batch.
-
     Raises:
-        ValueError: `kind` is no estimator's name.
+        ConfigError: `kind` is not the name of an estimator, with or without a `+`.
     """
-    if kind.endswith("+"):
-        value_T = kl_divergence(kind[:-1], log_probs_T, ref_log_probs_T)
-        surrogate_T = kl_divergence("k2", log_probs_T, ref_log_probs_T)
-        return surrogate_T - surrogate_T.detach() + value_T.detach()
     x_T = log_probs_T - ref_log_probs_T
-    if kind in ("kl", "k1"):
-        return x_T
-    if kind == "abs":
-        return x_T.abs()
-    if kind in ("mse", "k2"):
-        return x_T.square() / 2
-    if kind in ("low_var_kl", "k3"):
-        x_T = x_T.clamp(-20, 20)
-        return ((-x_T).exp() - 1 + x_T).clamp(-10, 10)
-    raise ValueError(f"a kind of KL is one of {', '.join(KL_KINDS)}, with or without a '+', not {kind!r}")
+    estimate: Callable[[Tensor], Tensor] = KL_KINDS.find(kind.removesuffix(UNBIASED), "kind of KL").load()
+    if not kind.endswith(UNBIASED):
+        return estimate(x_T)
+    surrogate_T = k2(x_T)
+    return surrogate_T - surrogate_T.detach() + estimate(x_T).detach()
+
+
+def k1(x_T: Tensor) -> Tensor:
+    """Give x."""
+    return x_T
+
+
+def absolute(x_T: Tensor) -> Tensor:
+    """Give abs(x)."""
+    return x_T.abs()
+
+
+def k2(x_T: Tensor) -> Tensor:
+    """Give x²/2."""
+    return x_T.square() / 2
+
+
+def k3(x_T: Tensor) -> Tensor:
+    """Give exp(-x) - 1 + x, with x clamped to ±20 and the value to ±10: one far-off token cannot swamp a batch."""
+    x_T = x_T.clamp(-20, 20)
+    return ((-x_T).exp() - 1 + x_T).clamp(-10, 10)
 
 
 class KLController(Protocol):

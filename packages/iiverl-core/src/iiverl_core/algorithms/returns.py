@@ -60,9 +60,11 @@ def checked_policy_loss(loss: PolicyLoss, place: str, path: Path) -> PolicyLoss:
         "and a dict of tensors of the same shape by name, {} for no metrics"
     )
     mask = "a bool tensor, one truth value per response token"
-    choose = loss.choose and CheckedFunction(loss.choose, f"{place}, choose,", path, mask, _wrong_mask)
+    select = loss.select_tokens and CheckedFunction(
+        loss.select_tokens, f"{place}, select_tokens,", path, mask, _wrong_mask
+    )
     function = CheckedFunction(loss.function, place, path, expected, _wrong_loss)
-    return replace(loss, function=function, choose=choose)
+    return replace(loss, function=function, select_tokens=select)
 
 
 def _wrong_estimate(batch: AdvantageBatch, returned: Any) -> str | None:

@@ -67,7 +67,7 @@ def select_tokens(
     Raises:
         RuntimeError: the policy loss selects none.
     """
-    if policy_loss.choose is None:
+    if policy_loss.select_tokens is None:
         raise RuntimeError("this policy loss selects no tokens")
     segments = Segments.of([sequence.trained for sequence in sequences])
     log_probs_T, old_T, advantages_T = (
@@ -75,7 +75,7 @@ def select_tokens(
     )
     batch = PolicyBatch(log_probs_T, old_T, advantages_T, segments)
     settings = policy_loss_settings(config.actor_rollout_ref.actor)
-    return _put(store, sequences, policy_loss.choose(batch, settings))
+    return _put(store, sequences, policy_loss.select_tokens(batch, settings))
 
 
 def _flat(store: Store, sequences: Sequence[SequenceRef], name: str) -> Tensor:

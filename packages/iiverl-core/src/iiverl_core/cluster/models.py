@@ -14,8 +14,8 @@ from iiverl_core.config import (
     RefConfig,
     RewardModelConfig,
 )
+from iiverl_core.registry import BACKENDS
 from iiverl_core.training import ModelSpec, Offload, Role, TrainingBackend
-from iiverl_core.training.registry import load_backend
 
 
 def build_models(config: Config, device: torch.device) -> dict[Role, TrainingBackend]:
@@ -24,7 +24,7 @@ def build_models(config: Config, device: torch.device) -> dict[Role, TrainingBac
     Raises:
         ConfigError: the backend is not installed, or a model cannot be read.
     """
-    backend = load_backend(config.backend)
+    backend: type[TrainingBackend] = BACKENDS[config.backend].load()
     models: dict[Role, TrainingBackend] = {}
     for spec in model_specs(config, device):
         if spec.model.external_lib:
@@ -35,7 +35,7 @@ def build_models(config: Config, device: torch.device) -> dict[Role, TrainingBac
 
 def model_specs(config: Config, device: torch.device) -> list[ModelSpec]:
     """Say what the run's models are: the actor, and those of reference, critic and reward model that something reads."""
-    megatron = config.backend == "megatron"
+    megatron = config.splits_models
     policy, critic, reward = config.actor_rollout_ref, config.critic, config.reward_model
 
     def fixed(

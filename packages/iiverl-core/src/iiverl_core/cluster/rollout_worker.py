@@ -16,6 +16,7 @@ from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.ways import BrokenWayError, Receiver, Way
 from iiverl_core.cluster.weights import Arriving
 from iiverl_core.config import Config
+from iiverl_core.registry import ENGINES
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Rollout, TokenSequence
 
@@ -54,7 +55,7 @@ class RolloutWorker:
         if size > 1:
             join(init_method, rank % size, size, device_type)
         rollout = config.actor_rollout_ref.rollout
-        if device_type == "cuda" and rollout.name == "vllm":
+        if device_type == "cuda" and ENGINES[rollout.name].memory == "pool":
             await_memory(rollout.gpu_memory_utilization)
         self._generator = Generator(config, self._device, rank)
         device = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"

@@ -15,7 +15,7 @@ from iiverl_core.config.run_config import (
     TrainingConfig,
     run_config,
 )
-from iiverl_core.config.sections.actor import LOSS_MODE, ActorConfig, PolicyLossConfig, RefConfig
+from iiverl_core.config.sections.actor import ActorConfig, PolicyLossConfig, RefConfig
 from iiverl_core.config.sections.actor_rollout_ref import ActorRolloutRefConfig
 from iiverl_core.config.sections.algorithm import (
     AlgorithmConfig,
@@ -33,6 +33,7 @@ from iiverl_core.config.sections.reward_api import RewardAPIConfig
 from iiverl_core.config.sections.reward_model import OverlongBufferConfig, RewardModelConfig
 from iiverl_core.config.sections.rollout import ROLLOUT, RolloutConfig, ValKwargs
 from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.section import LOSS_MODE
 from iiverl_core.config.sections.trainer import TrainerConfig
 
 __all__ = [

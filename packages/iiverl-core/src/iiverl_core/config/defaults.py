@@ -13,13 +13,11 @@ from iiverl_core.config.model_facts import read_model_facts
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.parallel import MegatronConfig
 from iiverl_core.config.sections.root import Config
-from iiverl_core.config.sections.section import follows
+from iiverl_core.config.sections.section import BACKEND, follows
 from iiverl_core.config.splitting import splits
+from iiverl_core.registry import ENGINES, BackendInfo
 
-MEGATRON_DEFAULTS: dict[str, Any] = {
-    "actor_rollout_ref.actor.strategy": "megatron",
-    "critic.strategy": "megatron",
-    "reward_model.strategy": "megatron",
+SPLIT_DEFAULTS: dict[str, Any] = {
     "actor_rollout_ref.actor.shuffle": True,
     **{
         f"{role}.megatron.{name}": follows(f"actor_rollout_ref.actor.megatron.{name}")
@@ -27,7 +25,7 @@ MEGATRON_DEFAULTS: dict[str, Any] = {
         for name in MegatronConfig.model_fields
     },
 }
-"""Defaults under Megatron that differ from FSDP's.
+"""Defaults under Megatron, and other backends that split models, that differ from FSDP's.
 
 The order of mini-batches is part of a training, so files of II-VERL, whose Megatron trainer draws it, need it here too.
 All models have the actor's layout. Whatever else II-VERL's Megatron file sets otherwise than its FSDP file (validation,
@@ -36,7 +34,15 @@ resuming, gradient checkpointing, the engine) is the same under both backends he
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 BATCH, MINI_BATCH = "data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size"
+STRATEGIES = (BACKEND, "critic.strategy", "reward_model.strategy")
 LENGTHS = "data.max_prompt_length + data.max_response_length"
+
+
+def backend_defaults(backend: BackendInfo) -> dict[str, Any]:
+    """Give the defaults by key that are other ones under this backend."""
+    if backend.name == "fsdp":
+        return {}
+    return {**dict.fromkeys(STRATEGIES, backend.name), **(SPLIT_DEFAULTS if backend.splits_models else {})}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def _engine_tokens(config: Config, default: int) -> int:
 
 def _engine_sequences(config: Config, default: int) -> int:
     rollout = config.actor_rollout_ref.rollout
-    return min(default, rollout.max_num_batched_tokens) if rollout.name == "vllm" else default
+    reads = "max_num_batched_tokens" in ENGINES[rollout.name].reads
+    return min(default, rollout.max_num_batched_tokens) if reads else default
 
 
 FITTED = (

@@ -1,12 +1,13 @@
 """Words for what a key takes, and for what it was given."""
 
 import types
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from iiverl_core.config.sections.section import Form
+from iiverl_core.config.sections.choices import OneOf
 
 PLAIN = {bool: "true or false", str: "a string", dict: "a section of keys and values", types.NoneType: "null", Any: "any value"}  # fmt: skip
 
@@ -22,15 +23,26 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def choices(annotation: Any) -> list[str]:
-    """The words that a type allows, empty where it is no choice between words."""
-    if get_origin(annotation) is Literal:
-        return [choice for choice in get_args(annotation) if isinstance(choice, str)]
-    return [choice for part in get_args(annotation) for choice in choices(part)]
+def choices(field: FieldInfo) -> list[str]:
+    """List the words that a field allows; empty if it is no choice between words."""
+    return _choices(field.annotation, field.metadata)
+
+
+def _choices(kind: Any, metadata: Iterable[Any]) -> list[str]:
+    if one_of := next((m for m in metadata if isinstance(m, OneOf)), None):
+        return list(one_of.words)
+    if get_origin(kind) is Literal:
+        return [choice for choice in get_args(kind) if isinstance(choice, str)]
+    parts, more = (
+        (kind.__args__, kind.__metadata__) if get_origin(kind) is Annotated else (get_args(kind), ())
+    )
+    return [choice for part in parts for choice in _choices(part, more)]
 
 
 def _alternatives(kind: Any, metadata: list[Any]) -> list[str]:
     origin, args = get_origin(kind), get_args(kind)
+    if one_of := next((m for m in metadata if isinstance(m, OneOf)), None):
+        return one_of.alternatives
     if origin is Annotated:
         return _alternatives(args[0], [*metadata, *args[1:]])
     if origin in (Union, types.UnionType):
@@ -48,8 +60,6 @@ def _expected(kind: Any, metadata: list[Any]) -> str:
         return f"{item}, or a list of {'strings' if item == 'a string' else 'these'}"
     if origin is tuple:
         return f"a list of {len(args)}, each {either(_alternatives(args[0], []))}"
-    if form := next((m for m in metadata if isinstance(m, Form)), None):
-        return form.words
     if kind in (int, float):
         return ("a whole number" if kind is int else "a number") + _bounds(metadata)
     return PLAIN[origin or kind]

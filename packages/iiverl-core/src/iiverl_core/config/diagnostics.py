@@ -68,6 +68,7 @@ DIAGNOSTICS = {
     "C505": "added-scores",
     "C506": "invalid-overlong-length",
     "C507": "overlong-penalty-zero",
+    "C508": "reward-manager-unused",
     # checks/schedule
     "C601": "two-warm-ups",
     "C602": "warm-up-too-long",
@@ -122,4 +123,6 @@ DIAGNOSTICS = {
     "C922": "undefined-function",
     "C923": "uncallable-reward-function",
     "C924": "reserved-reward-argument",
+    # checks/packages
+    "C931": "broken-entry-point",
 }

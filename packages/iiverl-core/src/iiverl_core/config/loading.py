@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iiverl_core.config.checks import View, run_checks
-from iiverl_core.config.defaults import MEGATRON_DEFAULTS, fitted_defaults
+from iiverl_core.config.defaults import STRATEGIES, backend_defaults, fitted_defaults
 from iiverl_core.config.interpolation import reference
 from iiverl_core.config.problems import COMMAND_LINE, Problem, SourceLocation, in_order, render
 from iiverl_core.config.resolve import resolve
 from iiverl_core.config.run_config import RunConfig, run_config
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.root import Config
-from iiverl_core.config.sections.section import BACKEND, FSDP
+from iiverl_core.config.sections.section import BACKEND
 from iiverl_core.config.source import Source, read_yaml
 from iiverl_core.config.suggest import nearest
 from iiverl_core.config.unused_keys import unused_keys
 from iiverl_core.config.user_values import UNKNOWN_KEY, UserValues
 from iiverl_core.errors import ConfigError
-
-BACKENDS = ("fsdp", "megatron")
-STRATEGIES = (BACKEND, "critic.strategy", "reward_model.strategy")
+from iiverl_core.registry import BACKENDS
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ def load(
     Args:
         path: the file.
         overrides: `key.sub=value`, applied in order; values are YAML.
-        backend: `fsdp` or `megatron`, over what the file says; by default the file's
-            `actor_rollout_ref.actor.strategy`, else `fsdp`.
+        backend: its name, over what the file says; by default the file's `actor_rollout_ref.actor.strategy`, else
+            `fsdp`.
         allow_unknown: make warnings of unknown keys, which are then left out.
 
     Nothing is raised for what a file or an override may hold; it stands in `problems`.
@@ -154,7 +152,9 @@ def _load(
         given.lay_override(override)
     if backend is not None:
         _choose_backend(given, backend)
-    by_backend = MEGATRON_DEFAULTS if given.values.get(BACKEND) == "megatron" else {}
+    strategy = given.values.get(BACKEND)
+    backend_info = BACKENDS.get(strategy) if isinstance(strategy, str) else None
+    by_backend = backend_defaults(backend_info) if backend_info else {}
     resolved = resolve(given, by_backend)
     fitted = fitted_defaults(resolved.config, given.values)
     if fitted:
@@ -191,7 +191,7 @@ def _choose_backend(given: UserValues, backend: str) -> None:
 
 
 def _is_of(backend: str, strategy: Any) -> bool:
-    return strategy in (FSDP if backend == "fsdp" else (backend,))
+    return isinstance(strategy, str) and strategy in BACKENDS and BACKENDS[strategy] is BACKENDS[backend]
 
 
 def _origins(
@@ -212,5 +212,7 @@ def _origins(
         elif followed := reference(by_backend.get(path, key.default)):
             origins[path] = Origin("default", f", as {followed}")
         else:
-            origins[path] = Origin("default", " of backend megatron" if path in by_backend else "")
+            origins[path] = Origin(
+                "default", f" of backend {by_backend[BACKEND]}" if path in by_backend else ""
+            )
     return origins

@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "config.json"
-MEGATRON_FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
-"""Model types that the backend megatron builds."""
 QKV_BIASED = ("qwen2", "qwen2_moe")
 """Model types whose query, key and value projections always have a bias, and whose files have no key for it."""
 QK_NORMED = ("qwen3", "qwen3_moe")
 HEAD_DIM = {"qwen3": 128}
 """Size of a head where a file names none and it is not the hidden size over the heads."""
-MEGATRON_POSITIONS = ("default", "linear", "llama3")
-"""Rotary positions that the backend megatron knows: frequencies are the same at all lengths, attention is not scaled."""
 
 
 @dataclass(frozen=True)
@@ -196,34 +192,3 @@ def _expert_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Say which layers choose between experts: every `decoder_sparse_step`-th, but those of `mlp_only_layers`."""
     step, dense = values.get("decoder_sparse_step") or 1, values.get("mlp_only_layers") or ()
     return tuple(layer for layer in range(layers) if (layer + 1) % step == 0 and layer not in dense)
-
-
-def family_problem(model_type: str) -> str | None:
-    """Say that the backend megatron does not build models of this type, None where it does."""
-    if model_type in MEGATRON_FAMILIES:
-        return None
-    return (
-        f"is of the family {model_type}; the backend megatron knows {', '.join(MEGATRON_FAMILIES)}. Use --backend fsdp, "
-        "which takes every causal LM of transformers"
-    )
-
-
-def parts_problem(facts: ModelFacts) -> str | None:
-    """Say which parts of a model the backend megatron does not build, though it knows the family; None where it does."""
-    if facts.positions not in MEGATRON_POSITIONS:
-        return (
-            f"scales its rotary positions by {facts.positions} (rope_scaling); the backend megatron knows "
-            f"{', '.join(MEGATRON_POSITIONS)}. Use --backend fsdp, or take rope_scaling out of its config.json"
-        )
-    parts = {
-        "biases in attention (attention_bias)": facts.output_bias,
-        "biases in MLPs (mlp_bias)": facts.mlp_bias,
-        "a sliding window (use_sliding_window)": facts.sliding_window,
-        f"the activation {facts.activation} (hidden_act)": facts.activation != "silu",
-    }
-    has = [name for name, there in parts.items() if there]
-    return (
-        f"has {' and '.join(has)}, which the backend megatron does not build. Use --backend fsdp"
-        if has
-        else None
-    )

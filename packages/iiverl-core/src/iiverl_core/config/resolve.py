@@ -156,7 +156,7 @@ def _message(path: str, value: Any, raw: Any, details: list[ErrorDetails]) -> st
     if references(raw):
         message += f" (from {raw})"
     words = [error["input"] for error in details if isinstance(error["input"], str)]
-    near = [found for word in words if (found := nearest(word, choices(field.annotation)))]
+    near = [found for word in words if (found := nearest(word, choices(field)))]
     if near:
         message += f"; did you mean {near[0]}?"
     elif isinstance(value, bool) and "a string" in takes:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
 from iiverl_core.config.sections.model import ModelConfig
 from iiverl_core.config.sections.rollout import ROLLOUT
 from iiverl_core.config.sections.root import Config
+from iiverl_core.config.sections.section import ADV_ESTIMATOR
 
 Role: TypeAlias = Literal["actor", "reference", "critic", "reward"]
 

@@ -127,8 +127,13 @@ class ConversationConfig:
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """What scores responses, besides the built-in rules. `conversation` is None without a reward model."""
+    """What scores responses.
 
+    `source` is the name of the reward source; None if a reward model is the only one. `conversation` is None without a
+    reward model.
+    """
+
+    source: str | None
     api: RewardAPIConfig
     function: CustomRewardFunctionConfig
     overlong: OverlongBufferConfig
@@ -204,7 +209,7 @@ def run_config(config: Config) -> RunConfig:
 
 def _role(config: Config, role: Role) -> RoleConfig:
     keys = ROLE_KEYS[role]
-    named = _named_keys(keys, megatron=config.backend == "megatron")
+    named = _named_keys(keys, megatron=config.splits_models)
     offload = {
         name: config.at(named[f"offload.{name}"])
         for name in ("parameters", "gradients", "optimizer")
@@ -299,7 +304,9 @@ def _loss(config: Config) -> LossConfig:
 def _rewards(config: Config) -> RewardsConfig:
     model = config.reward_model
     conversation = ConversationConfig(model.model.input_tokenizer, model.max_length, model.truncation)
+    source = config.reward_source
     return RewardsConfig(
+        source=source.name if source else None,
         api=config.reward_api,
         function=config.custom_reward_function,
         overlong=model.overlong_buffer,

@@ -8,6 +8,7 @@ from iiverl_core.config.describe import either, shown
 from iiverl_core.config.problems import Problem
 from iiverl_core.config.schema import Key, keys, shared_sections
 from iiverl_core.config.sections.section import BACKEND, ENGINE, NoEffect, NotYet, OnlyWhen, is_own
+from iiverl_core.registry import BACKENDS
 
 ALL_NAMED = 8
 
@@ -63,9 +64,10 @@ def _met(view: View, key: Key, condition: OnlyWhen) -> bool:
 
 def _reader(mark: OnlyWhen) -> str:
     if mark.key == BACKEND:
-        return f"read only by the {'Megatron' if mark.values == ('megatron',) else 'FSDP'} backend"
+        titles = dict.fromkeys(BACKENDS[name].title for name in mark.values)
+        return f"read only by the {either(list(titles))} backend"
     if mark.key == ENGINE:
-        return f"read only by the rollout engine {mark.values[0]}"
+        return f"read only by the rollout engine {either(list(mark.values))}"
     with_any = [f"{c.key}: {either([_plain(value) for value in c.values])}" for c in _conditions(mark)]
     return f"read only with {', or '.join(with_any)}"
 

@@ -31,6 +31,11 @@ def installed_version() -> str | None:
     return None
 
 
+def missing_vllm() -> str | None:
+    """Say that vLLM is not installed, or that its version is not supported; None if it is."""
+    return version_problem(installed_version())
+
+
 def version_problem(found: str | None) -> str | None:
     """Say that there is no vLLM, or that it is not one that is supported; None where it is."""
     if found is None:

@@ -50,7 +50,7 @@ class StepData:
         groups = set(self.groups)
         if estimator.greedy_baseline:
             groups &= self.baselines.keys()
-        return drop_small_groups(self.rollouts, groups, estimator.smallest_group)
+        return drop_small_groups(self.rollouts, groups, estimator.min_group_size)
 
 
 class RolloutCollector:

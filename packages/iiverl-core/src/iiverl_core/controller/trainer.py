@@ -156,7 +156,7 @@ class Trainer:
                 seeds = [self.config.data.seed, record.step, epoch]
                 order = np.random.default_rng(seeds) if section.shuffle else None
                 for mini_batch in mini_batches(sequences, groups, section.ppo_mini_batch_size, order):
-                    if role == "actor" and self.policy_loss.choose is not None:
+                    if role == "actor" and self.policy_loss.select_tokens is not None:
                         mini_batch = self.select_tokens(mini_batch, unchanged=not updates)
                     metrics, rank_tokens = self.workers.update(
                         role, mini_batch, lr, self.arrays(role, mini_batch)
@@ -222,7 +222,7 @@ class Trainer:
         actor = self.config.actor_rollout_ref.actor
         batches = mini_batch_count(self.config.data.train_batch_size, actor.ppo_mini_batch_size)
         updates = actor.ppo_epochs * batches
-        return updates > 1 or self.kl.coef != 0 or self.policy_loss.choose is not None
+        return updates > 1 or self.kl.coef != 0 or self.policy_loss.select_tokens is not None
 
 
 def _initial_kl_coef(config: Config) -> float:

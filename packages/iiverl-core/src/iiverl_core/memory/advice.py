@@ -2,6 +2,7 @@
 
 from iiverl_core.config import ROLLOUT, Role, RunConfig
 from iiverl_core.memory.plan import MemoryPlan, Phase
+from iiverl_core.registry import ENGINES
 
 OFFLOAD = {"weights": "parameters", "gradients": "gradients", "optimizer": "optimizer"}
 """Kinds of state by the parts of a model that are offloaded."""
@@ -30,7 +31,7 @@ def no_room(run: RunConfig, plan: MemoryPlan) -> str:
 
 def _engine(run: RunConfig, kind: str) -> str:
     rollout = run.rollout
-    if rollout.name == "hf":
+    if ENGINES[rollout.name].memory == "sequences":
         return f"lower {ROLLOUT}.max_num_seqs"
     if kind == "cache":
         return f"lower {ROLLOUT}.gpu_memory_utilization"

@@ -12,6 +12,7 @@ from iiverl_core.memory.engine import EngineMemory, engine_memory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
 from iiverl_core.memory.states import States, states
 from iiverl_core.memory.work import work_of
+from iiverl_core.registry import ENGINES
 
 LANGUAGE: tuple[Role, ...] = ("actor", "reference")
 Item: TypeAlias = tuple[Role | Literal["engine"], str]
@@ -182,7 +183,7 @@ def _phases(run: RunConfig, roles: tuple[RoleMemory, ...], engine: EngineMemory)
         ("engine", "cache"): engine.cache,
     }
     asleep: dict[Item, int] = {}
-    if not apart and rollout.name == "hf":
+    if not apart and ENGINES[rollout.name].memory == "sequences":
         asleep = {("engine", "weights"): engine.weights}
     elif not apart and not rollout.free_cache_engine:
         asleep = awake

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from iiverl_core.columns import no_ground_truth
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
+from iiverl_core.registry import REWARD_SOURCES
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, ScoreSequences
@@ -25,28 +26,38 @@ logger = logging.getLogger(__name__)
 
 
 def make_scorer(run: RunConfig) -> Scorer | None:
-    """Build what scores rollouts without a reward model.
+    """Build what scores the rollouts; None if that is a reward model alone.
 
-    That is a reward server or the user's function where asked for; else a reward model alone where there is one, for
-    which this gives None; else the built-in rules. The reward model comes in by `add_reward_model`, once there are
-    workers to run it.
+    A reward model comes in by `add_reward_model`, once there are workers to run it.
 
     Raises:
-        ConfigError: the function cannot be loaded, or the server's address or token makes no sense.
+        ConfigError: the function cannot be loaded, or the server's address or token is invalid.
     """
-    if run.rewards.api.enable:
-        return RemoteScorer(run.rewards.api, make_client(run.rewards.api))
-    if run.rewards.function.path is not None:
-        return FunctionScorer(load_custom_function(run.rewards.function))
-    return None if run.uses_reward_model else FunctionScorer(score_by_rule)
+    source = run.rewards.source
+    return None if source is None else REWARD_SOURCES[source].load()(run)
+
+
+def server_scorer(run: RunConfig) -> Scorer:
+    """Build what asks a reward server."""
+    return RemoteScorer(run.rewards.api, make_client(run.rewards.api))
+
+
+def function_scorer(run: RunConfig) -> Scorer:
+    """Build what calls the user's function."""
+    return FunctionScorer(load_custom_function(run.rewards.function))
+
+
+def rule_scorer(run: RunConfig) -> Scorer:
+    """Build what applies the built-in rules."""
+    return FunctionScorer(score_by_rule)
 
 
 def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSequences) -> Scorer:
     """Put the reward model, which `score` reaches, around what `make_scorer` gave.
 
-    As in verl, the model takes the place of the built-in rules. Where a user's function or a reward server is
-    configured as well, verl ignores it; here its score and the model's are added. The components of a score tell its
-    parts by the sections of the configuration: `reward_model`, `custom_reward_function`, `reward_api`.
+    As in verl, the model takes the place of the built-in rules. If another source is configured as well, verl ignores
+    it; here its score and the model's are added. The components of a score are named after the sources:
+    `reward_model` and, for example, `reward_api`.
 
     If `reward_model.model.input_tokenizer` is null, `score` gets the rollouts' own sequences. Otherwise it gets the
     conversation in the reward model's tokens (`rewards.conversation.to_reward_tokens`).
@@ -62,7 +73,7 @@ def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSequence
         score,
         rewrite=partial(to_reward_tokens, writer=writer) if writer else None,
         other=scorer,
-        other_name="reward_api" if run.rewards.api.enable else "custom_reward_function",
+        other_name=run.rewards.source or "",
     )
 
 
@@ -82,15 +93,15 @@ def check_ground_truths(run: RunConfig, prompts: "PromptSet") -> None:
     """See that what scores by a ground truth is given one; warn of single rows without.
 
     The built-in rules take one, and so does a user's function that names `ground_truth` among its parameters. What a
-    reward server verifies is in a column of its own, and a reward model takes none.
+    reward server verifies is in a column of its own, a reward model takes none, and other sources decide by themselves.
 
     Raises:
         ConfigError: no row has one; names the columns there are.
     """
     custom = run.rewards.function
-    if run.rewards.api.enable or (run.uses_reward_model and custom.path is None):
+    if run.rewards.source not in ("rules", "custom_reward_function"):
         return
-    function = custom.name if custom.path is not None else None
+    function = custom.name if run.rewards.source == "custom_reward_function" else None
     if function and not load_custom_function(custom).takes_ground_truth:
         return
     missing = prompts.without_ground_truth()
@@ -110,9 +121,9 @@ def check_ground_truths(run: RunConfig, prompts: "PromptSet") -> None:
 def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
     """See that every prompt can be scored, as far as that shows before the run.
 
-    A user's function decides by itself what it can score, and what a reward server verifies is seen by
-    `check_before_run`. For a reward model with a tokenizer of its own, the first prompts are written with it. For the
-    built-in rules, every prompt needs a data source that has one, and a ground truth.
+    For a reward model with a tokenizer of its own, the first prompts are written with it. For the built-in rules,
+    every prompt needs a data source that has one, and a ground truth. What a reward server verifies is checked by
+    `check_before_run`; other sources decide by themselves what they can score.
 
     Raises:
         ConfigError: a prompt cannot be scored; names its row.
@@ -123,7 +134,7 @@ def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
 
         if writer := load_conversation_writer(run):
             check_conversations(writer, islice(prompts, ROWS_CHECKED))
-    elif not run.rewards.api.enable and run.rewards.function.path is None:
+    elif run.rewards.source == "rules":
         check_data_sources(prompts)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from iiverl_core.config import RunConfig
 from iiverl_core.dtypes import torch_dtype
+from iiverl_core.registry import ENGINES
 from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
 
 
@@ -15,19 +16,27 @@ def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
     Raises:
         ConfigError: the engine is not installed, or it cannot run the model.
     """
-    rollout, model = run.rollout, run.actor.model
-    if rollout.name == "vllm":
-        from iiverl_core.rollout.vllm import VLLMEngine, engine_arguments
+    return ENGINES[run.rollout.name].load()(run, torch.device(device))
 
-        return VLLMEngine(
-            engine_arguments(run, torch.device(device).type),
-            colocated=not run.trainer.rollout_devices,
-            tokenizer_path=run.data.tokenizer,
-            verify_weights=rollout.verify_weights,
-            bucket_bytes=rollout.update_weights_bucket_megabytes * 2**20,
-        )
+
+def vllm_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
+    """Build the engine `vllm`."""
+    from iiverl_core.rollout.vllm import VLLMEngine, engine_arguments
+
+    return VLLMEngine(
+        engine_arguments(run, device.type),
+        colocated=not run.trainer.rollout_devices,
+        tokenizer_path=run.data.tokenizer,
+        verify_weights=run.rollout.verify_weights,
+        bucket_bytes=run.rollout.update_weights_bucket_megabytes * 2**20,
+    )
+
+
+def hf_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
+    """Build the engine `hf`."""
     from iiverl_core.rollout.hf import HFEngine  # importing transformers' models takes seconds
 
+    rollout, model = run.rollout, run.actor.model
     return HFEngine(
         model.path,
         dtype=torch_dtype(rollout.dtype),

@@ -1,12 +1,16 @@
 """The metrics of a step that the controller knows by itself, under the names that dashboards hold."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+from iiverl_core.registry import METRICS
 from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Failed, Outcome, Scored
+
+logger = logging.getLogger(__name__)
 
 Stats: TypeAlias = tuple[float, float, float]
 """Mean, maximum and minimum."""
@@ -27,8 +31,9 @@ def batch_metrics(
 
     `rewards` holds the reward after KL of each scored rollout; without it a reward is its score. `token_stats` holds
     what workers say of per-token arrays (`advantages`, `returns`, `values`), and becomes `critic/{name}/…`. A failed
-    rollout has no score and counts in `reward/failed`, a number of rollouts; if all failed there is no `critic/score`. `clip_ratio` is the share of responses that the length limit ended, and of prompts at
-    `max_prompt_length` tokens.
+    rollout has no score and counts in `reward/failed`, a number of rollouts; if all failed there is no `critic/score`.
+    `clip_ratio` is the share of responses that the length limit ended, and of prompts at `max_prompt_length` tokens.
+    Metrics of other packages stand last.
     """
     scored = {r.id: r.outcome for r in rollouts if isinstance(r.outcome, Scored)}
     scores = {id: outcome.score for id, outcome in scored.items()}
@@ -43,6 +48,21 @@ def batch_metrics(
     if rollouts:
         metrics["response_length/clip_ratio"] = _share([r.finish_reason == "length" for r in rollouts])
         metrics["prompt_length/clip_ratio"] = _share([r.prompt_length >= max_prompt_length for r in rollouts])
+    return metrics | _external(rollouts)
+
+
+def _external(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Compute the metrics of other packages; one that raises is left out, since a metric does not end a run."""
+    metrics: dict[str, float] = {}
+    for metric in METRICS.external:
+        try:
+            value = metric.load()(rollouts)
+        except Exception as error:
+            logger.warning(
+                "metric %s is left out of this step: %s: %s", metric.name, type(error).__name__, error
+            )
+        else:
+            metrics |= {} if value is None else {metric.name: float(value)}
     return metrics
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from iiverl_core.telemetry.generations import Generation, as_markdown
+from iiverl_core.telemetry.trackers import TrackerSetup
 
 GENERATIONS = "val/generations"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -21,14 +21,14 @@ TENSORBOARD_FOLDER = "tensorboard"
 class TensorBoard:
     """Event files under `{folder}/tensorboard`, written by TensorBoard's own writer."""
 
-    def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, setup: TrackerSetup) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         # By name, since protobuf makes these modules' classes at run time, where no type checker sees them.
         events = import_module("tensorboard.compat.proto.event_pb2")
         self._summaries = import_module("tensorboard.compat.proto.summary_pb2")
         self._event, self._session = events.Event, events.SessionLog
-        self._writer = EventFileWriter(str(folder / TENSORBOARD_FOLDER))
+        self._writer = EventFileWriter(str(setup.folder / TENSORBOARD_FOLDER))
         self._started = False
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -69,12 +69,14 @@ class TensorBoard:
 class Wandb:
     """A run of Weights & Biases; `wandb login`, `WANDB_MODE` and the like work as they always do."""
 
-    def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, setup: TrackerSetup) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        folder.mkdir(parents=True, exist_ok=True)
+        setup.folder.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb
-        self._run = wandb.init(project=project, name=experiment, config=dict(config), dir=str(folder))
+        self._run = wandb.init(
+            project=setup.project, name=setup.experiment, config=dict(setup.config), dir=str(setup.folder)
+        )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the step."""
@@ -100,13 +102,13 @@ class MLflow:
     PARAMS_A_REQUEST = 100
     PARAM_LENGTH = 500
 
-    def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, setup: TrackerSetup) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]
 
         self._mlflow = mlflow
-        mlflow.set_experiment(project)
-        mlflow.start_run(run_name=experiment)
-        params = ((key, str(value)[: self.PARAM_LENGTH]) for key, value in _flatten(config))
+        mlflow.set_experiment(setup.project)
+        mlflow.start_run(run_name=setup.experiment)
+        params = ((key, str(value)[: self.PARAM_LENGTH]) for key, value in _flatten(setup.config))
         while chunk := dict(islice(params, self.PARAMS_A_REQUEST)):
             mlflow.log_params(chunk)
 
@@ -130,13 +132,18 @@ class MLflow:
 class SwanLab:
     """An experiment of SwanLab; `swanlab login` and `SWANLAB_MODE` work as they always do."""
 
-    def __init__(self, folder: Path, project: str, experiment: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, setup: TrackerSetup) -> None:
         import swanlab  # pyright: ignore[reportMissingImports]
 
-        logs = folder / "swanlab"
+        logs = setup.folder / "swanlab"
         logs.mkdir(parents=True, exist_ok=True)
         self._swanlab = swanlab
-        swanlab.init(project=project, experiment_name=experiment, config=dict(config), logdir=str(logs))
+        swanlab.init(
+            project=setup.project,
+            experiment_name=setup.experiment,
+            config=dict(setup.config),
+            logdir=str(logs),
+        )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the step."""

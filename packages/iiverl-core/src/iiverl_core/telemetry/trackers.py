@@ -4,22 +4,34 @@ import logging
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.errors import IIVerlError
 from iiverl_core.installation import install_command
+from iiverl_core.registry import TRACKERS, load_code
 from iiverl_core.telemetry.generations import Generation, as_lines
 from iiverl_core.telemetry.history import JsonLines, validation_scores
 from iiverl_core.telemetry.metrics import SCORE
 from iiverl_core.telemetry.phase import short
-from iiverl_core.telemetry.services import MLflow, SwanLab, TensorBoard, Wandb
 from iiverl_core.telemetry.timers import duration
 
 logger = logging.getLogger(__name__)
 
-SERVICES = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow, "swanlab": SwanLab}
-NAMES = ("console", "jsonl", *SERVICES)
+
+@dataclass(frozen=True)
+class TrackerSetup:
+    """What a tracker is built from: it writes into `folder`, and shows what a person is to read by `say`.
+
+    `config` is the whole configuration in plain values.
+    """
+
+    folder: Path
+    project: str
+    experiment: str
+    config: Mapping[str, Any]
+    say: Callable[[str], None] = print
 
 
 class Tracker(Protocol):
@@ -160,43 +172,40 @@ def make_trackers(
     *,
     say: Callable[[str], None] = print,
 ) -> Tracker:
-    """Build the trackers of these names and join them.
-
-    They write to `folder`; `config` is made of plain values; the console prints with `say`.
+    """Build the trackers of these names and join them; see `TrackerSetup`.
 
     Raises:
-        ConfigError: a name that is none of console, jsonl, tensorboard, wandb, mlflow, swanlab.
+        ConfigError: a name that is not in the registry.
         IIVerlError: a tracker's package is not installed, or the tracker cannot start.
     """
+    setup = TrackerSetup(folder, project, experiment, config, say)
     trackers: dict[str, Tracker] = {}
     try:
         for name in dict.fromkeys(names):
-            trackers[name] = _make(name, folder, project, experiment, config, say)
+            trackers[name] = _make(name, setup)
     except IIVerlError:
         Trackers(trackers).close()
         raise
     return Trackers(trackers)
 
 
-def _make(
-    name: str,
-    folder: Path,
-    project: str,
-    experiment: str,
-    config: Mapping[str, Any],
-    say: Callable[[str], None],
-) -> Tracker:
-    if name not in NAMES:
-        raise ConfigError(f"trainer.logger: there is no tracker {name!r}; there are {', '.join(NAMES)}")
+def console_tracker(setup: TrackerSetup) -> Tracker:
+    """Build the tracker `console`."""
+    return Console(setup.say)
+
+
+def jsonl_tracker(setup: TrackerSetup) -> Tracker:
+    """Build the tracker `jsonl`."""
+    return JsonLines(setup.folder)
+
+
+def _make(name: str, setup: TrackerSetup) -> Tracker:
+    info = TRACKERS.find(name, "trainer.logger")
     try:
-        if name == "console":
-            return Console(say)
-        if name == "jsonl":
-            return JsonLines(folder)
-        return SERVICES[name](folder, project, experiment, config)
+        return load_code(info.code, name)(setup)
     except Exception as error:
         what = f"{name} could not start ({type(error).__name__}: {error}).\nFix the cause"
-        if isinstance(error, ModuleNotFoundError) and error.name == name:
+        if isinstance(error, ModuleNotFoundError) and error.name == info.package:
             what = f"the package {name} is not installed.\nInstall it ({install_command(name)})"
         raise IIVerlError(
             f"trainer.logger asks for {name}: {what}, or take {name} out of trainer.logger."

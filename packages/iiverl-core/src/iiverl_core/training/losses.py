@@ -38,8 +38,8 @@ def actor_loss(actor: ActorConfig, policy_loss: PolicyLoss, correction: RolloutC
     """Make the loss  w · policy - entropy_coeff · entropy + kl_loss_coef · KL(π, π_ref)  that the configuration asks for.
 
     Micro-batches hold `advantages`; `old_log_probs` too unless the weights have not changed since the responses were
-    sampled, when the ratio is 1 by definition; `ref_log_probs` where `use_kl_loss` is on; `chosen` where the policy
-    loss has chosen tokens of the mini-batch. `rollout_log_probs`, where they are there, are compared with the
+    sampled, when the ratio is 1 by definition; `ref_log_probs` where `use_kl_loss` is on; `token_mask` if the policy
+    loss has selected tokens of the mini-batch. `rollout_log_probs`, where they are there, are compared with the
     trainer's old ones, and give the weights w that `correction` asks for.
     """
     settings = policy_loss_settings(actor)

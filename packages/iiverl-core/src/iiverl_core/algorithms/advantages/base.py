@@ -47,12 +47,12 @@ EstimatorFunction: TypeAlias = Callable[[AdvantageBatch, AdvantageSettings], tup
 class Estimator:
     """An advantage estimator, and what it asks of a step.
 
-    Groups with fewer scored responses than `smallest_group` are left out of the step. With `greedy_baseline`, each
+    Groups with fewer scored responses than `min_group_size` are left out of the step. With `greedy_baseline`, each
     prompt is answered once more, greedily, and the score of that is the group's baseline.
     """
 
     function: EstimatorFunction
-    smallest_group: int = 1
+    min_group_size: int = 1
     greedy_baseline: bool = False
 
     def __call__(self, batch: AdvantageBatch, settings: AdvantageSettings) -> tuple[Tensor, Tensor]:

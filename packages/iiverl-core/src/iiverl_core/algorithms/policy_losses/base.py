@@ -16,14 +16,14 @@ class PolicyBatch:
     """The tokens of some whole responses: those of a micro-batch, or of a mini-batch.
 
     `log_probs_T` are the policy's, with gradient; `old_log_probs_T` those of the policy before the step's first update.
-    `chosen_T` (bool) holds the tokens that `PolicyLoss.choose` picked, where the loss has it.
+    `token_mask_T` (bool) holds the tokens that `PolicyLoss.select_tokens` picked, where the loss has it.
     """
 
     log_probs_T: Tensor
     old_log_probs_T: Tensor
     advantages_T: Tensor
     segments: Segments
-    chosen_T: Tensor | None = None
+    token_mask_T: Tensor | None = None
 
     @property
     def log_ratio_T(self) -> Tensor:
@@ -63,14 +63,14 @@ LossFunction: TypeAlias = Callable[[PolicyBatch, PolicyLossSettings], tuple[Tens
 class PolicyLoss:
     """A policy loss, and what it asks of a step.
 
-    A loss sees one micro-batch at a time. One that compares tokens across the whole mini-batch does so in `choose`,
+    A loss sees one micro-batch at a time. One that compares tokens across the whole mini-batch does so in `select_tokens`,
     which gets all of it at once, under the weights that the update starts from, and returns a bool for each token,
     (T,): so the gradient does not depend on how the mini-batch is cut. `loss_agg_mode`, where given, is part of the
     algorithm and stands in for the configuration's.
     """
 
     function: LossFunction
-    choose: Callable[[PolicyBatch, PolicyLossSettings], Tensor] | None = None
+    select_tokens: Callable[[PolicyBatch, PolicyLossSettings], Tensor] | None = None
     loss_agg_mode: str | None = None
 
     def __call__(self, batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:

@@ -23,18 +23,20 @@ from iiverl_core.algorithms.policy_losses.base import (
     clip_metrics,
     surrogates,
 )
-from iiverl_core.algorithms.policy_losses.covariance import chosen_tokens, covariance, how_many, positions
+from iiverl_core.algorithms.policy_losses.covariance import covariance, how_many, positions, selected_tokens
 
 
 def clip_cov(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of each token, and as metrics the tokens picked, and the KL from the old policy."""
-    log_ratio_T, chosen_T = batch.log_ratio_T, chosen_tokens(batch)
+    log_ratio_T, token_mask_T = batch.log_ratio_T, selected_tokens(batch)
     free_T, bound_T = surrogates(log_ratio_T.exp(), batch.advantages_T, settings)
-    return torch.maximum(free_T, bound_T).masked_fill(chosen_T, 0), clip_metrics(log_ratio_T, chosen_T)
+    return torch.maximum(free_T, bound_T).masked_fill(token_mask_T, 0), clip_metrics(
+        log_ratio_T, token_mask_T
+    )
 
 
 @torch.no_grad()
-def choose_at_random(batch: PolicyBatch, settings: PolicyLossSettings) -> Tensor:
+def select_at_random(batch: PolicyBatch, settings: PolicyLossSettings) -> Tensor:
     """Pick the tokens of a mini-batch that get no gradient, (T,) bool."""
     covariance_T = covariance(batch)
     free_T, bound_T = surrogates(batch.log_ratio_T.exp(), batch.advantages_T, settings)

@@ -41,15 +41,15 @@ def how_many(share: float, tokens: int) -> int:
     return min(max(int(share * tokens), 1), tokens)
 
 
-def chosen_tokens(batch: PolicyBatch) -> Tensor:
-    """The tokens that `PolicyLoss.choose` picked, (T,) bool.
+def selected_tokens(batch: PolicyBatch) -> Tensor:
+    """The tokens that `PolicyLoss.select_tokens` picked, (T,) bool.
 
     Raises:
         ValueError: nothing has been chosen.
     """
-    if batch.chosen_T is None:
+    if batch.token_mask_T is None:
         raise ValueError(
-            "this policy loss works on tokens chosen over the whole mini-batch: call its `choose` first, and give each "
-            "micro-batch its part of the result as `chosen_T`"
+            "this policy loss works on tokens chosen over the whole mini-batch: call its `select_tokens` first, and give each "
+            "micro-batch its part of the result as `token_mask_T`"
         )
-    return batch.chosen_T
+    return batch.token_mask_T

@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 
 from iiverl_core.algorithms.policy_losses.base import PolicyBatch, PolicyLossSettings
-from iiverl_core.algorithms.policy_losses.covariance import chosen_tokens, covariance, how_many, positions
+from iiverl_core.algorithms.policy_losses.covariance import covariance, how_many, positions, selected_tokens
 
 
 def kl_cov(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of each token, and as metric |x|, the size of its log-ratio."""
-    log_ratio_T, chosen_T = batch.log_ratio_T, chosen_tokens(batch)
+    log_ratio_T, token_mask_T = batch.log_ratio_T, selected_tokens(batch)
     size_T = log_ratio_T.abs()
-    penalty_T = (settings.ppo_kl_coef * size_T).masked_fill(~chosen_T, 0)
+    penalty_T = (settings.ppo_kl_coef * size_T).masked_fill(~token_mask_T, 0)
     return -batch.advantages_T * log_ratio_T.exp() + penalty_T, {"ppo_kl": size_T.detach()}
 
 
 @torch.no_grad()
-def choose_largest(batch: PolicyBatch, settings: PolicyLossSettings) -> Tensor:
+def select_largest(batch: PolicyBatch, settings: PolicyLossSettings) -> Tensor:
     """Choose the tokens of a mini-batch that are held to the old policy, (T,) bool."""
     covariance_T, position_T = covariance(batch), positions(batch)
     k = how_many(settings.kl_cov_ratio, covariance_T.numel())

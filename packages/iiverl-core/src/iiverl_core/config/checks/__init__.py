@@ -8,6 +8,7 @@ from iiverl_core.config.checks.files import checks as files
 from iiverl_core.config.checks.functions import checks as functions
 from iiverl_core.config.checks.layouts import checks as layouts
 from iiverl_core.config.checks.learning import checks as learning
+from iiverl_core.config.checks.packages import checks as packages
 from iiverl_core.config.checks.rewards import checks as rewards
 from iiverl_core.config.checks.sampling import checks as sampling
 from iiverl_core.config.checks.schedule import checks as schedule
@@ -30,6 +31,7 @@ ALL = tuple(
         dataset,
         files,
         functions,
+        packages,
     )
     for check in part.all
 )

@@ -8,6 +8,7 @@ from iiverl_core.config.interpolation import reference
 from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import ENGINE
+from iiverl_core.registry import ENGINES
 
 checks = Checks()
 
@@ -189,7 +190,7 @@ _check_length(f"{ROLLOUT}.response_length", RESPONSE)
 def engine_holds_a_sequence(view: View) -> str | None:
     """The engine can write a response of full length to a prompt of full length."""
     most, longest = view[f"{ROLLOUT}.max_model_len"], view[PROMPT] + view[RESPONSE]
-    if view[ENGINE] != "vllm" or most is None or most >= longest:
+    if "max_model_len" not in ENGINES[view[ENGINE]].reads or most is None or most >= longest:
         return None
     return f"{most} tokens cannot hold a sequence of {longest} ({' + '.join(LENGTHS)})"
 
@@ -205,7 +206,8 @@ def engine_holds_a_sequence(view: View) -> str | None:
 def engine_takes_a_prompt(view: View) -> str | None:
     """Without chunked prefill, the engine computes a whole sequence at a time."""
     most, longest = view[f"{ROLLOUT}.max_num_batched_tokens"], view[PROMPT] + view[RESPONSE]
-    if view[ENGINE] != "vllm" or view[f"{ROLLOUT}.enable_chunked_prefill"] or most >= longest:
+    reads = {"max_num_batched_tokens", "enable_chunked_prefill"} <= set(ENGINES[view[ENGINE]].reads)
+    if not reads or view[f"{ROLLOUT}.enable_chunked_prefill"] or most >= longest:
         return None
     batched = f"{ROLLOUT}.max_num_batched_tokens ({most})"
     return f"without enable_chunked_prefill, {batched} has to hold a whole sequence of {longest} tokens"
@@ -215,7 +217,7 @@ def engine_takes_a_prompt(view: View) -> str | None:
 def engine_takes_all_sequences(view: View) -> str | None:
     """vLLM computes at least one token of each sequence at a time."""
     most, sequences = view[f"{ROLLOUT}.max_num_batched_tokens"], view[f"{ROLLOUT}.max_num_seqs"]
-    if view[ENGINE] != "vllm" or most >= sequences:
+    if "max_num_batched_tokens" not in ENGINES[view[ENGINE]].reads or most >= sequences:
         return None
     return f"{ROLLOUT}.max_num_batched_tokens ({most}) is below {ROLLOUT}.max_num_seqs ({sequences}); set one of them"
 

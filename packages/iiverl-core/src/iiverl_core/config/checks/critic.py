@@ -2,8 +2,8 @@
 
 from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.roles import Role
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
-from iiverl_core.config.sections.section import BACKEND, FSDP
+from iiverl_core.config.sections.section import ADV_ESTIMATOR, BACKEND
+from iiverl_core.registry import BACKENDS, ESTIMATORS
 
 checks = Checks()
 
@@ -12,12 +12,13 @@ WARM_UP, STEPS = "trainer.critic_warmup", "trainer.total_training_steps"
 
 
 @checks.add("C401", "error", ENABLE, ADV_ESTIMATOR)
-def gae_has_a_critic(view: View) -> str | None:
-    """GAE is made of a critic's values."""
-    if view[ADV_ESTIMATOR] != "gae" or view[ENABLE] is not False:
+def estimator_has_a_critic(view: View) -> str | None:
+    """GAE, for one, is made of a critic's values."""
+    estimator = ESTIMATORS.get(view[ADV_ESTIMATOR])
+    if estimator is None or not estimator.needs_critic or view[ENABLE] is not False:
         return None
     default = "" if view.given(ADV_ESTIMATOR) else ", the default,"
-    return f"{ADV_ESTIMATOR}: gae{default} needs a critic's values; leave {ENABLE} out, or choose another estimator"
+    return f"{ADV_ESTIMATOR}: {estimator.name}{default} needs a critic's values; leave {ENABLE} out, or choose another estimator"
 
 
 @checks.add("C402", "warning", WARM_UP, STEPS, role="critic")
@@ -32,7 +33,7 @@ def actor_is_trained(view: View) -> str | None:
 def _check_strategy(role: Role, key: str) -> None:
     @checks.add("C403", "error", key, BACKEND, role=role)
     def one_backend(view: View) -> str | None:
-        if (view[key] in FSDP) == (view[BACKEND] in FSDP):
+        if BACKENDS[view[key]] is BACKENDS[view[BACKEND]]:
             return None
         return f"{view[key]} contradicts {BACKEND}: {view[BACKEND]}; leave this out, and it is the same"
 

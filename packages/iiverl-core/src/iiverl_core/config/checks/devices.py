@@ -1,19 +1,12 @@
 """Is there a backend, and do the devices add up?"""
 
-import importlib.metadata
-import importlib.util
-
 from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.model_facts import read_model_facts
 from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import BACKEND, ENGINE
-from iiverl_core.config.vllm_version import (
-    CPU_HEAD_SIZES,
-    built_for_cpu,
-    installed_version,
-    version_problem,
-)
+from iiverl_core.config.vllm_version import CPU_HEAD_SIZES, built_for_cpu
 from iiverl_core.installation import install_command
+from iiverl_core.registry import BACKENDS, ENGINES, TRACKERS
 
 checks = Checks()
 
@@ -21,29 +14,18 @@ RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_
 MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
 ROLLOUT_DEVICES = "trainer.rollout_devices"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-TRACKERS = ("wandb", "mlflow", "swanlab")
-BACKENDS = "iiverl.backends"
-"""The entry-point group in which packages offer training backends."""
-
-
-def missing_backend(backend: str) -> str | None:
-    """Say that no installed package offers a training backend, None where one does."""
-    if any(entry.name == backend for entry in importlib.metadata.entry_points(group=BACKENDS)):
-        return None
-    command = install_command(f"iiverl[{backend}]", workspace="make setup")
-    return f"the backend {backend} is not installed; install it with: {command}"
 
 
 @checks.add("C701", "here", BACKEND)
 def backend_is_installed(view: View) -> str | None:
     """The backend is there."""
-    return missing_backend(view.config.backend)
+    return BACKENDS[view.config.backend].missing()
 
 
 @checks.add("C702", "here", ENGINE)
 def engine_is_installed(view: View) -> str | None:
     """The rollout engine is there, and one of those that are supported."""
-    return version_problem(installed_version()) if view[ENGINE] == "vllm" else None
+    return ENGINES[view[ENGINE]].missing()
 
 
 @checks.add("C709", "here", MODEL, OVERRIDE, ENGINE)
@@ -64,9 +46,8 @@ def engine_computes_the_heads(view: View) -> str | None:
 @checks.add("C703", "here", "trainer.logger")
 def trackers_are_installed(view: View) -> str | None:
     """Every tracker's package is there."""
-    absent = [
-        name for name in view["trainer.logger"] if name in TRACKERS and not importlib.util.find_spec(name)
-    ]
+    trackers = [TRACKERS[name] for name in dict.fromkeys(view["trainer.logger"])]
+    absent = [tracker.package for tracker in trackers if tracker.package and tracker.missing()]
     if not absent:
         return None
     are = "is" if len(absent) == 1 else "are"
@@ -93,14 +74,14 @@ def _check_fsdp_size(role: Role, key: str) -> None:
     @checks.add("C706", "here", key, PER_NODE, NODES, role=role)
     def one_copy_over_all(view: View) -> str | None:
         size, devices = view[key], view.config.devices
-        if view.config.backend != "fsdp" or size in (-1, devices) or size < 1 or devices % size:
+        if view.config.splits_models or size in (-1, devices) or size < 1 or devices % size:
             return None
         return f"not in this version: copies of the model over {size} of {devices} devices; set it to -1"
 
     @checks.add("C707", "error", key, PER_NODE, NODES, role=role)
     def copies_divide_over_devices(view: View) -> str | None:
         size, devices = view[key], view.config.devices
-        if view.config.backend != "fsdp" or size == -1 or (size > 0 and devices % size == 0):
+        if view.config.splits_models or size == -1 or (size > 0 and devices % size == 0):
             return None
         return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into groups of {size}; -1 takes all"
 
@@ -114,7 +95,7 @@ def engines_divide_over_devices(view: View) -> str | None:
     """Each engine gets its share of the devices."""
     size, apart = view[TENSOR_PARALLEL], view[ROLLOUT_DEVICES]
     devices = view.config.devices if apart is None else apart
-    if view[ENGINE] != "vllm" or devices % size == 0:
+    if not ENGINES[view[ENGINE]].spans_devices or devices % size == 0:
         return None
     where = f"{NODES} × {PER_NODE}" if apart is None else ROLLOUT_DEVICES
     return f"{devices} devices ({where}) do not divide into engines of {size} ({TENSOR_PARALLEL})"

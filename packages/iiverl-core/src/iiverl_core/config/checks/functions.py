@@ -4,10 +4,8 @@ import ast
 from pathlib import Path
 
 from iiverl_core.config.checks.view import Checks, View, is_there, looked_up
-from iiverl_core.config.sections.actor import LOSS_MODE
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
 from iiverl_core.config.sections.custom_reward_function import REWARD_ARGUMENTS
-from iiverl_core.config.sections.section import is_own
+from iiverl_core.config.sections.section import ADV_ESTIMATOR, LOSS_MODE, is_own
 from iiverl_core.config.suggest import nearest
 from iiverl_core.python_files import static_signature, unaccepted
 

@@ -6,10 +6,11 @@ Of models, what is told is told as far as their `config.json` is at hand.
 from math import prod
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.model_facts import ModelFacts, family_problem, parts_problem, read_model_facts
+from iiverl_core.config.model_facts import ModelFacts, read_model_facts
 from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
+from iiverl_core.registry import BACKENDS, load_code
 
 checks = Checks()
 
@@ -30,9 +31,9 @@ def facts_of(view: View, role: Role) -> ModelFacts | None:
 
 
 def uses(view: View, role: Role) -> bool:
-    """Whether Megatron runs a model of this role."""
+    """Whether the run splits a model of this role."""
     needed = view.config.needs_reference if role == "reference" else view.uses(role)
-    return needed and view.config.backend == "megatron"
+    return needed and view.config.splits_models
 
 
 def own(view: View, role: Role, *names: str) -> bool:
@@ -49,7 +50,7 @@ def copies_divide_over_devices(view: View) -> str | None:
     names = (TENSOR, PIPELINE, CONTEXT)
     sizes, devices = {name: view[ACTOR[name]] for name in names}, view.config.devices
     copy = prod(sizes.values())
-    if view.config.backend != "megatron" or devices % copy == 0:
+    if not view.config.splits_models or devices % copy == 0:
         return None
     ways = []
     for name, size in sizes.items():
@@ -65,7 +66,7 @@ def copies_divide_over_devices(view: View) -> str | None:
 def experts_divide_over_devices(view: View) -> str | None:
     """The devices of a pipeline stage divide into groups that hold all of its experts."""
     size, stages, devices = view[ACTOR[EXPERT]], view[ACTOR[PIPELINE]], view.config.devices
-    if view.config.backend != "megatron" or devices % stages or devices // stages % size == 0:
+    if not view.config.splits_models or devices % stages or devices // stages % size == 0:
         return None
     stage = devices // stages
     near = nearest_sizes(size, stage, lambda n: stage % n == 0)
@@ -101,9 +102,11 @@ def _check_model(role: Role) -> None:
     @checks.add("C805", "error", path, role=role)
     def model_is_known(view: View) -> str | None:
         facts = facts_of(view, role)
-        if not uses(view, role) or facts is None or not facts.model_type or not own(view, role):
+        backend = BACKENDS[view.config.backend]
+        needed = view.config.needs_reference if role == "reference" else view.uses(role)
+        if not needed or backend.check_model is None or facts is None or not own(view, role):
             return None  # whoever builds the model tells
-        problem = family_problem(facts.model_type) or parts_problem(facts)
+        problem = load_code(backend.check_model, backend.name)(facts)
         return f"the {role} model '{view[path]}' {problem}" if problem else None
 
     if ROLE_KEYS[role].training:

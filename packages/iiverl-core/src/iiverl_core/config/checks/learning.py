@@ -2,8 +2,9 @@
 
 from iiverl_core.config.checks.view import Checks, View
 from iiverl_core.config.schema import keys
-from iiverl_core.config.sections.actor import LOSS_MODE
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR, CORRECTION
+from iiverl_core.config.sections.algorithm import CORRECTION
+from iiverl_core.config.sections.section import ADV_ESTIMATOR, LOSS_MODE
+from iiverl_core.registry import AGGREGATIONS, POLICY_LOSSES
 
 checks = Checks()
 
@@ -12,7 +13,6 @@ KL_LOSS = f"{ACTOR}.use_kl_loss"
 IN_REWARD = "algorithm.use_kl_in_reward"
 CONTROL = "algorithm.kl_ctrl"
 AGGREGATION = f"{ACTOR}.loss_agg_mode"
-BY_SEQUENCE = ("gspo", "sapo", "geo_mean")
 REJECTION = tuple(
     f"{CORRECTION}.{name}" for name in ("rollout_rs_threshold_lower", "rollout_rs_threshold", "rollout_rs")
 )
@@ -100,7 +100,7 @@ def reference_is_read(view: View) -> str | None:
 def scale_is_read(view: View) -> str | None:
     """Only one way of aggregating has a divisor."""
     actor = view.config.actor_rollout_ref.actor
-    if actor.loss_scale_factor is None or actor.loss_agg_mode == "seq-mean-token-sum-norm":
+    if actor.loss_scale_factor is None or "max_tokens_norm" in AGGREGATIONS[actor.loss_agg_mode].reads:
         return None
     return f"has no effect with {ACTOR}.loss_agg_mode: {actor.loss_agg_mode}"
 
@@ -108,18 +108,18 @@ def scale_is_read(view: View) -> str | None:
 @checks.add("C309", "warning", AGGREGATION, LOSS_MODE)
 def aggregation_is_read(view: View) -> str | None:
     """Some policy losses bring their own way of aggregating."""
-    if view[LOSS_MODE] not in BY_SEQUENCE or view[AGGREGATION] == "seq-mean-token-mean":
+    loss = POLICY_LOSSES.get(view[LOSS_MODE])
+    if loss is None or loss.loss_agg_mode in (None, view[AGGREGATION]) or not view.given(AGGREGATION):
         return None
-    if not view.given(AGGREGATION):
-        return None
-    return f"has no effect: {LOSS_MODE}: {view[LOSS_MODE]} is defined with seq-mean-token-mean"
+    return f"has no effect: {LOSS_MODE}: {loss.name} is defined with {loss.loss_agg_mode}"
 
 
 @checks.add("C310", "error", *COVARIANCES, LOSS_MODE)
 def covariances_are_a_range(view: View) -> str | None:
     """Clip-Cov has tokens to choose from."""
     low, high = (view[key] for key in COVARIANCES)
-    if view[LOSS_MODE] != "clip_cov" or low < high:
+    loss = POLICY_LOSSES.get(view[LOSS_MODE])
+    if loss is None or "clip_cov_lb" not in loss.reads or low < high:
         return None
     return f"there is no covariance above {COVARIANCES[0]} ({low}) and below {COVARIANCES[1]} ({high})"
 

@@ -3,6 +3,8 @@
 import os
 
 from iiverl_core.config.checks.view import Checks, View
+from iiverl_core.registry import REWARD_SOURCES
+from iiverl_core.registry.rewards import CHOOSER
 
 checks = Checks()
 
@@ -34,14 +36,23 @@ def token_is_there(view: View) -> str | None:
     return f"the environment variable {name} is not set; it holds the reward server's token"
 
 
-@checks.add("C503", "error", FUNCTION, "reward_api.enable")
-def one_scorer(view: View) -> str | None:
-    """Either a function or a server scores."""
-    if view[FUNCTION] is None or not view["reward_api.enable"]:
+@checks.add("C503", "error", FUNCTION, "reward_api.enable", CHOOSER)
+def one_source(view: View) -> str | None:
+    """One source scores, beside a reward model."""
+    names = [source.name for source in view.config.reward_sources if not source.needs_workers]
+    if len(names) < 2:
         return None
-    return (
-        "a function and a server (reward_api.enable) cannot both score the responses; leave one of them out"
-    )
+    return f"{' and '.join(names)} cannot both score the responses; leave one of them out"
+
+
+@checks.add("C508", "warning", CHOOSER)
+def manager_is_a_source(view: View) -> str | None:
+    """A reward manager of verl's does nothing; a reward source that a package offers does."""
+    if not view.given(CHOOSER) or any(source.key == CHOOSER for source in view.config.reward_sources):
+        return None
+    offered = [source.name for source in REWARD_SOURCES.external]
+    known = f"; installed packages offer {', '.join(offered)}" if offered else ""
+    return f"has no effect: the rules, custom_reward_function and reward_api score each response on its own{known}"
 
 
 @checks.add(
@@ -56,13 +67,13 @@ def function_is_read(view: View) -> str | None:
     return f"has no effect without {FUNCTION}"
 
 
-@checks.add("C505", "warning", MODEL, FUNCTION, "reward_api.enable")
+@checks.add("C505", "warning", MODEL, FUNCTION, "reward_api.enable", CHOOSER)
 def scores_add_up(view: View) -> str | None:
-    """A reward model stands beside a function or a server, not in its place."""
-    others = [key.partition(".")[0] for key in (FUNCTION, "reward_api.enable") if view[key]]
-    if not view[MODEL] or not others:
+    """A reward model stands beside another source, not in its place."""
+    other = view.config.reward_source
+    if not view[MODEL] or other is None:
         return None
-    return f"its score and that of {others[0]} are added; each is a component of the reward"
+    return f"its score and that of {other.name} are added; each is a component of the reward"
 
 
 @checks.add("C506", "error", f"{OVERLONG}.len", f"{OVERLONG}.enable", RESPONSE)

@@ -1,7 +1,8 @@
 """Do the responses to a prompt differ, in training and in validation, and are there enough to compare?"""
 
 from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR
+from iiverl_core.config.sections.section import ADV_ESTIMATOR
+from iiverl_core.registry import ESTIMATORS
 
 checks = Checks()
 
@@ -10,24 +11,27 @@ VAL = "actor_rollout_ref.rollout.val_kwargs"
 N = f"{ROLLOUT}.n"
 FILTER = "algorithm.filter_groups"
 GEN_BATCH, BATCH = "data.gen_batch_size", "data.train_batch_size"
-COMPARING = ("grpo", "rloo", "opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline")
 
 
 @checks.add("C201", "error", N, ADV_ESTIMATOR)
 def a_group_has_two(view: View) -> str | None:
     """Most estimators compare the responses to a prompt with each other."""
-    estimator = view[ADV_ESTIMATOR]
-    if estimator not in COMPARING or view[N] > 1:
+    estimator = ESTIMATORS.get(view[ADV_ESTIMATOR])
+    if estimator is None or view[N] >= estimator.min_group_size:
         return None
-    return f"{estimator} compares the responses to a prompt with each other; {N} has to be 2 or more"
+    return (
+        f"{estimator.name} compares the responses to a prompt with each other; {N} has to be "
+        f"{estimator.min_group_size} or more"
+    )
 
 
 @checks.add("C202", "error", f"{ROLLOUT}.do_sample", ADV_ESTIMATOR)
 def a_baseline_differs(view: View) -> str | None:
-    """ReMax compares a sampled response with the greedy one."""
-    if view[ADV_ESTIMATOR] != "remax" or view[f"{ROLLOUT}.do_sample"]:
+    """Some estimators compare a sampled response with the greedy one."""
+    estimator = ESTIMATORS.get(view[ADV_ESTIMATOR])
+    if estimator is None or not estimator.greedy_baseline or view[f"{ROLLOUT}.do_sample"]:
         return None
-    return f"remax compares each response with the greedy one; without {ROLLOUT}.do_sample: true, each is that one"
+    return f"{estimator.name} compares each response with the greedy one; without {ROLLOUT}.do_sample: true, each is that one"
 
 
 @checks.add("C203", "error", N, f"{FILTER}.enable")

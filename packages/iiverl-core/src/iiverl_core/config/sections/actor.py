@@ -1,50 +1,38 @@
 """The sections `actor_rollout_ref.actor` and `actor_rollout_ref.ref`: the policy that is trained, and what it is held to."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
 from pydantic import Field
 
+from iiverl_core.config.sections.choices import (
+    FSDP,
+    ONLY_FSDP,
+    KLKind,
+    LossAggMode,
+    LossMode,
+    Strategy,
+    only_losses,
+    only_megatron,
+)
 from iiverl_core.config.sections.optim import OptimConfig
 from iiverl_core.config.sections.parallel import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig
 from iiverl_core.config.sections.section import (
     BACKEND,
-    FSDP,
-    ONLY_FSDP,
     Count,
     Float,
-    KLKind,
     Names,
     NoEffect,
     Nonnegative,
     NotYet,
     OnlyWhen,
-    Own,
     Positive,
     Section,
     Share,
     follows,
-    only_megatron,
 )
 
-Strategy = Literal["fsdp", "fsdp2", "megatron"]
-LossAggMode = Literal[
-    "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
-]
-LossMode: TypeAlias = (
-    Literal["vanilla", "gspo", "cispo", "sapo", "geo_mean", "gpg", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl"]
-    | Own
-)
-LOSS_MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
 SAVED = ("model", "optimizer", "extra")
 ULYSSES = NotYet("sequence parallelism (Ulysses)", (1,))
-
-
-def only_loss(*names: str) -> OnlyWhen:
-    """Mark what only these policy losses read, and perhaps one of the user's own."""
-    return OnlyWhen(LOSS_MODE, names, own=True)
-
-
-CLIPPED = only_loss("vanilla", "gspo", "cispo", "geo_mean", "clip_cov", "dppo_tv", "dppo_kl")
 
 
 class PolicyLossConfig(Section):
@@ -52,15 +40,15 @@ class PolicyLossConfig(Section):
 
     loss_mode: LossMode = "vanilla"
     """The policy loss: by name (`vanilla` is PPO's, clipped), or a function of one's own, `path/to/file.py:name`."""
-    clip_cov_ratio: Annotated[Share, only_loss("clip_cov")] = 0.0002
+    clip_cov_ratio: Annotated[Share, only_losses("clip_cov_ratio")] = 0.0002
     """Share of a mini-batch's tokens that Clip-Cov leaves out of the gradient."""
-    clip_cov_lb: Annotated[Float, only_loss("clip_cov")] = 1.0
+    clip_cov_lb: Annotated[Float, only_losses("clip_cov_lb")] = 1.0
     """Covariance of log-prob and advantage from which Clip-Cov chooses tokens."""
-    clip_cov_ub: Annotated[Float, only_loss("clip_cov")] = 5.0
+    clip_cov_ub: Annotated[Float, only_losses("clip_cov_ub")] = 5.0
     """Covariance up to which Clip-Cov chooses tokens."""
-    kl_cov_ratio: Annotated[Share, only_loss("kl_cov")] = 0.0002
+    kl_cov_ratio: Annotated[Share, only_losses("kl_cov_ratio")] = 0.0002
     """Share of a mini-batch's tokens, those of highest covariance, that KL-Cov puts a KL penalty on."""
-    ppo_kl_coef: Annotated[Nonnegative, only_loss("kl_cov")] = 0.1
+    ppo_kl_coef: Annotated[Nonnegative, only_losses("ppo_kl_coef")] = 0.1
     """Weight of that KL penalty."""
 
 
@@ -90,17 +78,21 @@ class ActorConfig(Section):
         Positive | None, OnlyWhen(BACKEND, FSDP, "actor_rollout_ref.actor.optim.clip_grad")
     ] = 1.0
     """Norm to which gradients are clipped; null for no clipping."""
-    clip_ratio: Annotated[Share, CLIPPED] = 0.2
+    clip_ratio: Annotated[Share, only_losses("clip_low")] = 0.2
     """How far the probability ratio may move before PPO's loss stops following it."""
-    clip_ratio_low: Annotated[Nonnegative, CLIPPED] = follows("actor_rollout_ref.actor.clip_ratio")
+    clip_ratio_low: Annotated[Nonnegative, only_losses("clip_low")] = follows(
+        "actor_rollout_ref.actor.clip_ratio"
+    )
     """The same downwards; the ratio is clipped at 1 - clip_ratio_low."""
-    clip_ratio_high: Annotated[Nonnegative, CLIPPED] = follows("actor_rollout_ref.actor.clip_ratio")
+    clip_ratio_high: Annotated[Nonnegative, only_losses("clip_high")] = follows(
+        "actor_rollout_ref.actor.clip_ratio"
+    )
     """The same upwards; the ratio is clipped at 1 + clip_ratio_high."""
-    clip_ratio_c: Annotated[Float, Field(gt=1), only_loss("vanilla", "dppo_tv", "dppo_kl")] = 3.0
+    clip_ratio_c: Annotated[Float, Field(gt=1), only_losses("clip_dual")] = 3.0
     """Dual clip: bound of the loss where the advantage is negative, in multiples of it; DPPO's cap of the ratio."""
-    tau_pos: Annotated[Positive, only_loss("sapo")] = 1.0
+    tau_pos: Annotated[Positive, only_losses("tau_pos")] = 1.0
     """SAPO's temperature where the advantage is positive; a higher one closes its soft gate faster."""
-    tau_neg: Annotated[Positive, only_loss("sapo")] = 1.05
+    tau_neg: Annotated[Positive, only_losses("tau_neg")] = 1.05
     """The same where the advantage is negative."""
     tis_imp_ratio_cap: Float = -1.0
     """Cap of the importance weights in earlier verl; `algorithm.rollout_correction` has them here. -1 for none."""

@@ -1,35 +1,17 @@
 """The section `algorithm`: from rewards to advantages."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
+from iiverl_core.config.sections.choices import AdvEstimator, KLKind, only_estimators
 from iiverl_core.config.sections.section import (
     Count,
-    KLKind,
     Natural,
     Nonnegative,
     OnlyWhen,
-    Own,
     Positive,
     Section,
     Share,
 )
-
-AdvEstimator: TypeAlias = (
-    Literal[
-        "gae",
-        "grpo",
-        "reinforce_plus_plus",
-        "reinforce_plus_plus_baseline",
-        "remax",
-        "rloo",
-        "opo",
-        "gpg",
-        "grpo_passk",
-    ]
-    | Own
-)
-ADV_ESTIMATOR = "algorithm.adv_estimator"
-WITH_CRITIC = OnlyWhen(ADV_ESTIMATOR, ("gae",), otherwise=OnlyWhen("critic.enable", (True,)))
 
 CORRECTION = "algorithm.rollout_correction"
 FILTERED = OnlyWhen("algorithm.filter_groups.enable", (True,))
@@ -89,13 +71,13 @@ class RolloutCorrectionConfig(Section):
 class AlgorithmConfig(Section):
     """From rewards to advantages."""
 
-    gamma: Annotated[Share, OnlyWhen(ADV_ESTIMATOR, ("gae", "reinforce_plus_plus"), own=True)] = 1.0
+    gamma: Annotated[Share, only_estimators("gamma")] = 1.0
     """Discount of later rewards."""
-    lam: Annotated[Share, OnlyWhen(ADV_ESTIMATOR, ("gae",), own=True)] = 1.0
+    lam: Annotated[Share, only_estimators("lam")] = 1.0
     """GAE's λ: 0 trusts the critic, 1 the rewards."""
     adv_estimator: AdvEstimator = "gae"
     """How advantages are estimated: by name, or by a function of one's own, `path/to/file.py:name`."""
-    norm_adv_by_std_in_grpo: Annotated[bool, OnlyWhen(ADV_ESTIMATOR, ("grpo", "grpo_passk"), own=True)] = True
+    norm_adv_by_std_in_grpo: Annotated[bool, only_estimators("norm_by_std")] = True
     """Divide a group's advantages by their standard deviation; false is Dr. GRPO."""
     use_kl_in_reward: bool | None = None
     """Take the KL divergence from the reward; null does it unless `actor_rollout_ref.actor.use_kl_loss`."""

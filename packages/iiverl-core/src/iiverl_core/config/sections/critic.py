@@ -2,15 +2,14 @@
 
 from typing import Annotated
 
-from iiverl_core.config.sections.actor import ULYSSES, Strategy
+from iiverl_core.config.sections.actor import ULYSSES
 from iiverl_core.config.sections.algorithm import KLControlConfig
+from iiverl_core.config.sections.choices import FSDP, ONLY_FSDP, Strategy, only_megatron
 from iiverl_core.config.sections.model import ModelConfig
 from iiverl_core.config.sections.optim import OptimConfig
 from iiverl_core.config.sections.parallel import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig
 from iiverl_core.config.sections.section import (
     BACKEND,
-    FSDP,
-    ONLY_FSDP,
     Count,
     NoEffect,
     Nonnegative,
@@ -19,7 +18,6 @@ from iiverl_core.config.sections.section import (
     Positive,
     Section,
     follows,
-    only_megatron,
 )
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from iiverl_core.config.sections.choices import only_megatron
 from iiverl_core.config.sections.section import (
     Float,
     Int,
@@ -11,7 +12,6 @@ from iiverl_core.config.sections.section import (
     Positive,
     Section,
     Share,
-    only_megatron,
 )
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from iiverl_core.config.sections.actor import ULYSSES, Strategy
+from iiverl_core.config.sections.actor import ULYSSES
+from iiverl_core.config.sections.choices import ONLY_FSDP, Strategy, only_megatron
 from iiverl_core.config.sections.model import ModelConfig
 from iiverl_core.config.sections.parallel import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig
 from iiverl_core.config.sections.section import (
-    ONLY_FSDP,
     Count,
     Natural,
     NoEffect,
@@ -15,7 +15,6 @@ from iiverl_core.config.sections.section import (
     Path,
     Section,
     follows,
-    only_megatron,
 )
 
 WHEN_ENABLED = OnlyWhen("reward_model.enable", (True,))
@@ -75,10 +74,8 @@ class RewardModelConfig(Section):
         "critic.forward_max_token_len_per_gpu"
     )
     """Tokens in a micro-batch at most, where it is filled to a budget."""
-    reward_manager: Annotated[
-        str, NoEffect("the rules, custom_reward_function and reward_api score each response on its own")
-    ] = "naive"
-    """How the rewards of a batch are gathered."""
+    reward_manager: str = "naive"
+    """Source of rewards that an installed package offers under this name; the names of verl's managers do nothing."""
     overlong_buffer: OverlongBufferConfig = OverlongBufferConfig()
     megatron: Annotated[MegatronConfig, WHEN_ENABLED, only_megatron()] = MegatronConfig()
     load_weight: Annotated[bool, WHEN_ENABLED, RANDOM_WEIGHTS, only_megatron()] = True

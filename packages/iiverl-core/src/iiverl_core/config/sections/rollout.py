@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from iiverl_core.config.sections.choices import EngineName, only_engines
 from iiverl_core.config.sections.section import (
-    ONLY_HF,
-    ONLY_VLLM,
     Count,
     Dtype,
     Float,
@@ -50,14 +49,14 @@ class LayerNameMapConfig(Section):
 class EngineKwargs(Section):
     """Arguments that are passed on to the engine as they are."""
 
-    vllm: Annotated[dict[str, Any], ONLY_VLLM] = Field(default={})
+    vllm: Annotated[dict[str, Any], only_engines("engine_kwargs.vllm")] = Field(default={})
     """Arguments of `vllm.LLM` that have no key of their own."""
 
 
 class RolloutConfig(Section):
     """The rollout engine: sampling, memory, and the batches in which log-probs are computed."""
 
-    name: Literal["vllm", "hf"] = "vllm"
+    name: EngineName = "vllm"
     """Engine that generates: `vllm`, or `hf` (transformers, on any device)."""
     mode: Annotated[Literal["sync", "async"], NoEffect("the engine decides")] = "sync"
     """Whether the engine is called for a batch or a request at a time."""
@@ -83,29 +82,29 @@ class RolloutConfig(Section):
     """Go on to the full length after an end-of-sentence token."""
     dtype: Dtype = "bfloat16"
     """Dtype of the engine's weights."""
-    micro_batch_size: Annotated[Count | None, ONLY_HF] = None
+    micro_batch_size: Annotated[Count | None, only_engines("micro_batch_size")] = None
     """Prompts that `hf` generates for at a time; null for as many as `max_num_seqs` allows."""
     max_num_seqs: Count = 1024
     """Sequences that the engine generates at a time; by default at most `max_num_batched_tokens` with vLLM."""
-    gpu_memory_utilization: Annotated[Float, Field(gt=0, le=1), ONLY_VLLM] = 0.5
+    gpu_memory_utilization: Annotated[Float, Field(gt=0, le=1), only_engines("gpu_memory_utilization")] = 0.5
     """Share of a device's memory that the engine may use."""
-    enforce_eager: Annotated[bool, ONLY_VLLM] = True
+    enforce_eager: Annotated[bool, only_engines("enforce_eager")] = True
     """Run without CUDA graphs."""
-    free_cache_engine: Annotated[bool, ONLY_VLLM] = True
+    free_cache_engine: Annotated[bool, only_engines("free_cache_engine")] = True
     """Give the key-value cache's memory back after generating."""
-    load_format: Annotated[str, ONLY_VLLM] = "dummy_dtensor"
+    load_format: Annotated[str, only_engines("load_format")] = "dummy_dtensor"
     """Where the engine's first weights come from; it always gets the trained ones before it generates."""
-    tensor_model_parallel_size: Annotated[Count, ONLY_VLLM] = 2
+    tensor_model_parallel_size: Annotated[Count, only_engines("tensor_model_parallel_size")] = 2
     """Tensor-parallel size per engine. Default 2, or 1 if the devices per node are odd or the model does not divide."""
-    max_num_batched_tokens: Annotated[Count, ONLY_VLLM] = 8192
+    max_num_batched_tokens: Annotated[Count, only_engines("max_num_batched_tokens")] = 8192
     """Tokens that the engine computes at a time; by default at least `max_num_seqs` and, without chunked prefill, a whole sequence."""
-    max_model_len: Annotated[Count | None, ONLY_VLLM] = None
+    max_model_len: Annotated[Count | None, only_engines("max_model_len")] = None
     """Tokens in a sequence at most; null for prompt and response together."""
-    disable_log_stats: Annotated[bool, ONLY_VLLM] = True
+    disable_log_stats: Annotated[bool, only_engines("disable_log_stats")] = True
     """Leave out the engine's own statistics."""
-    enable_chunked_prefill: Annotated[bool, ONLY_VLLM] = True
+    enable_chunked_prefill: Annotated[bool, only_engines("enable_chunked_prefill")] = True
     """Compute long prompts in pieces between the decoding of others."""
-    verify_weights: Annotated[bool, ONLY_VLLM] = False
+    verify_weights: Annotated[bool, only_engines("verify_weights")] = False
     """Compare a checksum of each weight in the engine with the trainer's after every update; the first is compared always."""
     update_weights_bucket_megabytes: Count = 512
     """Weights that are handed to the engine together, in MiB: the extra memory that an update needs."""

@@ -59,41 +59,12 @@ Paths: TypeAlias = Annotated[tuple[Path, ...], Field(min_length=1), BeforeValida
 """A list of paths; a single one is a list of one."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """Say, in an error message, what a string has to look like."""
-
-    words: str
-
-
-Own: TypeAlias = Annotated[
-    str, Field(pattern=r"^.*\.py:\w+$"), Form("path/to/file.py:name"), AfterValidator(os.path.expanduser)
-]
-"""A function of the user's own: a Python file and a name in it."""
-
-
 def is_own(value: Any) -> bool:
     """Whether a value, where it can be, names a function of the user's own."""
     return isinstance(value, str) and ".py:" in value
 
 
 Dtype: TypeAlias = Literal["fp32", "float32", "bf16", "bfloat16", "fp16", "float16"]
-KLKind: TypeAlias = Literal[
-    "kl",
-    "k1",
-    "abs",
-    "mse",
-    "k2",
-    "low_var_kl",
-    "k3",
-    "kl+",
-    "k1+",
-    "abs+",
-    "mse+",
-    "k2+",
-    "low_var_kl+",
-    "k3+",
-]
 
 
 @dataclass(frozen=True)
@@ -132,14 +103,7 @@ class OnlyWhen:
     otherwise: "OnlyWhen | None" = None
 
 
+ADV_ESTIMATOR = "algorithm.adv_estimator"
+LOSS_MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
 BACKEND = "actor_rollout_ref.actor.strategy"
 ENGINE = "actor_rollout_ref.rollout.name"
-FSDP = ("fsdp", "fsdp2")
-ONLY_FSDP = OnlyWhen(BACKEND, FSDP)
-ONLY_VLLM = OnlyWhen(ENGINE, ("vllm",))
-ONLY_HF = OnlyWhen(ENGINE, ("hf",))
-
-
-def only_megatron(instead: str | None = None) -> OnlyWhen:
-    """Mark what only the Megatron backend reads."""
-    return OnlyWhen(BACKEND, ("megatron",), instead)

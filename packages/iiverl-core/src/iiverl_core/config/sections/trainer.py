@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from iiverl_core.config.sections.algorithm import WITH_CRITIC
+from iiverl_core.config.sections.choices import WITH_CRITIC, Logger
 from iiverl_core.config.sections.section import (
     Count,
     Int,
@@ -17,7 +17,6 @@ from iiverl_core.config.sections.section import (
     one_or_more,
 )
 
-Logger = Literal["console", "tensorboard", "jsonl", "wandb", "mlflow", "swanlab"]
 Frequency = Annotated[Int, Field(ge=-1)]
 CHECKPOINTS = NotYet("checkpoints", (None,), blocks=False)
 

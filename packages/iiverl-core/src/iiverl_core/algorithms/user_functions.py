@@ -1,55 +1,64 @@
-"""Finding an algorithm by what the YAML file calls it: a built-in name, or a user's own in a file.
+"""Finding an algorithm by what the YAML file calls it: a name of the registry, or a user's own in a file.
 
 An own one is named `path/to/file.py:name`. It is a function like the built-in ones,
 
     def centred(batch, settings): …              an estimator: (advantages_T, returns_T), both (T,)
     def reinforce(batch, settings): …            a policy loss: losses_T (T,), and metrics by name, (T,) each
 
-or, where the algorithm asks more of a step than that, an object: `Estimator(centred, smallest_group=2)`,
-`PolicyLoss(reinforce, choose=…)`. `docs/functions.md` explains the arguments, with an example of each.
+or, where the algorithm asks more of a step than that, an object: `Estimator(centred, min_group_size=2)`,
+`PolicyLoss(reinforce, select_tokens=…)`. `docs/functions.md` explains the arguments, with an example of each.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from iiverl_core.algorithms.advantages import ADVANTAGES, Estimator
-from iiverl_core.algorithms.aggregation import AGGREGATIONS
-from iiverl_core.algorithms.policy_losses import POLICY_LOSSES, PolicyLoss
+from iiverl_core.algorithms.advantages import Estimator
+from iiverl_core.algorithms.policy_losses import PolicyLoss
 from iiverl_core.algorithms.returns import checked_estimator, checked_policy_loss
-from iiverl_core.config.sections.actor import LOSS_MODE as POLICY_LOSS_KEY
-from iiverl_core.config.sections.algorithm import ADV_ESTIMATOR as ESTIMATOR_KEY
+from iiverl_core.config.sections.section import ADV_ESTIMATOR as ESTIMATOR_KEY
+from iiverl_core.config.sections.section import LOSS_MODE as POLICY_LOSS_KEY
 from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import find_callable, load_file, split_place
+from iiverl_core.registry import AGGREGATIONS, ESTIMATORS, POLICY_LOSSES
+
+USER_FUNCTION = ", and your own as path/to/file.py:name"
 
 Algorithm = TypeVar("Algorithm", Estimator, PolicyLoss)
 
 
 def find_estimator(name: str) -> Estimator:
-    """Find an advantage estimator: a built-in one, or the user's at `path/to/file.py:name`.
+    """Find an advantage estimator: one of the registry, or the user's at `path/to/file.py:name`.
 
     Raises:
         ConfigError: there is none of this name, the user's file cannot be loaded, or what it holds there is neither an
             `Estimator` nor a function of a batch and settings.
     """
-    estimator = _find(name, ADVANTAGES, Estimator, ESTIMATOR_KEY, "advantage estimator")
-    if estimator.smallest_group < 1:
+    if split_place(name) is None:
+        info = ESTIMATORS.find(name, ESTIMATOR_KEY, also=USER_FUNCTION)
+        estimator = Estimator(info.load(), info.min_group_size, info.greedy_baseline)
+    else:
+        estimator = _from_file(name, Estimator, ESTIMATOR_KEY, ESTIMATORS.label)
+    if estimator.min_group_size < 1:
         raise ConfigError(
-            f"{ESTIMATOR_KEY}: {name} has smallest_group {estimator.smallest_group}; it is at least 1"
+            f"{ESTIMATOR_KEY}: {name} has min_group_size {estimator.min_group_size}; it is at least 1"
         )
     return estimator
 
 
 def find_policy_loss(name: str) -> PolicyLoss:
-    """Find a policy loss: a built-in one, or the user's at `path/to/file.py:name`.
+    """Find a policy loss: one of the registry, or the user's at `path/to/file.py:name`.
 
     Raises:
         ConfigError: there is none of this name, the user's file cannot be loaded, or what it holds there is neither a
             `PolicyLoss` nor a function of a batch and settings.
     """
-    loss = _find(name, POLICY_LOSSES, PolicyLoss, POLICY_LOSS_KEY, "policy loss")
-    if loss.loss_agg_mode not in (None, *AGGREGATIONS):
+    if split_place(name) is None:
+        info = POLICY_LOSSES.find(name, POLICY_LOSS_KEY, also=USER_FUNCTION)
+        loss = PolicyLoss(info.load(), info.load_select_tokens(), info.loss_agg_mode)
+    else:
+        loss = _from_file(name, PolicyLoss, POLICY_LOSS_KEY, POLICY_LOSSES.label)
+    if loss.loss_agg_mode is not None and loss.loss_agg_mode not in AGGREGATIONS:
         raise ConfigError(
             f"{POLICY_LOSS_KEY}: {name} has loss_agg_mode {loss.loss_agg_mode!r}; it is one of "
             f"{', '.join(AGGREGATIONS)}, or None for the configuration's"
@@ -57,19 +66,9 @@ def find_policy_loss(name: str) -> PolicyLoss:
     return loss
 
 
-def _find(
-    name: str, built_in: Mapping[str, Algorithm], kind: type[Algorithm], key: str, what: str
-) -> Algorithm:
-    if name in built_in:
-        return built_in[name]
-    place = split_place(name)
-    if place is None:
-        near = get_close_matches(name, built_in, n=1)
-        raise ConfigError(
-            f"{key}: there is no {what} {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
-            f"There are {', '.join(built_in)}, and your own as path/to/file.py:name."
-        )
-    file, in_file = place
+def _from_file(name: str, kind: type[Algorithm], key: str, what: str) -> Algorithm:
+    """Load an algorithm from the user's file that `name` names."""
+    file, in_file = split_place(name) or ("", "")
     path, module = load_file(file, key)
     if not in_file:
         raise ConfigError(
@@ -80,8 +79,8 @@ def _find(
     algorithm = _as(kind, found, where)
     if isinstance(algorithm, Estimator):
         return checked_estimator(algorithm, where, path)
-    if algorithm.choose is not None:
-        _check_arguments(algorithm.choose, f"{key}: choose of {name}")
+    if algorithm.select_tokens is not None:
+        _check_arguments(algorithm.select_tokens, f"{key}: select_tokens of {name}")
     return checked_policy_loss(algorithm, where, path)
 
 

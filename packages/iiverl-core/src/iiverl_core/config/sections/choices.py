@@ -1,0 +1,106 @@
+"""Types of keys that hold a name from a registry, and marks of keys that only some of the named things read."""
+
+import os.path
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from iiverl_core.config.sections.section import ADV_ESTIMATOR, BACKEND, ENGINE, LOSS_MODE, OnlyWhen
+from iiverl_core.registry import (
+    AGGREGATIONS,
+    BACKENDS,
+    ENGINES,
+    ESTIMATORS,
+    KL_KINDS,
+    POLICY_LOSSES,
+    TRACKERS,
+    AlgorithmInfo,
+    Registry,
+)
+from iiverl_core.registry.algorithms import UNBIASED
+
+USER_FUNCTION = "path/to/file.py:name"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Restrict a string to the names of a registry.
+
+    With `suffix`, each name may have that behind it. With `user_function`, a Python file and a name in it will do too.
+    """
+
+    registry: Registry[Any]
+    suffix: str = ""
+    user_function: bool = False
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The names, in the order of the registry."""
+        names = self.registry.words
+        return (*names, *(f"{name}{self.suffix}" for name in names)) if self.suffix else names
+
+    @property
+    def alternatives(self) -> list[str]:
+        """The names, and how a user's function is written if one will do."""
+        return [*self.words, *([USER_FUNCTION] if self.user_function else [])]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate a string, then this choice."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: str) -> str:
+        if value in self.words:
+            return value
+        if self.user_function and re.fullmatch(r".*\.py:\w+", value, re.DOTALL):
+            return os.path.expanduser(value)  # noqa: PTH111  (keeps the rest as it is written)
+        raise PydanticCustomError("one_of", "this is none of the names")
+
+
+AdvEstimator: TypeAlias = Annotated[str, OneOf(ESTIMATORS, user_function=True)]
+LossMode: TypeAlias = Annotated[str, OneOf(POLICY_LOSSES, user_function=True)]
+LossAggMode: TypeAlias = Annotated[str, OneOf(AGGREGATIONS)]
+KLKind: TypeAlias = Annotated[str, OneOf(KL_KINDS, suffix=UNBIASED)]
+Strategy: TypeAlias = Annotated[str, OneOf(BACKENDS)]
+EngineName: TypeAlias = Annotated[str, OneOf(ENGINES)]
+Logger: TypeAlias = Annotated[str, OneOf(TRACKERS)]
+
+
+def only_estimators(setting: str) -> OnlyWhen:
+    """Mark the key of a setting that only some advantage estimators read, and perhaps a user's function."""
+    return OnlyWhen(ADV_ESTIMATOR, _reading(ESTIMATORS, setting), own=True)
+
+
+def only_losses(setting: str) -> OnlyWhen:
+    """Mark the key of a setting that only some policy losses read, and perhaps a user's function."""
+    return OnlyWhen(LOSS_MODE, _reading(POLICY_LOSSES, setting), own=True)
+
+
+def only_engines(key: str) -> OnlyWhen:
+    """Mark a key of `actor_rollout_ref.rollout` that only some engines read."""
+    return OnlyWhen(ENGINE, tuple(name for name, engine in ENGINES.items() if key in engine.reads))
+
+
+def only_megatron(instead: str | None = None) -> OnlyWhen:
+    """Mark a key that only backends read that split models, as Megatron does."""
+    return OnlyWhen(BACKEND, _strategies(split=True), instead)
+
+
+def _reading(registry: Mapping[str, AlgorithmInfo], setting: str) -> tuple[str, ...]:
+    return tuple(name for name, info in registry.items() if setting in info.reads)
+
+
+def _strategies(*, split: bool) -> tuple[str, ...]:
+    return tuple(word for word in BACKENDS.words if BACKENDS[word].splits_models == split)
+
+
+FSDP = _strategies(split=False)
+ONLY_FSDP = OnlyWhen(BACKEND, FSDP)
+WITH_CRITIC = OnlyWhen(
+    ADV_ESTIMATOR,
+    tuple(name for name, estimator in ESTIMATORS.items() if estimator.needs_critic),
+    otherwise=OnlyWhen("critic.enable", (True,)),
+)

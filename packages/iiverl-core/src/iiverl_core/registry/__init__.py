@@ -1,0 +1,61 @@
+"""What a run can name: algorithms, engines, backends, reward sources, metrics and trackers, without importing any of them.
+
+One module per kind, with the dataclass of its infos and the table of the built-in ones. Imports no torch and reads no
+configuration: `config/` derives its choices and checks from these tables.
+"""
+
+from iiverl_core.registry.algorithms import (
+    AGGREGATIONS,
+    ESTIMATORS,
+    KL_KINDS,
+    POLICY_LOSSES,
+    AggregationInfo,
+    AlgorithmInfo,
+    EstimatorInfo,
+    KLInfo,
+    PolicyLossInfo,
+)
+from iiverl_core.registry.backends import BACKENDS, BackendInfo
+from iiverl_core.registry.engines import ENGINES, EngineInfo
+from iiverl_core.registry.metrics import METRICS, Metric
+from iiverl_core.registry.registry import Info, Registry, load_code
+from iiverl_core.registry.rewards import REWARD_SOURCES, RewardSource
+from iiverl_core.registry.trackers import TRACKERS, TrackerInfo
+
+REGISTRIES = (
+    ESTIMATORS,
+    POLICY_LOSSES,
+    AGGREGATIONS,
+    KL_KINDS,
+    ENGINES,
+    BACKENDS,
+    REWARD_SOURCES,
+    METRICS,
+    TRACKERS,
+)
+
+__all__ = [
+    "AGGREGATIONS",
+    "BACKENDS",
+    "ENGINES",
+    "ESTIMATORS",
+    "KL_KINDS",
+    "METRICS",
+    "POLICY_LOSSES",
+    "REGISTRIES",
+    "REWARD_SOURCES",
+    "TRACKERS",
+    "AggregationInfo",
+    "AlgorithmInfo",
+    "BackendInfo",
+    "EngineInfo",
+    "EstimatorInfo",
+    "Info",
+    "KLInfo",
+    "Metric",
+    "PolicyLossInfo",
+    "Registry",
+    "RewardSource",
+    "TrackerInfo",
+    "load_code",
+]

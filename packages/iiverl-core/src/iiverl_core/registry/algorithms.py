@@ -1,0 +1,298 @@
+"""The algorithms: advantage estimators, policy losses, aggregations and KL kinds.
+
+Packages add theirs under the entry-point group `iiverl.algorithms`; the class of an info says which kind it is.
+"""
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iiverl_core.registry.registry import Info, Registry, load_code
+
+GROUP = "iiverl.algorithms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmInfo(Info):
+    """An algorithm. `reads` names the settings that it reads, so that a setting without effect can be reported."""
+
+    reads: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> Path:
+        """The file of its code, found without importing it.
+
+        Raises:
+            ModuleNotFoundError: there is no such module.
+        """
+        package, _, rest = self.code.partition(":")[0].partition(".")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"there is no module {package}", name=package)
+        origin = Path(spec.origin)
+        path = origin.parent.joinpath(*rest.split(".")) if rest else origin.with_suffix("")
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+    @property
+    def documentation(self) -> str:
+        """The docstring of its module: formula, paper, edge cases. Read from the file, since importing takes seconds."""
+        return ast.get_docstring(ast.parse(self.file.read_text(encoding="utf-8"))) or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorInfo(AlgorithmInfo):
+    """An advantage estimator: `code` is a function of an `AdvantageBatch` and `AdvantageSettings`.
+
+    Groups with fewer than `min_group_size` scored responses are left out of the step. With `needs_critic`, a critic
+    is trained and the batch has its values. With `greedy_baseline`, each prompt gets one more response, sampled
+    greedily, whose score is the group's baseline.
+    """
+
+    min_group_size: int = 1
+    needs_critic: bool = False
+    greedy_baseline: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossInfo(AlgorithmInfo):
+    """A policy loss: `code` is a function of a `PolicyBatch` and `PolicyLossSettings`.
+
+    `select_tokens` is the code of the function that picks tokens of the whole mini-batch, if the loss needs one.
+    `loss_agg_mode`, if given, is part of the algorithm and replaces the configuration's.
+    """
+
+    select_tokens: str | None = None
+    loss_agg_mode: str | None = None
+
+    def load_select_tokens(self) -> Any:
+        """Import the function that picks tokens; None if there is none."""
+        return None if self.select_tokens is None else load_code(self.select_tokens, self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregationInfo(AlgorithmInfo):
+    """A way from token losses to the loss of a batch: `code` is a function of lengths and `max_tokens_norm`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLInfo(AlgorithmInfo):
+    """An estimator of the KL divergence: `code` is a function of x_T, log π(token) - log π_ref(token)."""
+
+
+UNBIASED = "+"
+"""Behind the name of a KL kind: keeps the value and takes the gradient of `k2`."""
+
+_ADVANTAGES = "iiverl_core.algorithms.advantages"
+_LOSSES = "iiverl_core.algorithms.policy_losses"
+
+ESTIMATORS = Registry(
+    "advantage estimator",
+    GROUP,
+    EstimatorInfo,
+    (
+        EstimatorInfo(
+            name="gae",
+            summary="GAE: how much better a token did than the critic had expected, looked at over all horizons",
+            code=f"{_ADVANTAGES}.gae:gae",
+            reads=("gamma", "lam"),
+            needs_critic=True,
+        ),
+        EstimatorInfo(
+            name="grpo",
+            summary="GRPO: a response is as good as it is better than the other responses to the same prompt",
+            code=f"{_ADVANTAGES}.grpo:grpo",
+            reads=("norm_by_std",),
+            min_group_size=2,
+        ),
+        EstimatorInfo(
+            name="reinforce_plus_plus",
+            summary="REINFORCE++: the rewards still to come, whitened over the whole step instead of compared within a group",
+            code=f"{_ADVANTAGES}.reinforce_plus_plus:reinforce_plus_plus",
+            reads=("gamma",),
+        ),
+        EstimatorInfo(
+            name="reinforce_plus_plus_baseline",
+            summary="REINFORCE++-baseline: the difference from the group's mean, whitened over the whole step",
+            code=f"{_ADVANTAGES}.reinforce_plus_plus_baseline:reinforce_plus_plus_baseline",
+            min_group_size=2,
+        ),
+        EstimatorInfo(
+            name="remax",
+            summary="ReMax: a response is compared with what the policy says greedily to the same prompt",
+            code=f"{_ADVANTAGES}.remax:remax",
+            greedy_baseline=True,
+        ),
+        EstimatorInfo(
+            name="rloo",
+            summary="RLOO: a response is compared with the mean of the other responses to the same prompt",
+            code=f"{_ADVANTAGES}.rloo:rloo",
+            min_group_size=2,
+        ),
+        EstimatorInfo(
+            name="opo",
+            summary="OPO: a response is compared with the mean of its prompt's responses, where a long one weighs more",
+            code=f"{_ADVANTAGES}.opo:opo",
+            min_group_size=2,
+        ),
+        EstimatorInfo(
+            name="gpg",
+            summary="GPG: the difference from the group's mean, scaled up for the groups that teach nothing",
+            code=f"{_ADVANTAGES}.gpg:gpg",
+            min_group_size=2,
+        ),
+        EstimatorInfo(
+            name="grpo_passk",
+            summary="Pass@k: only the best response to a prompt counts, by how far it surpasses the second best",
+            code=f"{_ADVANTAGES}.grpo_passk:grpo_passk",
+            reads=("norm_by_std",),
+            min_group_size=2,
+        ),
+    ),
+    siblings=AlgorithmInfo,
+)
+
+POLICY_LOSSES = Registry(
+    "policy loss",
+    GROUP,
+    PolicyLossInfo,
+    (
+        PolicyLossInfo(
+            name="vanilla",
+            summary="PPO's clipped loss, with dual clip and clip-higher",
+            code=f"{_LOSSES}.vanilla:vanilla",
+            reads=("clip_low", "clip_high", "clip_dual"),
+        ),
+        PolicyLossInfo(
+            name="gspo",
+            summary="GSPO: PPO's clipped loss with one ratio for a whole response",
+            code=f"{_LOSSES}.gspo:gspo",
+            reads=("clip_low", "clip_high"),
+            loss_agg_mode="seq-mean-token-mean",
+        ),
+        PolicyLossInfo(
+            name="cispo",
+            summary="CISPO: REINFORCE weighted with a clipped ratio, so that no token loses its gradient",
+            code=f"{_LOSSES}.cispo:cispo",
+            reads=("clip_low", "clip_high"),
+        ),
+        PolicyLossInfo(
+            name="sapo",
+            summary="SAPO: a smooth gate on the ratio where PPO clips",
+            code=f"{_LOSSES}.sapo:sapo",
+            reads=("tau_pos", "tau_neg"),
+            loss_agg_mode="seq-mean-token-mean",
+        ),
+        PolicyLossInfo(
+            name="geo_mean",
+            summary="GMPO: one ratio for a whole response, the geometric mean of its tokens' clipped ratios",
+            code=f"{_LOSSES}.geo_mean:geo_mean",
+            reads=("clip_low", "clip_high"),
+            loss_agg_mode="seq-mean-token-mean",
+        ),
+        PolicyLossInfo(
+            name="gpg",
+            summary="GPG: the plain policy gradient, without ratio and without clipping",
+            code=f"{_LOSSES}.gpg:gpg",
+        ),
+        PolicyLossInfo(
+            name="clip_cov",
+            summary="Clip-Cov: PPO's clipped loss without the gradient of a few tokens that would lower the entropy most",
+            code=f"{_LOSSES}.clip_cov:clip_cov",
+            reads=("clip_low", "clip_high", "clip_cov_ratio", "clip_cov_lb", "clip_cov_ub"),
+            select_tokens=f"{_LOSSES}.clip_cov:select_at_random",
+        ),
+        PolicyLossInfo(
+            name="kl_cov",
+            summary="KL-Cov: the policy gradient with a KL penalty on the few tokens that would lower the entropy most",
+            code=f"{_LOSSES}.kl_cov:kl_cov",
+            reads=("kl_cov_ratio", "ppo_kl_coef"),
+            select_tokens=f"{_LOSSES}.kl_cov:select_largest",
+        ),
+        PolicyLossInfo(
+            name="dppo_tv",
+            summary="DPPO with the total variation: a trust region of tokens whose probability has moved by no more than a constant",
+            code=f"{_LOSSES}.dppo_tv:dppo_tv",
+            reads=("clip_low", "clip_high", "clip_dual"),
+        ),
+        PolicyLossInfo(
+            name="dppo_kl",
+            summary="DPPO with the KL divergence: a trust region of tokens whose choice has become more or less likely by so many nats",
+            code=f"{_LOSSES}.dppo_kl:dppo_kl",
+            reads=("clip_low", "clip_high", "clip_dual"),
+        ),
+    ),
+    siblings=AlgorithmInfo,
+)
+
+_AGGREGATION = "iiverl_core.algorithms.aggregation"
+
+AGGREGATIONS = Registry(
+    "aggregation",
+    GROUP,
+    AggregationInfo,
+    (
+        AggregationInfo(
+            name="token-mean",
+            summary="sum of all tokens / T (DAPO, arXiv:2503.14476, eq. 12)",
+            code=f"{_AGGREGATION}:token_mean",
+        ),
+        AggregationInfo(
+            name="token-sum",
+            summary="sum of all tokens",
+            code=f"{_AGGREGATION}:token_sum",
+        ),
+        AggregationInfo(
+            name="seq-mean-token-sum",
+            summary="mean over sequences of the sum over tokens",
+            code=f"{_AGGREGATION}:seq_mean_token_sum",
+        ),
+        AggregationInfo(
+            name="seq-mean-token-mean",
+            summary="mean over sequences of the mean over tokens (GRPO, arXiv:2402.03300, eq. 3)",
+            code=f"{_AGGREGATION}:seq_mean_token_mean",
+        ),
+        AggregationInfo(
+            name="seq-mean-token-sum-norm",
+            summary="sum of all tokens / (B · max_tokens_norm) (Dr. GRPO, arXiv:2503.20783)",
+            code=f"{_AGGREGATION}:seq_mean_token_sum_norm",
+            reads=("max_tokens_norm",),
+        ),
+    ),
+    siblings=AlgorithmInfo,
+)
+
+_KL = "iiverl_core.algorithms.kl"
+
+KL_KINDS = Registry(
+    "KL kind",
+    GROUP,
+    KLInfo,
+    (
+        KLInfo(
+            name="kl",
+            aliases=("k1",),
+            summary="x; unbiased, high variance, can be negative",
+            code=f"{_KL}:k1",
+        ),
+        KLInfo(
+            name="abs",
+            summary="abs(x)",
+            code=f"{_KL}:absolute",
+        ),
+        KLInfo(
+            name="mse",
+            aliases=("k2",),
+            summary="x²/2; biased, low variance; its gradient is an unbiased one of the KL",
+            code=f"{_KL}:k2",
+        ),
+        KLInfo(
+            name="low_var_kl",
+            aliases=("k3",),
+            summary="exp(-x) - 1 + x; unbiased, low variance, never negative",
+            code=f"{_KL}:k3",
+        ),
+    ),
+    siblings=AlgorithmInfo,
+)

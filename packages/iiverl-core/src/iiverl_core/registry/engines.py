@@ -1,0 +1,68 @@
+"""The rollout engines.
+
+Packages add theirs under the entry-point group `iiverl.engines`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from iiverl_core.registry.registry import Info, Registry, load_code
+
+GROUP = "iiverl.engines"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo(Info):
+    """A rollout engine: `code` is a function of a `RunConfig` and a torch device that gives a `RolloutEngine`.
+
+    `reads` names the keys of the section `rollout` that not all engines read. An engine that `spans_devices` is
+    spread over `tensor_model_parallel_size` of them; another stays on one. With `memory` "pool" it takes
+    `gpu_memory_utilization` of a device and gives that back when it sleeps; with "sequences" its weights stay, and its
+    cache grows with the sequences that it generates at a time. `check_installation` is the code of a function without
+    arguments that says what is missing, or gives None.
+    """
+
+    reads: tuple[str, ...] = ()
+    spans_devices: bool = False
+    memory: Literal["pool", "sequences"] = "sequences"
+    check_installation: str | None = None
+
+    def missing(self) -> str | None:
+        """See `Info.missing`."""
+        return load_code(self.check_installation, self.name)() if self.check_installation else None
+
+
+ENGINES = Registry(
+    "rollout engine",
+    GROUP,
+    EngineInfo,
+    (
+        EngineInfo(
+            name="vllm",
+            summary="vLLM, on GPUs and CPUs, spread over as many devices as the model needs",
+            code="iiverl_core.rollout.from_config:vllm_engine",
+            reads=(
+                "gpu_memory_utilization",
+                "enforce_eager",
+                "free_cache_engine",
+                "load_format",
+                "tensor_model_parallel_size",
+                "max_num_batched_tokens",
+                "max_model_len",
+                "disable_log_stats",
+                "enable_chunked_prefill",
+                "verify_weights",
+                "engine_kwargs.vllm",
+            ),
+            spans_devices=True,
+            memory="pool",
+            check_installation="iiverl_core.config.vllm_version:missing_vllm",
+        ),
+        EngineInfo(
+            name="hf",
+            summary="transformers, on any device, for models that vLLM does not have and for small runs",
+            code="iiverl_core.rollout.from_config:hf_engine",
+            reads=("micro_batch_size",),
+        ),
+    ),
+)

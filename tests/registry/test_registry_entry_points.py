@@ -1,0 +1,113 @@
+"""How a registry finds what other packages offer, and what it says of those that it cannot use."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from types import ModuleType
+
+import pytest
+
+from iiverl_core.errors import ConfigError
+from iiverl_core.registry import Info, Registry
+from iiverl_core.registry import registry as mechanism
+
+GROUP = "iiverl.things"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing(Info):
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherThing(Info):
+    pass
+
+
+def thing(name: str, code: str = "math:sqrt", aliases: tuple[str, ...] = ()) -> Thing:
+    return Thing(name=name, summary=f"the thing {name}", code=code, aliases=aliases)
+
+
+@pytest.fixture
+def offering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registry[Thing]]:
+    """Make a registry with a built-in and an absent thing, and entry points that name the objects given."""
+
+    def make(**offered: object) -> Registry[Thing]:
+        module = ModuleType("offered_things")
+        for name, value in offered.items():
+            setattr(module, name, value)
+        monkeypatch.setitem(sys.modules, "offered_things", module)
+        entries = [EntryPoint(name, f"offered_things:{name}", GROUP) for name in offered]
+        entries += [EntryPoint("gone", "offered_things:gone", GROUP)] if "broken" in offered else []
+        monkeypatch.setattr(mechanism, "entry_points", lambda group: entries if group == GROUP else [])
+        return Registry(
+            "thing",
+            GROUP,
+            Thing,
+            [thing("own", aliases=("mine",))],
+            absent=[thing("away", code="")],
+            siblings=Info,
+        )
+
+    return make
+
+
+def test_names_aliases_and_order(offering: Callable[..., Registry[Thing]]) -> None:
+    things = offering(first=thing("further", aliases=("far",)))
+    assert list(things) == ["own", "away", "further"]
+    assert things.words == ("own", "mine", "away", "further", "far")
+    assert things["mine"] is things["own"] and "far" in things and "farther" not in things
+    assert things.external == (things["further"],)
+    assert things["further"].load()(9) == 3
+
+
+def test_a_package_takes_the_place_of_what_stands_in_for_it(offering: Callable[..., Registry[Thing]]) -> None:
+    assert offering()["away"].code == ""
+    things = offering(here=thing("away"))
+    assert things["away"].code == "math:sqrt"
+    assert list(things) == ["own", "away"]
+
+
+def test_infos_of_another_kind_are_of_another_registry(offering: Callable[..., Registry[Thing]]) -> None:
+    things = offering(other=OtherThing(name="other", summary="another", code="math:sqrt"))
+    assert "other" not in things and not things.broken
+
+
+def test_what_cannot_be_used_is_named_with_the_reason(offering: Callable[..., Registry[Thing]]) -> None:
+    things = offering(
+        broken=1, cls=Thing, taken=thing("new", aliases=("mine",)), once=thing("x"), twice=thing("x")
+    )
+    assert list(things) == ["own", "away", "x"]
+    where = {name: f"entry point {name} ({GROUP})" for name in ("broken", "cls", "taken", "twice", "gone")}
+    assert things.broken == {
+        where["broken"]: "offered_things:broken is an object of int, not a Info",
+        where["cls"]: "offered_things:cls is a class, not a Info",
+        where["taken"]: "the thing mine is already defined by iiverl",
+        where["twice"]: f"the thing x is already defined by entry point once ({GROUP})",
+        where["gone"]: "importing offered_things:gone failed: AttributeError: "
+        "module 'offered_things' has no attribute 'gone'",
+    }
+    with pytest.raises(ConfigError) as caught:
+        things.find("ownn", "some.key", also=" and more")
+    told = str(caught.value)
+    assert told.startswith(
+        "some.key: there is no thing 'ownn'; did you mean own? There are own, mine, away, x and more.\n"
+    )
+    assert all(f"\n{entry}: {reason}" in told for entry, reason in things.broken.items())
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (
+            "no_such_module.part:f",
+            "x: its code is given as no_such_module.part:f, and there is no module no_such_module",
+        ),
+        ("math:cube", "x: its code is given as math:cube, and module 'math' has no attribute 'cube'"),
+    ],
+)
+def test_code_that_does_not_exist(code: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        thing("x", code=code).load()
+    assert str(caught.value) == told
