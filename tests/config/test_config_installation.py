@@ -7,8 +7,10 @@ import pytest
 
 from iiverl_core import installation
 from iiverl_core.config import vllm_version
-from iiverl_core.config.checks.devices import missing_backend
 from iiverl_core.installation import in_workspace, install_command
+from iiverl_core.registry.backends import BackendInfo
+
+MISSING = BackendInfo(name="fsdp", title="FSDP", summary="a backend that is not installed", code="")
 
 
 @pytest.fixture(params=[None, "{}", '{"url": "file:///x.whl", "archive_info": {}}'])
@@ -30,14 +32,14 @@ def test_hints_of_an_installation_from_wheels(from_wheels: None) -> None:
     said = str(vllm_version.version_problem(None))
     assert "Install it with: pip install 'iiverl[vllm]', or set " in said
     assert "uv" not in said and "make" not in said
-    assert str(missing_backend("other")).endswith(": pip install 'iiverl[other]'")
+    assert str(MISSING.missing()).endswith(": pip install 'iiverl[fsdp]'")
     assert install_command("wandb", "mlflow") == "pip install wandb mlflow"
 
 
 def test_hints_of_a_clone() -> None:
     """The tests run in one, whose environment has no pip."""
     assert in_workspace()
-    assert str(missing_backend("other")).endswith(": make setup")
+    assert str(MISSING.missing()).endswith(": make setup")
     assert install_command("wandb") == "uv pip install wandb"
 
 
