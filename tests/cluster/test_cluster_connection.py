@@ -15,7 +15,7 @@ import pytest
 
 from iiverl_core.cluster import ray_connection
 from iiverl_core.cluster.ray_connection import start_ray
-from iiverl_core.errors import ConfigError
+from iiverl_core.errors import ConfigError, IIVerlError
 
 
 def refuse(connection: socket.socket) -> None:
@@ -146,7 +146,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 ASK = """\
 import sys
 from iiverl_core.cluster.ray_connection import start_ray
-from iiverl_core.errors import ConfigError
+from iiverl_core.errors import ConfigError, IIVerlError
 try:
     start_ray(cpus=1, nodes=2)
 except ConfigError as error:
@@ -180,3 +180,17 @@ def test_a_cluster_that_asks_for_a_token(head: str, token: str | None, parts: li
     assert all(part in done.stdout for part in parts), (done.stdout, done.stderr)
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_ray_that_does_not_start_here_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise Exception(
+            "The current node timed out during startup."
+        )  # as Ray raises it, without a type of its own
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_connection.ray, "init", init)
+    with pytest.raises(
+        IIVerlError, match=r"did not start on this machine: The current node .*\n.*runtime=local"
+    ):
+        start_ray(cpus=1)

@@ -10,7 +10,7 @@ import threading
 import ray
 from ray.exceptions import AuthenticationError
 
-from iiverl_core.errors import ConfigError
+from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.telemetry.terminal import takes_escape_codes
 
 CONNECT_SECONDS = 5
@@ -27,6 +27,7 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
     """Connect to the cluster that `RAY_ADDRESS` names, else start Ray on this machine with this many CPUs.
 
     Raises:
+        IIVerlError: Ray does not start on this machine.
         ConfigError: the run needs several `nodes` and the cluster has fewer, or there is no cluster; or the cluster
             does not answer, or does not let this process in.
     """
@@ -49,10 +50,13 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
             include_dashboard=None if address else False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if not address:
-            raise
-        raise ConfigError(f"RAY_ADDRESS={address}: {error}") from error
+    except Exception as error:  # Ray raises plain ones when a process of its own does not come up
+        if address:
+            raise ConfigError(f"RAY_ADDRESS={address}: {error}") from error
+        raise IIVerlError(
+            f"Ray did not start on this machine: {error}\nA very busy machine and a full disk are the usual causes. Try "
+            "again, or run in one process without Ray: trainer.runtime=local trainer.n_gpus_per_node=1"
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without cleaning up
