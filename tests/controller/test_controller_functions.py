@@ -107,7 +107,7 @@ def test_objects_that_ask_more_of_a_step_and_an_async_reward(
     assert len(steps) == 3
     assert any(step["critic/score/mean"] > 0 for step in steps)
     assert all(step["reward/failed"] == 0 for step in steps)
-    assert all(0.15 < step["actor/chosen_tokens"] < 0.35 for step in steps)
+    assert all(0.15 < step["actor/selected_tokens"] < 0.35 for step in steps)
 
 
 def test_verifier(folder: Path) -> None:
@@ -131,8 +131,8 @@ WRONG = {
         LOSS_MODE,
         "from iiverl_core.algorithms import PolicyLoss\n"
         "def loss(batch, settings):\n    return -batch.advantages_T * batch.log_probs_T, {}\n"
-        "own = PolicyLoss(loss, choose=lambda batch, settings: batch.no_such_field)\n",
-        r"loss_mode: own in {file}, choose, failed\.\nown\.py, line 4, in <lambda>: .*\nAttributeError: ",
+        "own = PolicyLoss(loss, select_tokens=lambda batch, settings: batch.no_such_field)\n",
+        r"loss_mode: own in {file}, select_tokens, failed\.\nown\.py, line 4, in <lambda>: .*\nAttributeError: ",
     ),
     "error": (
         LOSS_MODE,

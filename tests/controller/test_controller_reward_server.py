@@ -10,7 +10,6 @@ import pytest
 
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
-from iiverl_core.errors import ConfigError
 from iiverl_core.rewards import TooManyFailures, remote
 from iiverl_reward_client import Timeouts
 from reward_servers import RewardServer, reward_server
@@ -156,10 +155,3 @@ def test_a_server_that_stays_dead_stops_the_run_with_a_diagnosis(
     last = pq.read_table(tmp_path / "scored" / "train" / "2.parquet").to_pylist()
     assert len(last) == 16 and {row["outcome"] for row in last} == {"transport"}
     assert len(pq.read_table(tmp_path / "run" / "samples" / "2.parquet")) == 16
-
-
-def test_a_wrong_column_costs_a_second(run) -> None:
-    with reward_server(echo) as server:
-        with pytest.raises(ConfigError, match="no such column"):
-            train(run(server, "reward_api.verification_info_column=verification"))
-        assert not server.requests

@@ -40,23 +40,17 @@ class Workers:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def generate(self, questions, sampling):
-        self.asked.append([(question.prompt.row, question.seed, question.members) for question in questions])
-        for question in questions:
-            trained = 1 + (7 * question.prompt.row + question.step) % 5
-            rollouts = []
-            for member in question.members:
-                id = SampleId(question.split, question.step, question.group, member)
-                sequence = SequenceRef(id, Handle(None), 2 + trained, trained)
-                rollouts.append(
-                    Rollout(id, question.prompt, "r", "r", "stop", self.version, -1.0, (sequence,))
-                )
-            yield rollouts
+    def generate(self, requests, sampling):
+        self.asked.append([(request.prompt.row, request.seed, request.id.member) for request in requests])
+        for request in requests:
+            trained = 1 + (7 * request.prompt.row + request.id.step) % 5
+            sequence = SequenceRef(request.id, Handle(None), 2 + trained, trained)
+            yield [Rollout(request.id, request.prompt, "r", "r", "stop", self.version, -1.0, (sequence,))]
 
     def update_rollout_weights(self, version: int) -> None:
         self.version = version
 
-    def rest(self, *, forget: bool) -> None: ...
+    def sleep(self, *, discard_weights: bool) -> None: ...
 
     def memory(self) -> dict[str, int]:
         return {}

@@ -199,7 +199,10 @@ def test_too_many_failures_in_validation_stop_the_run_before_training(
 def test_a_reward_function_that_cannot_be_loaded_is_told_before_anything_starts(
     quickstart: Make, tmp_path: Path
 ) -> None:
-    (tmp_path / "reward.py").write_text("import no_such_package_anywhere\n\ndef compute_score(*args): ...\n")
+    (tmp_path / "reward.py").write_text(
+        "import no_such_package_anywhere\n\n"
+        "def compute_score(data_source, solution_str, ground_truth, extra_info): ...\n"
+    )
     with pytest.raises(ConfigError, match="no_such_package_anywhere"):
         train(quickstart(f"custom_reward_function.path={tmp_path}/reward.py"))
     assert not (tmp_path / "run").exists()

@@ -105,7 +105,7 @@ def test_collect_waits_without_using_the_processor(scorer_of, make_sample):
 def test_a_sample_that_comes_twice_is_refused(scorer_of, make_sample):
     scorer = scorer_of(by_length)
     scorer.submit(make_sample(key=(3, 1)))
-    with pytest.raises(ValueError, match="group=3, member=1"):
+    with pytest.raises(ValueError, match="group 3, member 1 was submitted twice"):
         scorer.submit(make_sample(key=(3, 1)))
 
 

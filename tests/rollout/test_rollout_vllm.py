@@ -136,7 +136,7 @@ def test_responses_repeat_with_their_seeds(engine, prompts) -> None:
     other_seeds = [ask(r.id.group, r.prompt_ids, r.seed + 1) for r in prompts]
     other = tokens(respond(engine, other_seeds, SAMPLED, n=3))
     assert all(other[key] != first[key] for key in first)
-    assert len({tuple(response) for (key, _), response in first.items() if key == prompts[0].key}) == 3
+    assert len({tuple(response) for (key, _), response in first.items() if key == prompts[0].id.group}) == 3
 
 
 def test_the_second_response_of_a_prompt_is_not_the_first_with_the_next_seed(engine) -> None:

@@ -3,7 +3,6 @@
 import typer
 
 from iiverl_core.installation import install_command
-from iiverl_reward_client.server.command import main
 
 # The arguments, --help among them, belong to the other parser.
 CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -11,5 +10,7 @@ CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True, "help_optio
 
 def reward_server(context: typer.Context) -> None:
     """Score responses over HTTP."""
+    from iiverl_reward_client.server.command import main  # brings httpx, which other commands start without
+
     install = install_command("iiverl[reward-server]", workspace="make setup")
     raise typer.Exit(main(context.args, program="iiverl reward-server", install=install))
