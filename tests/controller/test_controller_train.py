@@ -46,7 +46,10 @@ def test_a_run_can_be_repeated_bit_by_bit(quickstart: Make, tmp_path: Path) -> N
     ]
 
 
-def test_what_a_run_writes(quickstart: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_writes(
+    quickstart: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     train(
         quickstart(
             "trainer.val_before_train=true", "trainer.test_freq=2", "trainer.logger=[console,tensorboard]"

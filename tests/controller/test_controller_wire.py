@@ -123,6 +123,7 @@ def test_workers_get_less_than_a_kilobyte_per_sample_and_no_text(
         else:
             allowed = KILOBYTE * max(len(parts), 1)
         assert len(wire) < allowed, f"{name}: {len(wire)} bytes for {len(parts)} samples"
-        for text in (PROMPT[:10], COLUMN[:10], "Rollout", "Outcome", "Scored"):
+        # Pickle writes the length before a name: `Rollout`, not `RolloutRequest`.
+        for text in (PROMPT[:10], COLUMN[:10], "\x07Rollout", "Outcome", "Scored"):
             assert text.encode() not in wire, f"{name} is sent {text!r}"
     assert {len(parts_of(arguments)) for name, arguments in calls if name == "update"} == {16}

@@ -37,9 +37,7 @@ def test_a_folder_without_a_tokenizer_names_the_key(tmp_path: Path) -> None:
         ConfigError, match=r"^actor_rollout_ref\.model\.path: no tokenizer could be read from /"
     ):
         load_tokenizer(config(tmp_path))
-    with pytest.raises(
-        ConfigError, match=r"^data\.tokenizer: there is no folder /.*no-such, and no such model"
-    ):
+    with pytest.raises(ConfigError, match=r"^data\.tokenizer: there is no folder /.*no-such\.\n"):
         load_tokenizer(config(tmp_path, tmp_path / "no-such"))
 
 
@@ -61,8 +59,9 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
         env={**os.environ, **environment, "NO_PROXY": "127.0.0.1"},
     )
     told = done.stdout.splitlines()
-    for name, line in zip(names, told, strict=True):
-        assert line.startswith(f"data.tokenizer: there is no folder {name}, and ")
+    for name, line in zip(names[:2], told, strict=False):
+        assert line.startswith(f"data.tokenizer: there is no folder {name}, and the Hub at ")
+    assert told[2:] == [f"data.tokenizer: there is no folder {names[2]}."]  # no name of the Hub's
 
 
 def test_a_model_that_the_hub_does_not_have(hub: "HubServer", tmp_path: Path) -> None:
