@@ -194,4 +194,4 @@ def test_a_run_uses_one_of_each_kind(
         "extras/faulty" in trained.stderr + trained.stdout
         and "as it is meant" in trained.stderr + trained.stdout
     )
-    assert (tmp_path / "run" / "lines.txt").read_text() == "quickstart\n1 1.0\n2 2.0\n3 3.0\n"
+    assert (tmp_path / "run" / "lines.txt").read_text() == "quickstart\n1 16.0\n2 32.0\n3 48.0\n"
