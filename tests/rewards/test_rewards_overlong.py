@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.config import RewardAPIConfig
-from iiverl_core.rewards import settle, shape_overlong
+from iiverl_core.rewards import apply_failure_policy, shape_overlong
 from iiverl_reward_client import Failed, Scored
 
 
@@ -31,7 +31,7 @@ def test_a_buffer_as_long_as_the_limit_reaches_back_to_the_first_token() -> None
 
 def test_what_failed_stays_failed_and_a_constant_in_its_place_stays_the_constant() -> None:
     failed = {(0, 0): Failed("timeout", 3, "no answer")}
-    constant = settle(failed, RewardAPIConfig(on_failure="constant", failure_score=-1.0))
+    constant = apply_failure_policy(failed, RewardAPIConfig(on_failure="constant", failure_score=-1.0))
     for outcomes in (failed, constant):
         assert shape_overlong(outcomes, {(0, 0): 20}, limit=20, buffer=4, factor=1.0) == outcomes
 

@@ -8,7 +8,7 @@ import pytest
 
 from iiverl_core.config import RewardAPIConfig, build, run_config
 from iiverl_core.errors import ConfigError, IIVerlError
-from iiverl_core.rewards import check_failures, make_scorer, settle
+from iiverl_core.rewards import apply_failure_policy, check_failures, make_scorer
 from iiverl_core.rewards.failures import TooManyFailures
 from iiverl_core.rewards.remote import check_rows, check_server, make_client
 from iiverl_core.samples import Prompt
@@ -152,13 +152,15 @@ def test_a_few_failures_are_not_waited_for(scoring) -> None:
 
 def test_on_failure() -> None:
     outcomes = {id_of(0, 0): Scored(1.0), (0, 1): Failed("server", detail="boom")}
-    assert settle(outcomes, RewardAPIConfig()) == outcomes
-    replaced = settle(outcomes, RewardAPIConfig(on_failure="constant", failure_score=-1.0))[0, 1]
+    assert apply_failure_policy(outcomes, RewardAPIConfig()) == outcomes
+    replaced = apply_failure_policy(outcomes, RewardAPIConfig(on_failure="constant", failure_score=-1.0))[
+        0, 1
+    ]
     assert isinstance(replaced, Scored) and replaced.score == -1.0
     assert replaced.info == {"failed": "server", "detail": "boom"}
     with pytest.raises(IIVerlError, match=r"1 of 2 samples .* server 1\.\n  server: boom"):
-        settle(outcomes, RewardAPIConfig(on_failure="fail"))
-    assert settle({id_of(0, 0): Scored(1.0)}, RewardAPIConfig(on_failure="fail")) == {
+        apply_failure_policy(outcomes, RewardAPIConfig(on_failure="fail"))
+    assert apply_failure_policy({id_of(0, 0): Scored(1.0)}, RewardAPIConfig(on_failure="fail")) == {
         id_of(0, 0): Scored(1.0)
     }
 

@@ -119,7 +119,7 @@ class StandIn(ModuleType):
 
 def test_console_and_file(tmp_path: Path) -> None:
     said: list[str] = []
-    tracker = make(["console", "jsonl"], tmp_path, say=said.append)
+    tracker = make(["console", "jsonl"], tmp_path, log=said.append)
     tracker.log({"critic/score/mean": 1.0}, 5)
     assert not (tmp_path / "generations.jsonl").exists()
     tracker.log_generations([GOOD, BAD], 5)

@@ -33,7 +33,7 @@ def test_a_line_a_step_where_there_is_no_terminal():
         with progress.phase("generate", total=8) as phase:
             phase.advance(8, tokens=100)
         progress.step_done(11, STEP)
-        progress.say("step:11 - a:1.0")
+        progress.log("step:11 - a:1.0")
         progress.step_done(12, {"timing_s/step": 1.22})
         progress.step_done(100, STEP)
     assert out.getvalue().splitlines() == [
@@ -119,7 +119,7 @@ with Progress(3) as progress:
         time.sleep(0.6)
         logging.warning("this")
         print("printed that")
-        progress.say("step:1 - " + "a:1.0 - " * 20 + "[end]")
+        progress.log("step:1 - " + "a:1.0 - " * 20 + "[end]")
         if "interrupt" in sys.argv:
             print("waiting")
             time.sleep(30)
@@ -241,7 +241,7 @@ with Progress(3) as progress:
         thread = threading.Thread(target=compute_score)
         thread.start()
         time.sleep(0.5)
-        progress.say("from another thread")
+        progress.log("from another thread")
         thread.join()
         progress.step_done(1, {{"critic/score/mean": 0.5}})
         time.sleep(1.5)

@@ -25,7 +25,7 @@ def run(folder: Path, rewards: Sequence[float | None]) -> None:
 
 def told(folder: Path, experiment: str = "sorting", **options) -> list[str]:
     lines: list[str] = []
-    report(folder, experiment, say=lines.append, **options)
+    report(folder, experiment, log=lines.append, **options)
     return "\n".join(lines).splitlines()
 
 

@@ -72,7 +72,7 @@ def columns(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def console_lines(folder: Path, metrics: Mapping[str, float], step: int = 7) -> list[str]:
     said: list[str] = []
-    make(["console"], folder, say=said.append).log(metrics, step)
+    make(["console"], folder, log=said.append).log(metrics, step)
     return "\n".join(said).splitlines()
 
 
@@ -83,7 +83,7 @@ def test_console_shows_the_key_figures_of_a_step(tmp_path: Path, columns: Any):
 
 
 def test_the_file_has_what_the_console_leaves_out(tmp_path: Path):
-    tracker = make(["console", "jsonl"], tmp_path, say=lambda line: None)
+    tracker = make(["console", "jsonl"], tmp_path, log=lambda line: None)
     tracker.log(STEP, 7)
     tracker.close()
     assert STEP.items() <= json.loads((tmp_path / "metrics.jsonl").read_text()).items()
@@ -148,7 +148,7 @@ def test_a_number_can_be_read_back_to_four_digits(value: float):
 
 def test_several_trackers_get_the_same_and_numpy_numbers_are_plain(tmp_path: Path):
     lines: list[str] = []
-    tracker = make(["console", "jsonl", "console"], tmp_path, say=lines.append)
+    tracker = make(["console", "jsonl", "console"], tmp_path, log=lines.append)
     tracker.log({"critic/score/mean": np.float32(0.5)}, 1)
     tracker.close()
     assert lines == ["step 1  reward 0.5"]
@@ -278,11 +278,11 @@ def test_a_tracker_that_fails_is_reported_once_and_the_others_go_on(
 
 
 def test_an_interrupt_is_not_swallowed(tmp_path: Path):
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(["console"], tmp_path, say=say).log(STEP, 1)
+        make(["console"], tmp_path, log=log).log(STEP, 1)
 
 
 def test_importing_telemetry_brings_in_nothing_heavy():

@@ -46,14 +46,14 @@ class RayEngines:
     processes of `group`, a bucket at a time, on the way of `carrier_for`.
     """
 
-    def __init__(self, config: Config, group: WorkerGroup, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, group: WorkerGroup, log: Callable[[str], None]) -> None:
         """Reserve devices and build the engines, still without weights.
 
         Raises:
             ConfigError: the cluster does not have the devices, or the engine cannot run the model.
             WorkerError: an engine could not be built.
         """
-        self._config, self._group, self._say = config, group, say
+        self._config, self._group, self._log = config, group, log
         self._size = config.engine_devices
         count = (config.trainer.rollout_devices or 0) // self._size
         self._device = device_of(config)
@@ -215,7 +215,7 @@ class RayEngines:
         self._deaths[engine] += 1
         if self._deaths[engine] >= DEATHS:
             raise self._failure(death[0], doing, death[1]) from None
-        self._say(
+        self._log(
             f"warning: {self._where(death[0])} died; it is started again, and its unfinished responses are regenerated"
         )
         return engine

@@ -14,7 +14,7 @@ from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet
 from iiverl_core.errors import IIVerlError
-from iiverl_core.rewards import Scorer, check_failures, settle, shape_overlong
+from iiverl_core.rewards import Scorer, apply_failure_policy, check_failures, shape_overlong
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Prompt, Rollout, SampleId, Split
 from iiverl_reward_client import Outcome, Scored
@@ -122,15 +122,15 @@ class RolloutCollector:
             outcomes = self.scorer.collect()
             exposed, busy = time.perf_counter() - generated, self.scorer.busy_seconds
         try:
-            settled = self._settled(outcomes)
+            outcomes = self._apply_failure_policy(outcomes)
         except IIVerlError:
             # The step is not trained on, but its rollouts and scores can be looked at.
             self.observer.write_rollouts(StepRecord(step, with_outcomes(rollouts, outcomes)))
             raise
         overlong = self.config.reward_model.overlong_buffer
         if overlong.enable:
-            settled = shape_overlong(
-                settled,
+            outcomes = shape_overlong(
+                outcomes,
                 {rollout.id: rollout.response_length for rollout in (*rollouts, *greedy)},
                 limit=self.config.actor_rollout_ref.rollout.response_length,
                 buffer=overlong.len,
@@ -138,10 +138,10 @@ class RolloutCollector:
             )
         baselines = {
             rollout.id.group: rollout.outcome.score
-            for rollout in with_outcomes(greedy, settled)
+            for rollout in with_outcomes(greedy, outcomes)
             if isinstance(rollout.outcome, Scored)
         }
-        return with_outcomes(rollouts, settled), baselines, max(0.0, 1 - exposed / busy) if busy else 1.0
+        return with_outcomes(rollouts, outcomes), baselines, max(0.0, 1 - exposed / busy) if busy else 1.0
 
     def validate(self, step: int) -> list[Rollout]:
         """Collect scored responses to the validation prompts."""
@@ -153,13 +153,13 @@ class RolloutCollector:
             generated = self._generate(part, step, "validate")
             with self.observer.phase("scoring"):
                 outcomes = self.scorer.collect()
-            rollouts += with_outcomes(generated, self._settled(outcomes))
+            rollouts += with_outcomes(generated, self._apply_failure_policy(outcomes))
         return rollouts
 
-    def _settled(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
+    def _apply_failure_policy(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
         """Apply the configured failure policy; raises `IIVerlError` if there are too many failures."""
         check_failures(outcomes, self.config.reward_api.max_failed_fraction)
-        return settle(outcomes, self.config.reward_api)
+        return apply_failure_policy(outcomes, self.config.reward_api)
 
     def _generate(self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling) -> list[Rollout]:
         """Generate responses, and submit each to the scorer as it finishes.

@@ -81,7 +81,7 @@ class Observer:
         """Log a non-fatal warning once."""
         if not self._warned:
             self._warned = True
-            self._progress.say(f"warning: {message}")
+            self._progress.log(f"warning: {message}")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send metrics to the trackers."""

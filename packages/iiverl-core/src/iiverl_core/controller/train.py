@@ -50,14 +50,14 @@ def train(loaded: Loaded) -> None:
     tracker: Tracker | None = None
     try:
         progress = Progress(plan.total_steps)
-        _set_aside(config, folder, progress.say)
+        _set_aside(config, folder, progress.log)
         tracker = make_trackers(
             list(dict.fromkeys(["jsonl", *config.trainer.logger])),  # the report is made from it
             folder,
             config.trainer.project_name,
             config.trainer.experiment_name,
             config.model_dump(mode="json"),
-            say=progress.say,
+            log=progress.log,
         )
         with progress:
             _loop(config, run, plan, scorer, progress, tracker)
@@ -90,7 +90,7 @@ def _loop(
     try:
         processes = config.devices + (config.trainer.rollout_devices or 0)
         with progress.phase(f"starting {processes} worker{'s' * (processes > 1)}"):
-            group, engines = _start(config, progress.say, started)
+            group, engines = _start(config, progress.log, started)
         workers = WorkerClient(group, engines, config)
         observer = Observer(config, group.infos, shapes(config, group.infos[0].parameters), progress, tracker)
         if run.uses_reward_model or scorer is None:
@@ -150,7 +150,7 @@ def prepare(loaded: Loaded) -> Plan:
     return Plan(prompts, order, val_prompts, steps)
 
 
-def _start(config: Config, say: Callable[[str], None], started: list[Closing]) -> tuple[WorkerGroup, Engines]:
+def _start(config: Config, log: Callable[[str], None], started: list[Closing]) -> tuple[WorkerGroup, Engines]:
     """Start the processes that train and the engines; what has to be ended is put into `started` as it starts."""
     if config.trainer.runtime == "local":
         from iiverl_core.cluster.local import LocalGroup
@@ -167,12 +167,12 @@ def _start(config: Config, say: Callable[[str], None], started: list[Closing]) -
     started.append(group)
     if not config.trainer.rollout_devices:
         return group, ColocatedEngines(group, config.engine_devices)
-    engines = RayEngines(config, group, say)
+    engines = RayEngines(config, group, log)
     started.append(engines)
     return group, engines
 
 
-def _set_aside(config: Config, folder: Path, say: Callable[[str], None]) -> None:
+def _set_aside(config: Config, folder: Path, log: Callable[[str], None]) -> None:
     """Keep what an earlier run left in the same places, under other names: two runs in one curve explain nothing."""
     dumps = (config.trainer.rollout_data_dir, config.trainer.validation_data_dir)
     names = ("metrics.jsonl", "generations.jsonl", "tensorboard", "reward.png")
@@ -185,4 +185,4 @@ def _set_aside(config: Config, folder: Path, say: Callable[[str], None]) -> None
             stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
             kept = path.with_name(f"{path.stem}-{stamp}{path.suffix}")
             path.rename(kept)
-            say(f"an earlier run's {path.name} is kept as {kept}")
+            log(f"an earlier run's {path.name} is kept as {kept}")

@@ -9,7 +9,7 @@ from iiverl_core.rewards.build import (
     check_reward_model,
     make_scorer,
 )
-from iiverl_core.rewards.failures import TooManyFailures, check_failures, settle
+from iiverl_core.rewards.failures import TooManyFailures, apply_failure_policy, check_failures
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, RewardModelInput, ScoreSequences
 from iiverl_core.rewards.overlong import OVERLONG_PENALTY, shape_overlong
@@ -24,11 +24,11 @@ __all__ = [
     "Scorer",
     "TooManyFailures",
     "add_reward_model",
+    "apply_failure_policy",
     "check_failures",
     "check_ground_truths",
     "check_prompts",
     "check_reward_model",
     "make_scorer",
-    "settle",
     "shape_overlong",
 ]

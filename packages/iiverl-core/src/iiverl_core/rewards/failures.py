@@ -59,7 +59,9 @@ def describe_failures(failed: Sequence[Failed], total: int) -> str:
     return "\n".join(lines)
 
 
-def settle(outcomes: Mapping[SampleId, Outcome], config: RewardAPIConfig) -> dict[SampleId, Outcome]:
+def apply_failure_policy(
+    outcomes: Mapping[SampleId, Outcome], config: RewardAPIConfig
+) -> dict[SampleId, Outcome]:
     """Do with failed samples what `reward_api.on_failure` says.
 
     Raises:

@@ -27,7 +27,7 @@ def shape_overlong(
 
     added: nothing up to L - c tokens, and from there linearly down to -factor at L. With a factor of 1 that is the
     paper's; its last case, of responses that are too long, is that of L tokens here, where a response is cut off.
-    Every score tells its part as the component `overlong_penalty`, 0 included. Failures, and constants that `settle`
+    Every score tells its part as the component `overlong_penalty`, 0 included. Failures, and constants that `apply_failure_policy`
     put in their place, stay what they are. The shaping is meant for training: validation tells what the scorer said.
 
     Raises:

@@ -92,7 +92,7 @@ class Bars:
                 self._live.stop()
                 self._live = None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print a line as it is, whatever its length, above the bars."""
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 

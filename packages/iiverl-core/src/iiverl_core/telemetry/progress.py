@@ -78,7 +78,7 @@ class Progress:
         self._last_step, self.step = now, step
         self._reward = metrics.get(SCORE, self._reward)
         if not self._bars:
-            self.say(f"step {step}/{self.total}  {self.describe()}")
+            self.log(f"step {step}/{self.total}  {self.describe()}")
 
     def describe(self) -> str:
         """Say how the run goes: `reward 0.412  0.82 s/step  1m12s left`; the time is a mean of the last steps."""
@@ -89,7 +89,7 @@ class Progress:
                 parts.append(f"{duration(self._mean * (self.total - self.step))} left")
         return "  ".join(parts)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print a line, above the bars if there are bars; while a debugger or a prompt reads, the line waits."""
         self._last_line = time.perf_counter()
         with self._writing:
@@ -103,7 +103,7 @@ class Progress:
             lines, self._waiting = self._waiting, []
             for line in lines:
                 if self._bars:
-                    self._bars.say(line)
+                    self._bars.log(line)
                 else:
                     self._stream.write(line + "\n")
             if lines and not self._bars:
@@ -119,4 +119,4 @@ class Progress:
             if self._bars:
                 self._bars.refresh()
             elif phase and time.perf_counter() - max(phase.started, self._last_line) >= self._every:
-                self.say(f"  {phase.name}  {phase.describe()}")
+                self.log(f"  {phase.name}  {phase.describe()}")

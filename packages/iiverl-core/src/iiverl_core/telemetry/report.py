@@ -31,7 +31,7 @@ def report(
     samples: Path | None = None,
     next_line: str | None = None,
     ended_well: bool = True,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Draw the reward's curve in the terminal and to `{folder}/reward.png`, and sum up the run.
 
@@ -45,12 +45,12 @@ def report(
     rewards = [(record["step"], record[SCORE]) for record in trained if is_finite_number(record.get(SCORE))]
     if len(rewards) > 1:
         title = f"{experiment}: mean reward"
-        _draw(folder / PICTURE, rewards, title if len(title) <= TITLE_WIDTH else "mean reward", say)
-    say(_headline(experiment, trained, total_steps))
+        _draw(folder / PICTURE, rewards, title if len(title) <= TITLE_WIDTH else "mean reward", log)
+    log(_headline(experiment, trained, total_steps))
     for name, text in _facts(folder, records, [reward for _, reward in rewards], samples):
-        say(f"  {name:<13}{text}")
+        log(f"  {name:<13}{text}")
     if ended_well:
-        say(f"next: {next_line or _next(folder, samples)}")
+        log(f"next: {next_line or _next(folder, samples)}")
 
 
 def first_and_last(rewards: Sequence[float]) -> tuple[float, float, int]:
@@ -60,12 +60,12 @@ def first_and_last(rewards: Sequence[float]) -> tuple[float, float, int]:
 
 
 def _draw(
-    picture: Path, rewards: Sequence[tuple[int, float]], title: str, say: Callable[[str], None]
+    picture: Path, rewards: Sequence[tuple[int, float]], title: str, log: Callable[[str], None]
 ) -> None:
     steps, values = zip(*rewards, strict=True)
     text = draw_text(steps, values, title, colour=takes_escape_codes(sys.stdout))
     if _can_print(text):
-        say(text)
+        log(text)
     try:
         draw_png(picture, steps, values, title)
     except (ImportError, OSError) as error:

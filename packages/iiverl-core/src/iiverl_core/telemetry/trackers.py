@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrackerSetup:
-    """What a tracker is built from: it writes into `folder`, and shows what a person is to read by `say`.
+    """What a tracker is built from: it writes into `folder`, and shows what a person is to read by `log`.
 
     `config` is the whole configuration in plain values.
     """
@@ -31,7 +31,7 @@ class TrackerSetup:
     project: str
     experiment: str
     config: Mapping[str, Any]
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
 
 class Tracker(Protocol):
@@ -67,8 +67,8 @@ FILE_COLUMNS = 120
 class Console:
     """A line of key figures per step, and a few lines per response. Every other metric is in the files."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Print the line of a step, and another if there was a validation; nothing if neither has a key figure."""
@@ -77,15 +77,15 @@ class Console:
             parts = [f"step {step}", *figures]
             while len(parts) > 2 and len("  ".join(parts)) > columns:
                 parts.pop()
-            self._say("  ".join(parts))
+            self._log("  ".join(parts))
         if scores := validation_scores(metrics):
             parts = [f"{source} {number(score)}" for source, score in scores.items()]
             text = f"step {step}  validation  {'  '.join(parts)}"
-            self._say(textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False))
+            self._log(textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False))
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
         """Print the responses, each text shortened to a few lines."""
-        self._say(
+        self._log(
             "\n".join([f"responses at step {step}:", *(line for row in rows for line in as_lines(row))])
         )
 
@@ -170,7 +170,7 @@ def make_trackers(
     experiment: str,
     config: Mapping[str, Any],
     *,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Tracker:
     """Build the trackers of these names and join them; see `TrackerSetup`.
 
@@ -178,7 +178,7 @@ def make_trackers(
         ConfigError: a name that is not in the registry.
         IIVerlError: a tracker's package is not installed, or the tracker cannot start.
     """
-    setup = TrackerSetup(folder, project, experiment, config, say)
+    setup = TrackerSetup(folder, project, experiment, config, log)
     trackers: dict[str, Tracker] = {}
     try:
         for name in dict.fromkeys(names):
@@ -191,7 +191,7 @@ def make_trackers(
 
 def console_tracker(setup: TrackerSetup) -> Tracker:
     """Build the tracker `console`."""
-    return Console(setup.say)
+    return Console(setup.log)
 
 
 def jsonl_tracker(setup: TrackerSetup) -> Tracker:
