@@ -77,9 +77,10 @@ def test_what_a_run_writes(
     assert any((tmp_path / "run" / "tensorboard").iterdir())
     printed = capsys.readouterr().out
     assert re.search(
-        r"^step 1  reward \S+  kl \S+  length \S+  grad \S+  entropy .* tok/s$", printed, re.MULTILINE
+        r"^step 1/3  reward \S+  kl \S+  length \S+  grad \S+  entropy .* tok/s$", printed, re.MULTILINE
     )
-    assert re.search(r"^step 0  validation  echo \S+$", printed, re.MULTILINE)
+    assert re.search(r"^step 0/3  validation  echo \S+$", printed, re.MULTILINE)
+    assert printed.count("step 1/3") == 1  # by the tracker, and not by the progress display too
     assert max(map(len, printed.partition("next:")[0].splitlines())) <= 120
     assert "\x1b" not in printed
     assert "next:" in printed

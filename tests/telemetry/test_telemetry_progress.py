@@ -44,6 +44,14 @@ def test_a_line_a_step_where_there_is_no_terminal():
     ]
 
 
+def test_no_line_per_step_if_something_else_logs_one():
+    out = io.StringIO()
+    with Progress(2, step_lines=False, stream=out) as progress:
+        progress.step_done(1, STEP)
+        progress.log("step 2/2")
+    assert out.getvalue() == "step 2/2\n"
+
+
 def test_without_reward_and_without_a_measured_time():
     out = io.StringIO()
     with Progress(5, stream=out) as progress:

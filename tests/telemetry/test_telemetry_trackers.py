@@ -82,6 +82,12 @@ def test_console_shows_the_key_figures_of_a_step(tmp_path: Path, columns: Any):
     ]
 
 
+def test_console_shows_how_many_steps_there_are(tmp_path: Path, columns: Any):
+    lines: list[str] = []
+    make(["console"], tmp_path, log=lines.append, total_steps=9).log(STEP | {"val/test_score/echo": 0.5}, 7)
+    assert [line.split("  ")[0] for line in lines] == ["step 7/9", "step 7/9"]
+
+
 def test_the_file_has_what_the_console_leaves_out(tmp_path: Path):
     tracker = make(["console", "jsonl"], tmp_path, log=lambda line: None)
     tracker.log(STEP, 7)

@@ -49,7 +49,7 @@ def train(loaded: Loaded) -> None:
     scorer = make_scorer(run)
     tracker: Tracker | None = None
     try:
-        progress = Progress(plan.total_steps)
+        progress = Progress(plan.total_steps, step_lines="console" not in config.trainer.logger)
         _set_aside(config, folder, progress.log)
         tracker = make_trackers(
             list(dict.fromkeys(["jsonl", *config.trainer.logger])),  # the report is made from it
@@ -58,6 +58,7 @@ def train(loaded: Loaded) -> None:
             config.trainer.experiment_name,
             config.model_dump(mode="json"),
             log=progress.log,
+            total_steps=plan.total_steps,
         )
         with progress:
             _loop(config, run, plan, scorer, progress, tracker)

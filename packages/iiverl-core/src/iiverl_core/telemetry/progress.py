@@ -21,18 +21,24 @@ class Progress:
     """Shows how far a run is, from `start_step` done to `total_steps`; use it in a `with` block.
 
     On a terminal there is a bar for the run and one for the current phase, and printed or logged lines appear above
-    them. Elsewhere there is a line per step, and one every `every` seconds of a long phase. While a debugger or a
-    prompt reads, nothing is shown: lines wait until it is done. Every call takes microseconds. Leaving the block, by
-    an exception too, gives the terminal back as it was.
+    them. Elsewhere there is a line per step, unless `step_lines` is off because something else logs one, and a line
+    every `every` seconds of a long phase. While a debugger or a prompt reads input, nothing is shown: lines wait until
+    it is done. Every call takes microseconds. Leaving the block, also by an exception, restores the terminal.
     """
 
     def __init__(
-        self, total_steps: int, start_step: int = 0, *, stream: TextIO | None = None, every: float = 10.0
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        *,
+        step_lines: bool = True,
+        stream: TextIO | None = None,
+        every: float = 10.0,
     ) -> None:
         self.total, self.step = total_steps, start_step
         self.phase_now: Phase | None = None
         self._stream = stream or sys.stdout
-        self._every = every
+        self._step_lines, self._every = step_lines, every
         self._seconds: deque[float] = deque(maxlen=20)
         self._reward: float | None = None
         self._mean: float | None = None
@@ -77,7 +83,7 @@ class Progress:
         self._mean = sum(self._seconds) / len(self._seconds)
         self._last_step, self.step = now, step
         self._reward = metrics.get(SCORE, self._reward)
-        if not self._bars:
+        if self._step_lines and not self._bars:
             self.log(f"step {step}/{self.total}  {self.describe()}")
 
     def describe(self) -> str:

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrackerSetup:
-    """What a tracker is built from: it writes into `folder`, and shows what a person is to read by `log`.
+    """What a tracker is built from: the folder it writes to, and `log`, which shows a line to the user.
 
-    `config` is the whole configuration in plain values.
+    `config` is the whole configuration in plain values; `total_steps` is None if the number of steps is not known.
     """
 
     folder: Path
@@ -32,6 +32,7 @@ class TrackerSetup:
     experiment: str
     config: Mapping[str, Any]
     log: Callable[[str], None] = print
+    total_steps: int | None = None
 
 
 class Tracker(Protocol):
@@ -67,20 +68,21 @@ FILE_COLUMNS = 120
 class Console:
     """A line of key figures per step, and a few lines per response. Every other metric is in the files."""
 
-    def __init__(self, log: Callable[[str], None]) -> None:
+    def __init__(self, log: Callable[[str], None], total_steps: int | None = None) -> None:
         self._log = log
+        self._of_total = "" if total_steps is None else f"/{total_steps}"
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Print the line of a step, and another if there was a validation; nothing if neither has a key figure."""
         columns = shutil.get_terminal_size((FILE_COLUMNS, 24)).columns
         if figures := key_figures(metrics):
-            parts = [f"step {step}", *figures]
+            parts = [f"step {step}{self._of_total}", *figures]
             while len(parts) > 2 and len("  ".join(parts)) > columns:
                 parts.pop()
             self._log("  ".join(parts))
         if scores := validation_scores(metrics):
             parts = [f"{source} {number(score)}" for source, score in scores.items()]
-            text = f"step {step}  validation  {'  '.join(parts)}"
+            text = f"step {step}{self._of_total}  validation  {'  '.join(parts)}"
             self._log(textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False))
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
@@ -171,6 +173,7 @@ def make_trackers(
     config: Mapping[str, Any],
     *,
     log: Callable[[str], None] = print,
+    total_steps: int | None = None,
 ) -> Tracker:
     """Build the trackers of these names and join them; see `TrackerSetup`.
 
@@ -178,7 +181,7 @@ def make_trackers(
         ConfigError: a name that is not in the registry.
         IIVerlError: a tracker's package is not installed, or the tracker cannot start.
     """
-    setup = TrackerSetup(folder, project, experiment, config, log)
+    setup = TrackerSetup(folder, project, experiment, config, log, total_steps)
     trackers: dict[str, Tracker] = {}
     try:
         for name in dict.fromkeys(names):
@@ -191,7 +194,7 @@ def make_trackers(
 
 def console_tracker(setup: TrackerSetup) -> Tracker:
     """Build the tracker `console`."""
-    return Console(setup.log)
+    return Console(setup.log, setup.total_steps)
 
 
 def jsonl_tracker(setup: TrackerSetup) -> Tracker:
