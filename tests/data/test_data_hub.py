@@ -31,11 +31,11 @@ configs:
 LOAD = """
 import json, sys, time
 time.sleep = lambda seconds: None  # the Hub's client waits longer and longer between its attempts
-from iiverl_core.data import DataError, load_table, parse_source
+from iiverl_core.data import DataError, load_table, parse_dataset
 answers = []
 for name, split in json.load(sys.stdin):
     try:
-        table = load_table(parse_source(name, split))
+        table = load_table(parse_dataset(name, split))
         answers.append({"name": table.name, "prompts": [table.row(i)["prompt"] for i in range(len(table))]})
     except DataError as error:
         answers.append({"error": str(error)})

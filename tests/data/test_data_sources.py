@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iiverl_core.data import DataError, Table, load_table, parse_source
+from iiverl_core.data import DataError, Table, load_table, parse_dataset
 from iiverl_core.data.hub import HubDataset
 from iiverl_core.data.sources import load_tables
 
@@ -21,7 +21,7 @@ ROWS = [{"prompt": f"question {i}", "answer": i, "extra_info": {"index": i}} for
 
 
 def read(path: Path | str, split: str = "train") -> Table:
-    return load_table(parse_source(str(path), split))
+    return load_table(parse_dataset(str(path), split))
 
 
 def rows_of(table: Table) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def test_names_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: HubDataset
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse_source(name, "train").place == expected
+    assert parse_dataset(name, "train").place == expected
     assert str(expected) == name
 
 
@@ -126,7 +126,7 @@ def test_a_path_that_does_not_exist_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"does not exist(.|\n)*org/name:config@revision") as caught:
-        parse_source(name, "train")
+        parse_dataset(name, "train")
     assert str(caught.value).startswith(f"{name} does not exist.")
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.rewards.rules import geometry3k, math
-from iiverl_core.rewards.rules.boxed import last_boxed
+from iiverl_core.rewards.rules.math import last_boxed
 from iiverl_core.rewards.rules.normal_form import normal_form
 
 BOXES = [

@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.telemetry.bars import fit_row
-from iiverl_core.telemetry.phase import Phase, short
 from iiverl_core.telemetry.progress import Progress
+from iiverl_core.telemetry.timers import Phase, short
 
 STEP = {"critic/score/mean": 0.4124, "timing_s/step": 0.82}
 

@@ -1,12 +1,11 @@
-"""The arguments of all commands that read a configuration; loading it, and reporting its problems."""
+"""The arguments of all commands that read a configuration, and loading it."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from iiverl_core.config import Loaded, Problem
+    from iiverl_core.config import Loaded
 
 ConfigFile = Annotated[
     str | None, typer.Argument(metavar="CONFIG", help="The YAML file.", show_default=False)
@@ -61,11 +60,3 @@ def load_config(
     if "=" in file and not file.endswith((".yaml", ".yml")):
         raise typer.BadParameter(f"the YAML file comes before {file}", param_hint="CONFIG")
     return load(file, overrides, backend, allow_unknown=allow_unknown)
-
-
-def report_problems(problems: "Sequence[Problem]", *, running: bool = False) -> None:
-    """Write problems to the terminal, a line each."""
-    from iiverl_core.config import render
-
-    if problems:
-        typer.echo(render(problems, running=running), err=True)

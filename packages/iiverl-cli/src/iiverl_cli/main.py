@@ -16,13 +16,11 @@ from iiverl_cli.arguments import (
     ConfigPath,
     Overrides,
     load_config,
-    report_problems,
 )
-from iiverl_cli.interruption import clean_exit
+from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
-from iiverl_cli.reward_server import CONTEXT as REWARD_SERVER
-from iiverl_cli.reward_server import reward_server
+from iiverl_core.installation import install_command
 
 EXIT_REFUSED = 2
 EXIT_UNSUPPORTED = 3
@@ -42,7 +40,6 @@ config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, 
 app.add_typer(config_app, name="config")
 app.command("plan")(plan)
 app.command("algorithms")(algorithms)
-app.command("reward-server", context_settings=REWARD_SERVER)(reward_server)
 app.add_typer(reward_app, name="reward")
 
 
@@ -152,6 +149,18 @@ def show_config(
     report_problems(loaded.problems)
     if loaded.errors:
         raise typer.Exit(2)
+
+
+# The arguments, --help included, are parsed by the server's own command line.
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+)
+def reward_server(context: typer.Context) -> None:
+    """Score responses over HTTP."""
+    from iiverl_reward_client.server.command import main  # imports httpx
+
+    install = install_command("iiverl[reward-server]", workspace="make setup")
+    raise typer.Exit(main(context.args, program="iiverl reward-server", install=install))
 
 
 def _count(number: int, word: str) -> str:

@@ -13,9 +13,8 @@ from iiverl_cli.arguments import (
     ConfigPath,
     Overrides,
     load_config,
-    report_problems,
 )
-from iiverl_cli.tables import format_table
+from iiverl_cli.output import format_table, report_problems
 
 if TYPE_CHECKING:
     from iiverl_core.config import RunConfig

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iiverl_cli.interruption import clean_exit
-from iiverl_cli.tables import format_table
+from iiverl_cli.output import clean_exit, format_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,26 +1,32 @@
 """From datasets to prompts: what reads rows, turns them into tokens, and decides the order in which they are used."""
 
-from iiverl_core.data.conversation import ConversationWriter, load_conversation_writer
+from iiverl_core.data.conversation import (
+    ConversationWriter,
+    check_conversations,
+    load_conversation_writer,
+    to_reward_tokens,
+)
 from iiverl_core.data.hub import check_model
 from iiverl_core.data.order import PromptOrder
 from iiverl_core.data.prompts import PromptSet, Truncation, load_prompts
-from iiverl_core.data.sources import Source, load_table, parse_source
-from iiverl_core.data.table import Table
+from iiverl_core.data.sources import DatasetRef, Table, load_table, parse_dataset
 from iiverl_core.data.tokenizer import load_tokenizer
 from iiverl_core.errors import DataError
 
 __all__ = [
     "ConversationWriter",
     "DataError",
+    "DatasetRef",
     "PromptOrder",
     "PromptSet",
-    "Source",
     "Table",
     "Truncation",
+    "check_conversations",
     "check_model",
     "load_conversation_writer",
     "load_prompts",
     "load_table",
     "load_tokenizer",
-    "parse_source",
+    "parse_dataset",
+    "to_reward_tokens",
 ]

@@ -1,6 +1,6 @@
 """A prompt and the response to it as the token ids that a reward model with a tokenizer of its own is given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,8 @@ from iiverl_core.data.chat import PromptError, write_chat
 from iiverl_core.data.prompts import Truncation
 from iiverl_core.data.tokenizer import load_reward_tokenizer, load_tokenizer, one_start
 from iiverl_core.errors import ConfigError
-from iiverl_core.samples import Prompt
+from iiverl_core.samples import Prompt, Rollout, TokenSequence
+from iiverl_reward_client import Failed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,3 +104,31 @@ def load_conversation_writer(run: RunConfig) -> ConversationWriter | None:
             "Set reward_model.max_length to null, or data.max_prompt_length and data.max_response_length to less."
         )
     return None
+
+
+def to_reward_tokens(rollout: Rollout, writer: ConversationWriter) -> TokenSequence | Failed:
+    """Write the whole conversation in the reward model's tokens, none of them trained.
+
+    A conversation that cannot be written, or is too long if nothing may be cut off (`reward_model.truncation: error`),
+    is a failure of the kind `function`.
+
+    Raises:
+        ConfigError: the prompt is a chat, and the reward model's tokenizer has no chat template.
+    """
+    try:
+        return TokenSequence.untrained(writer.ids(rollout.prompt, rollout.text))
+    except PromptError as error:
+        return Failed("function", detail=f"row {rollout.prompt.row} of the dataset: the prompt {error}")
+
+
+def check_conversations(writer: ConversationWriter, prompts: Iterable[Prompt]) -> None:
+    """See that prompts, with a word for a response, can be shown to the reward model.
+
+    Raises:
+        ConfigError: one cannot; names its row.
+    """
+    for prompt in prompts:
+        try:
+            writer.ids(prompt, "answer")
+        except PromptError as error:
+            raise ConfigError(f"row {prompt.row} of the dataset: the prompt {error}") from error

@@ -19,8 +19,7 @@ from iiverl_core.columns import (
     pop_ground_truth,
 )
 from iiverl_core.data.chat import PromptError, as_messages, render
-from iiverl_core.data.sources import load_tables
-from iiverl_core.data.table import Table
+from iiverl_core.data.sources import Table, load_tables
 from iiverl_core.data.tokenizer import one_start
 from iiverl_core.errors import DataError
 from iiverl_core.samples import Prompt

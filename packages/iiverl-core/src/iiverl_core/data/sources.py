@@ -2,11 +2,12 @@
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -14,7 +15,6 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from iiverl_core.data.hub import HubDataset, load_hub
-from iiverl_core.data.table import Table
 from iiverl_core.data_files import (
     FILES,
     check_saved,
@@ -26,9 +26,11 @@ from iiverl_core.data_files import (
 )
 from iiverl_core.errors import DataError
 
+ROWS_PER_READ = 1000  # rows converted to Python objects at a time
+
 
 @dataclass(frozen=True)
-class Source:
+class DatasetRef:
     """One source of rows: `name` as the user wrote it, the place that it means, and the split wanted.
 
     A single file, and a folder with a single `Dataset`, have no splits and are taken whole.
@@ -39,7 +41,36 @@ class Source:
     split: str
 
 
-def parse_source(name: str, split: str) -> Source:
+@dataclass(frozen=True)
+class Table:
+    """Rows and their columns; `name` says where they come from, as the user wrote it.
+
+    Rows of a `Dataset` stay on disk, mapped into memory; those of a text file are held as Python objects.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Dataset | list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """One row; a column that it lacks may be missing in it."""
+        return self.rows[index]
+
+    def column(self, name: str) -> Iterator[list[Any]]:
+        """The values of one column, a few at a time; None where a row lacks it."""
+        if isinstance(self.rows, Dataset):
+            rows = self.rows.select_columns(name)
+            for start in range(0, len(rows), ROWS_PER_READ):
+                yield rows[start : start + ROWS_PER_READ][name]
+        else:
+            for start in range(0, len(self.rows), ROWS_PER_READ):
+                yield [row.get(name) for row in self.rows[start : start + ROWS_PER_READ]]
+
+
+def parse_dataset(name: str, split: str) -> DatasetRef:
     """Decide what a name means.
 
     A path that exists is local, whatever it looks like. Of the rest, a name that starts with `/`, `.` or `~`, or ends
@@ -50,14 +81,14 @@ def parse_source(name: str, split: str) -> Source:
     """
     path = Path(name).expanduser()
     if path.exists():
-        return Source(name, path, split)
+        return DatasetRef(name, path, split)
     hub = hub_name(name)
     if hub is None:
         raise _no_such_path(name, path)
-    return Source(name, HubDataset(*hub), split)
+    return DatasetRef(name, HubDataset(*hub), split)
 
 
-def load_table(source: Source) -> Table:
+def load_table(source: DatasetRef) -> Table:
     """Read one source.
 
     Raises:
@@ -90,7 +121,7 @@ def load_tables(names: Sequence[str], splits: Sequence[str]) -> list[Table]:
             "Give one split for all of them, or one for each."
         )
     splits = list(splits) * len(names) if len(splits) == 1 else splits
-    sources = [parse_source(name, split) for name, split in zip(names, splits, strict=True)]
+    sources = [parse_dataset(name, split) for name, split in zip(names, splits, strict=True)]
     return [load_table(source) for source in sources]
 
 
@@ -123,7 +154,7 @@ def _table(name: str, rows: Dataset) -> Table:
     return Table(name, tuple(rows.column_names), rows)
 
 
-def _load_folder(source: Source, path: Path) -> Table:
+def _load_folder(source: DatasetRef, path: Path) -> Table:
     check_saved(source.name, path)
     try:
         loaded = datasets.load_from_disk(path)

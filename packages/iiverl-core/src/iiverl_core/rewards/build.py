@@ -60,13 +60,12 @@ def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSequence
     `reward_model` and, for example, `reward_api`.
 
     If `reward_model.model.input_tokenizer` is null, `score` gets the rollouts' own sequences. Otherwise it gets the
-    conversation in the reward model's tokens (`rewards.conversation.to_reward_tokens`).
+    conversation in the reward model's tokens (`iiverl_core.data.to_reward_tokens`).
 
     Raises:
         ConfigError: a tokenizer cannot be read.
     """
-    from iiverl_core.data import load_conversation_writer  # brings datasets, which scoring does without
-    from iiverl_core.rewards.conversation import to_reward_tokens
+    from iiverl_core.data import load_conversation_writer, to_reward_tokens  # imports datasets
 
     writer = load_conversation_writer(run)
     return ModelScorer(
@@ -129,8 +128,7 @@ def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
         ConfigError: a prompt cannot be scored; names its row.
     """
     if run.uses_reward_model:
-        from iiverl_core.data import load_conversation_writer
-        from iiverl_core.rewards.conversation import check_conversations
+        from iiverl_core.data import check_conversations, load_conversation_writer
 
         if writer := load_conversation_writer(run):
             check_conversations(writer, islice(prompts, ROWS_CHECKED))

@@ -3,7 +3,10 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -16,7 +19,6 @@ from iiverl_core.config import CustomRewardFunctionConfig
 from iiverl_core.config.sections.custom_reward_function import REWARD_ARGUMENTS
 from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import described, find_callable, load_file, shown, told, unaccepted
-from iiverl_core.rewards.signal_use import noticed_signal_use
 from iiverl_core.samples import Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
@@ -164,3 +166,25 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(function)
     except ValueError:
         return None
+
+
+@contextmanager
+def noticed_signal_use() -> Iterator[list[str]]:
+    """Fill the list that it gives with the threads, other than the main one, that call `signal.signal` meanwhile.
+
+    Timeouts made of signals, as Math-Verify has by default, raise ValueError there; libraries that catch it answer
+    "not equal", which would be scored as 0 like any wrong answer. So the call itself has to be seen.
+    """
+    threads: list[str] = []
+    set_handler = signal.signal
+
+    def noticing(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            threads.append(threading.current_thread().name)
+        return set_handler(*args, **kwargs)
+
+    signal.signal = noticing
+    try:
+        yield threads
+    finally:
+        signal.signal = set_handler

@@ -4,12 +4,10 @@ from iiverl_core.telemetry.flops import mfu, peak_flops, training_flops
 from iiverl_core.telemetry.generations import Generation, pick
 from iiverl_core.telemetry.history import read_history
 from iiverl_core.telemetry.metrics import Stats, batch_metrics, perf_metrics, seqlen_metrics, token_timings
-from iiverl_core.telemetry.phase import Phase
 from iiverl_core.telemetry.progress import Progress
 from iiverl_core.telemetry.report import report
-from iiverl_core.telemetry.samples import SampleNumbers, write_samples
-from iiverl_core.telemetry.scored import write_scored
-from iiverl_core.telemetry.timers import Timers, duration
+from iiverl_core.telemetry.samples import SampleNumbers, write_samples, write_scored
+from iiverl_core.telemetry.timers import Phase, Timers, duration
 from iiverl_core.telemetry.trackers import Tracker, make_trackers
 from iiverl_core.telemetry.validation import validation_metrics
 

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from iiverl_core.telemetry.phase import Phase
 from iiverl_core.telemetry.terminal import takes_escape_codes
+from iiverl_core.telemetry.timers import Phase
 
 BAR_WIDTH = 24
 MIN_BAR_WIDTH = 6

@@ -10,9 +10,8 @@ from typing import TextIO
 
 from iiverl_core.telemetry.bars import Bars
 from iiverl_core.telemetry.metrics import SCORE
-from iiverl_core.telemetry.phase import Phase
-from iiverl_core.telemetry.prompts import Prompts
-from iiverl_core.telemetry.timers import duration
+from iiverl_core.telemetry.terminal import InputWatcher
+from iiverl_core.telemetry.timers import Phase, duration
 
 REFRESH_SECONDS = 0.25
 
@@ -44,7 +43,7 @@ class Progress:
         self._mean: float | None = None
         self._last_step = self._last_line = time.perf_counter()
         self._bars = Bars(self._stream, self) if Bars.fit(self._stream) else None
-        self._prompts = Prompts(before=self._bars.pause if self._bars else lambda: None)
+        self._input = InputWatcher(before=self._bars.pause if self._bars else lambda: None)
         self._waiting: list[str] = []
         self._writing = threading.Lock()
         self._stop = threading.Event()
@@ -52,7 +51,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._last_step = time.perf_counter()
-        self._prompts.start()
+        self._input.start()
         if self._bars:
             self._bars.start()
         self._heart.start()
@@ -62,7 +61,7 @@ class Progress:
         self.phase_now = None
         self._stop.set()
         self._heart.join()
-        self._prompts.stop()
+        self._input.stop()
         if self._bars:
             self._bars.stop()
         self._write_waiting()
@@ -100,7 +99,7 @@ class Progress:
         self._last_line = time.perf_counter()
         with self._writing:
             self._waiting.append(line)
-        if not self._prompts.pending():
+        if not self._input.pending():
             self._write_waiting()
 
     def _write_waiting(self) -> None:
@@ -118,7 +117,7 @@ class Progress:
     def _beat(self) -> None:
         """Redraw the bars; without bars, print the current phase whenever nothing was printed for a while."""
         while not self._stop.wait(REFRESH_SECONDS if self._bars else self._every / 20):
-            if self._prompts.pending():
+            if self._input.pending():
                 continue
             self._write_waiting()
             phase = self.phase_now

@@ -14,8 +14,7 @@ from iiverl_core.registry import TRACKERS, load_code
 from iiverl_core.telemetry.generations import Generation, as_lines
 from iiverl_core.telemetry.history import JsonLines, validation_scores
 from iiverl_core.telemetry.metrics import SCORE
-from iiverl_core.telemetry.phase import short
-from iiverl_core.telemetry.timers import duration
+from iiverl_core.telemetry.timers import duration, short
 
 logger = logging.getLogger(__name__)
 
