@@ -1,4 +1,4 @@
-"""Weights that go from process to process in a group of their own: bit-equal, and nobody waits for the dead."""
+"""Broadcasts of weights: the bits arrive, and nobody waits for a dead process."""
 
 import multiprocessing
 import os
@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from iiverl_core.cluster.broadcast import Broadcast, Exchange
 from iiverl_core.cluster.store import LocalStore
-from iiverl_core.cluster.ways import BrokenWayError
-from iiverl_core.rollout.digest import digest
+from iiverl_core.cluster.weight_transport import BroadcastRendezvous, WeightTransport, WeightTransportError
+from iiverl_core.rollout.weights import digest
 
 CPU = torch.device("cpu")
 SPAWN = multiprocessing.get_context("spawn")
@@ -31,8 +30,8 @@ def weights() -> list[tuple[str, torch.Tensor]]:
 
 
 @pytest.fixture
-def exchange() -> Exchange:
-    return Exchange("127.0.0.1")
+def rendezvous() -> BroadcastRendezvous:
+    return BroadcastRendezvous("127.0.0.1")
 
 
 @pytest.fixture
@@ -41,102 +40,106 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def connect(exchange: Exchange, receivers: int) -> tuple[Any, list[Any]]:
-    """All ends of one way in this process, as if each were in its own."""
-    way = exchange.way(receivers)
-    sender = way.sender(LocalStore(), CPU)
-    return sender, [way.receiver(number, LocalStore(), CPU) for number in range(receivers)]
+def connect(rendezvous: BroadcastRendezvous, receivers: int) -> tuple[Any, list[Any]]:
+    """All ends of one transport in this process, as if each were in its own."""
+    transport = rendezvous.transport(receivers)
+    sender = transport.open_sender(LocalStore(), CPU)
+    return sender, [transport.open_receiver(number, LocalStore(), CPU) for number in range(receivers)]
 
 
-def test_every_receiver_gets_the_bits_of_each_bucket(exchange: Exchange, threads: ThreadPoolExecutor) -> None:
-    sender, receivers = connect(exchange, 3)
+def test_every_receiver_gets_the_bits_of_each_bucket(
+    rendezvous: BroadcastRendezvous, threads: ThreadPoolExecutor
+) -> None:
+    sender, receivers = connect(rendezvous, 3)
     for bucket in (weights(), weights()[::-1]):
-        taken = [sender.take(name, value) for name, value in bucket]
-        ticket = sender.send(taken)
-        for got in threads.map(lambda receiver, ticket=ticket: list(receiver.receive(ticket)), receivers):
+        packed = [sender.pack(name, value) for name, value in bucket]
+        metadata = sender.send(packed)
+        for got in threads.map(
+            lambda receiver, metadata=metadata: list(receiver.receive(metadata)), receivers
+        ):
             assert [name for name, _ in got] == [name for name, _ in bucket]
             for (_, ours), (_, theirs) in zip(bucket, got, strict=True):
                 assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
                 assert digest(ours) == digest(theirs)
-        sender.ready()
+        sender.flush()
     for end in (sender, *receivers):
         end.close()
 
 
-def test_what_was_taken_is_a_copy(exchange: Exchange) -> None:
-    sender, (receiver,) = connect(exchange, 1)
+def test_a_packed_weight_is_a_copy(rendezvous: BroadcastRendezvous) -> None:
+    sender, (receiver,) = connect(rendezvous, 1)
     value = torch.ones(3)
-    taken = sender.take("w", value)
+    packed = sender.pack("w", value)
     value.zero_()
-    ((_, got),) = receiver.receive(sender.send([taken]))
+    ((_, got),) = receiver.receive(sender.send([packed]))
     assert got.tolist() == [1, 1, 1]
 
 
-def test_the_way_is_the_same_until_it_is_given_up(exchange: Exchange) -> None:
-    first = exchange.way(2)
-    assert exchange.way(2) == first
-    exchange.give_up("a member died")
-    exchange.give_up("a member died")
-    assert exchange.way(2) != first
+def test_the_transport_is_the_same_until_it_is_aborted(rendezvous: BroadcastRendezvous) -> None:
+    first = rendezvous.transport(2)
+    assert rendezvous.transport(2) == first
+    rendezvous.abort("a member died")
+    rendezvous.abort("a member died")
+    assert rendezvous.transport(2) != first
 
 
-def test_who_waits_for_a_bucket_hears_that_the_way_is_given_up(
-    exchange: Exchange, threads: ThreadPoolExecutor
+def test_an_abort_ends_the_wait_for_a_bucket(
+    rendezvous: BroadcastRendezvous, threads: ThreadPoolExecutor
 ) -> None:
-    sender, receivers = connect(exchange, 2)
+    sender, receivers = connect(rendezvous, 2)
     waiting = threads.submit(receivers[0].receive, [("w", "float32", (2,))])
     time.sleep(0.3)
     assert not waiting.done()
-    exchange.give_up("member 2 has died")
-    with pytest.raises(BrokenWayError, match="member 2 has died"):
+    rendezvous.abort("member 2 has died")
+    with pytest.raises(WeightTransportError, match="member 2 has died"):
         waiting.result(5)
-    sender.send([sender.take("w", torch.ones(2))])
-    with pytest.raises(BrokenWayError, match="member 2 has died"):
-        sender.ready()
+    sender.send([sender.pack("w", torch.ones(2))])
+    with pytest.raises(WeightTransportError, match="member 2 has died"):
+        sender.flush()
 
 
-def test_who_waits_to_join_hears_that_the_way_is_given_up(
-    exchange: Exchange, threads: ThreadPoolExecutor
+def test_an_abort_ends_the_wait_for_members_to_join(
+    rendezvous: BroadcastRendezvous, threads: ThreadPoolExecutor
 ) -> None:
-    sender = exchange.way(1).sender(LocalStore(), CPU)
-    waiting = threads.submit(sender.ready)
+    sender = rendezvous.transport(1).open_sender(LocalStore(), CPU)
+    waiting = threads.submit(sender.flush)
     time.sleep(0.3)
     assert not waiting.done()
-    exchange.give_up("the receiver has died")
-    with pytest.raises(BrokenWayError, match="the receiver has died"):
+    rendezvous.abort("the receiver has died")
+    with pytest.raises(WeightTransportError, match="the receiver has died"):
         waiting.result(5)
 
 
-def _dies_after(way: Broadcast, buckets: int, ticket: Any) -> None:
-    receiver = way.receiver(0, LocalStore(), CPU)
+def _dies_after(transport: WeightTransport, buckets: int, metadata: Any) -> None:
+    receiver = transport.open_receiver(0, LocalStore(), CPU)
     for _ in range(buckets):
-        list(receiver.receive(ticket))
+        list(receiver.receive(metadata))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("received", [0, 1])
-def test_a_member_that_dies_holds_nobody_up(
-    exchange: Exchange, threads: ThreadPoolExecutor, received: int
+def test_a_member_that_dies_blocks_nobody(
+    rendezvous: BroadcastRendezvous, threads: ThreadPoolExecutor, received: int
 ) -> None:
-    """Where a connection closes, those at its other end tell all; else the one who directs them has to."""
-    way = exchange.way(2)
-    ticket = [("w", "float32", (2**20,))]
-    victim = SPAWN.Process(target=_dies_after, args=(way, received, ticket))
+    """If a connection closes, the processes at its other end abort; else the controller has to."""
+    transport = rendezvous.transport(2)
+    metadata = [("w", "float32", (2**20,))]
+    victim = SPAWN.Process(target=_dies_after, args=(transport, received, metadata))
     victim.start()
-    sender = way.sender(LocalStore(), CPU)
-    survivor = way.receiver(1, LocalStore(), CPU)
+    sender = transport.open_sender(LocalStore(), CPU)
+    survivor = transport.open_receiver(1, LocalStore(), CPU)
 
-    def pass_on(receive: Callable[[Any], Iterator[Any]]) -> None:
+    def transfer(receive: Callable[[Any], Iterator[Any]]) -> None:
         for _ in range(3):
-            sender.send([sender.take("w", torch.ones(2**20))])
-            list(receive(ticket))
-            sender.ready()
+            sender.send([sender.pack("w", torch.ones(2**20))])
+            list(receive(metadata))
+            sender.flush()
 
-    running = threads.submit(pass_on, survivor.receive)
+    running = threads.submit(transfer, survivor.receive)
     victim.join(30)
     if not received:
-        exchange.give_up("a member died before it had joined")
-    with pytest.raises(BrokenWayError, match=r"a member died|onnection|Read error|Broken pipe"):
+        rendezvous.abort("a member died before it had joined")
+    with pytest.raises(WeightTransportError, match=r"a member died|onnection|Read error|Broken pipe"):
         running.result(10)
     sender.close()
     survivor.close()

@@ -32,9 +32,9 @@ def ray_is_up() -> Iterator[None]:
 def small_broadcasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send weights as between GPUs, in buckets so small that a tiny model has several."""
     from iiverl_core.cluster import ray_engines
-    from iiverl_core.cluster.broadcast import Exchange
+    from iiverl_core.cluster.weight_transport import BroadcastRendezvous
 
-    monkeypatch.setattr(ray_engines, "carrier_for", lambda device: Exchange("127.0.0.1"))
+    monkeypatch.setattr(ray_engines, "transport_factory", lambda device: BroadcastRendezvous("127.0.0.1"))
     monkeypatch.setattr(ray_engines, "MEGABYTE", 2**15)
 
 
@@ -53,7 +53,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
             update(self, version)
 
         def disturbed(self):
-            ticket = next_bucket(self)
+            bucket = next_bucket(self)
             if due:
                 due[0] -= 1
                 if due[0] == 0:
@@ -62,7 +62,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
                     os.kill(victim.pid, signal.SIGKILL)
                     victim.wait(10)
                     deaths.append(victim.pid)
-            return ticket
+            return bucket
 
         monkeypatch.setattr(ray_engines.RayEngines, "update_weights", armed)
         monkeypatch.setattr(ray_engines.RayEngines, "_next_bucket", disturbed)
@@ -92,10 +92,10 @@ def test_engines_killed_in_the_middle_of_updates_change_nothing(
 ) -> None:
     """The samples are those of a run without a death, whose weights go through the store."""
     from iiverl_core.cluster import ray_engines
-    from iiverl_core.cluster.ways import ThroughStore
+    from iiverl_core.cluster.weight_transport import StoreTransport
 
     with monkeypatch.context() as patch:
-        patch.setattr(ray_engines, "carrier_for", lambda device: ThroughStore())
+        patch.setattr(ray_engines, "transport_factory", lambda device: StoreTransport())
         train(quickstart("trainer.rollout_devices=2", runtime="ray", folder="undisturbed"))
     deaths = killer({0, 2}, size=2)
     train(quickstart("trainer.rollout_devices=2", runtime="ray", folder="disturbed"))

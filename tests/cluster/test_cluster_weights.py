@@ -1,8 +1,8 @@
-"""Weights on their way to engines in other processes: nothing is lost, doubled or held for long."""
+"""Weight sync: no weight is lost, doubled or held for long."""
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -11,24 +11,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iiverl_core.cluster.store import LocalStore
-from iiverl_core.cluster.ways import Packed, ThroughStore
-from iiverl_core.cluster.weights import Arriving, Departing
+from iiverl_core.cluster.store import LocalStore, Store, open_all
+from iiverl_core.cluster.weight_sync import StreamedUpdate, WeightReceiver, WeightSender
+from iiverl_core.cluster.weight_transport import (
+    BucketReceiver,
+    SerializedTensor,
+    StoreTransport,
+    WeightTransport,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
 CPU = torch.device("cpu")
+STORE = LocalStore()
 
 
 class Recorder:
-    """A sender that keeps what it sent; each ticket is the bucket itself."""
+    """A transport, and the end of it that sends; it keeps the order of the calls."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
 
-    def ready(self) -> None:
-        self.log.append("ready")
+    def open_sender(self, store: Store, device: torch.device) -> "Recorder":
+        return self
 
-    def take(self, name: str, value: Tensor) -> tuple[str, Tensor]:
+    def open_receiver(self, index: int, store: Store, device: torch.device) -> BucketReceiver:
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        self.log.append("flush")
+
+    def pack(self, name: str, value: Tensor) -> tuple[str, Tensor]:
         return name, value.clone()
 
     def send(self, bucket: Sequence[Any]) -> Any:
@@ -38,110 +50,117 @@ class Recorder:
     def close(self) -> None: ...
 
 
+def sender_of(
+    weights: Iterable[tuple[str, Tensor]], transport: WeightTransport, *, sends: bool = True
+) -> WeightSender:
+    sender = WeightSender(STORE, CPU, sends=sends)
+    sender.begin(weights, transport)
+    return sender
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from(DTYPES)), max_size=12),
     st.integers(1, 200),
 )
-def test_what_departs_arrives(sizes: list[tuple[int, torch.dtype]], bucket_bytes: int) -> None:
+def test_weights_that_are_sent_arrive(sizes: list[tuple[int, torch.dtype]], bucket_bytes: int) -> None:
     weights = {f"w{i}": (torch.arange(n) - i).to(dtype).reshape(1, n) for i, (n, dtype) in enumerate(sizes)}
     got: dict[str, torch.Tensor] = {}
 
-    def update(arriving) -> None:
-        for name, value in arriving:
+    def update(received: Iterable[tuple[str, Tensor]], version: int) -> None:
+        assert version == 7
+        for name, value in received:
             assert name not in got
             got[name] = value
 
-    store = LocalStore()
-    sender, receiver = ThroughStore().sender(store, CPU), ThroughStore().receiver(0, store, CPU)
-    departing = Departing(weights.items(), sender)
-    arriving = Arriving(update)
-    while (ticket := departing.next(bucket_bytes)) is not None:
-        bucket = dict(receiver.receive(ticket))
-        assert (
-            sum(value.nbytes for value in bucket.values()) - list(bucket.values())[-1].nbytes < bucket_bytes
-        )
-        arriving.feed(bucket.items())
-    arriving.finish()
+    sender = sender_of(weights.items(), StoreTransport())
+    receiver = WeightReceiver(0, STORE, CPU, update)
+    receiver.begin(7, StoreTransport())
+    while (bucket := sender.next_bucket(bucket_bytes)) is not None:
+        values = [each.tensor() for each in open_all(STORE, [bucket])[0]]
+        assert sum(value.nbytes for value in values[:-1]) < bucket_bytes
+        assert receiver.load(bucket) is None
+    receiver.finish()
     assert list(got) == list(weights)
     for name, value in weights.items():
         assert got[name].dtype == value.dtype and torch.equal(got[name], value)
 
 
-def test_processes_that_only_take_part_gather_the_same_buckets() -> None:
-    taken: list[list[int]] = [[], []]
+def test_workers_that_do_not_send_gather_the_same_buckets() -> None:
+    gathered: list[list[int]] = [[], []]
 
-    def weights(who: int):
+    def weights(worker: int):
         for i in range(9):
-            taken[who].append(i)
+            gathered[worker].append(i)
             yield f"w{i}", torch.zeros(i + 1)
 
-    sending, looking_on = Departing(weights(0), Recorder()), Departing(weights(1), None)
-    while sending.next(40) is not None:
-        assert looking_on.next(40) is None
-        assert taken[0] == taken[1]
-    assert len(taken[0]) == 9
+    sending = sender_of(weights(0), Recorder())
+    other = sender_of(weights(1), Recorder(), sends=False)
+    while sending.next_bucket(40) is not None:
+        assert other.next_bucket(40) is None
+        assert gathered[0] == gathered[1]
+    assert len(gathered[0]) == 9
 
 
-def test_a_bucket_has_left_before_the_next_is_gathered() -> None:
-    sender = Recorder()
-    departing = Departing([("a", torch.zeros(4)), ("b", torch.zeros(4))], sender)
-    while departing.next(1) is not None:
+def test_a_bucket_is_sent_before_the_next_is_gathered() -> None:
+    transport = Recorder()
+    sender = sender_of([("a", torch.zeros(4)), ("b", torch.zeros(4))], transport)
+    while sender.next_bucket(1) is not None:
         pass
-    assert sender.log == ["send", "ready", "send", "ready"]
+    assert transport.log == ["send", "flush", "send", "flush"]
 
 
 def test_a_bucket_is_gone_once_it_has_been_fed() -> None:
-    """All but what the engine itself looks at: the last weight, until it asks for another."""
+    """Except for the weight that the engine itself holds: the last one, until it asks for another."""
 
-    def update(arriving) -> None:
-        for _, value in arriving:
+    def update(weights) -> None:
+        for _, value in weights:
             value.sum()
 
-    arriving = Arriving(update)
+    running = StreamedUpdate(update)
     for _ in range(2):
         values = [torch.zeros(2), torch.zeros(2)]
         held = weakref.ref(values[0])
-        arriving.feed(zip(("v", "w"), values, strict=True))
+        running.feed(zip(("v", "w"), values, strict=True))
         del values
         assert held() is None
-    arriving.finish()
+    running.finish()
 
 
-def test_an_update_that_is_dropped_fails_and_leaves_nobody_waiting() -> None:
+def test_an_update_that_is_aborted_fails_and_leaves_no_thread() -> None:
     ends: list[str] = []
 
-    def update(arriving) -> None:
+    def update(weights) -> None:
         try:
-            for _ in arriving:
+            for _ in weights:
                 pass
         except Exception as error:
             ends.append(type(error).__name__)
             raise
 
     for fed in range(2):
-        arriving = Arriving(update)
+        running = StreamedUpdate(update)
         for _ in range(fed):
-            arriving.feed([("w", torch.zeros(2))])
-        arriving.drop()
-    assert ends == ["DroppedError"] * 2
+            running.feed([("w", torch.zeros(2))])
+        running.abort()
+    assert ends == ["SyncAbortedError"] * 2
     assert not any(thread.name == "weights" and thread.is_alive() for thread in threading.enumerate())
 
 
-def test_arrays_of_a_store_that_may_not_be_written_are_read() -> None:
-    packed = Packed.of("w", torch.tensor([1.0, -2.0]))
-    packed.data.flags.writeable = False
-    assert packed.tensor().tolist() == [1.0, -2.0]
+def test_read_only_arrays_of_a_store_are_read() -> None:
+    serialized = SerializedTensor.of("w", torch.tensor([1.0, -2.0]))
+    serialized.data.flags.writeable = False
+    assert serialized.tensor().tolist() == [1.0, -2.0]
 
 
-def test_an_update_that_fails_is_heard_of_and_blocks_no_one() -> None:
-    def update(arriving) -> None:
-        next(arriving)
+def test_an_update_that_fails_raises_and_blocks_nobody() -> None:
+    def update(weights) -> None:
+        next(weights)
         raise ValueError("no such weight")
 
-    arriving = Arriving(update)
+    running = StreamedUpdate(update)
     bucket = [("w", torch.zeros(2))]
     with pytest.raises(ValueError, match="no such weight"):
         for _ in range(3):
-            arriving.feed(bucket)
-        arriving.finish()
+            running.feed(bucket)
+        running.finish()
     assert not any(thread.name == "weights" and thread.is_alive() for thread in threading.enumerate())

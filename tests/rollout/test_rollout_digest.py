@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.rollout import digest as module
-from iiverl_core.rollout.digest import digest
+from iiverl_core.rollout import weights as module
+from iiverl_core.rollout.weights import digest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8]
 

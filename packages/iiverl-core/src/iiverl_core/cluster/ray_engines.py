@@ -9,7 +9,6 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from iiverl_core.cluster.broadcast import Exchange
 from iiverl_core.cluster.generation import attach_handles
 from iiverl_core.cluster.ray_group import (
     GRACE_SECONDS,
@@ -22,7 +21,12 @@ from iiverl_core.cluster.ray_group import (
 )
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
-from iiverl_core.cluster.ways import Carrier, ThroughStore
+from iiverl_core.cluster.weight_transport import (
+    BroadcastRendezvous,
+    BucketMetadata,
+    StoreTransport,
+    WeightTransportFactory,
+)
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Config
 from iiverl_core.errors import IIVerlError
@@ -33,9 +37,9 @@ MEGABYTE = 2**20
 DEATHS = 5  # of one engine without a sample in between, after which the run ends
 
 
-def carrier_for(device: str) -> Carrier:
-    """Choose how weights travel: from device to device on `cuda`; on `cpu` the object store is shared memory already."""
-    return Exchange(ray.util.get_node_ip_address()) if device == "cuda" else ThroughStore()
+def transport_factory(device: str) -> WeightTransportFactory:
+    """Choose how weights are transferred: by broadcast on `cuda`; on `cpu` through the store, which is shared memory."""
+    return BroadcastRendezvous(ray.util.get_node_ip_address()) if device == "cuda" else StoreTransport()
 
 
 class RayEngines:
@@ -43,7 +47,7 @@ class RayEngines:
 
     An engine is spread over `Config.engine_devices` consecutive processes, which have no use without each other: when
     one dies the others are ended. The engine is started again at the next `update_weights`. Weights come from the
-    processes of `group`, a bucket at a time, on the way of `carrier_for`.
+    processes of `group`, a bucket at a time, by the transport of `transport_factory`.
     """
 
     def __init__(self, config: Config, group: WorkerGroup, log: Callable[[str], None]) -> None:
@@ -57,7 +61,7 @@ class RayEngines:
         self._size = config.engine_devices
         count = (config.trainer.rollout_devices or 0) // self._size
         self._device = device_of(config)
-        self._carrier = carrier_for(self._device)
+        self._transports = transport_factory(self._device)
         self._engines: list[list[Any]] = [[] for _ in range(count)]
         """The processes of each engine; none where it is dead."""
         self.infos: list[RolloutWorkerInfo | None] = [None] * (count * self._size)
@@ -100,22 +104,22 @@ class RayEngines:
         while True:
             deaths = sum(self._deaths)
             self._start([engine for engine, actors in enumerate(self._engines) if not actors])
-            reason = self._pass_on(version)
+            reason = self._sync(version)
             if reason is None:
                 return
-            self._carrier.give_up(reason)
+            self._transports.abort(reason)
             failures = failures + 1 if sum(self._deaths) == deaths else 0
             if failures == DEATHS:
                 raise WorkerError(f"the engines did not get their weights, {DEATHS} times in a row: {reason}")
 
-    def _pass_on(self, version: int) -> str | None:
-        """Give all engines the weights; say why, where one has not got them all."""
-        way = self._carrier.way(len(self.infos))
-        self._group.run(Worker.begin_departure, [(way,)] * len(self._group.infos))
-        reason = self._all("begin_update", version, way)
-        while reason is None and (ticket := self._next_bucket()) is not None:
-            reason = self._all("load", ticket)
-        return self._all("finish_update") if reason is None else reason
+    def _sync(self, version: int) -> str | None:
+        """Give all engines the weights; returns the reason if one did not get them all."""
+        transport = self._transports.transport(len(self.infos))
+        self._group.run(Worker.begin_weight_sync, [(transport,)] * len(self._group.infos))
+        reason = self._all("begin_weight_sync", version, transport)
+        while reason is None and (bucket := self._next_bucket()) is not None:
+            reason = self._all("load_bucket", bucket)
+        return self._all("finish_weight_sync") if reason is None else reason
 
     def sleep(self, *, discard_weights: bool) -> None:
         """Do nothing: no one else needs these devices' memory."""
@@ -134,10 +138,10 @@ class RayEngines:
     def _by_rank(self) -> list[dict[int, Any]]:
         return [dict(enumerate(actors, i * self._size)) for i, actors in enumerate(self._engines)]
 
-    def _next_bucket(self) -> Any:
+    def _next_bucket(self) -> BucketMetadata | None:
         size = self._config.actor_rollout_ref.rollout.update_weights_bucket_megabytes * MEGABYTE
-        tickets = self._group.run(Worker.next_bucket, [(size,)] * len(self._group.infos))
-        return next((ticket for ticket in tickets if ticket is not None), None)
+        buckets = self._group.run(Worker.next_bucket, [(size,)] * len(self._group.infos))
+        return next((bucket for bucket in buckets if bucket is not None), None)
 
     def _start(self, engines: Sequence[int]) -> None:
         """Start these engines, side by side."""
@@ -201,7 +205,7 @@ class RayEngines:
     def _failed(self, rank: int, doing: str, error: Exception) -> int:
         """End an engine of which a process died, leave it out until it is started again, and give its number.
 
-        The way of the weights led to it: it is given up, and with it the waiting of others for this process.
+        The weight transport, which led to it, is aborted, so that nobody waits for this process.
 
         Raises:
             WorkerError: none died, but one raised; or the engine has died too often.
@@ -211,7 +215,7 @@ class RayEngines:
         if death is None:
             raise self._failure(rank, doing, error) from None
         self._end(engine)
-        self._carrier.give_up(f"{self._where(death[0])} died")
+        self._transports.abort(f"{self._where(death[0])} died")
         self._deaths[engine] += 1
         if self._deaths[engine] >= DEATHS:
             raise self._failure(death[0], doing, death[1]) from None

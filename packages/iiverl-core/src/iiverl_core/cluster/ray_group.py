@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from iiverl_core.cluster.messages import WorkerInfo
 from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-from iiverl_core.cluster.rendezvous import free_address
+from iiverl_core.cluster.rendezvous import free_init_method
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Config
@@ -44,8 +44,9 @@ class RayStore:
 class WorkerActor:
     """The actor around a worker: builds it, and calls its methods by name.
 
-    The class `worker` is imported with the actor, so that little time passes between `address` and `build`. `folder` is where the run was started. Paths that a configuration gives are relative to it, so the process goes
-    there; on a cluster it is a shared one.
+    The class `worker` is imported with the actor, so that little time passes between `address` and `build`. `folder` is where the
+    run was started. Paths that a configuration gives are relative to it, so the process goes there; on a cluster it is
+    a shared one.
     """
 
     def __init__(self, worker: Callable[..., Any], folder: str) -> None:
@@ -57,7 +58,7 @@ class WorkerActor:
 
     def address(self) -> str:
         """Give an `init_method` on this machine."""
-        return free_address(ray.util.get_node_ip_address())
+        return free_init_method(ray.util.get_node_ip_address())
 
     def build(self, arguments: tuple[Any, ...]) -> Any:
         """Build the worker, and give its `info`."""

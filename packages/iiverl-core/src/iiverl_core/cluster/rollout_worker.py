@@ -5,16 +5,15 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.cluster.generation import Generator
-from iiverl_core.cluster.rendezvous import join
+from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.store import Store
-from iiverl_core.cluster.ways import BrokenWayError, Receiver, Way
-from iiverl_core.cluster.weights import Arriving
+from iiverl_core.cluster.weight_sync import WeightReceiver
+from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
 from iiverl_core.config import Config
 from iiverl_core.registry import ENGINES
 from iiverl_core.rollout import RolloutRequest, Sampling
@@ -46,18 +45,16 @@ class RolloutWorker:
             ConfigError: the engine cannot run the model, or there is no tokenizer.
         """
         disable_progress_bar()
-        self._rank, self._store = rank, store
-        self._device = torch.device(device_type)
-        self._arriving: Arriving | None = None
-        self._way: Way | None = None
-        self._receiver: Receiver | None = None
         size = config.engine_devices
         if size > 1:
-            join(init_method, rank % size, size, device_type)
+            join_process_group(init_method, rank % size, size, device_type)
         rollout = config.actor_rollout_ref.rollout
         if device_type == "cuda" and ENGINES[rollout.name].memory == "pool":
             await_memory(rollout.gpu_memory_utilization)
-        self._generator = Generator(config, self._device, rank)
+        self._generator = Generator(config, torch.device(device_type), rank)
+        self._weight_receiver = WeightReceiver(
+            rank, store, torch.device(device_type), self._generator.update_weights
+        )
         device = torch.cuda.get_device_name() if device_type == "cuda" else "cpu"
         self.info = RolloutWorkerInfo(rank, socket.gethostname(), os.getpid(), device)
 
@@ -70,37 +67,17 @@ class RolloutWorker:
         """
         return self._generator.generate(requests, sampling)
 
-    def begin_update(self, version: int, way: Way) -> None:
-        """Expect weights of this version, a bucket at a time, on this way; an update that is not finished is dropped."""
-        if self._arriving is not None:
-            self._arriving.drop()
-        if way != self._way:
-            if self._receiver is not None:
-                self._receiver.close()
-            self._receiver = way.receiver(self._rank, self._store, self._device)
-            self._way = way
-        self._arriving = Arriving(lambda weights: self._generator.update_weights(weights, version))
+    def begin_weight_sync(self, version: int, transport: WeightTransport) -> None:
+        """See `WeightReceiver.begin`."""
+        self._weight_receiver.begin(version, transport)
 
-    def load(self, ticket: Any) -> str | None:
-        """Take the bucket of this ticket; say why, where it cannot come."""
-        if self._receiver is None:
-            raise RuntimeError("weights have no way here: call begin_update first")
-        try:
-            bucket = self._receiver.receive(ticket)
-        except BrokenWayError as error:
-            return str(error)
-        self._expected().feed(bucket)
-        return None
+    def load_bucket(self, bucket: BucketMetadata) -> str | None:
+        """See `WeightReceiver.load`."""
+        return self._weight_receiver.load(bucket)
 
-    def finish_update(self) -> None:
-        """Wait until the engine has all weights; raises what `RolloutEngine.update_weights` raises."""
-        self._expected().finish()
-        self._arriving = None
-
-    def _expected(self) -> Arriving:
-        if self._arriving is None:
-            raise RuntimeError("no weights are expected: call begin_update first")
-        return self._arriving
+    def finish_weight_sync(self) -> None:
+        """See `WeightReceiver.finish`."""
+        self._weight_receiver.finish()
 
 
 def await_memory(share: float, seconds: float = 30.0) -> None:

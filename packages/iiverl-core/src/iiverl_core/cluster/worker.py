@@ -7,7 +7,6 @@ small things; token arrays stay in the store and are named by handles.
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import psutil
 import torch
@@ -19,10 +18,10 @@ from iiverl_core.cluster.advantages import compute_advantages, select_tokens
 from iiverl_core.cluster.generation import Generator
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
 from iiverl_core.cluster.model_runner import ModelRunner
-from iiverl_core.cluster.rendezvous import join
+from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.store import Store
-from iiverl_core.cluster.ways import Sender, Way
-from iiverl_core.cluster.weights import Departing
+from iiverl_core.cluster.weight_sync import WeightSender
+from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
 from iiverl_core.config import Config
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
@@ -47,10 +46,7 @@ class Worker:
         self._config, self._store = config, store
         self._device = torch.device(device_type)
         self._generator: Generator | None = None
-        self._departing: Departing | None = None
-        self._way: Way | None = None
-        self._sender: Sender | None = None
-        join(init_method, rank, size, device_type)
+        join_process_group(init_method, rank, size, device_type)
         try:
             self._estimator = find_estimator(config.algorithm.adv_estimator)
             self._policy_loss = find_policy_loss(config.actor_rollout_ref.actor.policy_loss.loss_mode)
@@ -60,12 +56,15 @@ class Worker:
         except BaseException:
             self.close()  # a group that stays would be in the way of the next one in this process
             raise
+        position = self._runner.parallel_rank
+        first_output_rank = position.is_output_rank and position.data_rank == 0
+        self._weight_sender = WeightSender(store, self._device, sends=first_output_rank)
         self.info = WorkerInfo(
             rank=rank,
             host=socket.gethostname(),
             pid=os.getpid(),
             device=torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
-            parallel_rank=self._runner.parallel_rank,
+            parallel_rank=position,
             parameters=self._runner.parameter_counts(),
         )
 
@@ -114,22 +113,13 @@ class Worker:
         """Give the engine that lives here the actor's weights."""
         self._generating().update_weights(self._runner.model("actor").named_weights(), version)
 
-    def begin_departure(self, way: Way) -> None:
-        """Let the actor's weights, from the first on, depart for engines elsewhere: the first output rank sends them."""
-        if way != self._way:
-            if self._sender is not None:
-                self._sender.close()
-            at = self._runner.parallel_rank
-            first = at.is_output_rank and at.data_rank == 0
-            self._sender = way.sender(self._store, self._device) if first else None
-            self._way = way
-        self._departing = Departing(self._runner.model("actor").named_weights(), self._sender)
+    def begin_weight_sync(self, transport: WeightTransport) -> None:
+        """Begin to send the actor's weights to engines elsewhere; the first output rank sends them."""
+        self._weight_sender.begin(self._runner.model("actor").named_weights(), transport)
 
-    def next_bucket(self, size: int) -> Any:
-        """Send the next of these weights, at least `size` bytes, as `Departing.next` does. All workers take part."""
-        if self._departing is None:
-            raise RuntimeError("no weights depart: call begin_departure first")
-        return self._departing.next(size)
+    def next_bucket(self, size: int) -> BucketMetadata | None:
+        """See `WeightSender.next_bucket`. All workers take part."""
+        return self._weight_sender.next_bucket(size)
 
     def memory(self) -> dict[str, int]:
         """Give memory in bytes: what is used on this host, and on this device the most since the start."""

@@ -1,21 +1,25 @@
-"""What the engine expects of weights: every name of the model that is trained, once, and in its shape."""
+"""Checks of the weights that an engine gets: names, shapes, and a checksum of their bits."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiverl_core.rollout.digest import digest
 from iiverl_core.rollout.hf_names import checkpoint_slots, place_of
 
 SHOWN = 5  # names of one kind that an error lists
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+CHUNK = 2**20  # elements whose products are held at a time
+STEP = 0x9E3779B97F4A7C15 - 2**64  # odd: the golden ratio's bits, as a signed word
+MIX = 0xBF58476D1CE4E5B9 - 2**64
 
 
 class ExpectedWeights:
-    """Names and shapes of a checkpoint's weights, by which one update's weights are checked as they stream past.
+    """Names and shapes of a checkpoint's weights, against which the weights of an update are checked as they stream past.
 
-    Tied weights may be given once, under any of their names, or more than once with the same values; they go on under
-    the first of their names.
+    Tied weights may be given once, under any of their names, or more than once with the same values; they are passed on
+    under the first of their names.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -74,6 +78,24 @@ class ExpectedWeights:
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:
-    """Join names; of many, the first and how many more."""
+    """Join the first names, and count the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return separator.join(names[:SHOWN]) + more
+
+
+def digest(tensor: Tensor) -> int:
+    """Return a 64-bit checksum of a tensor's values in their order, computed on its device and the same on all.
+
+    It is the sum, modulo 2^64, of each element's bits times an odd number that depends on its position (multilinear hashing,
+    with the mixing step of Steele et al., "Fast splittable pseudorandom number generators", 2014). A single element that
+    differs always changes it; several do except in one case of 2^64. Both zeros count as equal, since a kernel need not
+    keep the sign of a zero.
+    """
+    values = tensor.detach().reshape(-1)
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    for start in range(0, len(values), CHUNK):
+        part = values[start : start + CHUNK] + 0  # minus zero becomes zero
+        bits = part.view(BITS[part.element_size()]).long()
+        places = torch.arange(start, start + len(part), device=values.device) * STEP
+        total += (bits * (((places ^ (places >> 29)) * MIX) | 1)).sum()
+    return int(total)

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiverl_core.rollout.digest import digest
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.requests import check_request
 from iiverl_core.rollout.vllm.start import start
 from iiverl_core.rollout.vllm.versions import LOWEST_TEMPERATURE, import_vllm
-from iiverl_core.rollout.weights import ExpectedWeights, listed
+from iiverl_core.rollout.weights import ExpectedWeights, digest, listed
 
 BUCKET_BYTES = 2**29
 WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what can be put to sleep

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 import iiverl_core.rollout.vllm.transfer  # noqa: F401  # workers import this module before they ask for the backend
-from iiverl_core.rollout.digest import digest
 from iiverl_core.rollout.vllm.layout import Layout, Part
+from iiverl_core.rollout.weights import digest
 
 
 class WorkerExtension:
