@@ -136,10 +136,10 @@ def test_a_member_that_dies_blocks_nobody(
             sender.flush()
 
     running = threads.submit(transfer, survivor.receive)
-    victim.join(30)
+    victim.join(60)
     if not received:
         rendezvous.abort("a member died before it had joined")
     with pytest.raises(WeightTransportError, match=r"a member died|onnection|Read error|Broken pipe"):
-        running.result(10)
+        running.result(30)
     sender.close()
     survivor.close()
