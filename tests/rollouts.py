@@ -1,10 +1,11 @@
-"""Rollouts and sequences of which only what a test names matters."""
+"""Rollouts, sequences and losses of which only what a test names matters."""
 
 from typing import Any
 
 import numpy as np
 import torch
 
+from iiverl_core.config import LossConfig, build, run_config
 from iiverl_core.samples import Handle, Prompt, Rollout, SampleId, SequenceRef, TokenSequence
 
 
@@ -56,3 +57,9 @@ def trained_positions(sequence: TokenSequence) -> tuple[torch.Tensor, torch.Tens
     ids = torch.from_numpy(sequence.token_ids)
     at = torch.from_numpy(np.flatnonzero(sequence.loss_mask))
     return ids[None], at - 1, ids[at]
+
+
+def loss_config(*, cliprange_value: float = 0.5, **actor: Any) -> LossConfig:
+    """The losses of a run with these keys of the actor's section, and this one of the critic's."""
+    sections = {"actor_rollout_ref": {"actor": actor}, "critic": {"cliprange_value": cliprange_value}}
+    return run_config(build(sections)).loss

@@ -44,8 +44,8 @@ def gradients(setting: Setting, *, backend: str = "fsdp") -> Numbers:
     numbers: Numbers = {}
     with one_process(setting.device):
         for layout, packed in LAYOUTS.items():
-            config = setting.configure(backend=backend, packed=packed)
-            actor = make_backend(config, "actor", setting.device)
+            run = setting.configure(backend=backend, packed=packed)
+            actor = make_backend(run, "actor", setting.device)
             batches = cut(setting, setting.sequences(), packed=packed)
             found = torch.cat([_there(output.log_probs_T) for output in actor.forward(batches)])
             by_hand = torch.cat([_log_probs(model, each, setting.device) for each in _sequences(batches)])
@@ -75,9 +75,9 @@ def value_models(setting: Setting, *, backend: str = "fsdp") -> Numbers:
             AutoTokenizer.from_pretrained(setting.model).save_pretrained(path)
             model.to(setting.device).eval()
             for layout, packed in LAYOUTS.items():
-                config = setting.configure(backend=backend, packed=packed, model=path)
+                run = setting.configure(backend=backend, packed=packed, model=path)
                 batches = cut(setting, setting.sequences(), packed=packed)
-                outputs = make_backend(config, role, setting.device).forward(batches)
+                outputs = make_backend(run, role, setting.device).forward(batches)
                 found = [
                     _there(output.values_T if role == "critic" else output.scores_B) for output in outputs
                 ]

@@ -8,7 +8,6 @@ import torch
 from gpu_check_parts.setting import GIB, NotPossibleError, Numbers, Setting, one_process
 from gpu_check_parts.training import cut, make_backend
 from iiverl_core.algorithms.rollout_correction import mismatch
-from iiverl_core.config import run_config
 from iiverl_core.rollout import GenerationRequest, SamplingParams, generate, make_engine
 from iiverl_core.samples import SampleId, TokenSequence
 from iiverl_core.training import TrainingBackend
@@ -25,7 +24,7 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
     """
     if engine == "vllm" and find_spec("vllm") is None:
         raise NotPossibleError("vLLM is not installed")
-    config = setting.configure(engine=engine)
+    run = setting.configure(engine=engine)
     prompts = [each.token_ids[~each.loss_mask] for each in setting.sequences()]
     requests = [
         GenerationRequest(SampleId("train", 1, group, member), prompt.tolist(), seed=group)
@@ -34,8 +33,8 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
     ]
     params = SamplingParams(max_tokens=setting.size.generated, ignore_eos=True)
     with one_process(setting.device):
-        trainer = make_backend(config, "actor", setting.device, trained=False)
-        generator = make_engine(run_config(config), setting.device)
+        trainer = make_backend(run, "actor", setting.device, trained=False)
+        generator = make_engine(run, setting.device)
         versions = count()
 
         def update() -> None:

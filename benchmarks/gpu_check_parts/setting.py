@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from iiverl_core.config import Config, build
+from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import TokenSequence
 
@@ -103,7 +103,7 @@ class Setting:
         offload: bool = False,
         engine: str = "hf",
         model: Path | None = None,
-    ) -> Config:
+    ) -> RunConfig:
         """Make a run's configuration, one with all roles: defaults but for what is said here; `model` is everyone's.
 
         Raises:
@@ -117,23 +117,25 @@ class Setting:
         if backend == "megatron":
             parallel = {**offloaded, "megatron": {"tensor_model_parallel_size": 1}}
         section = {"path": path, "use_remove_padding": packed}
-        return build(
-            {
-                "data": {
-                    "max_prompt_length": self.size.longest_prompt,
-                    "max_response_length": self.size.longest_response,
+        return run_config(
+            build(
+                {
+                    "data": {
+                        "max_prompt_length": self.size.longest_prompt,
+                        "max_response_length": self.size.longest_response,
+                    },
+                    "algorithm": {"adv_estimator": "gae", "use_kl_in_reward": True},
+                    "actor_rollout_ref": {
+                        "model": section,
+                        "actor": parallel,
+                        "rollout": {"name": engine, "tensor_model_parallel_size": 1},
+                    },
+                    "critic": {"model": section},
+                    "reward_model": {"enable": True, "model": {**section, "input_tokenizer": path}},
+                    "trainer": {"n_gpus_per_node": 1, "runtime": "local"},
                 },
-                "algorithm": {"adv_estimator": "gae", "use_kl_in_reward": True},
-                "actor_rollout_ref": {
-                    "model": section,
-                    "actor": parallel,
-                    "rollout": {"name": engine, "tensor_model_parallel_size": 1},
-                },
-                "critic": {"model": section},
-                "reward_model": {"enable": True, "model": {**section, "input_tokenizer": path}},
-                "trainer": {"n_gpus_per_node": 1, "runtime": "local"},
-            },
-            backend,
+                backend,
+            )
         )
 
     def sequences(self) -> list[TokenSequence]:

@@ -9,12 +9,12 @@ from transformers import AutoConfig
 from gpu_check_parts.setting import NotPossibleError, Numbers, Setting, one_process
 from iiverl_core.algorithms import find_policy_loss, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
-from iiverl_core.cluster.models import model_specs
-from iiverl_core.config import Config
+from iiverl_core.cluster.model_runner import model_spec
+from iiverl_core.config import Role, RunConfig
 from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import TokenSequence
 from iiverl_core.telemetry import mfu, training_flops
-from iiverl_core.training import MicroBatch, Role, TrainingBackend
+from iiverl_core.training import MicroBatch, TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, make_micro_batch
 from iiverl_core.training.losses import actor_loss
 from iiverl_core.training.planning import Packing, micro_batches
@@ -24,12 +24,12 @@ def train(setting: Setting, *, packed: bool, offload: bool = False, backend: str
     """Measure forward, backward and step of the actor, and its log-probs, in bf16 with fp32 master weights."""
     if offload and setting.device.type == "cpu":
         raise NotPossibleError("there is no device to offload from")
-    config = setting.configure(packed=packed, offload=offload, backend=backend)
+    run = setting.configure(packed=packed, offload=offload, backend=backend)
     sequences = setting.sequences()
     with one_process(setting.device):
-        actor = make_backend(config, "actor", setting.device)
+        actor = make_backend(run, "actor", setting.device)
         batches = cut(setting, sequences, packed=packed)
-        loss = actor_loss(config.actor_rollout_ref.actor, find_policy_loss("vanilla"), RolloutCorrection())
+        loss = actor_loss(run.loss, find_policy_loss("vanilla"), RolloutCorrection())
 
         def step() -> None:
             actor.forward_backward(batches, loss, entropy=True)
@@ -55,11 +55,11 @@ def reference(setting: Setting) -> Numbers:
 
 
 def make_backend(
-    config: Config, role: Role, device: torch.device, *, trained: bool = True
+    run: RunConfig, role: Role, device: torch.device, *, trained: bool = True
 ) -> TrainingBackend:
     """Build one of the run's models; without its optimizer where it is not `trained`."""
-    spec = next(spec for spec in model_specs(config, device) if spec.role == role)
-    return BACKENDS[config.backend].load()(spec if trained else replace(spec, optim=None))
+    spec = model_spec(run.roles[role], device)
+    return BACKENDS[run.backend].load()(spec if trained else replace(spec, optim=None))
 
 
 def cut(setting: Setting, sequences: list[TokenSequence], *, packed: bool) -> list[MicroBatch]:

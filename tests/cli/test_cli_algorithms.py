@@ -71,7 +71,7 @@ def test_a_name_that_is_none(name: str, told: str) -> None:
 def test_it_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys, atexit\n"
-        "heavy = ['torch', 'numpy', 'yaml', 'iiverl_core.config', 'iiverl_core.algorithms']\n"
+        "heavy = ['torch', 'numpy', 'iiverl_core.algorithms']\n"
         "atexit.register(lambda: print([m for m in heavy if m in sys.modules]))\n"
         f"sys.argv = ['iiverl', *{arguments}]\n"
         "from iiverl_cli.main import main; main()"

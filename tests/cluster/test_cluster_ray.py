@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def history(folder: Path) -> list[dict]:
 def group(quickstart: Make):
     from iiverl_core.cluster.ray_group import RayGroup
 
-    group = RayGroup(quickstart(runtime="ray").config)
+    group = RayGroup(quickstart(runtime="ray").run)
     yield group
     group.close()
 
@@ -110,24 +111,23 @@ def test_a_worker_killed_while_generating_is_named(group, quickstart: Make) -> N
 
 
 def test_a_model_that_cannot_be_read_is_told_without_a_traceback(quickstart: Make, tmp_path: Path) -> None:
-    loaded = quickstart("trainer.total_training_steps=1", runtime="ray")
-    actor = loaded.config.actor_rollout_ref
-    model = actor.model.model_copy(update={"path": str(tmp_path / "nothing-here")})
-    config = loaded.config.model_copy(update={"actor_rollout_ref": actor.model_copy(update={"model": model})})
+    run = quickstart("trainer.total_training_steps=1", runtime="ray").run
+    model = run.actor.model.model_copy(update={"path": str(tmp_path / "nothing-here")})
+    run = replace(run, roles={"actor": replace(run.actor, model=model)})
     from iiverl_core.cluster.ray_group import RayGroup
 
     with pytest.raises(ConfigError, match="nothing-here"):
-        RayGroup(config)
+        RayGroup(run)
 
 
 def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from iiverl_core.cluster import ray_group
 
     monkeypatch.setattr(ray_group, "PLACEMENT_SECONDS", 1)
-    loaded = quickstart(runtime="ray")
-    trainer = loaded.config.trainer.model_copy(update={"n_gpus_per_node": 64})
+    run = quickstart(runtime="ray").run
+    trainer = run.trainer.model_copy(update={"n_gpus_per_node": 64})
     with pytest.raises(ConfigError, match=r"could not place 1 × .*CPU.*64"):
-        ray_group.RayGroup(loaded.config.model_copy(update={"trainer": trainer}))
-    trainer = loaded.config.trainer.model_copy(update={"device": "cuda"})
+        ray_group.RayGroup(replace(run, trainer=trainer))
+    trainer = run.trainer.model_copy(update={"device": "cuda"})
     with pytest.raises(ConfigError, match="asks for 2 GPUs, and the Ray cluster has 0"):
-        ray_group.RayGroup(loaded.config.model_copy(update={"trainer": trainer}))
+        ray_group.RayGroup(replace(run, trainer=trainer))

@@ -1,16 +1,13 @@
 """A run by roles: what is read from which key, and that it says what the configuration says."""
 
 import pickle
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from iiverl_core.cluster.models import model_specs
 from iiverl_core.config import Loaded, MicroBatching, RoleConfig, RunConfig, load
-from iiverl_core.config.roles import ROLE_KEYS, Role, micro_batching
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.schema import keys, sections
 
 ROOT = Path(__file__).parents[2]
@@ -186,17 +183,5 @@ def test_a_run_says_what_its_file_says(file: Path, asked: str | None) -> None:
         "uses_critic",
     )
     assert all(getattr(run, name) == getattr(config, name) for name in same)
-    specs = {spec.role: spec for spec in model_specs(config, torch.device("cpu"))}
-    assert list(run.roles) == list(specs)
-    for name, role in run.roles.items():
-        spec, training = specs[name], role.training
-        assert (role.role, role.model, role.parallel) == (name, spec.model, spec.parallel)
-        assert role.default_dtype == spec.default_dtype
-        assert astuple(role.offload) == astuple(spec.offload)
-        assert (training.optimizer if training else None) == spec.optim
-        assert (training.grad_clip if training else None) == spec.grad_clip
-        passes = [(role.forward, False)] + ([(training.micro_batching, True)] if training else [])
-        for found, train in passes:
-            old = micro_batching(config, name, train=train)
-            assert found == MicroBatching(old.sequences(run.data_ranks), old.tokens)
-            assert old.model == role.model
+    assert next(iter(run.roles)) == "actor"
+    assert all(role.default_dtype == ("fp32" if role.training else "bf16") for role in run.roles.values())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.cluster.messages import Advantages
-from iiverl_core.config import build
+from iiverl_core.config import build, run_config
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.observer import StepRecord
 from iiverl_core.controller.state import TrainState
@@ -99,19 +99,21 @@ class Silent:
     def step_done(self, record: StepRecord) -> None: ...
 
 
-CONFIG = build(
-    {
-        "data": {"train_batch_size": 4},
-        "algorithm": {
-            "adv_estimator": "grpo",
-            "use_kl_in_reward": True,
-            "kl_ctrl": {"type": "adaptive", "kl_coef": 0.01, "target_kl": 0.1, "horizon": 20},
-        },
-        "actor_rollout_ref": {
-            "actor": {"ppo_mini_batch_size": 2, "shuffle": True},
-            "rollout": {"n": 2},
-        },
-    }
+RUN = run_config(
+    build(
+        {
+            "data": {"train_batch_size": 4},
+            "algorithm": {
+                "adv_estimator": "grpo",
+                "use_kl_in_reward": True,
+                "kl_ctrl": {"type": "adaptive", "kl_coef": 0.01, "target_kl": 0.1, "horizon": 20},
+            },
+            "actor_rollout_ref": {
+                "actor": {"ppo_mini_batch_size": 2, "shuffle": True},
+                "rollout": {"n": 2},
+            },
+        }
+    )
 )
 
 
@@ -122,7 +124,7 @@ def run(steps: int, state: TrainState | None = None) -> tuple[list[Any], TrainSt
     workers: Any = Workers()
     scorer: Any = Scores()
     observer: Any = Silent()
-    trainer = Trainer(CONFIG, plan, workers, scorer, observer, state)
+    trainer = Trainer(RUN, plan, workers, scorer, observer, state)
     trainer.fit()
     return workers.asked, trainer.state
 

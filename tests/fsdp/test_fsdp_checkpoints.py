@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from iiverl_core.config import FSDPConfig, ModelConfig, OptimConfig
+from iiverl_core.config import FSDPConfig, ModelConfig, Offload, OptimConfig
 from iiverl_core.errors import CheckpointError
 from iiverl_core.samples import TokenSequence
-from iiverl_core.training import MicroBatch, ModelSpec, Offload, Outputs, Role
+from iiverl_core.training import MicroBatch, ModelSpec, Outputs, Role
 from iiverl_core.training.batching import make_micro_batch
 from iiverl_fsdp.backend import FSDPBackend
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from iiverl_core.algorithms import PolicyBatch, Segments, find_policy_loss, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
-from iiverl_core.config import ActorConfig, FSDPConfig, ModelConfig, OptimConfig, build
+from iiverl_core.config import FSDPConfig, ModelConfig, Offload, OptimConfig
 from iiverl_core.registry import POLICY_LOSSES
 from iiverl_core.samples import TokenSequence
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, Offload, Role
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, policy_loss_settings
 from iiverl_core.training.planning import Packing, balance, micro_batches
@@ -23,7 +23,7 @@ from iiverl_fsdp.backend import FSDPBackend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ranks import run_on_ranks
-from rollouts import mixed_sequences, trained_positions
+from rollouts import loss_config, mixed_sequences, trained_positions
 
 CPU = torch.device("cpu")
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32"}
@@ -89,12 +89,12 @@ def gradients(
     path: str, packed: bool, packing: Packing, mode: str, order: list[int]
 ) -> dict[str, torch.Tensor]:
     backend = FSDPBackend(spec(path, packed=packed))
-    actor = ActorConfig(
+    loss = loss_config(
         clip_ratio_low=0.2, clip_ratio_high=0.28, use_kl_loss=True, kl_loss_coef=0.1, entropy_coeff=0.05
     )
     metrics = backend.forward_backward(
         plan(packing, mode, order),
-        actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection()),
+        actor_loss(loss, find_policy_loss("vanilla"), RolloutCorrection()),
         entropy=True,
     )
     result = {name: gradient.clone() for name, gradient in backend.named_gradients()}
@@ -151,9 +151,10 @@ def of_the_critic(path: str, packed: bool, packing: Packing, order: list[int]) -
     """The gradient of the critic's loss; about half of the values are clipped."""
     rng = np.random.default_rng(2)
     more = {name: [rng.normal(0, 3, t.trained) for t in data()[0]] for name in ("values", "returns")}
-    critic = build({"critic": {"cliprange_value": 0.5}}).critic
     batches = plan(packing, "token-mean", order, more)
-    return gradient_of(in_fp64(path, packed, "critic"), batches, critic_loss(critic))
+    return gradient_of(
+        in_fp64(path, packed, "critic"), batches, critic_loss(loss_config(cliprange_value=0.5))
+    )
 
 
 def every_loss(
@@ -172,7 +173,7 @@ def every_loss(
     }
     results = {"critic": of_the_critic(critic_path, packed, packing, order)}
     for name, policy_loss in ((name, find_policy_loss(name)) for name in POLICY_LOSSES):
-        actor = ActorConfig(
+        loss = loss_config(
             clip_ratio_low=0.2,
             clip_ratio_high=0.28,
             policy_loss={"clip_cov_ratio": 0.1, "clip_cov_lb": 0.05, "kl_cov_ratio": 0.1},
@@ -184,14 +185,14 @@ def every_loss(
             ]
             segments = Segments.of([tokens[i].trained for i in order])
             token_mask_T = policy_loss.select_tokens(
-                PolicyBatch(*whole, segments), policy_loss_settings(actor)
+                PolicyBatch(*whole, segments), policy_loss_settings(loss)
             )
             assert 0 < token_mask_T.sum() < len(token_mask_T)
             parts = dict(zip(order, segments.split(token_mask_T), strict=True))
             more["token_mask"] = [parts[i].numpy() for i in range(SAMPLES)]
         mode = policy_loss.loss_agg_mode or "token-mean"
         batches = plan(packing, mode, order, more)
-        results[name] = gradient_of(backend, batches, actor_loss(actor, policy_loss, CORRECTION))
+        results[name] = gradient_of(backend, batches, actor_loss(loss, policy_loss, CORRECTION))
     return results
 
 
@@ -301,10 +302,10 @@ def test_the_gradient_is_that_of_the_whole_batch_by_hand(
 def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path) -> None:
     backend = FSDPBackend(spec(str(tiny_model_path)))
     before = {name: tensor.clone() for name, tensor in backend.named_weights()}
-    actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
+    loss = loss_config(clip_ratio_low=0.2, clip_ratio_high=0.2)
     backend.forward_backward(
         plan(Packing(sequences=4), "token-sum", IN_ORDER),
-        actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection()),
+        actor_loss(loss, find_policy_loss("vanilla"), RolloutCorrection()),
         entropy=True,
     )
     result = backend.step(lr=1e-2)
@@ -352,10 +353,10 @@ def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path)
         base = spec(str(tiny_model_path))
         model = base.model.model_copy(update={"enable_gradient_checkpointing": checkpointing})
         backend = FSDPBackend(ModelSpec(**{**vars(base), "model": model}))
-        actor = ActorConfig(clip_ratio_low=0.2, clip_ratio_high=0.2)
+        loss = loss_config(clip_ratio_low=0.2, clip_ratio_high=0.2)
         backend.forward_backward(
             plan(Packing(sequences=4), "token-mean", IN_ORDER),
-            actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection()),
+            actor_loss(loss, find_policy_loss("vanilla"), RolloutCorrection()),
             entropy=True,
         )
         return {name: gradient.clone() for name, gradient in backend.named_gradients()}

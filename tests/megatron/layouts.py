@@ -11,15 +11,7 @@ import torch.distributed as dist
 
 from iiverl_core.algorithms import find_policy_loss, token_weights
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
-from iiverl_core.config import (
-    ActorConfig,
-    CriticConfig,
-    FSDPConfig,
-    MegatronConfig,
-    ModelConfig,
-    OptimConfig,
-    build,
-)
+from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
@@ -28,7 +20,7 @@ from iiverl_core.training.planning import Packing, balance, micro_batches
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ranks import rejoin
-from rollouts import mixed_sequences
+from rollouts import loss_config, mixed_sequences
 
 CPU = torch.device("cpu")
 SAMPLES = 9  # odd, so that ranks get unequal numbers
@@ -153,12 +145,11 @@ def batches(rank: int, size: int, sequences: int = 2) -> list[MicroBatch]:
 
 def loss_of(role: Role) -> Loss:
     if role == "critic":
-        critic: CriticConfig = build({"critic": {"cliprange_value": 0.5}}).critic
-        return critic_loss(critic)
-    actor = ActorConfig(
+        return critic_loss(loss_config(cliprange_value=0.5))
+    loss = loss_config(
         clip_ratio_low=0.2, clip_ratio_high=0.28, use_kl_loss=True, kl_loss_coef=0.1, entropy_coeff=0.05
     )
-    return actor_loss(actor, find_policy_loss("vanilla"), RolloutCorrection())
+    return actor_loss(loss, find_policy_loss("vanilla"), RolloutCorrection())
 
 
 def by_sample(outputs: list[Any], batches: list[MicroBatch]) -> dict[tuple[int, ...], list[torch.Tensor]]:

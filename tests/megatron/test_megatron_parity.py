@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from iiverl_core.config import FSDPConfig
-from iiverl_core.training import Offload, Role
+from iiverl_core.config import FSDPConfig, Offload
+from iiverl_core.training import Role
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp.backend import FSDPBackend
 

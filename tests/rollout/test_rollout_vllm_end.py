@@ -23,7 +23,7 @@ from iiverl_core.config import load
 from iiverl_core.rollout import RolloutRequest
 from iiverl_core.samples import Prompt, SampleId
 
-group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).config)
+group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).run)
 try:
     group.run(Worker.update_rollout_weights, [(0,)])
     prompts = [Prompt(i, (1, 2, 3), "") for i in range(20)]

@@ -15,7 +15,7 @@ from iiverl_core.algorithms import Estimator, PolicyLoss, find_estimator, find_p
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.cluster.advantages import compute_advantages, select_tokens
 from iiverl_core.cluster.store import LocalStore, open_all, put_all
-from iiverl_core.config import build
+from iiverl_core.config import build, run_config
 from iiverl_core.controller.batch import divide_for_training, with_arrays
 from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
 from iiverl_core.samples import SequenceRef, TokenSequence
@@ -31,25 +31,26 @@ CPU = torch.device("cpu")
 VOCABULARY = 5
 PER_GROUP = 3
 ARRAYS = ("old_log_probs", "ref_log_probs", "values", ROLLOUT_LOG_PROBS)
-CONFIG = build(
-    {
-        "algorithm": {"adv_estimator": "gae", "gamma": 0.9, "lam": 0.8},
-        "actor_rollout_ref": {
-            "actor": {
-                "entropy_coeff": 0.1,
-                "use_kl_loss": True,
-                "policy_loss": {
-                    "clip_cov_ratio": 0.3,
-                    "clip_cov_lb": -9.0,
-                    "clip_cov_ub": 9.0,
-                    "kl_cov_ratio": 0.3,
-                },
-            }
-        },
-        "critic": {"cliprange_value": 0.5},
-    }
+RUN = run_config(
+    build(
+        {
+            "algorithm": {"adv_estimator": "gae", "gamma": 0.9, "lam": 0.8},
+            "actor_rollout_ref": {
+                "actor": {
+                    "entropy_coeff": 0.1,
+                    "use_kl_loss": True,
+                    "policy_loss": {
+                        "clip_cov_ratio": 0.3,
+                        "clip_cov_lb": -9.0,
+                        "clip_cov_ub": 9.0,
+                        "kl_cov_ratio": 0.3,
+                    },
+                }
+            },
+            "critic": {"cliprange_value": 0.5},
+        }
+    )
 )
-ACTOR = CONFIG.actor_rollout_ref.actor
 CORRECTION = RolloutCorrection(importance="token", cap=1.5, rejection="geometric", low=0.5, high=2.0)
 
 
@@ -100,7 +101,7 @@ class Step:
         for name, arrays in self.arrays.items():
             refs = with_arrays(refs, name, put_all(store, arrays))
         baselines = self.baselines if estimator.greedy_baseline else None
-        advantages = compute_advantages(CONFIG, store, estimator, refs, self.scores, baselines, kl_coef=0.1)
+        advantages = compute_advantages(RUN, store, estimator, refs, self.scores, baselines, kl_coef=0.1)
         refs = with_arrays(refs, "advantages", advantages.advantages)
         refs = with_arrays(refs, "returns", advantages.returns)
         names = [*self.arrays, "advantages", "returns"]
@@ -110,7 +111,7 @@ class Step:
                 for logits, each in zip(self.logits, sequences, strict=True)
             ]
             refs = with_arrays(refs, "log_probs", put_all(store, current))
-            refs = with_arrays(refs, "token_mask", select_tokens(CONFIG, store, loss, refs))
+            refs = with_arrays(refs, "token_mask", select_tokens(RUN, store, loss, refs))
             names.append("token_mask")
         division = divide_for_training(
             refs,
@@ -139,14 +140,14 @@ class Step:
             whole = noise.index_put((layout.rows_T, layout.columns_T), output_T)
             if loss is None:
                 outputs = Outputs(values_T=whole[layout.rows_T, layout.columns_T])
-                value, _ = critic_loss(CONFIG.critic)(outputs, micro_batch)
+                value, _ = critic_loss(RUN.loss)(outputs, micro_batch)
             else:
                 kept = whole[:, -layout.keep :] if isinstance(layout.keep, int) else whole[:, layout.keep]
                 log_probs_T, entropy_T = token_log_probs(
                     layout.pick(kept), layout.targets_T, 1.0, entropy=True
                 )
                 outputs = Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)
-                value, _ = actor_loss(ACTOR, loss, CORRECTION)(outputs, micro_batch)
+                value, _ = actor_loss(RUN.loss, loss, CORRECTION)(outputs, micro_batch)
             value.backward()
         return torch.cat([x.grad.flatten() for x in table if x.grad is not None])
 

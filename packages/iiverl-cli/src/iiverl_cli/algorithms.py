@@ -56,19 +56,19 @@ def algorithms(
 
 def all_sections() -> list[Section]:
     """Give the sections of the list, in the order in which a step uses the algorithms."""
+    from iiverl_core.config.roles import ACTOR
     from iiverl_core.registry import AGGREGATIONS, ESTIMATORS, KL_KINDS, POLICY_LOSSES
     from iiverl_core.registry.algorithms import UNBIASED
 
-    actor = "actor_rollout_ref.actor"
     return [
         Section("advantage estimators", ("algorithm.adv_estimator",), ESTIMATORS),
-        Section("policy losses", (f"{actor}.policy_loss.loss_mode",), POLICY_LOSSES),
+        Section("policy losses", (f"{ACTOR}.policy_loss.loss_mode",), POLICY_LOSSES),
         Section(
-            "from the losses of tokens to the loss of a batch", (f"{actor}.loss_agg_mode",), AGGREGATIONS
+            "from the losses of tokens to the loss of a batch", (f"{ACTOR}.loss_agg_mode",), AGGREGATIONS
         ),
         Section(
             "KL divergence, with x = log π(token) - log π_ref(token)",
-            (f"{actor}.kl_loss_type", "algorithm.kl_penalty"),
+            (f"{ACTOR}.kl_loss_type", "algorithm.kl_penalty"),
             KL_KINDS,
             UNBIASED,
             f"A {UNBIASED} behind a name keeps the value and takes the gradient of k2",

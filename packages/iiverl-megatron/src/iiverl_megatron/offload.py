@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from iiverl_core.training import Offload
+from iiverl_core.config import Offload
 
 
 class Offloading:

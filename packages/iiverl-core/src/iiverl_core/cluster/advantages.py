@@ -9,14 +9,14 @@ from torch import Tensor
 from iiverl_core.algorithms import Estimator, PolicyBatch, PolicyLoss, Segments
 from iiverl_core.cluster.messages import Advantages
 from iiverl_core.cluster.store import Store, open_all, put_all
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.samples import Handle, SampleId, SequenceRef
 from iiverl_core.training.estimation import ScoredStep, estimate, explained_variance
 from iiverl_core.training.losses import policy_loss_settings
 
 
 def compute_advantages(
-    config: Config,
+    run: RunConfig,
     store: Store,
     estimator: Estimator,
     sequences: Sequence[SequenceRef],
@@ -35,7 +35,7 @@ def compute_advantages(
         trained[sequence.id] = trained.get(sequence.id, 0) + sequence.trained
     number = {group: i for i, group in enumerate(dict.fromkeys(id.group for id in trained))}
     segments = Segments.of(list(trained.values()))
-    values_T = _flat(store, sequences, "values") if config.uses_critic else None
+    values_T = _flat(store, sequences, "values") if run.uses_critic else None
     step = ScoredStep(
         segments,
         torch.tensor(scores),
@@ -45,7 +45,7 @@ def compute_advantages(
         ref_T=_flat(store, sequences, "ref_log_probs") if kl_coef else None,
         values_T=values_T,
     )
-    result = estimate(step, estimator, config.algorithm, kl_coef)
+    result = estimate(step, estimator, run.algorithm, kl_coef)
     by_token = {"advantages": result.advantages_T, "returns": result.returns_T}
     by_token |= {} if values_T is None else {"values": values_T}
     return Advantages(
@@ -60,7 +60,7 @@ def compute_advantages(
 
 
 def select_tokens(
-    config: Config, store: Store, policy_loss: PolicyLoss, sequences: Sequence[SequenceRef]
+    run: RunConfig, store: Store, policy_loss: PolicyLoss, sequences: Sequence[SequenceRef]
 ) -> list[Handle]:
     """Let the policy loss select tokens of a whole mini-batch, whose sequences have their current `log_probs`.
 
@@ -74,8 +74,7 @@ def select_tokens(
         _flat(store, sequences, name) for name in ("log_probs", "old_log_probs", "advantages")
     )
     batch = PolicyBatch(log_probs_T, old_T, advantages_T, segments)
-    settings = policy_loss_settings(config.actor_rollout_ref.actor)
-    return _put(store, sequences, policy_loss.select_tokens(batch, settings))
+    return _put(store, sequences, policy_loss.select_tokens(batch, policy_loss_settings(run.loss)))
 
 
 def _flat(store: Store, sequences: Sequence[SequenceRef], name: str) -> Tensor:

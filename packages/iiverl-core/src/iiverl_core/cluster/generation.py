@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iiverl_core.config import Config, run_config
+from iiverl_core.config import RunConfig
 from iiverl_core.data import load_tokenizer
 from iiverl_core.rollout import (
     RolloutRequest,
@@ -46,16 +46,16 @@ class Generator:
     If an engine spans several devices, all its processes are called alike, and the first gives the rollouts.
     """
 
-    def __init__(self, config: Config, device: torch.device, rank: int) -> None:
+    def __init__(self, run: RunConfig, device: torch.device, rank: int) -> None:
         """Build the engine, still without weights; consecutive ranks have one together.
 
         Raises:
             ConfigError: the engine is not there or cannot run the model, or there is no tokenizer.
         """
-        self._run = run_config(config)
-        self._tokenizer = load_tokenizer(self._run)
-        self._engine = make_engine(self._run, device)
-        self._is_output_rank = rank % self._run.engine_devices == 0
+        self._run = run
+        self._tokenizer = load_tokenizer(run)
+        self._engine = make_engine(run, device)
+        self._is_output_rank = rank % run.engine_devices == 0
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engine weights, each by name; raises as `RolloutEngine.update_weights` does."""

@@ -9,7 +9,7 @@ import torch
 
 from iiverl_core.cluster.store import LocalStore
 from iiverl_core.cluster.worker import Worker
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
 
 T = TypeVar("T")
@@ -18,13 +18,13 @@ T = TypeVar("T")
 class LocalGroup:
     """One worker, called directly: what it raises is seen as it is. Implements `WorkerGroup`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, run: RunConfig) -> None:
         """Build the worker.
 
         Raises:
             ConfigError: a CUDA device is asked for and there is none.
         """
-        device = config.trainer.device
+        device = run.trainer.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
@@ -33,7 +33,7 @@ class LocalGroup:
         self._folder = TemporaryDirectory(prefix="iiverl-")
         init_method = (Path(self._folder.name) / "rendezvous").as_uri()
         try:
-            self._worker = Worker(config, 0, 1, device, self.store, init_method)
+            self._worker = Worker(run, 0, 1, device, self.store, init_method)
         except BaseException:
             self._folder.cleanup()
             raise

@@ -1,5 +1,6 @@
-"""A process's part of every model: forward passes and updates over its rank batch."""
+"""A process's part of every model: built, run forward and updated over its rank batch."""
 
+import importlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,10 +8,10 @@ import torch
 
 from iiverl_core.algorithms import PolicyLoss
 from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
-from iiverl_core.cluster.models import build_models
 from iiverl_core.cluster.store import Store, open_all, put_all
-from iiverl_core.config import Config
-from iiverl_core.training import Loss, MicroBatch, ParallelRank, Role, StepResult, TrainingBackend
+from iiverl_core.config import RoleConfig, RunConfig
+from iiverl_core.registry import BACKENDS
+from iiverl_core.training import Loss, MicroBatch, ModelSpec, ParallelRank, Role, StepResult, TrainingBackend
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, rollout_correction
 
@@ -18,21 +19,21 @@ from iiverl_core.training.losses import actor_loss, critic_loss, rollout_correct
 class ModelRunner:
     """Runs models forward and backward; all processes of a group make the same calls in the same order."""
 
-    def __init__(self, config: Config, device: torch.device, store: Store, policy_loss: PolicyLoss) -> None:
+    def __init__(self, run: RunConfig, device: torch.device, store: Store, policy_loss: PolicyLoss) -> None:
         """Build the models of the run.
 
         Raises:
             ConfigError: the backend is not installed, or a model cannot be read.
         """
         self._device, self._store = device, store
-        self._temperature = config.actor_rollout_ref.rollout.temperature
-        self._models = build_models(config, device)
+        self._temperature = run.rollout.temperature
+        self._models = build_models(run, device)
         # With a coefficient of 0 the entropy is only reported.
-        self._entropy_gradient = config.actor_rollout_ref.actor.entropy_coeff != 0
-        correction = rollout_correction(config.algorithm.rollout_correction)
+        self._entropy_gradient = run.loss.entropy_coeff != 0
+        correction = rollout_correction(run.algorithm.rollout_correction)
         self._losses: dict[Trained, Loss] = {
-            "actor": actor_loss(config.actor_rollout_ref.actor, policy_loss, correction),
-            "critic": critic_loss(config.critic),
+            "actor": actor_loss(run.loss, policy_loss, correction),
+            "critic": critic_loss(run.loss),
         }
 
     @property
@@ -116,3 +117,33 @@ class ModelRunner:
             else dummy_micro_batch(batch.arrays, self._device)
             for positions in batch.micro_batches
         ]
+
+
+def build_models(run: RunConfig, device: torch.device) -> dict[Role, TrainingBackend]:
+    """Build this process's part of every model of the run, always in the same order.
+
+    Raises:
+        ConfigError: the backend is not installed, or a model cannot be read.
+    """
+    backend: type[TrainingBackend] = BACKENDS[run.backend].load()
+    models: dict[Role, TrainingBackend] = {}
+    for name, role in run.roles.items():
+        if role.model.external_lib:
+            importlib.import_module(role.model.external_lib)
+        models[name] = backend(model_spec(role, device))
+    return models
+
+
+def model_spec(role: RoleConfig, device: torch.device) -> ModelSpec:
+    """Collect what a backend needs to build a model."""
+    training = role.training
+    return ModelSpec(
+        role=role.role,
+        model=role.model,
+        parallel=role.parallel,
+        device=device,
+        default_dtype=role.default_dtype,
+        optim=training.optimizer if training else None,
+        grad_clip=training.grad_clip if training else None,
+        offload=role.offload,
+    )

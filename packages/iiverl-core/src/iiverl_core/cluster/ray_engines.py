@@ -28,7 +28,7 @@ from iiverl_core.cluster.weight_transport import (
     WeightTransportFactory,
 )
 from iiverl_core.cluster.worker import Worker
-from iiverl_core.config import Config
+from iiverl_core.config import ROLLOUT, RunConfig
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Rollout
@@ -45,22 +45,22 @@ def transport_factory(device: str) -> WeightTransportFactory:
 class RayEngines:
     """Engines under Ray on `trainer.rollout_devices` processes that only generate. Implements `Engines`.
 
-    An engine is spread over `Config.engine_devices` consecutive processes, which have no use without each other: when
+    An engine is spread over `RunConfig.engine_devices` consecutive processes, which have no use without each other: when
     one dies the others are ended. The engine is started again at the next `update_weights`. Weights come from the
     processes of `group`, a bucket at a time, by the transport of `transport_factory`.
     """
 
-    def __init__(self, config: Config, group: WorkerGroup, log: Callable[[str], None]) -> None:
+    def __init__(self, run: RunConfig, group: WorkerGroup, log: Callable[[str], None]) -> None:
         """Reserve devices and build the engines, still without weights.
 
         Raises:
             ConfigError: the cluster does not have the devices, or the engine cannot run the model.
             WorkerError: an engine could not be built.
         """
-        self._config, self._group, self._log = config, group, log
-        self._size = config.engine_devices
-        count = (config.trainer.rollout_devices or 0) // self._size
-        self._device = device_of(config)
+        self._run, self._group, self._log = run, group, log
+        self._size = run.engine_devices
+        count = (run.trainer.rollout_devices or 0) // self._size
+        self._device = device_of(run)
         self._transports = transport_factory(self._device)
         self._engines: list[list[Any]] = [[] for _ in range(count)]
         """The processes of each engine; none where it is dead."""
@@ -139,7 +139,7 @@ class RayEngines:
         return [dict(enumerate(actors, i * self._size)) for i, actors in enumerate(self._engines)]
 
     def _next_bucket(self) -> BucketMetadata | None:
-        size = self._config.actor_rollout_ref.rollout.update_weights_bucket_megabytes * MEGABYTE
+        size = self._run.rollout.update_weights_bucket_megabytes * MEGABYTE
         buckets = self._group.run(Worker.next_bucket, [(size,)] * len(self._group.infos))
         return next((bucket for bucket in buckets if bucket is not None), None)
 
@@ -161,7 +161,7 @@ class RayEngines:
         for engine in engines:
             init_method = self._init_method(engine)
             calls |= {
-                actor.build.remote((self._config, rank, self._device, RayStore(), init_method)): rank
+                actor.build.remote((self._run, rank, self._device, RayStore(), init_method)): rank
                 for rank, actor in self._by_rank()[engine].items()
             }
         while calls:
@@ -253,6 +253,6 @@ class RayEngines:
             return WorkerError(f"{where} raised in {doing}:\n{plain(error)}")
         return WorkerError(
             f"{where} died {self._deaths[rank // self._size]} times in a row in {doing}. If the machine killed it, it "
-            "ran out of memory: lower actor_rollout_ref.rollout.gpu_memory_utilization or max_num_seqs.\n"
+            f"ran out of memory: lower {ROLLOUT}.gpu_memory_utilization or max_num_seqs.\n"
             f"{error}"
         )

@@ -21,7 +21,7 @@ from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 from iiverl_core.cluster.rendezvous import free_init_method
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.cluster.worker import Worker
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError, IIVerlError
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class RayGroup:
     machine without GPUs a "device" is a process on the CPU.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, run: RunConfig) -> None:
         """Reserve devices, start the processes, and build what they hold.
 
         Raises:
@@ -98,23 +98,23 @@ class RayGroup:
         self.infos: list[WorkerInfo] = []
         self._actors: list[Any] = []
         self._placement: PlacementGroup | None = None
-        nodes, per_node = config.trainer.nnodes, config.trainer.n_gpus_per_node
+        nodes, per_node = run.trainer.nnodes, run.trainer.n_gpus_per_node
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            engines = config.trainer.rollout_devices or 0
+            engines = run.trainer.rollout_devices or 0
             start_ray(cpus=max(os.cpu_count() or 1, nodes * per_node + engines), nodes=nodes)
         try:
-            device = device_of(config)
+            device = device_of(run)
             self._placement = reserve([per_node] * nodes, device, strategy="SPREAD")
-            self._start(config, device, self._placement)
+            self._start(run, device, self._placement)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, config: Config, device: str, placement: PlacementGroup) -> None:
-        for rank in range(config.devices):
+    def _start(self, run: RunConfig, device: str, placement: PlacementGroup) -> None:
+        for rank in range(run.devices):
             strategy = PlacementGroupSchedulingStrategy(
-                placement, placement_group_bundle_index=rank // config.trainer.n_gpus_per_node
+                placement, placement_group_bundle_index=rank // run.trainer.n_gpus_per_node
             )
             actor = ray.remote(WorkerActor).options(
                 num_cpus=1,
@@ -127,9 +127,9 @@ class RayGroup:
             init_method = ray.get(self._actors[0].address.remote())
         except (RayActorError, RayTaskError) as error:
             raise self._failure("its start", 0, error, {}) from None
-        size = config.devices
+        size = run.devices
         builds = [
-            actor.build.remote((config, rank, size, device, self.store, init_method))
+            actor.build.remote((run, rank, size, device, self.store, init_method))
             for rank, actor in enumerate(self._actors)
         ]
         self.infos = self._results("its start", builds)
@@ -242,21 +242,21 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def device_of(config: Config) -> str:
+def device_of(run: RunConfig) -> str:
     """Choose `cpu` or `cuda`, by what is asked for and what the cluster has.
 
     Raises:
         ConfigError: the cluster has too few GPUs.
     """
-    asked = config.trainer.device
+    asked = run.trainer.device
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if asked == "cpu" or (asked == "auto" and gpus == 0):
         return "cpu"
-    engines = config.trainer.rollout_devices or 0
-    if gpus < config.devices + engines:
+    engines = run.trainer.rollout_devices or 0
+    if gpus < run.devices + engines:
         more = f" and trainer.rollout_devices for {engines} more" if engines else ""
         raise ConfigError(
-            f"trainer.nnodes × trainer.n_gpus_per_node asks for {config.devices} GPUs{more}, and the Ray cluster has "
+            f"trainer.nnodes × trainer.n_gpus_per_node asks for {run.devices} GPUs{more}, and the Ray cluster has "
             f"{gpus}; ask for fewer, add machines, or set trainer.device: cpu"
         )
     return "cuda"

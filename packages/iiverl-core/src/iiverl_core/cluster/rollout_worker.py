@@ -14,7 +14,7 @@ from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_sync import WeightReceiver
 from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.registry import ENGINES
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Rollout, TokenSequence
@@ -38,20 +38,19 @@ class RolloutWorker:
     `device_type` is `cpu` or `cuda`.
     """
 
-    def __init__(self, config: Config, rank: int, device_type: str, store: Store, init_method: str) -> None:
+    def __init__(self, run: RunConfig, rank: int, device_type: str, store: Store, init_method: str) -> None:
         """Join the engine's other processes at `init_method`, and build it, still without weights.
 
         Raises:
             ConfigError: the engine cannot run the model, or there is no tokenizer.
         """
         disable_progress_bar()
-        size = config.engine_devices
+        size = run.engine_devices
         if size > 1:
             join_process_group(init_method, rank % size, size, device_type)
-        rollout = config.actor_rollout_ref.rollout
-        if device_type == "cuda" and ENGINES[rollout.name].memory == "pool":
-            await_memory(rollout.gpu_memory_utilization)
-        self._generator = Generator(config, torch.device(device_type), rank)
+        if device_type == "cuda" and ENGINES[run.rollout.name].memory == "pool":
+            await_memory(run.rollout.gpu_memory_utilization)
+        self._generator = Generator(run, torch.device(device_type), rank)
         self._weight_receiver = WeightReceiver(
             rank, store, torch.device(device_type), self._generator.update_weights
         )

@@ -22,7 +22,7 @@ from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_sync import WeightSender
 from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 from iiverl_core.training import Role, StepResult
@@ -35,7 +35,7 @@ class Worker:
     """
 
     def __init__(
-        self, config: Config, rank: int, size: int, device_type: str, store: Store, init_method: str
+        self, run: RunConfig, rank: int, size: int, device_type: str, store: Store, init_method: str
     ) -> None:
         """Join the other processes at `init_method`, and build the models and the engine.
 
@@ -43,16 +43,16 @@ class Worker:
             ConfigError: the backend is not installed, or a model, tokenizer or algorithm cannot be read.
         """
         disable_progress_bar()  # the run shows its own, and every worker's would be one too many
-        self._config, self._store = config, store
+        self._run, self._store = run, store
         self._device = torch.device(device_type)
         self._generator: Generator | None = None
         join_process_group(init_method, rank, size, device_type)
         try:
-            self._estimator = find_estimator(config.algorithm.adv_estimator)
-            self._policy_loss = find_policy_loss(config.actor_rollout_ref.actor.policy_loss.loss_mode)
-            self._runner = ModelRunner(config, self._device, store, self._policy_loss)
-            if not config.trainer.rollout_devices:
-                self._generator = Generator(config, self._device, rank)
+            self._estimator = find_estimator(run.algorithm.adv_estimator)
+            self._policy_loss = find_policy_loss(run.loss.policy_loss)
+            self._runner = ModelRunner(run, self._device, store, self._policy_loss)
+            if not run.trainer.rollout_devices:
+                self._generator = Generator(run, self._device, rank)
         except BaseException:
             self.close()  # a group that stays would be in the way of the next one in this process
             raise
@@ -89,12 +89,12 @@ class Worker:
     ) -> Advantages:
         """See `compute_advantages`."""
         return compute_advantages(
-            self._config, self._store, self._estimator, sequences, scores, baselines, kl_coef
+            self._run, self._store, self._estimator, sequences, scores, baselines, kl_coef
         )
 
     def select_tokens(self, sequences: list[SequenceRef]) -> list[Handle]:
         """See `iiverl_core.cluster.advantages.select_tokens`."""
-        return select_tokens(self._config, self._store, self._policy_loss, sequences)
+        return select_tokens(self._run, self._store, self._policy_loss, sequences)
 
     def generate(
         self, requests: Sequence[RolloutRequest], sampling: Sampling

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
-from iiverl_core.config.sections.model import ModelConfig
 from iiverl_core.config.sections.rollout import ROLLOUT
-from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.section import ADV_ESTIMATOR
 
 Role: TypeAlias = Literal["actor", "reference", "critic", "reward"]
@@ -94,27 +92,3 @@ ROLE_KEYS: Mapping[Role, RoleKeys] = MappingProxyType(
         ),
     }
 )
-
-
-class _MicroBatching(NamedTuple):
-    per_device: int | None
-    in_all: int | None
-    dynamic: bool
-    tokens: int
-    model: ModelConfig
-
-    def sequences(self, ranks: int) -> int | None:
-        """Give the sequences of a micro-batch on one of `ranks` data-parallel ranks; None if `tokens` is the limit."""
-        if self.dynamic:
-            return None
-        if self.per_device is not None or self.in_all is None:
-            return self.per_device
-        return max(self.in_all // ranks, 1)
-
-
-def micro_batching(config: Config, role: Role, *, train: bool) -> _MicroBatching:
-    """Find the bounds of a model's micro-batches, with gradients or without. `RoleConfig` replaces this."""
-    keys = ROLE_KEYS[role]
-    bounds = keys.training if train and keys.training else keys.forward
-    found = (bounds.per_device, bounds.sequences, bounds.dynamic, bounds.tokens, keys.model)
-    return _MicroBatching(*(config.at(key) for key in found))

@@ -167,6 +167,16 @@ class RunConfig:
         """The model that is trained and generates; every run has it."""
         return self.roles["actor"]
 
+    def training(self, role: Role) -> TrainingConfig:
+        """How a model is trained.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if (training := self.roles[role].training) is None:
+            raise ValueError(f"the {role} of this run is not trained")
+        return training
+
     @property
     def needs_reference(self) -> bool:
         """Whether anything in the run reads the reference policy's log-probs."""

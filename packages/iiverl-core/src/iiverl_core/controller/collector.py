@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from iiverl_core.algorithms import Estimator
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import drop_small_groups, groups_with_reward_variance, with_outcomes
 from iiverl_core.controller.observer import Observer, StepRecord
 from iiverl_core.controller.state import TrainState
@@ -58,7 +58,7 @@ class RolloutCollector:
 
     def __init__(
         self,
-        config: Config,
+        run: RunConfig,
         plan: Plan,
         workers: WorkerClient,
         scorer: Scorer,
@@ -66,7 +66,7 @@ class RolloutCollector:
         estimator: Estimator,
         state: TrainState,
     ) -> None:
-        self.config, self.plan = config, plan
+        self.run, self.plan = run, plan
         self.workers, self.scorer, self.observer = workers, scorer, observer
         self.estimator, self.state = estimator, state
 
@@ -77,7 +77,7 @@ class RolloutCollector:
         responses score the same, are replaced: further prompts are taken until the batch is full, or as many batches
         as allowed were used. The groups collected by then are trained on.
         """
-        filtered, wanted = self.config.algorithm.filter_groups, self.config.data.train_batch_size
+        filtered, wanted = self.run.algorithm.filter_groups, self.run.data.train_batch_size
         # Without a limit, no prompt of a step is used twice: if nothing differs any more, there is an end.
         limit = (filtered.max_num_gen_batches or self.plan.order.steps_per_epoch) if filtered.enable else 1
         data, batches = StepData(), 0
@@ -127,12 +127,12 @@ class RolloutCollector:
             # The step is not trained on, but its rollouts and scores can be looked at.
             self.observer.write_rollouts(StepRecord(step, with_outcomes(rollouts, outcomes)))
             raise
-        overlong = self.config.reward_model.overlong_buffer
+        overlong = self.run.rewards.overlong
         if overlong.enable:
             outcomes = shape_overlong(
                 outcomes,
                 {rollout.id: rollout.response_length for rollout in (*rollouts, *greedy)},
-                limit=self.config.actor_rollout_ref.rollout.response_length,
+                limit=self.run.rollout.response_length,
                 buffer=overlong.len,
                 factor=overlong.penalty_factor,
             )
@@ -146,7 +146,7 @@ class RolloutCollector:
     def validate(self, step: int) -> list[Rollout]:
         """Collect scored responses to the validation prompts."""
         prompts = list(self.plan.val_prompts or ())
-        size = self.config.data.val_batch_size or len(prompts)
+        size = self.run.data.val_batch_size or len(prompts)
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), size):
             part = dict(enumerate(prompts[start : start + size], start))
@@ -158,8 +158,8 @@ class RolloutCollector:
 
     def _apply_failure_policy(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
         """Apply the configured failure policy; raises `IIVerlError` if there are too many failures."""
-        check_failures(outcomes, self.config.reward_api.max_failed_fraction)
-        return apply_failure_policy(outcomes, self.config.reward_api)
+        check_failures(outcomes, self.run.rewards.api.max_failed_fraction)
+        return apply_failure_policy(outcomes, self.run.rewards.api)
 
     def _generate(self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling) -> list[Rollout]:
         """Generate responses, and submit each to the scorer as it finishes.
@@ -167,7 +167,7 @@ class RolloutCollector:
         Responses that an engine had not finished when it died are generated again, by the same weights and with the
         same random numbers, once the engine is back.
         """
-        rollout = self.config.actor_rollout_ref.rollout
+        rollout = self.run.rollout
         members = {
             "train": range(rollout.n),
             "validate": range(rollout.val_kwargs.n),

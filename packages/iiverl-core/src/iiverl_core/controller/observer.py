@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iiverl_core.cluster.messages import Advantages, Trained, WorkerInfo
-from iiverl_core.config import Config
+from iiverl_core.cluster.messages import Advantages, WorkerInfo
+from iiverl_core.config import Role, RunConfig
 from iiverl_core.samples import Rollout, SampleId, Split
 from iiverl_core.telemetry import (
     Phase,
@@ -62,14 +62,14 @@ class Observer:
 
     def __init__(
         self,
-        config: Config,
+        run: RunConfig,
         infos: Sequence[WorkerInfo],
-        shapes: Mapping[Trained, ModelShape],
+        shapes: Mapping[Role, ModelShape],
         progress: Progress,
         tracker: Tracker,
     ) -> None:
         self.timers = Timers()
-        self._config, self._infos, self._shapes = config, infos, shapes
+        self._run, self._infos, self._shapes = run, infos, shapes
         self._progress, self._tracker = progress, tracker
         self._warned = False
 
@@ -96,9 +96,9 @@ class Observer:
 
     def write_rollouts(self, record: StepRecord) -> None:
         """Write a step's rollouts to `trainer.rollout_data_dir` and `reward_api.save_dir`, if set."""
-        if record.step % self._config.reward_api.save_freq == 0:
+        if record.step % self._run.rewards.api.save_freq == 0:
             self._write_scored("train", record.step, record.rollouts)
-        folder = self._config.trainer.rollout_data_dir
+        folder = self._run.trainer.rollout_data_dir
         if not folder:
             return
         numbers: dict[SampleId, SampleNumbers] = {rollout.id: {} for rollout in record.batch}
@@ -119,9 +119,9 @@ class Observer:
     def validation(self, step: int, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Compute the metrics of a validation; writes and shows its rollouts if configured."""
         self._write_scored("val", step, rollouts)
-        if folder := self._config.trainer.validation_data_dir:
+        if folder := self._run.trainer.validation_data_dir:
             write_samples(Path(folder).expanduser(), step, rollouts)
-        if count := self._config.trainer.logged_generations:
+        if count := self._run.trainer.logged_generations:
             self._tracker.log_generations(pick(rollouts, count), step)
         return validation_metrics(rollouts)
 
@@ -130,7 +130,7 @@ class Observer:
         advantages, ids = record.advantages, [rollout.id for rollout in record.batch]
         metrics = batch_metrics(
             record.rollouts,
-            max_prompt_length=self._config.data.max_prompt_length,
+            max_prompt_length=self._run.data.max_prompt_length,
             rewards=dict(zip(ids, advantages.rewards, strict=True)) if advantages else {},
             token_stats=advantages.token_stats if advantages else {},
         )
@@ -146,7 +146,7 @@ class Observer:
         total_tokens = sum(rollout.length for rollout in record.rollouts)
         in_batch = [sequence.length for rollout in record.batch for sequence in rollout.sequences]
         flops = {
-            role: self._epochs(role)
+            role: self._run.training(role).epochs
             * training_flops(shape.parameters, shape.layers, shape.heads, shape.head_dim, in_batch)
             for role, shape in self._shapes.items()
         }
@@ -165,13 +165,9 @@ class Observer:
             **record.memory,
         )
 
-    def _epochs(self, role: Trained) -> int:
-        config = self._config
-        return config.critic.ppo_epochs if role == "critic" else config.actor_rollout_ref.actor.ppo_epochs
-
     def _write_scored(self, split: Split, step: int, rollouts: Sequence[Rollout]) -> None:
         """Write the requests to a reward server and its answers."""
-        server = self._config.reward_api
+        server = self._run.rewards.api
         if server.enable and server.save_dir:
             write_scored(
                 Path(server.save_dir).expanduser(), split, step, rollouts, server.verification_info_column

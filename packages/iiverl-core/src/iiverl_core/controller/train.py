@@ -9,7 +9,7 @@ from typing import Protocol
 from iiverl_core.algorithms import find_estimator, find_policy_loss
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
 from iiverl_core.cluster.runtime import WorkerGroup
-from iiverl_core.config import Config, Loaded, RunConfig
+from iiverl_core.config import Loaded, RunConfig
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.models import check_engine_devices, check_vocabularies, shapes
 from iiverl_core.controller.observer import Observer
@@ -43,43 +43,42 @@ def train(loaded: Loaded) -> None:
     Raises:
         IIVerlError: what it names is not there or does not fit, or a worker failed.
     """
-    config, run = loaded.config, loaded.run
-    folder = Path(config.trainer.default_local_dir).expanduser()
+    run = loaded.run
+    folder = Path(run.trainer.default_local_dir).expanduser()
     plan = prepare(loaded)
     scorer = make_scorer(run)
     tracker: Tracker | None = None
     try:
-        progress = Progress(plan.total_steps, step_lines="console" not in config.trainer.logger)
-        _set_aside(config, folder, progress.log)
+        progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
+        _set_aside(run, folder, progress.log)
         tracker = make_trackers(
-            list(dict.fromkeys(["jsonl", *config.trainer.logger])),  # the report is made from it
+            list(dict.fromkeys(["jsonl", *run.trainer.logger])),  # the report is made from it
             folder,
-            config.trainer.project_name,
-            config.trainer.experiment_name,
-            config.model_dump(mode="json"),
+            run.trainer.project_name,
+            run.trainer.experiment_name,
+            loaded.config.model_dump(mode="json"),
             log=progress.log,
             total_steps=plan.total_steps,
         )
         with progress:
-            _loop(config, run, plan, scorer, progress, tracker)
+            _loop(run, plan, scorer, progress, tracker)
     finally:
         if scorer is not None:
             scorer.close()
         if tracker is not None:
             tracker.close()
         if tracker is not None and read_history(folder):
-            dumps = config.trainer.rollout_data_dir
+            dumps = run.trainer.rollout_data_dir
             report(
                 folder,
-                config.trainer.experiment_name,
-                total_steps=None if config.trainer.val_only else plan.total_steps,
+                run.trainer.experiment_name,
+                total_steps=None if run.trainer.val_only else plan.total_steps,
                 samples=Path(dumps).expanduser() if dumps else None,
                 ended_well=sys.exc_info()[0] is None,
             )
 
 
 def _loop(
-    config: Config,
     run: RunConfig,
     plan: Plan,
     scorer: Scorer | None,
@@ -89,14 +88,14 @@ def _loop(
     """Start the workers, train, and end them whatever happens."""
     started: list[Closing] = []
     try:
-        processes = config.devices + (config.trainer.rollout_devices or 0)
+        processes = run.devices + (run.trainer.rollout_devices or 0)
         with progress.phase(f"starting {processes} worker{'s' * (processes > 1)}"):
-            group, engines = _start(config, progress.log, started)
-        workers = WorkerClient(group, engines, config)
-        observer = Observer(config, group.infos, shapes(config, group.infos[0].parameters), progress, tracker)
+            group, engines = _start(run, progress.log, started)
+        workers = WorkerClient(group, engines, run)
+        observer = Observer(run, group.infos, shapes(run, group.infos[0].parameters), progress, tracker)
         if run.uses_reward_model or scorer is None:
             scorer = add_reward_model(run, scorer, workers.score)
-        Trainer(config, plan, workers, scorer, observer).fit()
+        Trainer(run, plan, workers, scorer, observer).fit()
     finally:
         if scorer is not None:
             scorer.close()
@@ -112,7 +111,7 @@ def prepare(loaded: Loaded) -> Plan:
     Raises:
         IIVerlError: what the configuration names is not there or does not fit.
     """
-    config, run = loaded.config, loaded.run
+    run = loaded.run
     data, trainer = run.data, run.trainer
     find_estimator(run.algorithm.adv_estimator)  # a user's own file may not be as it should
     find_policy_loss(run.loss.policy_loss)
@@ -122,8 +121,8 @@ def prepare(loaded: Loaded) -> Plan:
         check_before_run(run)  # before anything is tokenized: a wrong column costs a second
     tokenizer = load_tokenizer(run)
     check_reward_model(run)
-    check_vocabularies(config, len(tokenizer))
-    check_engine_devices(config)
+    check_vocabularies(run, len(tokenizer))
+    check_engine_devices(run)
 
     def prompts_of(files: Sequence[str], splits: Sequence[str]) -> PromptSet:
         prompts = load_prompts(
@@ -151,31 +150,31 @@ def prepare(loaded: Loaded) -> Plan:
     return Plan(prompts, order, val_prompts, steps)
 
 
-def _start(config: Config, log: Callable[[str], None], started: list[Closing]) -> tuple[WorkerGroup, Engines]:
+def _start(run: RunConfig, log: Callable[[str], None], started: list[Closing]) -> tuple[WorkerGroup, Engines]:
     """Start the processes that train and the engines; what has to be ended is put into `started` as it starts."""
-    if config.trainer.runtime == "local":
+    if run.trainer.runtime == "local":
         from iiverl_core.cluster.local import LocalGroup
 
-        group = LocalGroup(config)
+        group = LocalGroup(run)
         started.append(group)
-        return group, ColocatedEngines(group, config.engine_devices)
+        return group, ColocatedEngines(group, run.engine_devices)
     from iiverl_core.cluster.ray_engines import (
         RayEngines,  # Ray is not needed, and may not be there, without this
     )
     from iiverl_core.cluster.ray_group import RayGroup
 
-    group = RayGroup(config)
+    group = RayGroup(run)
     started.append(group)
-    if not config.trainer.rollout_devices:
-        return group, ColocatedEngines(group, config.engine_devices)
-    engines = RayEngines(config, group, log)
+    if not run.trainer.rollout_devices:
+        return group, ColocatedEngines(group, run.engine_devices)
+    engines = RayEngines(run, group, log)
     started.append(engines)
     return group, engines
 
 
-def _set_aside(config: Config, folder: Path, log: Callable[[str], None]) -> None:
+def _set_aside(run: RunConfig, folder: Path, log: Callable[[str], None]) -> None:
     """Keep what an earlier run left in the same places, under other names: two runs in one curve explain nothing."""
-    dumps = (config.trainer.rollout_data_dir, config.trainer.validation_data_dir)
+    dumps = (run.trainer.rollout_data_dir, run.trainer.validation_data_dir)
     names = ("metrics.jsonl", "generations.jsonl", "tensorboard", "reward.png")
     written = [folder / name for name in names]
     written += [Path(dump).expanduser() for dump in dict.fromkeys(dumps) if dump]

@@ -14,7 +14,7 @@ import numpy as np
 
 from iiverl_core.algorithms import AdaptiveKL, FixedKL, KLController, find_estimator, find_policy_loss
 from iiverl_core.cluster.messages import Advantages, Trained
-from iiverl_core.config import Config
+from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import (
     mini_batch_count,
     mini_batches,
@@ -43,25 +43,25 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        run: RunConfig,
         plan: Plan,
         workers: WorkerClient,
         scorer: Scorer,
         observer: Observer,
         state: TrainState | None = None,
     ) -> None:
-        self.config, self.plan = config, plan
+        self.run, self.plan = run, plan
         self.workers, self.observer = workers, observer
         self.timers = observer.timers
-        self.estimator = find_estimator(config.algorithm.adv_estimator)
-        self.policy_loss = find_policy_loss(config.actor_rollout_ref.actor.policy_loss.loss_mode)
-        self.state = state or TrainState(kl_coef=_initial_kl_coef(config))
-        self.kl = _kl_controller(config, self.state.kl_coef)
-        self.collector = RolloutCollector(config, plan, workers, scorer, observer, self.estimator, self.state)
+        self.estimator = find_estimator(run.algorithm.adv_estimator)
+        self.policy_loss = find_policy_loss(run.loss.policy_loss)
+        self.state = state or TrainState(kl_coef=_initial_kl_coef(run))
+        self.kl = _kl_controller(run, self.state.kl_coef)
+        self.collector = RolloutCollector(run, plan, workers, scorer, observer, self.estimator, self.state)
 
     def fit(self) -> None:
         """Train to the last step, validating when it is due."""
-        trainer, state = self.config.trainer, self.state
+        trainer, state = self.run.trainer, self.state
         self.workers.update_rollout_weights(state.weights_version)
         if trainer.val_before_train and self.plan.val_prompts and state.step == 0:
             self.observer.log(self.validate(0), step=0)
@@ -85,7 +85,7 @@ class Trainer:
         data = self.collector.collect(step)
         batch = data.batch(self.estimator)
         record = StepRecord(step, data.rollouts, batch, baselines=data.baselines, metrics=data.metrics)
-        trains_actor = step >= self.config.trainer.critic_warmup or not self.config.uses_critic
+        trains_actor = step >= self.run.trainer.critic_warmup or not self.run.uses_critic
         self.workers.sleep(discard_weights=bool(batch) and trains_actor)  # new weights are to come
         in_batch = sum(rollout.id.group in data.groups for rollout in data.rollouts)
         record.metrics["reward/dropped_samples"] = float(in_batch - len(batch))
@@ -100,7 +100,7 @@ class Trainer:
                 record.metrics |= {"critic/kl": record.advantages.kl, "critic/kl_coeff": self.kl.coef}
                 self.kl.update(record.advantages.kl, len(batch))
                 self.state.kl_coef = self.kl.coef
-            if self.config.uses_critic:
+            if self.run.uses_critic:
                 with self.timers("update_critic"):
                     self.update("critic", sequences, data.groups, record)
             if trains_actor:
@@ -123,12 +123,12 @@ class Trainer:
                 handles, sums = self.workers.evaluate("actor", sequences)
                 record.log_prob_sums["old"] = sums_by_rollout(sequences, sums)
                 sequences = with_arrays(sequences, "old_log_probs", handles)
-        if self.config.needs_reference:
+        if self.run.needs_reference:
             with self.timers("ref"), self.observer.phase("reference log-probs"):
                 handles, sums = self.workers.evaluate("reference", sequences)
                 record.log_prob_sums["ref"] = sums_by_rollout(sequences, sums)
                 sequences = with_arrays(sequences, "ref_log_probs", handles)
-        if self.config.uses_critic:
+        if self.run.uses_critic:
             with self.timers("values"), self.observer.phase("values"):
                 handles, _ = self.workers.evaluate("critic", sequences)
                 sequences = with_arrays(sequences, "values", handles)
@@ -146,16 +146,16 @@ class Trainer:
         self, role: Trained, sequences: Sequence[SequenceRef], groups: Sequence[int], record: StepRecord
     ) -> None:
         """Update a model on a step's sequences, mini-batch by mini-batch; metrics are means over updates."""
-        section = self.config.actor_rollout_ref.actor if role == "actor" else self.config.critic
-        lr = learning_rate(record.step - 1, self.plan.total_steps, section.optim)
+        training = self.run.training(role)
+        lr = learning_rate(record.step - 1, self.plan.total_steps, training.optimizer)
         updates: list[Mapping[str, float]] = []
         spread: list[list[int]] = []  # of each update, the tokens of each rank
-        total = section.ppo_epochs * mini_batch_count(len(groups), section.ppo_mini_batch_size)
+        total = training.epochs * mini_batch_count(len(groups), training.mini_batch_size)
         with self.observer.phase(f"updating the {role}", total) as phase:
-            for epoch in range(section.ppo_epochs):
-                seeds = [self.config.data.seed, record.step, epoch]
-                order = np.random.default_rng(seeds) if section.shuffle else None
-                for mini_batch in mini_batches(sequences, groups, section.ppo_mini_batch_size, order):
+            for epoch in range(training.epochs):
+                seeds = [self.run.data.seed, record.step, epoch]
+                order = np.random.default_rng(seeds) if training.shuffle else None
+                for mini_batch in mini_batches(sequences, groups, training.mini_batch_size, order):
                     if role == "actor" and self.policy_loss.select_tokens is not None:
                         mini_batch = self.select_tokens(mini_batch, unchanged=not updates)
                     metrics, rank_tokens = self.workers.update(
@@ -164,10 +164,10 @@ class Trainer:
                     updates.append(metrics)
                     spread.append(rank_tokens)
                     phase.advance()
-        record.rank_tokens = [sum(of_rank) / section.ppo_epochs for of_rank in zip(*spread, strict=True)]
+        record.rank_tokens = [sum(of_rank) / training.epochs for of_rank in zip(*spread, strict=True)]
         record.metrics |= over_updates(updates) | {f"{role}/lr": lr}
-        if role == "actor" and self.config.actor_rollout_ref.actor.use_kl_loss:
-            record.metrics["actor/kl_coef"] = self.config.actor_rollout_ref.actor.kl_loss_coef
+        if role == "actor" and self.run.loss.use_kl_loss:
+            record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:
         """Let the policy loss select tokens of the whole mini-batch; `unchanged` weights give the old log-probs."""
@@ -182,10 +182,10 @@ class Trainer:
         """Name the arrays that a model's loss reads."""
         if role == "critic":
             return "values", "returns"
-        rollout = self.config.actor_rollout_ref.rollout
+        rollout = self.run.rollout
         known = mini_batch[0].arrays
         names = tuple(name for name in ("advantages", "old_log_probs", "token_mask") if name in known)
-        names += ("ref_log_probs",) if self.config.actor_rollout_ref.actor.use_kl_loss else ()
+        names += ("ref_log_probs",) if self.run.loss.use_kl_loss else ()
         # A greedy engine samples from a distribution of one token, whose log-probs compare with nothing.
         return names + ((ROLLOUT_LOG_PROBS,) if rollout.do_sample else ())
 
@@ -201,7 +201,7 @@ class Trainer:
         Raises:
             IIVerlError: `rollout/kl` is above `algorithm.rollout_correction.mismatch_kl_limit`.
         """
-        config, kl = self.config.algorithm.rollout_correction, metrics.get("rollout/kl", 0.0)
+        config, kl = self.run.algorithm.rollout_correction, metrics.get("rollout/kl", 0.0)
         if config.mismatch_kl_limit is not None and kl > config.mismatch_kl_limit:
             raise IIVerlError(
                 f"The engine generates from another distribution than the one that is trained: rollout/kl is {kl:.3g} "
@@ -219,20 +219,20 @@ class Trainer:
     @property
     def needs_old_log_probs(self) -> bool:
         """Whether the policy changes between generation and the last update, or something else reads them."""
-        actor = self.config.actor_rollout_ref.actor
-        batches = mini_batch_count(self.config.data.train_batch_size, actor.ppo_mini_batch_size)
-        updates = actor.ppo_epochs * batches
+        training = self.run.training("actor")
+        batches = mini_batch_count(self.run.data.train_batch_size, training.mini_batch_size)
+        updates = training.epochs * batches
         return updates > 1 or self.kl.coef != 0 or self.policy_loss.select_tokens is not None
 
 
-def _initial_kl_coef(config: Config) -> float:
+def _initial_kl_coef(run: RunConfig) -> float:
     """Give the weight of the KL in the reward that a run starts with, 0 for none."""
-    return config.algorithm.kl_ctrl.kl_coef if config.kl_in_reward else 0.0
+    return run.algorithm.kl_ctrl.kl_coef if run.kl_in_reward else 0.0
 
 
-def _kl_controller(config: Config, coef: float) -> KLController:
+def _kl_controller(run: RunConfig, coef: float) -> KLController:
     """Make the controller of the KL's weight in the reward, which is `coef` now."""
-    control = config.algorithm.kl_ctrl
-    if config.kl_in_reward and control.type == "adaptive" and control.target_kl and control.horizon:
+    control = run.algorithm.kl_ctrl
+    if run.kl_in_reward and control.type == "adaptive" and control.target_kl and control.horizon:
         return AdaptiveKL(coef, control.target_kl, control.horizon)
     return FixedKL(coef)

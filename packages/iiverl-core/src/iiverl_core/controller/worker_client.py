@@ -9,8 +9,7 @@ from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Tra
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.cluster.store import put_all
 from iiverl_core.cluster.worker import Worker
-from iiverl_core.config import Config
-from iiverl_core.config.roles import micro_batching
+from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import Division, divide, divide_for_training
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, TokenSequence
@@ -24,15 +23,14 @@ T = TypeVar("T")
 class WorkerClient:
     """Divides sequences over the ranks, calls the workers, and gathers their results."""
 
-    def __init__(self, group: WorkerGroup, engines: Engines, config: Config) -> None:
+    def __init__(self, group: WorkerGroup, engines: Engines, run: RunConfig) -> None:
         self._group, self._engines = group, engines
-        self._config = config
+        self._run = run
         self._ranks = group.infos[0].parallel_rank.data_size
-        actor = config.actor_rollout_ref.actor
-        prescribed = find_policy_loss(actor.policy_loss.loss_mode).loss_agg_mode
+        prescribed = find_policy_loss(run.loss.policy_loss).loss_agg_mode
         # How token losses are aggregated over a mini-batch; the critic's is a mean over tokens.
         self._aggregation: dict[Trained, str] = {
-            "actor": prescribed or actor.loss_agg_mode,
+            "actor": prescribed or run.loss.loss_agg_mode,
             "critic": "token-mean",
         }
 
@@ -101,10 +99,9 @@ class WorkerClient:
             sequences,
             self._ranks,
             self._packing(role, train=True),
-            balanced=self._config.trainer.balance_batch,
+            balanced=self._run.trainer.balance_batch,
             loss_agg_mode=self._aggregation[role],
-            max_tokens_norm=self._config.actor_rollout_ref.actor.loss_scale_factor
-            or self._config.data.max_response_length,
+            max_tokens_norm=self._run.loss.max_tokens_norm,
             arrays=arrays,
         )
         results = self._on_ranks(Worker.update, division, lambda batch: (role, batch, lr))
@@ -121,7 +118,7 @@ class WorkerClient:
         return {name: max(report[name] for report in reports) for name in reports[0]}
 
     def _divide(self, role: Role, sequences: Sequence[SequenceRef]) -> Division:
-        balanced = self._config.trainer.balance_batch
+        balanced = self._run.trainer.balance_batch
         return divide(sequences, self._ranks, self._packing(role, train=False), balanced=balanced)
 
     def _on_ranks(
@@ -138,8 +135,8 @@ class WorkerClient:
 
         A number of sequences, if one is set and the batches are not dynamic; else a budget of tokens.
         """
-        batching = micro_batching(self._config, role, train=train)
-        sequences = batching.sequences(self._ranks)
-        if sequences is not None:
-            return Packing(sequences=sequences)
-        return Packing(tokens=batching.tokens, padded=not batching.model.use_remove_padding)
+        config = self._run.roles[role]
+        batching = config.training.micro_batching if train and config.training else config.forward
+        if batching.sequences is not None:
+            return Packing(sequences=batching.sequences)
+        return Packing(tokens=batching.tokens, padded=not config.model.use_remove_padding)

@@ -15,18 +15,9 @@ import torch
 from torch import Tensor
 
 from iiverl_core.algorithms.segments import Segments
-from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
+from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, Offload, OptimConfig
 from iiverl_core.config.roles import Role
 from iiverl_core.samples import TokenSequence
-
-
-@dataclass(frozen=True)
-class Offload:
-    """What lies in CPU memory while it is not used."""
-
-    parameters: bool = False
-    gradients: bool = False
-    optimizer: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class ModelSpec:
     default_dtype: str = "fp32"
     optim: OptimConfig | None = None
     grad_clip: float | None = None
-    offload: Offload = Offload()
+    offload: Offload = field(default_factory=Offload)
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,22 @@
 """The losses over a micro-batch: the actor's (policy loss, entropy bonus, KL penalty) and the critic's, with metrics."""
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
 from iiverl_core.algorithms import PolicyBatch, PolicyLoss, PolicyLossSettings, kl_divergence
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection, correction_weights, mismatch
 from iiverl_core.algorithms.value_loss import value_loss
-from iiverl_core.config import ActorConfig, CriticConfig, RolloutCorrectionConfig
+from iiverl_core.config import LossConfig, RolloutCorrectionConfig
 from iiverl_core.training.backend import Loss, MicroBatch, Outputs
 from iiverl_core.training.batching import ROLLOUT_LOG_PROBS
 
 
-def policy_loss_settings(actor: ActorConfig) -> PolicyLossSettings:
-    """Read the options of the policy losses from where the configuration has them."""
-    options = actor.policy_loss
+def policy_loss_settings(config: LossConfig) -> PolicyLossSettings:
+    """Take the options of the policy losses from the configuration, which has them under the same names."""
     return PolicyLossSettings(
-        clip_low=actor.clip_ratio_low,
-        clip_high=actor.clip_ratio_high,
-        clip_dual=actor.clip_ratio_c,
-        clip_cov_ratio=options.clip_cov_ratio,
-        clip_cov_lb=options.clip_cov_lb,
-        clip_cov_ub=options.clip_cov_ub,
-        kl_cov_ratio=options.kl_cov_ratio,
-        ppo_kl_coef=options.ppo_kl_coef,
-        tau_pos=actor.tau_pos,
-        tau_neg=actor.tau_neg,
+        **{each.name: getattr(config, each.name) for each in fields(PolicyLossSettings)}
     )
 
 
@@ -34,7 +26,7 @@ def rollout_correction(config: RolloutCorrectionConfig) -> RolloutCorrection:
     return RolloutCorrection(config.rollout_is, config.rollout_is_threshold, config.rollout_rs, low, high)
 
 
-def actor_loss(actor: ActorConfig, policy_loss: PolicyLoss, correction: RolloutCorrection) -> Loss:
+def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutCorrection) -> Loss:
     """Make the loss  w · policy - entropy_coeff · entropy + kl_loss_coef · KL(π, π_ref)  that the configuration asks for.
 
     Micro-batches hold `advantages`; `old_log_probs` too unless the weights have not changed since the responses were
@@ -42,7 +34,7 @@ def actor_loss(actor: ActorConfig, policy_loss: PolicyLoss, correction: RolloutC
     loss has selected tokens of the mini-batch. `rollout_log_probs`, where they are there, are compared with the
     trainer's old ones, and give the weights w that `correction` asks for.
     """
-    settings = policy_loss_settings(actor)
+    settings = policy_loss_settings(config)
 
     def loss(outputs: Outputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         log_probs_T, entropy_T = outputs.log_probs_T, outputs.entropy_T
@@ -64,19 +56,19 @@ def actor_loss(actor: ActorConfig, policy_loss: PolicyLoss, correction: RolloutC
                 correction_T = correction_weights(log_ratio_T, batch.segments, correction)
                 metrics |= _weight_metrics(correction_T, batch.inv_num_tokens)
                 policy_T = correction_T * policy_T
-        total_T = policy_T - actor.entropy_coeff * entropy_T
+        total_T = policy_T - config.entropy_coeff * entropy_T
         metrics |= {"actor/pg_loss": weights_T @ policy_T, "actor/entropy_loss": weights_T @ entropy_T}
         metrics |= {f"actor/{name}": x_T.sum() * batch.inv_num_tokens for name, x_T in token_metrics.items()}
-        if actor.use_kl_loss:
-            kl_T = kl_divergence(actor.kl_loss_type, log_probs_T, arrays["ref_log_probs"])
-            total_T = total_T + actor.kl_loss_coef * kl_T
+        if config.use_kl_loss:
+            kl_T = kl_divergence(config.kl_loss_type, log_probs_T, arrays["ref_log_probs"])
+            total_T = total_T + config.kl_loss_coef * kl_T
             metrics["actor/kl_loss"] = weights_T @ kl_T
         return weights_T @ total_T, {name: value.detach() for name, value in metrics.items()}
 
     return loss
 
 
-def critic_loss(critic: CriticConfig) -> Loss:
+def critic_loss(config: LossConfig) -> Loss:
     """Make the critic's clipped loss. Micro-batches hold `returns`, and the `values` from before the step's first update."""
 
     def loss(outputs: Outputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,7 +76,7 @@ def critic_loss(critic: CriticConfig) -> Loss:
         if values_T is None:
             raise ValueError("the critic's loss needs values")
         losses_T, clipped_T = value_loss(
-            values_T, batch.arrays_T["values"], batch.arrays_T["returns"], critic.cliprange_value
+            values_T, batch.arrays_T["values"], batch.arrays_T["returns"], config.value_clip
         )
         total = batch.weights_T.to(losses_T.dtype) @ losses_T
         metrics = {
