@@ -47,7 +47,7 @@ from gpu_check_parts.setting import GIB, SIZES, NotPossibleError, Numbers, Setti
 from gpu_check_parts.training import reference, train
 from transformers.utils.logging import disable_progress_bar
 
-from iiverl_core.config.vllm_version import installed_version
+from iiverl_core.config.vllm import installed_version
 
 PRELOADED = ["torch", "transformers.models.qwen2.modeling_qwen2", "datasets", "iiverl_fsdp"]
 """Modules that take long to import: the process from which those of the parts are forked has them, and no CUDA yet."""

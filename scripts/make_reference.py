@@ -65,7 +65,7 @@ def _note(mark: NoEffect | NotYet | OnlyWhen) -> str:
         case NoEffect():
             return f"*No effect: {mark.why}.*"
         case NotYet():
-            return f"*Not in this version: {mark.what.format('this value')}.*"
+            return f"*Not supported in this version: {mark.what.format('this value')}.*"
         case OnlyWhen():
             return f"*Read only with {', or '.join(_conditions(mark))}.*"
 
@@ -73,7 +73,7 @@ def _note(mark: NoEffect | NotYet | OnlyWhen) -> str:
 def _conditions(mark: OnlyWhen | None) -> Iterator[str]:
     while mark is not None:
         values = [value if isinstance(value, str) else _plain(value) for value in mark.values]
-        yield f"`{mark.key}`: {either([*values, *(['a function of your own'] if mark.own else [])])}"
+        yield f"`{mark.key}`: {either([*values, *(['a user function'] if mark.custom else [])])}"
         mark = mark.otherwise
 
 

@@ -125,9 +125,9 @@ KEYS = {
 @pytest.mark.parametrize(
     ("source", "name", "messages"),
     [
-        ("f = None\ndef other(b, s): pass\nclass Own: pass\nfrom math import sqrt", "own", ["my_file.py defines no 'own'. It defines: other, Own."]),
-        ("x = 1", "own", ["It defines: no function."]),
-        ("own = 0.5", "own", ["'own' in", "my_file.py is no function but 0.5 of type float"]),
+        ("f = None\ndef other(b, s): pass\nclass Own: pass\nfrom math import sqrt", "own", ["my_file.py does not define 'own'. It defines: other, Own."]),
+        ("x = 1", "own", ["It defines: no functions."]),
+        ("own = 0.5", "own", ["'own' in", "my_file.py is not a function but 0.5 of type float"]),
         ("def own(batch): pass", "own", ["own in", "my_file.py takes (batch)", "too many positional", "(batch, settings)."]),
         ("def own(batch, settings, values): pass", "own", ["missing a required", "values"]),
         ("def own(*, batch, settings): pass", "own", ["takes (*, batch, settings)"]),
@@ -166,9 +166,9 @@ def test_a_file_that_may_not_be_read(file, monkeypatch) -> None:
 def test_no_such_name_tells_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError) as caught:
         find_estimator("grop")
-    assert "there is no advantage estimator 'grop'; did you mean grpo?" in str(caught.value)
+    assert "unknown advantage estimator 'grop'; did you mean grpo?" in str(caught.value)
     assert all(name in str(caught.value) for name in (*ESTIMATORS, "path/to/file.py:name"))
-    with pytest.raises(ConfigError, match="there is no policy loss 'ppo'"):
+    with pytest.raises(ConfigError, match="unknown policy loss 'ppo'"):
         find_policy_loss("ppo")
 
 

@@ -195,7 +195,7 @@ def test_show_prints_the_configuration_and_origins() -> None:
     ]
     whole = iiverl("config", "show", "run.yaml").stdout
     assert "total_epochs: 30" in whole
-    assert "# default, as data.max_response_length" in whole
+    assert "# default, same as data.max_response_length" in whole
 
 
 def test_show_prints_an_invalid_file_with_the_problems_behind_it() -> None:

@@ -130,7 +130,7 @@ def test_a_wrong_configuration_is_told_as_by_validate() -> None:
     wrong = ["grpo_megatron.yaml", SMALL, "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=3"]
     result = iiverl("plan", *wrong)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "do not divide into copies over 3" in result.stderr
+    assert "cannot be divided into model copies of 3" in result.stderr
     assert set(result.stderr.splitlines()) <= set(iiverl("validate", *wrong).stderr.splitlines())
 
 

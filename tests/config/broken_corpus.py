@@ -82,7 +82,9 @@ class Case:
         overrides = self.arguments[2 if backend else 0 :]
         with MACHINES[self.machine]():
             problems = load("run.yaml", overrides, backend).problems
-        return [p for p in problems if p.severity not in ("input", "here") or p.line or self.machine == "!"]
+        return [
+            p for p in problems if p.severity not in ("input", "unsupported") or p.line or self.machine == "!"
+        ]
 
 
 @contextmanager
@@ -98,7 +100,7 @@ def _bare_machine() -> Iterator[None]:
             "iiverl_core.registry.registry.entry_points",
             lambda group: [broken] if group == TRACKERS.group else [],
         ),
-        mock.patch("iiverl_core.config.vllm_version.version", absent),
+        mock.patch("iiverl_core.config.vllm.version", absent),
         mock.patch("importlib.util.find_spec", lambda *_: None),
     ):
         _read_entry_points()
@@ -114,7 +116,7 @@ def _read_entry_points() -> None:
 @contextmanager
 def _cpu_machine() -> Iterator[None]:
     """Show vLLM's build for CPUs."""
-    with mock.patch("iiverl_core.config.vllm_version.version", lambda _: "0.32.0+cpu"):
+    with mock.patch("iiverl_core.config.vllm.version", lambda _: "0.32.0+cpu"):
         yield
 
 
@@ -178,7 +180,7 @@ def reference(corpus: list[Case]) -> str:
         for problem in case.answer():
             key = f"`{problem.key}`: " if problem.key else ""
             messages[problem.code].append(key + problem.message.replace(str(Path.cwd()), "/here"))
-    messages["C001"].append("there is no such file")
+    messages["C001"].append("the file does not exist")
     rows = (f"| {code} | {name} | {min(messages[code], key=len)} |\n" for code, name in DIAGNOSTICS.items())
     return HEAD + "".join(rows)
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iiverl_core.config import Loaded, load
-from iiverl_core.config.vllm_version import CPU_HEAD_SIZES
+from iiverl_core.config.vllm import CPU_HEAD_SIZES
 from iiverl_core.data import load_table, parse_source
 from iiverl_core.data_files import HEAD_ROWS, read_head
 from iiverl_core.errors import DataError
@@ -109,7 +109,7 @@ def test_a_column_that_is_not_there(kind: str, count: int) -> None:
     (message,) = told(loaded(name))
     assert message == (
         f"data.train_files: {name} has no column 'prompt'; did you mean 'prompts'? It has: prompts, ground_truth. "
-        "Set prompt_key to the one that holds the prompt"
+        "Set prompt_key to the column with the prompt"
     )
     assert told(loaded(name, "data.prompt_key=prompts")) == []
     if kind != "jsonl" or count < HEAD_ROWS:  # later lines may have more columns
@@ -123,8 +123,8 @@ def test_a_column_that_is_not_there(kind: str, count: int) -> None:
 def test_fewer_rows_than_a_step_takes(kind: str, count: int) -> None:
     name = write(kind, [{**ROW, "prompt": "1+1?"}] * count)
     assert told(loaded(name, batch=count + 1)) == [
-        f"data.train_batch_size: train_files has {count} rows, fewer than a step takes (train_batch_size: {count + 1}); "
-        f"set train_batch_size to {count} or less"
+        f"data.train_batch_size: train_files has {count} rows, fewer than a step needs (train_batch_size: {count + 1}); "
+        f"set train_batch_size to at most {count}"
     ]
     assert told(loaded(name, batch=count)) == []
     filtered = loaded(
@@ -135,7 +135,7 @@ def test_fewer_rows_than_a_step_takes(kind: str, count: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("more", "taker"), [("", "the built-in rules take"), (FUNCTION, "compute_score takes")]
+    ("more", "taker"), [("", "the built-in rules need"), (FUNCTION, "compute_score needs")]
 )
 def test_no_ground_truth(kind: str, more: str, taker: str) -> None:
     rows = [{"prompt": "1+1?", "answer": "2"}] * 3
@@ -143,7 +143,7 @@ def test_no_ground_truth(kind: str, more: str, taker: str) -> None:
     (message,) = told(found)
     assert message.startswith(f"data.train_files: no row of {name} has a ground truth, which")
     assert taker in message
-    assert "set ground_truth_key to the one that holds it, such as answer" in message
+    assert "set ground_truth_key to the column with the ground truth, such as answer" in message
     assert told(loaded(name, "data.ground_truth_key=answer", more=more)) == []
 
 
@@ -153,7 +153,7 @@ def test_rows_that_were_not_seen_may_have_a_ground_truth() -> None:
         found = loaded(write(kind, rows))
         assert told(found) == []
         (message,) = told(found, "warning")[:1]
-        assert f"of the first {HEAD_ROWS} rows, no row of train.{kind} has a ground truth" in message
+        assert f"in the first {HEAD_ROWS} rows: no row of train.{kind} has a ground truth" in message
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_reward_server_is_sent_its_column(kind: str) -> None:
     name = write(kind, [{"prompt": "1+1?", "info": "{}"}] * 3)
     (message,) = told(loaded(name, more=SERVER))
     assert message == (
-        f"data.train_files: {name} has no column 'verification_info', which is sent to the reward server; it has info"
+        f"data.train_files: {name} has no column 'verification_info' to send to the reward server; it has info"
     )
     assert told(loaded(name, "reward_api.verification_info_column=info", more=SERVER)) == []
     assert told(loaded(name, "reward_api.protocol=slime", more=SERVER)) == []
@@ -191,7 +191,7 @@ def test_a_row_without_a_prompt_is_named(prompt: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train.md", b"hello", "is no file that can be read: use one of .parquet"),
+        ("train.md", b"hello", "is not a supported data file: use .parquet"),
         ("train.parquet", b"", "cannot be read as parquet"),
         ("train.parquet", b'{"prompt": "x"}', "cannot be read as parquet"),
         ("train.arrow", b"a,b\n1,2\n", "cannot be read as arrow"),
@@ -216,7 +216,7 @@ def test_folders_that_hold_no_dataset() -> None:
     Path("data").mkdir()
     Path("data/a.parquet").touch()
     (message,) = told(loaded("data"))
-    assert "not written by save_to_disk" in message and "It holds a.parquet" in message
+    assert "not written by save_to_disk" in message and "It has a.parquet" in message
     name = write("saved dict", [ROW])
     (message,) = told(loaded(name, "data.train_split=trian"))
     assert "has no split 'trian'; did you mean 'train'?" in message
@@ -229,7 +229,7 @@ def test_folders_that_hold_no_dataset() -> None:
     "name", ["train.parquet", "gsm8k", "data/more/train.jsonl", "hdfs://x/y", "./org/name"]
 )
 def test_a_name_that_can_only_be_a_path_is_one_error(name: str) -> None:
-    assert told(loaded(name)) == [f"data.train_files: not found: {name}, looked up from {Path.cwd()}"]
+    assert told(loaded(name)) == [f"data.train_files: not found: {name} (looked in {Path.cwd()})"]
     assert told(loaded("org/name")) == []
 
 
@@ -292,7 +292,7 @@ def test_keyword_arguments_of_a_reward_function() -> None:
     assert "'scale'" in told(loaded(name, more=FUNCTION))[0]
     assert not loaded(name, "custom_reward_function.reward_kwargs.scale=2", more=FUNCTION).refused
     clash = loaded(name, "custom_reward_function.reward_kwargs.extra_info=2", more=FUNCTION)
-    assert "extra_info cannot be given here; every sample brings its own" in told(clash, "error")[0]
+    assert "extra_info cannot be set here: each response has its own" in told(clash, "error")[0]
 
 
 def test_a_signature_is_read_as_python_makes_it() -> None:
@@ -316,8 +316,8 @@ def test_a_signature_is_read_as_python_makes_it() -> None:
     [
         ("my-modle", "did you mean my-model?"),
         ("./my-modle", "did you mean ./my-model?"),
-        ("models/qwen/none", "a Hub name has the form org/name"),
-        ("gpt-something", "a Hub name has the form org/name"),
+        ("models/qwen/none", "a Hub name looks like org/name"),
+        ("gpt-something", "a Hub name looks like org/name"),
     ],
 )
 def test_a_model_folder_that_is_a_typo(key: str, name: str, advice: str) -> None:
@@ -353,18 +353,19 @@ def test_a_name_without_a_slash_that_is_in_the_hubs_cache(monkeypatch: pytest.Mo
 def test_heads_that_vllm_cannot_do_on_this_device(
     monkeypatch: pytest.MonkeyPatch, cpu: bool, size: int, runs: bool
 ) -> None:
-    devices = sys.modules["iiverl_core.config.checks.devices"]
-    monkeypatch.setattr(devices, "built_for_cpu", lambda: cpu)
-    monkeypatch.setattr("iiverl_core.config.vllm_version.installed_version", lambda: "0.32.0")
+    monkeypatch.setattr("iiverl_core.config.vllm.built_for_cpu", lambda: cpu)
+    monkeypatch.setattr("iiverl_core.config.vllm.installed_version", lambda: "0.32.0")
     Path("model").mkdir()
     shape = {"model_type": "qwen2", "vocab_size": 9, "hidden_size": 4 * size, "intermediate_size": 8}
     heads = {"num_attention_heads": 4, "num_hidden_layers": 1}
     Path("model/config.json").write_text(json.dumps({**shape, **heads}))
     options = ("actor_rollout_ref.model.path=./model", "actor_rollout_ref.rollout.name=vllm")
     messages = [
-        message for message in told(loaded(write("jsonl", [ROW]), *options), "here") if "heads" in message
+        message
+        for message in told(loaded(write("jsonl", [ROW]), *options), "unsupported")
+        if "heads" in message
     ]
-    assert messages == [] if runs else f"heads are {size} wide" in messages[0]
+    assert messages == [] if runs else f"heads have size {size}" in messages[0]
 
 
 @pytest.mark.slow

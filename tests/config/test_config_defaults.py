@@ -40,7 +40,7 @@ def test_mini_batches_follow_the_batch(empty: Path, batch: int, mini: int) -> No
     assert not loaded.errors
     assert loaded.config.actor_rollout_ref.actor.ppo_mini_batch_size == mini
     assert loaded.config.critic.ppo_mini_batch_size == mini
-    fits = "" if mini == 256 else ", to fit data.train_batch_size"
+    fits = "" if mini == 256 else ", derived from data.train_batch_size"
     assert str(loaded.origins[MINI_BATCH]) == f"default{fits}"
 
 
@@ -198,4 +198,4 @@ def test_overrides_are_read_as_utf_8_whatever_the_terminals_encoding(empty: Path
     latin_1 = "trainer.project_name=modèle".encode("latin-1").decode("utf-8", "surrogateescape")
     loaded = load(empty, [latin_1])
     assert codes(loaded) == ["C010"]
-    assert "is not text in UTF-8" in loaded.errors[0].message
+    assert "is not UTF-8 text" in loaded.errors[0].message

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from iiverl_core import installation
-from iiverl_core.config import vllm_version
+from iiverl_core.config import vllm
 from iiverl_core.installation import in_workspace, install_command
 from iiverl_core.registry.backends import BackendInfo
 
@@ -29,7 +29,7 @@ def from_wheels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_hints_of_an_installation_from_wheels(from_wheels: None) -> None:
-    said = str(vllm_version.version_problem(None))
+    said = str(vllm.version_problem(None))
     assert "Install it with: pip install 'iiverl[vllm]', or set " in said
     assert "uv" not in said and "make" not in said
     assert str(MISSING.missing()).endswith(": pip install 'iiverl[fsdp]'")

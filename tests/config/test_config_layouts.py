@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.config import Problem, load
-from iiverl_core.config.splitting import engine_problem, nearest_sizes, splits
+from iiverl_core.config.model_facts import engine_problem, nearest_sizes, splits
 
 SECTION = "actor_rollout_ref.actor.megatron"
 DENSE: dict[str, Any] = {

@@ -29,7 +29,7 @@ def loading(tmp_path: Path):
 def test_files_of_ii_verl_are_valid_as_they_stand(name: str) -> None:
     loaded = load(HERE / f"ii_verl_{name}.yaml")
     assert not loaded.errors
-    assert {problem.severity for problem in loaded.obstacles} <= {"input", "here"}
+    assert {problem.severity for problem in loaded.obstacles} <= {"input", "unsupported"}
 
 
 def test_values_of_an_ii_verl_file_arrive() -> None:
@@ -120,7 +120,7 @@ def test_engines_are_spread_over_what_divides_unless_told(loading, trainer: str,
     loaded = loading(text)
     assert not loaded.errors
     assert loaded.config.engine_devices == size
-    fits = "" if size == 2 else ", to fit the devices and the model"
+    fits = "" if size == 2 else ", derived from the devices and the model"
     assert str(loaded.origins["actor_rollout_ref.rollout.tensor_model_parallel_size"]) == f"default{fits}"
     told = loading(text, "actor_rollout_ref.rollout.tensor_model_parallel_size=5")
     assert told.config.engine_devices == 5
@@ -275,7 +275,9 @@ def test_origins(loading) -> None:
     origins = loading(text, "data.max_prompt_length=16", backend="megatron").origins
     assert str(origins["data.seed"]).endswith("run.yaml:2")
     assert str(origins["data.max_prompt_length"]) == "command line"
-    assert str(origins["actor_rollout_ref.rollout.prompt_length"]) == "default, as data.max_prompt_length"
+    assert (
+        str(origins["actor_rollout_ref.rollout.prompt_length"]) == "default, same as data.max_prompt_length"
+    )
     assert str(origins["actor_rollout_ref.actor.shuffle"]) == "default of backend megatron"
     assert str(origins["actor_rollout_ref.actor.strategy"]) == "command line"
     assert str(origins["trainer.nnodes"]) == "default"
@@ -300,9 +302,9 @@ def test_a_backend_that_is_not_installed(loading, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("iiverl_core.registry.registry.entry_points", lambda group: ())
     BACKENDS.reload()
     try:
-        assert told(loaded := loading(text)) == [("here", key, loaded.path)]
+        assert told(loaded := loading(text)) == [("unsupported", key, loaded.path)]
         asked = loading("actor_rollout_ref: {rollout: {name: hf}}", backend=backend)
-        assert told(asked) == [("here", key, "command line")]
+        assert told(asked) == [("unsupported", key, "command line")]
     finally:
         monkeypatch.undo()
         BACKENDS.reload()
@@ -323,7 +325,7 @@ def test_under_megatron_all_models_have_the_actors_layout(loading, role: str) ->
     own = loaded.config.actor_rollout_ref.actor.megatron
     assert section.megatron == own.model_copy(update={"seed": 7})
     assert own.tensor_model_parallel_size == 2
-    assert str(loaded.origins[f"{role}.megatron.dtype"]) == f"default, as {actor}.dtype"
+    assert str(loaded.origins[f"{role}.megatron.dtype"]) == f"default, same as {actor}.dtype"
 
 
 def test_kl_goes_where_it_is_asked_for() -> None:
@@ -349,7 +351,7 @@ def test_relative_paths_are_looked_up_from_the_working_folder(loading, tmp_path:
     monkeypatch.chdir("elsewhere")
     told = [p.message for p in loading(text).problems if p.key == "data.train_files"]
     cwd = tmp_path / "elsewhere"
-    assert told == [f"not found: train.jsonl, looked up from {cwd}; run from {tmp_path}, which has it"]
+    assert told == [f"not found: train.jsonl (looked in {cwd}); it exists in {tmp_path}, so run from there"]
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
@@ -402,7 +404,7 @@ def test_show_says_where_values_come_from(loading) -> None:
     )
     assert "  train_batch_size: 1024" in show(loaded)
     described = show(loaded, changed=True, describe=True)
-    assert "  # Machines.\n  nnodes: 2" in described
+    assert "  # Number of machines.\n  nnodes: 2" in described
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo"])

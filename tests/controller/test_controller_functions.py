@@ -14,7 +14,7 @@ import pytest
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.errors import IIVerlError
-from iiverl_core.python_files import split_place
+from iiverl_core.python_files import split_function_name
 from iiverl_reward_client.server import Settings
 from quickstart_fixtures import QUICKSTART
 from reward_server.served import running
@@ -67,7 +67,7 @@ def test_the_page_has_an_example_of_each_kind() -> None:
     }
     assert PAGE.count("```python") == len(FILES)
     for place in re.findall(r"(?:adv_estimator|loss_mode): (\S+\.py:\w+)", PAGE):
-        file, name = split_place(place) or ("", "")
+        file, name = split_function_name(place) or ("", "")
         assert file == "file.py" or f"def {name}(" in FILES[file]
 
 

@@ -145,7 +145,7 @@ def test_a_folder_of_files_is_answered_with_the_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "train.parquet", ROWS)
     with pytest.raises(
-        DataError, match=rf"not written by save_to_disk(.|\n)*holds data{os.sep}train\.parquet: name such"
+        DataError, match=rf"not written by save_to_disk(.|\n)*has data{os.sep}train\.parquet: use"
     ):
         read(tmp_path)
 
@@ -165,7 +165,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read_name_themselves(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("hello")
-    with pytest.raises(DataError, match=r"notes\.md is no file that can be read: use one of \.parquet"):
+    with pytest.raises(DataError, match=r"notes\.md is not a supported data file: use \.parquet"):
         read(tmp_path / "notes.md")
     for kind in ("parquet", "arrow"):
         (tmp_path / f"broken.{kind}").write_text("neither of the two")

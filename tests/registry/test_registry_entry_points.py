@@ -56,7 +56,7 @@ def offering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registry[Thing]]:
 def test_names_aliases_and_order(offering: Callable[..., Registry[Thing]]) -> None:
     things = offering(first=thing("further", aliases=("far",)))
     assert list(things) == ["own", "away", "further"]
-    assert things.words == ("own", "mine", "away", "further", "far")
+    assert things.names == ("own", "mine", "away", "further", "far")
     assert things["mine"] is things["own"] and "far" in things and "farther" not in things
     assert things.external == (things["further"],)
     assert things["further"].load()(9) == 3
@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_named_with_the_reason(offering: Callable[..., Re
         things.find("ownn", "some.key", also=" and more")
     told = str(caught.value)
     assert told.startswith(
-        "some.key: there is no thing 'ownn'; did you mean own? There are own, mine, away, x and more.\n"
+        "some.key: unknown thing 'ownn'; did you mean own? There are own, mine, away, x and more.\n"
     )
     assert all(f"\n{entry}: {reason}" in told for entry, reason in things.broken.items())
 
@@ -102,9 +102,9 @@ def test_what_cannot_be_used_is_named_with_the_reason(offering: Callable[..., Re
     [
         (
             "no_such_module.part:f",
-            "x: its code is given as no_such_module.part:f, and there is no module no_such_module",
+            "x: cannot import its code no_such_module.part:f: there is no module no_such_module",
         ),
-        ("math:cube", "x: its code is given as math:cube, and module 'math' has no attribute 'cube'"),
+        ("math:cube", "x: cannot import its code math:cube: module 'math' has no attribute 'cube'"),
     ],
 )
 def test_code_that_does_not_exist(code: str, told: str) -> None:

@@ -23,7 +23,7 @@ from iiverl_core.registry import (
     Info,
     load_code,
 )
-from iiverl_core.registry.rewards import CHOOSER
+from iiverl_core.registry.rewards import MANAGER_KEY
 
 INFOS = [
     pytest.param(info, id=f"{r.label}-{info.name}")
@@ -51,7 +51,7 @@ def test_nothing_is_broken_and_no_word_means_two_things() -> None:
     for registry in REGISTRIES:
         assert not registry.broken
         words = [word for info in registry.values() for word in info.names]
-        assert sorted(words) == sorted(set(words)) == sorted(registry.words)
+        assert sorted(words) == sorted(set(words)) == sorted(registry.names)
 
 
 @pytest.mark.parametrize("info", ALGORITHMS, ids=lambda info: info.name)
@@ -80,7 +80,7 @@ def test_what_is_read_are_settings_and_keys() -> None:
 
 
 def test_reward_sources_are_asked_for_by_keys() -> None:
-    assert CHOOSER in keys()
+    assert MANAGER_KEY in keys()
     assert {source.key for source in REWARD_SOURCES.values()} - {None} <= set(keys())
     assert [source.name for source in REWARD_SOURCES.values() if source.key is None] == ["rules"]
 

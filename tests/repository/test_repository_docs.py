@@ -65,7 +65,7 @@ def words() -> frozenset[str]:
     """Words that configurations, commands and projects define."""
     paths = [*keys(), *sections()]
     named = {*paths, *(part for path in paths for part in path.split("."))}
-    named |= {word for registry in REGISTRIES for word in registry.words} | {r.group for r in REGISTRIES}
+    named |= {word for registry in REGISTRIES for word in registry.names} | {r.group for r in REGISTRIES}
     for file in (ROOT / "pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")):
         project = tomllib.loads(file.read_text())
         named |= {project["project"]["name"], *project["project"].get("optional-dependencies", {})}

@@ -217,7 +217,7 @@ def test_endless_recursion_is_a_failure_of_few_lines(load, make_sample):
 
 REFUSED = [
     ("def other(x): pass\nclass Judge: pass\n_hidden = 1\nfrom math import sqrt", "other, Judge"),
-    ("x = 1", "no function"),
+    ("x = 1", "no functions"),
 ]
 
 
@@ -225,14 +225,14 @@ REFUSED = [
 def test_a_missing_name_is_told_with_what_there_is(load, source, defined):
     with pytest.raises(ConfigError) as caught:
         load(source)
-    assert "my_reward.py defines no 'compute_score'" in str(caught.value)
+    assert "my_reward.py does not define 'compute_score'" in str(caught.value)
     assert f"It defines: {defined}." in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 def test_a_name_that_is_no_function_is_told(load):
     with pytest.raises(
-        ConfigError, match=r"'compute_score' in .*my_reward.py is no function but 0.5 of type float"
+        ConfigError, match=r"'compute_score' in .*my_reward.py is not a function but 0.5 of type float"
     ):
         load("compute_score = 0.5")
 

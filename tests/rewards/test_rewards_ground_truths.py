@@ -48,7 +48,7 @@ def config(tmp_path: Path, function: str | None = None, **sections: Any) -> RunC
 
 @pytest.mark.parametrize(
     ("function", "taker"),
-    [(TAKES, "the function compute_score takes"), (NAMED_ONLY, "compute_score takes"), (None, "rules take")],
+    [(TAKES, "the function compute_score needs"), (NAMED_ONLY, "compute_score needs"), (None, "rules need")],
 )
 @pytest.mark.parametrize("rows", [[{"answer": "5", "level": 1}] * 3, [{"answer": "5", "ground_truth": None}]])
 def test_no_row_with_one_is_an_error_that_names_columns_and_key(
@@ -59,8 +59,8 @@ def test_no_row_with_one_is_an_error_that_names_columns_and_key(
     message = str(caught.value)
     assert f"no row of {tmp_path}/train.jsonl has a ground truth, which" in message
     assert taker in message
-    assert "The columns beside the prompt are answer" in message
-    assert "set data.ground_truth_key to the one that holds it, such as answer." in message
+    assert "The other columns are answer" in message
+    assert "set data.ground_truth_key to the column with the ground truth, such as answer." in message
     assert ("**kwargs" in message) == (function is not None)
     assert caught.value.exit_code == 2
 

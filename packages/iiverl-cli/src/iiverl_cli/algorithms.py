@@ -113,6 +113,6 @@ def _cut(line: str) -> str:
 def _unknown(name: str, sections: list[Section]) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, [word for section in sections for word in section.registry.words], n=1)
+    near = get_close_matches(name, [word for section in sections for word in section.registry.names], n=1)
     meant = f"; did you mean {near[0]}?" if near else "."
     return f"there is no algorithm {name!r}{meant} All of them: iiverl algorithms"

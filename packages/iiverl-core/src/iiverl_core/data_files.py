@@ -1,10 +1,10 @@
-"""Data files on disk: their formats, their columns and first rows, and every row of a text file.
+"""Read data files: the columns and first rows of every format, and all rows of text files.
 
-Imports nothing heavy: pyarrow only once a columnar file is opened, and the `datasets` library never.
+Imports nothing heavy: pyarrow only when a columnar file is opened, and never the `datasets` library.
 
-JSON, JSON Lines and CSV are read so that each value stays what the file says. The `json` and `csv` loaders of
-`datasets` guess a type for each column: the answer "2024-01-01" becomes a date, 1 becomes 1.0 beside 1.5, "007" becomes
-7, and the word "None" a missing value. A ground truth must not change, so these files go through Python's own readers.
+JSON, JSON Lines and CSV are read with Python's own readers, which keep values unchanged. The `json` and `csv` loaders of
+`datasets` guess a type for each column: the answer "2024-01-01" becomes a date, 1 becomes 1.0 beside 1.5, "007" becomes 7,
+and the word "None" a missing value. A ground truth must not change.
 """
 
 import csv
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
-"""Suffixes of files that hold rows."""
+"""Suffixes of data files."""
 
 HEAD_ROWS = 100
-"""Rows that `read_head` reads; those behind them are counted only."""
+"""Rows that `read_head` reads; further rows are only counted."""
 
 CELL_CHARACTERS = 2**31 - 1  # Python's own limit, 131 072, is below the length of a long document
 ARRAY_BYTES = 2**24  # a JSON array is read whole, so a head is taken only of one that is not larger
@@ -39,10 +39,10 @@ _HUB_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?::(?P<config>[^@:/]+))?(?:@
 
 @dataclass(frozen=True)
 class Head:
-    """The beginning of a source of rows.
+    """The first rows of a dataset.
 
-    `rows` are the first `HEAD_ROWS`, with the columns that were asked for. `count` is the number of rows, or a lower
-    bound at or above the number asked for. `columns` names every column if `complete`; otherwise those of `rows`.
+    `rows` are the first `HEAD_ROWS`, with the requested columns. `count` is the number of all rows, or a lower bound that is
+    at least the requested number. `columns` are all columns if `complete`; otherwise those of `rows`.
     """
 
     columns: tuple[str, ...]
@@ -62,7 +62,7 @@ def hub_name(name: str) -> tuple[str, str | None, str | None] | None:
 def read_head(name: str, split: str, columns: Collection[str], enough: int) -> Head | None:
     """Read the columns and the first rows of the local file or `save_to_disk` folder `name`.
 
-    Rows are counted up to `enough`. None if the source is not a local one, or is too costly to look at.
+    Rows are counted up to `enough`. Returns None if the dataset is not local, or if reading its head would be slow.
 
     Raises:
         DataError: it cannot be read, has no such split, or has no rows.
@@ -97,7 +97,7 @@ def text_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
         case ".csv":
             return csv_rows(path, name)
         case _:
-            raise DataError(f"{name} is no file that can be read: use one of {', '.join(FILES)}.")
+            raise DataError(f"{name} is not a supported data file: use {', '.join(FILES)}.")
 
 
 def json_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -134,8 +134,8 @@ def csv_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
-                        f"{name}: line {reader.line_num} does not have the {len(reader.fieldnames or ())} cells that "
-                        "the first line names.\nA cell with a comma or a line break in it stands in double quotes."
+                        f"{name}: line {reader.line_num} does not have the {len(reader.fieldnames or ())} cells of the first "
+                        "line.\nPut cells that contain a comma or a line break in double quotes."
                     )
                 yield row
         except UnicodeDecodeError as error:
@@ -146,10 +146,10 @@ def csv_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def reading_columnar(name: str, path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a parquet or arrow file is read into one error.
+    """Turn every error of reading a parquet or arrow file into a `DataError`.
 
     Raises:
-        DataError: whatever the libraries raise; the file is at fault.
+        DataError: the libraries raised anything; the file is at fault.
     """
     try:
         yield
@@ -158,25 +158,23 @@ def reading_columnar(name: str, path: Path) -> Iterator[None]:
 
 
 def check_saved(name: str, path: Path) -> None:
-    """See that a folder was written by `save_to_disk`.
+    """Check that a folder was written by `save_to_disk`.
 
     Raises:
-        DataError: it was not; names the data files in it.
+        DataError: it was not; lists the data files in it.
     """
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return
     files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix in FILES)
-    holds = (
-        f"It holds {', '.join(files[:5])}{', …' if len(files) > 5 else ''}: name such files, one or a list."
-    )
+    holds = f"It has {', '.join(files[:5])}{', …' if len(files) > 5 else ''}: use one of these, or a list."
     raise DataError(
         f"The folder {name} was not written by save_to_disk of the datasets library.\n"
-        f"{holds if files else 'There is no data file in it.'}"
+        f"{holds if files else 'It has no data files.'}"
     )
 
 
 def no_such_split(name: str, split: str, splits: list[str]) -> DataError:
-    """Say which splits there are."""
+    """Return an error that lists the splits of a dataset."""
     near = get_close_matches(split, splits, n=1)
     return DataError(
         f"{name} has no split {split!r}{f'; did you mean {near[0]!r}?' if near else '.'}\n"
@@ -185,7 +183,7 @@ def no_such_split(name: str, split: str, splits: list[str]) -> DataError:
 
 
 def unreadable(name: str, error: OSError) -> DataError:
-    """Say why the system does not let a file be read."""
+    """Return an error about a file that the system cannot read."""
     return DataError(f"{name} cannot be read: {error.strerror or error}.")
 
 
@@ -209,7 +207,7 @@ def _text_head(name: str, path: Path, enough: int) -> Head | None:
 
 
 def _counted(enough: int) -> int:
-    """Rows to count at least, one more than are read so that it shows whether those are all."""
+    """Return how many rows to count: at least one more than are read, to know whether those are all."""
     return max(enough, HEAD_ROWS + 1)
 
 
@@ -227,7 +225,7 @@ def _columnar_head(path: Path, columns: Collection[str], enough: int) -> Head:
 
 
 def _arrow_head(paths: list[Path], columns: Collection[str], enough: int) -> Head:
-    """Read the head of arrow files that follow each other."""
+    """Read the head of consecutive arrow files."""
     names: tuple[str, ...] = ()
     rows: list[dict[str, Any]] = []
     count = 0
@@ -246,7 +244,7 @@ def _arrow_head(paths: list[Path], columns: Collection[str], enough: int) -> Hea
 
 
 def _batches(path: Path, stack: ExitStack) -> "tuple[pa.Schema, Iterator[pa.RecordBatch]]":
-    """Open an arrow file of either format: its schema, and its batches as they are asked for."""
+    """Open an arrow file of either format: its schema, and its batches on demand."""
     import pyarrow as pa
 
     source = stack.enter_context(pa.memory_map(str(path)))
@@ -268,11 +266,11 @@ def _folder_head(name: str, path: Path, split: str, columns: Collection[str], en
         path /= split
     state = _json_object(path / "state.json")
     files = [path / str(each.get("filename")) for each in state.get("_data_files") or ()]
-    if state.get("_indices_files") or not files:  # rows of the files, in an order of their own
+    if state.get("_indices_files") or not files:  # the rows are reordered
         return None
     try:
         return _arrow_head(files, columns, enough)
-    except Exception as error:  # the library raises whatever it comes across; the folder is at fault
+    except Exception as error:  # the library raises anything; the folder is at fault
         raise DataError(f"The save_to_disk folder {name} cannot be read: {error}") from error
 
 
@@ -285,7 +283,7 @@ def _json_object(path: Path) -> Mapping[str, Any]:
 
 
 def _is_array(path: Path) -> bool:
-    """Whether a JSON file holds one array rather than an object per line."""
+    """Return whether a JSON file is one array, not an object per line."""
     with path.open("rb") as file:  # not by lines: an array may be one line of any length
         start = next(
             (text for chunk in iter(lambda: file.read(4096), b"") if (text := chunk.strip(_SPACE))), b""
@@ -308,7 +306,7 @@ def _parse(line: str, number: int, name: str) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{name}: line {number} is not JSON: {error.msg} (column {error.colno}).\n"
-            'The file holds one object such as {"prompt": …} per line, or one array of them.'
+            'The file must have one object such as {"prompt": …} per line, or be one array of them.'
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Names of dtypes as configurations write them."""
+"""The dtypes of configurations."""
 
 import torch
 
@@ -6,5 +6,5 @@ SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Give the dtype of a name: `bf16` and `bfloat16` are the same."""
+    """Return the dtype of a name, short or long: `bf16` and `bfloat16` are the same."""
     return getattr(torch, SHORT.get(name, name))

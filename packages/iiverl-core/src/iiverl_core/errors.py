@@ -1,8 +1,8 @@
-"""Errors whose message is for the person who runs the program, and who should read it without a traceback."""
+"""Errors whose message is for the user, who reads it without a traceback."""
 
 
 class IIVerlError(Exception):
-    """What went wrong, where, and what to do next; the command line prints it and exits with `exit_code`."""
+    """The message says what went wrong, where, and what to do; the command line prints it and exits with `exit_code`."""
 
     exit_code: int = 1
 

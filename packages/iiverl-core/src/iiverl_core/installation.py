@@ -1,4 +1,4 @@
-"""How to install what is missing, in the way that fits the installation of iiverl that asks."""
+"""Commands to install missing packages, according to how iiverl itself is installed."""
 
 import json
 from functools import cache
@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 def install_command(*requirements: str, workspace: str | None = None) -> str:
     """Return the command that installs `requirements` beside iiverl.
 
-    In a clone of the repository, where iiverl is installed in editable mode by uv and its environment has no pip, the
-    command is `workspace` if it is given, else one of `uv pip`.
+    In a clone of the repository, iiverl is installed in editable mode by uv into an environment without pip. There, the
+    command is `workspace` or, if that is None, `uv pip install`.
     """
     quoted = " ".join(f"'{each}'" if "[" in each or ">" in each else each for each in requirements)
     if in_workspace():
@@ -22,6 +22,6 @@ def in_workspace() -> bool:
     """Return whether iiverl is installed in editable mode."""
     try:
         origin = distribution("iiverl-core").read_text("direct_url.json")
-    except PackageNotFoundError:  # imported from its source, without an installation
+    except PackageNotFoundError:  # imported from source, not installed
         return False
     return bool(json.loads(origin or "{}").get("dir_info", {}).get("editable"))

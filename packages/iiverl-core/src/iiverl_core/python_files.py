@@ -1,4 +1,4 @@
-"""A user's own Python file: loading it as a module, finding a name in it, and telling what went wrong in it."""
+"""User functions: load a user's Python file as a module, find a function in it, and describe its errors."""
 
 import ast
 import inspect
@@ -22,10 +22,10 @@ _SHOWN = Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 80
 
 
-def split_place(text: str) -> tuple[str, str] | None:
-    """Split `path/to/file.py:name` into path and name; None for what names no Python file.
+def split_function_name(text: str) -> tuple[str, str] | None:
+    """Split `path/to/file.py:name` into path and name; None if the text names no Python file.
 
-    The name is empty where only a file is named.
+    The name is empty if there is only a file.
     """
     path, colon, name = text.rpartition(":")
     if colon and path.endswith(".py"):
@@ -34,13 +34,13 @@ def split_place(text: str) -> tuple[str, str] | None:
 
 
 def load_file(path: str | Path, key: str) -> tuple[Path, ModuleType]:
-    """Run a user's Python file as a module of its own; give its full path and the module.
+    """Run a user's Python file as a module; return its full path and the module.
 
-    As with any import, a file runs once in a process, and again only when it has changed. `~` in the path is the home
-    folder. `key` is the configuration's key that names the file, and begins each message.
+    As with any import, a file runs once per process, and again only if it has changed. `~` in the path is the home folder.
+    `key` is the key of the configuration that names the file; messages begin with it.
 
     Raises:
-        ConfigError: there is no such file, or running it fails; tells the last lines in the file.
+        ConfigError: there is no such file, or running it fails; has the last frames in the file.
     """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
@@ -50,7 +50,7 @@ def load_file(path: str | Path, key: str) -> tuple[Path, ModuleType]:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from error
-    name = f"iiverl_own_{path.stem}_{sha256(bytes(path) + content).hexdigest()[:12]}"
+    name = f"iiverl_custom_{path.stem}_{sha256(bytes(path) + content).hexdigest()[:12]}"
     if name in sys.modules:
         return path, sys.modules[name]
     spec = spec_from_loader(name, SourceFileLoader(name, str(path)))
@@ -62,31 +62,31 @@ def load_file(path: str | Path, key: str) -> tuple[Path, ModuleType]:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ConfigError(f"{key}: importing {path} failed.\n{told(error, path)}") from error
+        raise ConfigError(f"{key}: importing {path} failed.\n{user_traceback(error, path)}") from error
     return path, module
 
 
 def find_callable(path: Path, module: ModuleType, name: str, key: str) -> Callable[..., Any]:
-    """Find what a user's file calls `name`, and see that it can be called.
+    """Find the function `name` in a user's file.
 
     Raises:
-        ConfigError: the file defines no such name, or it is no function; tells what there is.
+        ConfigError: the file does not define the name, or it is not callable; lists what can be called.
     """
     if not hasattr(module, name):
         raise ConfigError(
-            f"{key}: {path} defines no {name!r}. It defines: {', '.join(_defined(path, module)) or 'no function'}."
+            f"{key}: {path} does not define {name!r}. It defines: {', '.join(_defined(path, module)) or 'no functions'}."
         )
     function = getattr(module, name)
     if not callable(function):
-        raise ConfigError(f"{key}: {name!r} in {path} is no function but {described(function)}")
+        raise ConfigError(f"{key}: {name!r} in {path} is not a function but {repr_with_type(function)}")
     return function
 
 
 def static_signature(path: str | Path, name: str) -> inspect.Signature | None:
     """Read the signature of a function in a Python file without running the file.
 
-    None if the file does not parse, or if what `name` will be is not certain: it is imported, assigned, decorated, or
-    defined more than once.
+    Returns None if the file does not parse, or if the function is only known at run time: `name` is imported, assigned,
+    decorated, or defined more than once.
     """
     try:
         module = ast.parse(Path(path).read_bytes())
@@ -98,22 +98,22 @@ def static_signature(path: str | Path, name: str) -> inspect.Signature | None:
     return None if binds[0].decorator_list else _signature(binds[0].args)
 
 
-def unaccepted(
+def call_problem(
     signature: inspect.Signature, name: str, path: str | Path, arguments: Collection[str]
 ) -> str | None:
-    """Say that the function `name` cannot be called with these keyword arguments; None if it can."""
+    """Explain why the function `name` cannot be called with these keyword arguments; None if it can."""
     try:
         signature.bind(**dict.fromkeys(arguments))
     except TypeError as error:
         return (
-            f"{name}{signature} in {path} cannot be called with the keyword arguments that it gets: {error}. "
+            f"{name}{signature} in {path} cannot be called with its keyword arguments: {error}. "
             f"Define it as {name}({', '.join(arguments)})."
         )
     return None
 
 
-def told(error: BaseException, path: Path) -> str:
-    """Tell an exception by the last lines of its traceback that lie in the user's file, and its message."""
+def user_traceback(error: BaseException, path: Path) -> str:
+    """Describe an exception by the last frames of its traceback in the user's file, and its message."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     lines = [
         f"{path.name}, line {frame.lineno}, in {frame.name}: {frame.line}"
@@ -125,18 +125,18 @@ def told(error: BaseException, path: Path) -> str:
     return "\n".join([*lines, message])
 
 
-def shown(value: Any) -> str:
-    """Write a value as Python would, briefly."""
+def short_repr(value: Any) -> str:
+    """Return the `repr` of a value, shortened."""
     return _SHOWN.repr(value)
 
 
-def described(value: Any) -> str:
-    """Name a value and its type, briefly."""
-    return "None" if value is None else f"{shown(value)} of type {type(value).__name__}"
+def repr_with_type(value: Any) -> str:
+    """Return the shortened `repr` of a value, with its type."""
+    return "None" if value is None else f"{short_repr(value)} of type {type(value).__name__}"
 
 
 def _defined(path: Path, module: ModuleType) -> list[str]:
-    """Name what can be called of all that a file makes itself, rather than imports."""
+    """List the public callables that a file defines itself rather than imports."""
     assigned = {
         name.id
         for statement in ast.parse(path.read_bytes()).body
@@ -154,7 +154,7 @@ def _defined(path: Path, module: ModuleType) -> list[str]:
 
 
 def _mentions(statement: ast.stmt, name: str) -> bool:
-    """Whether a top-level statement may bind a name: defines, assigns or imports it, in a branch or with a star too."""
+    """Return whether a top-level statement may bind a name, including in a branch or by a star import."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return statement.name == name
     for node in ast.walk(statement):
@@ -168,7 +168,7 @@ def _mentions(statement: ast.stmt, name: str) -> bool:
 
 
 def _signature(given: ast.arguments) -> inspect.Signature:
-    """Make the signature that Python will make of a function's parameters, with `...` for every default."""
+    """Build the signature of a function from its parsed parameters, with `...` for every default."""
 
     def parameter(node: ast.arg, kind: Any, optional: bool = False) -> inspect.Parameter:
         return inspect.Parameter(node.arg, kind, default=... if optional else inspect.Parameter.empty)

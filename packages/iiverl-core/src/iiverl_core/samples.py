@@ -1,7 +1,7 @@
 """The data types of a step: prompts, the rollouts sampled from them, and their token sequences.
 
-Decisions and tensors travel apart. Token arrays (`TokenSequence`) stay in the store and are named by `Handle`s, which
-only workers open. The controller, scorers and reports see a `Rollout`: text, lengths, outcome. Ranks are sent
+Decisions and tensors are separate. Token arrays (`TokenSequence`) stay in the store and are referred to by `Handle`s, which
+only workers resolve. The controller, scorers and reports see a `Rollout`: text, lengths, outcome. Ranks receive
 `SequenceRef`s: lengths and handles.
 """
 
@@ -18,11 +18,11 @@ Split: TypeAlias = Literal["train", "val"]
 
 
 class SampleId(NamedTuple):
-    """Name of one response for the whole run.
+    """Identifies a response within the whole run.
 
     `step` counts from 1 (validation before training is step 0), `group` numbers the prompts of a step and `member` the
-    responses to a prompt. A greedy baseline has the member behind the sampled ones. Scorers, engines, dumps and
-    reports use it as their key.
+    responses to a prompt; a greedy baseline comes after the sampled ones. Scorers, engines, dumps and reports use it as
+    their key.
     """
 
     split: Split
@@ -38,10 +38,10 @@ class SampleId(NamedTuple):
 class Prompt:
     """One row of a dataset, ready for the model.
 
-    `row` is its position in the (concatenated, filtered) dataset; `ids` are the tokens the model is given and `text`
-    the same as a string; `columns` holds every other column of the row, among them `extra_info` and the reward
-    server's `verification_info` where the dataset has them. `chat` holds the messages where the prompt is a chat: a
-    reward model may have a chat template of its own.
+    `row` is its position in the (concatenated, filtered) dataset. `ids` are the tokens that the model reads, and `text` is
+    the same as a string. `columns` has every other column of the row, including `extra_info` and the reward server's
+    `verification_info` if the dataset has them. `chat` has the messages if the prompt is a chat, since a reward model may
+    use a different chat template.
     """
 
     row: int
@@ -53,13 +53,13 @@ class Prompt:
     chat: tuple[Mapping[str, Any], ...] | None = None
 
     def tokens_only(self) -> "Prompt":
-        """Give the part that an engine reads: row and token ids, without text and columns."""
+        """Return the part that an engine reads: row and token ids, without text and columns."""
         return replace(self, text="", ground_truth=None, columns={}, chat=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """Names the `index`-th value of a list that lies in the store under `ref`."""
+    """Refers to the `index`-th value of a list in the store, `ref`."""
 
     ref: Any
     index: int = 0
@@ -67,10 +67,10 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Token arrays of a rollout. Lives in the store; only workers open it.
+    """Token arrays of a rollout. Stays in the store; only workers read it.
 
     `token_ids` (L,) int64: prompt, responses and tool results in order. `loss_mask` (L,) bool: sampled by the policy and
-    trained on; never set at position 0, which nothing predicts. `log_probs` (L,) float32, nats, under the distribution
+    trained on; never set at position 0, which is not predicted. `log_probs` (L,) float32, nats, under the distribution
     the token was sampled from, 0 where the mask is off. `extras` holds further model inputs by name.
     """
 
@@ -83,7 +83,7 @@ class TokenSequence:
     def single_turn(
         cls, prompt_ids: Sequence[int] | np.ndarray, response_ids: np.ndarray, log_probs: np.ndarray
     ) -> "TokenSequence":
-        """Join a prompt and its response, every token of which is trained on; `log_probs` are the response's."""
+        """Join a prompt and its response, all of whose tokens are trained on; `log_probs` are those of the response."""
         prompt = len(prompt_ids)
         return cls(
             token_ids=np.concatenate([np.asarray(prompt_ids, dtype=np.int64), response_ids]),
@@ -93,7 +93,7 @@ class TokenSequence:
 
     @classmethod
     def untrained(cls, token_ids: Sequence[int] | np.ndarray) -> "TokenSequence":
-        """Make a sequence that is only read, as by a reward model."""
+        """Make a sequence without trained tokens, for example for a reward model."""
         ids = np.asarray(token_ids, dtype=np.int64)
         return cls(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.float32))
 
@@ -105,10 +105,10 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRef:
-    """A sequence as it is sent to ranks: no text, no dataset columns, no outcome; pickles to less than 1 kB.
+    """A sequence as ranks receive it: no text, no dataset columns, no outcome; pickles to less than 1 kB.
 
-    `tokens` names a `TokenSequence`, `length` counts its tokens and `trained` those with the loss mask on. `arrays`
-    names float arrays with one entry per trained token, (trained,): `old_log_probs`, `values`, `advantages`, ….
+    `tokens` refers to a `TokenSequence`, `length` counts its tokens and `trained` those with the loss mask on. `arrays`
+    refers to float arrays with one entry per trained token, (trained,): `old_log_probs`, `values`, `advantages`, ….
     """
 
     id: SampleId
@@ -123,8 +123,8 @@ class Rollout:
     """One response with its prompt and outcome, as scorers and reports see it.
 
     `text` is the response without special tokens, `raw_text` with them. `weights_version` is the version of the weights
-    that wrote it, and `log_prob` the log-prob of all sampled tokens under the distribution sampled from, in nats.
-    A rollout has one sequence, or several if its context was rewritten on the way.
+    that generated it, and `log_prob` the sum of the log-probs of all sampled tokens under the distribution sampled from, in
+    nats. A rollout has several sequences if its context was rewritten between turns, otherwise one.
     """
 
     id: SampleId
@@ -144,7 +144,7 @@ class Rollout:
 
     @property
     def response_length(self) -> int:
-        """Tokens that the policy wrote: the trained ones of all sequences."""
+        """Tokens that the policy sampled: the trained tokens of all sequences."""
         return sum(sequence.trained for sequence in self.sequences)
 
     @property

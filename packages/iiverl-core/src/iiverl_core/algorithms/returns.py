@@ -11,7 +11,7 @@ from torch import Tensor
 from iiverl_core.algorithms.advantages import AdvantageBatch, Estimator
 from iiverl_core.algorithms.policy_losses import PolicyBatch, PolicyLoss
 from iiverl_core.errors import ConfigError
-from iiverl_core.python_files import described, told
+from iiverl_core.python_files import repr_with_type, user_traceback
 
 Check = Callable[[Any, Any], str | None]
 """Takes the batch and the return; says what is wrong with the return, None if nothing is."""
@@ -39,7 +39,7 @@ class CheckedFunction:
         try:
             returned = self.function(batch, settings)
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"{self.place} failed.\n{told(error, self.path)}") from error
+            raise ConfigError(f"{self.place} failed.\n{user_traceback(error, self.path)}") from error
         if wrong := self.check(batch, returned):
             raise ConfigError(f"{self.place} returned {wrong}.\nIt has to return {self.expected}.")
         return returned
@@ -89,7 +89,7 @@ def _wrong_loss(batch: PolicyBatch, returned: Any) -> str | None:
         return f"{_named(metrics)} as metrics"
     for name, x_T in metrics.items():
         if not isinstance(name, str):
-            return f"metrics with the name {described(name)}"
+            return f"metrics with the name {repr_with_type(name)}"
         if not isinstance(x_T, Tensor) or x_T.shape != batch.log_probs_T.shape:
             return f"{_named(x_T)} as metric {name!r}{_for_tokens(batch.log_probs_T)}"
     return None
@@ -129,4 +129,4 @@ def _for_tokens(like_T: Tensor) -> str:
 def _named(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-    return described(value)
+    return repr_with_type(value)

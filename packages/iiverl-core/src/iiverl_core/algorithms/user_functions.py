@@ -19,7 +19,7 @@ from iiverl_core.algorithms.returns import checked_estimator, checked_policy_los
 from iiverl_core.config.sections.section import ADV_ESTIMATOR as ESTIMATOR_KEY
 from iiverl_core.config.sections.section import LOSS_MODE as POLICY_LOSS_KEY
 from iiverl_core.errors import ConfigError
-from iiverl_core.python_files import find_callable, load_file, split_place
+from iiverl_core.python_files import find_callable, load_file, split_function_name
 from iiverl_core.registry import AGGREGATIONS, ESTIMATORS, POLICY_LOSSES
 
 USER_FUNCTION = ", and your own as path/to/file.py:name"
@@ -34,7 +34,7 @@ def find_estimator(name: str) -> Estimator:
         ConfigError: there is none of this name, the user's file cannot be loaded, or what it holds there is neither an
             `Estimator` nor a function of a batch and settings.
     """
-    if split_place(name) is None:
+    if split_function_name(name) is None:
         info = ESTIMATORS.find(name, ESTIMATOR_KEY, also=USER_FUNCTION)
         estimator = Estimator(info.load(), info.min_group_size, info.greedy_baseline)
     else:
@@ -53,7 +53,7 @@ def find_policy_loss(name: str) -> PolicyLoss:
         ConfigError: there is none of this name, the user's file cannot be loaded, or what it holds there is neither a
             `PolicyLoss` nor a function of a batch and settings.
     """
-    if split_place(name) is None:
+    if split_function_name(name) is None:
         info = POLICY_LOSSES.find(name, POLICY_LOSS_KEY, also=USER_FUNCTION)
         loss = PolicyLoss(info.load(), info.load_select_tokens(), info.loss_agg_mode)
     else:
@@ -68,7 +68,7 @@ def find_policy_loss(name: str) -> PolicyLoss:
 
 def _from_file(name: str, kind: type[Algorithm], key: str, what: str) -> Algorithm:
     """Load an algorithm from the user's file that `name` names."""
-    file, in_file = split_place(name) or ("", "")
+    file, in_file = split_function_name(name) or ("", "")
     path, module = load_file(file, key)
     if not in_file:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Defaults that depend on the backend, and defaults that fit what the user set.
+"""Defaults that depend on the backend, and defaults that are derived from other values.
 
-A default never contradicts a value: whoever sets a smaller batch, a longer response or fewer devices sets nothing else
-for it. A value that the user set is never changed; what it contradicts is an error.
+A default never contradicts a value that the user set: a smaller batch, a longer response or fewer devices can be set
+alone. Values that the user set are never changed; if they contradict each other, that is an error.
 """
 
 from collections.abc import Callable, Container
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from iiverl_core.config.model_facts import read_model_facts
+from iiverl_core.config.model_facts import read_model_facts, splits
 from iiverl_core.config.schema import keys
-from iiverl_core.config.sections.parallel import MegatronConfig
+from iiverl_core.config.sections.model import MegatronConfig
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.section import BACKEND, follows
-from iiverl_core.config.splitting import splits
-from iiverl_core.registry import ENGINES, BackendInfo
+from iiverl_core.registry import BACKENDS, ENGINES, BackendInfo
 
 SPLIT_DEFAULTS: dict[str, Any] = {
     "actor_rollout_ref.actor.shuffle": True,
@@ -25,11 +24,11 @@ SPLIT_DEFAULTS: dict[str, Any] = {
         for name in MegatronConfig.model_fields
     },
 }
-"""Defaults under Megatron, and other backends that split models, that differ from FSDP's.
+"""Defaults of backends that split models, where they differ from those of other backends.
 
-The order of mini-batches is part of a training, so files of II-VERL, whose Megatron trainer draws it, need it here too.
-All models have the actor's layout. Whatever else II-VERL's Megatron file sets otherwise than its FSDP file (validation,
-resuming, gradient checkpointing, the engine) is the same under both backends here: none of its files needs it.
+Mini-batches are shuffled because II-VERL's Megatron trainer does so, and their order is part of the result. All models
+have the actor's layout. The other differences between II-VERL's Megatron and FSDP files (validation, resuming, gradient
+checkpointing, the engine) are left out: none of its files depends on them.
 """
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -39,28 +38,27 @@ LENGTHS = "data.max_prompt_length + data.max_response_length"
 
 
 def backend_defaults(backend: BackendInfo) -> dict[str, Any]:
-    """Give the defaults by key that are other ones under this backend."""
-    if backend.name == "fsdp":
-        return {}
-    return {**dict.fromkeys(STRATEGIES, backend.name), **(SPLIT_DEFAULTS if backend.splits_models else {})}
+    """Return the defaults, by key, that this backend changes."""
+    strategies = {key: backend.name for key in STRATEGIES if BACKENDS.get(keys()[key].default) is not backend}
+    return strategies | (SPLIT_DEFAULTS if backend.splits_models else {})
 
 
 @dataclass(frozen=True)
-class FittedDefault:
-    """A default that gives way to other values.
+class DerivedDefault:
+    """A default that is derived from other values.
 
-    `fit` takes the configuration and the default as it is written and returns the default that fits; `to` says what it
-    fits. With `when`, it does so only if the user set that key.
+    `derive` is a function of the configuration and the default as written; `source` names the values that it reads. With
+    `when`, it applies only if the user set that key.
     """
 
     key: str
-    to: str
-    fit: Callable[[Config, Any], Any]
+    source: str
+    derive: Callable[[Config, Any], Any]
     when: str | None = None
 
 
 def _mini_batch(config: Config, default: int) -> int:
-    """The divisor of the batch whose ratio to the default is nearest to 1."""
+    """Return the divisor of the batch whose ratio to the default is nearest to 1."""
     batch = config.data.train_batch_size
     below = next(n for n in range(min(default, batch), 0, -1) if batch % n == 0)
     nearer = range(default + 1, default**2 // below + 1)
@@ -82,15 +80,13 @@ def _engine_devices(config: Config, default: int) -> int:
 
 
 def _divided(config: Config, default: int, devices: int) -> int:
-    """The most devices, up to the default, that divide these and over which the actor, if it is known, can be split."""
+    """Return the largest size up to the default that divides the devices and over which the actor can be split."""
     model = config.actor_rollout_ref.model
     facts = read_model_facts(model.path, model.override_config)
     most = gcd(default, devices)
     if facts is None:
         return most
-    inner = facts.intermediate_size if len(facts.expert_layers) < facts.layers else 0
-    shape = {"heads": facts.heads, "kv_heads": facts.kv_heads, "inner": inner}
-    return next((n for n in range(most, 0, -1) if most % n == 0 and splits(n, **shape)), most)
+    return next((n for n in range(most, 0, -1) if most % n == 0 and splits(n, **facts.split_shape)), most)
 
 
 def _engine_tokens(config: Config, default: int) -> int:
@@ -105,31 +101,33 @@ def _engine_sequences(config: Config, default: int) -> int:
     return min(default, rollout.max_num_batched_tokens) if reads else default
 
 
-FITTED = (
-    FittedDefault("data.val_files", "data.train_files", lambda *_: None, when="data.train_files"),
-    FittedDefault(MINI_BATCH, BATCH, _mini_batch),
-    FittedDefault(f"{ACTOR}.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence),
-    FittedDefault("critic.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence),
-    FittedDefault(
+DERIVED = (
+    DerivedDefault("data.val_files", "data.train_files", lambda *_: None, when="data.train_files"),
+    DerivedDefault(MINI_BATCH, BATCH, _mini_batch),
+    DerivedDefault(f"{ACTOR}.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence),
+    DerivedDefault("critic.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence),
+    DerivedDefault(
         f"{ACTOR}.megatron.tensor_model_parallel_size", "the devices and the model", _tensor_parallel
     ),
-    FittedDefault(f"{ROLLOUT}.tensor_model_parallel_size", "the devices and the model", _engine_devices),
-    FittedDefault(f"{ROLLOUT}.max_num_batched_tokens", "a sequence, and max_num_seqs", _engine_tokens),
-    FittedDefault(f"{ROLLOUT}.max_num_seqs", f"{ROLLOUT}.max_num_batched_tokens", _engine_sequences),
+    DerivedDefault(f"{ROLLOUT}.tensor_model_parallel_size", "the devices and the model", _engine_devices),
+    DerivedDefault(
+        f"{ROLLOUT}.max_num_batched_tokens", "the sequence length and max_num_seqs", _engine_tokens
+    ),
+    DerivedDefault(f"{ROLLOUT}.max_num_seqs", f"{ROLLOUT}.max_num_batched_tokens", _engine_sequences),
 )
 
 
-def fitted_defaults(config: Config, given: Container[str]) -> dict[str, tuple[Any, str]]:
-    """Find the defaults that give way in a configuration: by key, the value that fits, and what it fits.
+def derived_defaults(config: Config, set_keys: Container[str]) -> dict[str, tuple[Any, str]]:
+    """Return the derived defaults that differ from the written ones: by key, the value and what it is derived from.
 
     Args:
-        config: the configuration with the defaults as they are written.
-        given: the keys that the user set.
+        config: the configuration with the defaults as written.
+        set_keys: the keys that the user set.
     """
-    fitted = {}
-    for default in FITTED:
-        applies = default.key not in given and (default.when is None or default.when in given)
+    derived = {}
+    for default in DERIVED:
+        applies = default.key not in set_keys and (default.when is None or default.when in set_keys)
         written = keys()[default.key].default
-        if applies and (value := default.fit(config, written)) != written:
-            fitted[default.key] = value, default.to
-    return fitted
+        if applies and (value := default.derive(config, written)) != written:
+            derived[default.key] = value, default.source
+    return derived

@@ -1,4 +1,4 @@
-"""Words for what a key takes, and for what it was given."""
+"""Describe the values that a key accepts, and the value that it has, for messages and documentation."""
 
 import types
 from collections.abc import Iterable
@@ -13,24 +13,24 @@ PLAIN = {bool: "true or false", str: "a string", dict: "a section of keys and va
 
 
 def expected(field: FieldInfo) -> str:
-    """Say what a field takes: `a whole number of at least 1`."""
+    """Describe what a field accepts: `a whole number of at least 1`."""
     return either(_alternatives(field.annotation, field.metadata))
 
 
 def shown(value: Any) -> str:
-    """Write a value as it would stand in the file, cut off where it is long."""
+    """Write a value as in a YAML file, shortened to 60 characters."""
     text = _shown(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def choices(field: FieldInfo) -> list[str]:
-    """List the words that a field allows; empty if it is no choice between words."""
+    """List the words that a field accepts; empty if it accepts other values."""
     return _choices(field.annotation, field.metadata)
 
 
 def _choices(kind: Any, metadata: Iterable[Any]) -> list[str]:
     if one_of := next((m for m in metadata if isinstance(m, OneOf)), None):
-        return list(one_of.words)
+        return list(one_of.names)
     if get_origin(kind) is Literal:
         return [choice for choice in get_args(kind) if isinstance(choice, str)]
     parts, more = (
@@ -53,7 +53,6 @@ def _alternatives(kind: Any, metadata: list[Any]) -> list[str]:
 
 
 def _expected(kind: Any, metadata: list[Any]) -> str:
-    """Say what a type takes that is no choice between others."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is tuple and args[-1] is Ellipsis:
         item = either(_alternatives(args[0], []))

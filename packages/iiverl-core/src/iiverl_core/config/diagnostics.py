@@ -1,8 +1,71 @@
-"""The code and the name of each diagnostic of a configuration.
+"""Diagnostics of a configuration: `Problem`, how problems are rendered, and the code and name of each kind.
 
-A code is shown to users and stays what it is: a diagnostic that is gone leaves a gap, and its code is not given again.
-Each is used in one place, where its message is made: a new check takes the next free code of its module.
+Users see codes, so a code never changes: that of a removed diagnostic is not used again. Each code is used in one place,
+where its message is made; a new check takes the next free code of its group.
 """
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Severity: TypeAlias = Literal["error", "input", "unsupported", "warning"]
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One diagnostic of a configuration; `DIAGNOSTICS` names its code.
+
+    `error`: the configuration is wrong. `input`: a file that it names is missing or unusable. `unsupported`: it is right,
+    but cannot run with this version or on this machine. `warning`: it runs, perhaps not as intended. `file` is the YAML
+    file or `COMMAND_LINE`; `line` counts from 1.
+    """
+
+    code: str
+    severity: Severity
+    key: str
+    message: str
+    file: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """Where the user set a value."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+def by_line(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Sort by line: first the file's, then those without a line, then the command line's."""
+    return tuple(sorted(problems, key=lambda p: (p.file == COMMAND_LINE, p.line is None, p.line or 0)))
+
+
+def render(problems: Iterable[Problem], *, running: bool = False) -> str:
+    """Write one line per problem, for a terminal: `file:line: severity[code]: key: message`.
+
+    What is unsupported is shown as an error if a run is about to start (`running`), otherwise as a warning.
+    """
+    return "\n".join(_render(problem, running) for problem in problems)
+
+
+def _render(problem: Problem, running: bool) -> str:
+    severity = problem.severity
+    if severity == "input":
+        severity = "error"
+    elif severity == "unsupported":
+        severity = "error" if running else "warning"
+    location = [str(SourceLocation(problem.file, problem.line))] if problem.file else []
+    key = [problem.key] if problem.key else []
+    line = ": ".join([*location, f"{severity}[{problem.code}]", *key, problem.message])
+    # bytes that are not UTF-8 are in it as surrogates, which no terminal can print
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 DIAGNOSTICS = {
     # the file, its keys and its values
@@ -18,10 +81,10 @@ DIAGNOSTICS = {
     "C015": "invalid-value",
     "C016": "unknown-backend",
     "C017": "contradictory-backends",
-    # keys that are set in vain, by the marks in the sections
+    # keys without effect
     "C031": "unused-key",
     "C032": "unsupported-value",
-    # checks/batches
+    # batches
     "C101": "mini-batch-mismatch",
     "C102": "batch-not-divisible-by-devices",
     "C103": "idle-devices",
@@ -33,7 +96,7 @@ DIAGNOSTICS = {
     "C109": "engine-length-too-small",
     "C110": "engine-budget-too-small",
     "C111": "engine-budget-below-sequences",
-    # checks/sampling
+    # sampling
     "C201": "group-too-small",
     "C202": "greedy-baseline-without-sampling",
     "C203": "filtered-group-too-small",
@@ -43,7 +106,7 @@ DIAGNOSTICS = {
     "C207": "zero-temperature",
     "C208": "validation-temperature-unused",
     "C209": "identical-validation-responses",
-    # checks/learning
+    # objective
     "C301": "incomplete-adaptive-kl",
     "C302": "kl-target-unused",
     "C303": "kl-in-reward-unused",
@@ -56,11 +119,11 @@ DIAGNOSTICS = {
     "C310": "empty-covariance-range",
     "C311": "moved-importance-cap",
     "C312": "empty-rejection-range",
-    # checks/critic
+    # critic
     "C401": "gae-without-critic",
     "C402": "actor-not-trained",
     "C403": "mixed-backends",
-    # checks/rewards
+    # rewards
     "C501": "invalid-reward-server-url",
     "C502": "missing-reward-server-token",
     "C503": "two-reward-sources",
@@ -69,14 +132,14 @@ DIAGNOSTICS = {
     "C506": "invalid-overlong-length",
     "C507": "overlong-penalty-zero",
     "C508": "reward-manager-unused",
-    # checks/schedule
+    # schedule
     "C601": "two-warm-ups",
     "C602": "warm-up-too-long",
     "C603": "min-lr-unused",
     "C604": "nothing-to-do",
     "C605": "no-validation-data",
     "C606": "late-validation",
-    # checks/devices
+    # devices and installation
     "C701": "backend-not-installed",
     "C702": "engine-not-installed",
     "C703": "tracker-not-installed",
@@ -86,7 +149,7 @@ DIAGNOSTICS = {
     "C707": "invalid-fsdp-size",
     "C708": "engines-not-divisible",
     "C709": "unsupported-head-size",
-    # checks/layouts
+    # layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",
     "C803": "no-experts",
@@ -100,7 +163,7 @@ DIAGNOSTICS = {
     "C811": "experts-not-divisible",
     "C812": "experts-without-sequence-parallel",
     "C813": "engine-not-divisible-by-model",
-    # checks/dataset
+    # data
     "C901": "missing-data-file",
     "C903": "validation-on-training-data",
     "C904": "splits-mismatch",
@@ -111,18 +174,18 @@ DIAGNOSTICS = {
     "C914": "ground-truth-not-seen",
     "C915": "missing-verification-info",
     "C916": "too-few-rows",
-    # checks/files
+    # models, modules and checkpoints
     "C905": "missing-model",
     "C906": "missing-tokenizer",
     "C907": "missing-module",
     "C908": "invalid-resume",
     "C909": "unsupported-resume",
     "C917": "folder-or-hub-name",
-    # checks/functions
+    # user functions
     "C921": "missing-function-file",
     "C922": "undefined-function",
     "C923": "uncallable-reward-function",
     "C924": "reserved-reward-argument",
-    # checks/packages
+    # installed packages
     "C931": "broken-entry-point",
 }

@@ -1,4 +1,4 @@
-"""`${section.key}` in a value stands for another key's value."""
+"""Resolve references: `${section.key}` in a value is replaced by the value of that key."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ REFERENCE = re.compile(r"(\\?)\$\{([^{}]*)\}")
 
 
 class UnresolvedError(Exception):
-    """A reference that leads nowhere, or back to itself; `paths` are the keys whose values hold it."""
+    """A reference to no key, or a circular one; `paths` are the keys whose values contain it."""
 
     def __init__(self, message: str, paths: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -16,7 +16,7 @@ class UnresolvedError(Exception):
 
 
 def references(value: Any) -> set[str]:
-    """The keys that a value refers to, however deep in lists and mappings."""
+    """Return the keys that a value refers to, including those nested in lists and mappings."""
     if isinstance(value, Mapping):
         return set().union(*(references(item) for item in value.values()))
     if isinstance(value, list | tuple):
@@ -25,7 +25,7 @@ def references(value: Any) -> set[str]:
 
 
 def reference(value: Any) -> str | None:
-    """The key that a value consists of a reference to, None for any other value."""
+    """Return the key that a value is a reference to; None if the value is anything else."""
     match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
     return match[2].strip() if match and not match[1] else None
 
@@ -33,8 +33,8 @@ def reference(value: Any) -> str | None:
 class Interpolation:
     """Resolves the references in `values`, a mapping from full paths to values.
 
-    A value that is nothing but a reference takes the other value with its type; one with text around it becomes a
-    string. `\\${` writes a plain `${`.
+    A value that consists of a reference gets the other value with its type; with text around it, it becomes a string.
+    `\\${` is an escaped `${`.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -46,14 +46,14 @@ class Interpolation:
         """Return the value at `path` with all references resolved.
 
         Raises:
-            UnresolvedError: a reference leads nowhere, or back to itself.
+            UnresolvedError: a reference is to no key, or circular.
         """
         if path in self.done:
             return self.done[path]
         if path in self.open:
             circle = self.open[self.open.index(path) :]
             chain = " → ".join([*circle, path])
-            raise UnresolvedError(f"the values refer to each other in a circle: {chain}", tuple(circle))
+            raise UnresolvedError(f"circular reference: {chain}", tuple(circle))
         self.open.append(path)
         try:
             self.done[path] = self.resolve(self.values[path])
@@ -65,7 +65,7 @@ class Interpolation:
         return self.done[path]
 
     def resolve(self, value: Any) -> Any:
-        """Resolve the references in a value, however deep they stand in lists and mappings."""
+        """Resolve the references in a value, including those nested in lists and mappings."""
         if isinstance(value, Mapping):
             return {key: self.resolve(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -78,12 +78,12 @@ class Interpolation:
         return REFERENCE.sub(lambda m: m[0][1:] if m[1] else self.text(m[2].strip()), value)
 
     def text(self, path: str) -> str:
-        """The value of a key that is named inside a string."""
+        """Return the value of a key as text within a string."""
         target = self.target(path)
         return "" if target is None else str(target)
 
     def target(self, path: str) -> Any:
-        """The value, or the section, that a reference names."""
+        """Return the value, or the section, that a reference names."""
         if path in self.values:
             return self.get(path)
         below = [key for key in self.values if key.startswith(path + ".")]
@@ -94,11 +94,11 @@ class Interpolation:
             holder = holder.rpartition(".")[0]
             if holder in self.values:
                 return _descend(self.get(holder), path.removeprefix(holder + ".").split("."), path)
-        raise UnresolvedError(_leads_nowhere(path))
+        raise UnresolvedError(_no_such_key(path))
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Make sections of full paths."""
+    """Turn full paths into nested sections."""
     tree: dict[str, Any] = {}
     for path, value in values.items():
         *parents, name = path.split(".")
@@ -112,14 +112,14 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 def _descend(value: Any, names: list[str], path: str) -> Any:
     for name in names:
         if not isinstance(value, Mapping) or name not in value:
-            raise UnresolvedError(_leads_nowhere(path))
+            raise UnresolvedError(_no_such_key(path))
         value = value[name]
     return value
 
 
-def _leads_nowhere(path: str) -> str:
+def _no_such_key(path: str) -> str:
     if path.startswith("."):
-        return f"${{{path}}} is relative; write the full path from the top of the file"
+        return f"${{{path}}} is relative, which is not supported; write the full path of the key"
     if ":" in path:
-        return f"${{{path}}} calls a resolver; only keys of this configuration can be named"
-    return f"${{{path}}} names no key of this configuration"
+        return f"${{{path}}} calls a resolver, which is not supported; only keys of this configuration can be referenced"
+    return f"${{{path}}} is not a key of this configuration"

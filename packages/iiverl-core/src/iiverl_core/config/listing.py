@@ -1,4 +1,4 @@
-"""The resolved configuration as YAML, with the origin of each value beside it."""
+"""Write the resolved configuration as YAML, with the origin of each value beside it."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ import yaml
 
 from iiverl_core.config.loading import Loaded, Origin
 from iiverl_core.config.schema import keys, shared_sections
-from iiverl_core.config.source import Loader
+from iiverl_core.config.yaml_reader import Loader
 
-WIDEST = 60
-"""Column up to which origins are aligned; longer lines have theirs right behind them."""
+MAX_COLUMN = 60
+"""Origins are aligned at most at this column; longer lines have them directly behind the value."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes tuples as lists, and values whole wherever they stand."""
+    """Writes tuples as lists, and never uses aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
-_Dumper.yaml_implicit_resolvers = {  # so that a string is quoted where either reader would see a number in it
+_Dumper.yaml_implicit_resolvers = {  # quote strings that either reader would read as a number
     first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
     + Loader.yaml_implicit_resolvers.get(first, [])
     for first in yaml.SafeDumper.yaml_implicit_resolvers.keys() | Loader.yaml_implicit_resolvers.keys()
@@ -28,9 +28,9 @@ _Dumper.yaml_implicit_resolvers = {  # so that a string is quoted where either r
 
 
 def show(loaded: Loaded, *, changed: bool = False, describe: bool = False) -> str:
-    """Write the whole configuration as YAML that loads to the same one.
+    """Write the configuration as YAML that loads to the same one.
 
-    `changed` leaves out what is a default; `describe` puts each key's description above it.
+    `changed` leaves out defaults; `describe` writes the description of each key above it.
     """
     lines: list[tuple[str, Origin | None]] = []
     previous = ""
@@ -45,16 +45,9 @@ def show(loaded: Loaded, *, changed: bool = False, describe: bool = False) -> st
         indent = "  " * len(section)
         if describe:
             lines.append((f"{indent}# {key.description}", None))
-        lines.append((f"{indent}{name}: {_written(_value(loaded, path))}", origin))
-    column = min(WIDEST, max((len(text) for text, origin in lines if origin), default=0))
+        lines.append((f"{indent}{name}: {_written(loaded.config.at(path))}", origin))
+    column = min(MAX_COLUMN, max((len(text) for text, origin in lines if origin), default=0))
     return "\n".join(text.ljust(column) + f"  # {origin}" if origin else text for text, origin in lines)
-
-
-def _value(loaded: Loaded, path: str) -> Any:
-    value: Any = loaded.config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _written(value: Any) -> str:

@@ -1,30 +1,30 @@
-"""What a model's `config.json` tells of its shape, read without the libraries that would build the model.
+"""The shape of a model, read from its `config.json` without the libraries that would build the model.
 
-`iiverl validate` judges layouts by it, and `iiverl plan` counts memory by it.
+`iiverl validate` checks layouts against it, and `iiverl plan` counts memory from it.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "config.json"
 QKV_BIASED = ("qwen2", "qwen2_moe")
-"""Model types whose query, key and value projections always have a bias, and whose files have no key for it."""
+"""Model types whose query, key and value projections always have a bias, without a key for it."""
 QK_NORMED = ("qwen3", "qwen3_moe")
 HEAD_DIM = {"qwen3": 128}
-"""Size of a head where a file names none and it is not the hidden size over the heads."""
+"""Default head size by model type, if that is not the hidden size divided by the heads."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
     """The shape of a causal language model with gated MLPs, as Llama, Qwen2, Qwen3 and Qwen3-MoE have.
 
-    Of a model that also sees or hears, this is the part that writes. `expert_layers` are the layers, counted from 0,
-    whose MLP is a choice of `experts_per_token` out of `experts`, each of inner size `expert_size`. `positions` is how
-    rotary positions are scaled, in transformers' words (`rope_type`).
+    For a multimodal model, this is its language model. `expert_layers` are the layers (0-based) with a mixture of `experts`,
+    each of inner size `expert_size`, of which `experts_per_token` are active. `positions` is the scaling of rotary positions
+    (`rope_type` in transformers).
     """
 
     model_type: str
@@ -59,6 +59,12 @@ class ModelFacts:
         return self.kv_heads * self.head_dim
 
     @property
+    def split_shape(self) -> dict[str, int]:
+        """The arguments of `splits` for the layers of this model; experts are never split."""
+        inner = self.intermediate_size if len(self.expert_layers) < self.layers else 0
+        return {"heads": self.heads, "kv_heads": self.kv_heads, "inner": inner}
+
+    @property
     def parameters(self) -> int:
         """Parameters of the whole model, exact for the four families."""
         experts = len(self.expert_layers)
@@ -72,13 +78,13 @@ class ModelFacts:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one token goes through, of all experts only those that are chosen."""
+        """Parameters that are active for one token, with only `experts_per_token` of the experts."""
         idle = self.experts - self.experts_per_token
         return self.parameters - len(self.expert_layers) * idle * self.expert_parameters
 
     @property
     def embedding_parameters(self) -> int:
-        """Parameters of the embedding, and of the head where that is not the same."""
+        """Parameters of the embedding; those of the output head if it is not tied."""
         return self.vocabulary * self.hidden_size
 
     @property
@@ -101,7 +107,7 @@ class ModelFacts:
 
     @property
     def router_parameters(self) -> int:
-        """Parameters of one layer's choice between experts."""
+        """Parameters of the router of one layer."""
         return self.hidden_size * self.experts
 
     @property
@@ -113,8 +119,8 @@ class ModelFacts:
 def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> ModelFacts | None:
     """Read the shape of the model at `path`, a folder or a Hub name that is in the local cache.
 
-    `override` replaces values of the file (`override_config`). None where there is no such file, or where it names the
-    parts of a model otherwise, as those of older architectures do.
+    `override` replaces values of the file (`override_config`). Returns None if there is no such file, or if it uses other
+    names, as those of older architectures do.
     """
     file = find_config(path)
     if file is None:
@@ -124,7 +130,7 @@ def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> Mo
         values = {**values, **(override or {})}
         return facts_from({**values, **(values.get("text_config") or {})})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-        return None  # whoever builds the model says what is wrong with the file
+        return None  # the code that builds the model reports what is wrong
 
 
 def find_config(path: str) -> Path | None:
@@ -134,12 +140,12 @@ def find_config(path: str) -> Path | None:
         if folder.is_dir():
             return folder / CONFIG_FILE if (folder / CONFIG_FILE).is_file() else None
         return _cached(path)
-    except (OSError, ValueError):  # a name that the system cannot even look up
+    except (OSError, ValueError):  # a name that the system cannot look up
         return None
 
 
 def _cached(name: str) -> Path | None:
-    """Find the file in the Hub's cache by the layout of its folders, since importing its library takes a while."""
+    """Find the file in the Hub's cache by its folder layout, since importing the Hub's library is slow."""
     home = os.environ.get("HF_HOME") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
     )
@@ -153,15 +159,15 @@ def _cached(name: str) -> Path | None:
 
 
 def facts_from(values: Mapping[str, Any]) -> ModelFacts:
-    """Read a model's shape from the keys and values of its `config.json`.
+    """Build the shape of a model from the values of its `config.json`.
 
     Raises:
-        KeyError, TypeError, AttributeError, ZeroDivisionError: parts are named otherwise, or values are of other kinds.
+        KeyError, TypeError, AttributeError, ZeroDivisionError: keys have other names, or values other types.
     """
     kind = values.get("model_type", "")
     hidden, heads, layers = values["hidden_size"], values["num_attention_heads"], values["num_hidden_layers"]
     intermediate = values["intermediate_size"]
-    biased = bool(values.get("attention_bias", False)) and kind not in QKV_BIASED  # which read no such key
+    biased = bool(values.get("attention_bias", False)) and kind not in QKV_BIASED  # these ignore the key
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     experts = values.get("num_experts") or values.get("num_local_experts") or 0
     return ModelFacts(
@@ -189,6 +195,37 @@ def facts_from(values: Mapping[str, Any]) -> ModelFacts:
 
 
 def _expert_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    """Say which layers choose between experts: every `decoder_sparse_step`-th, but those of `mlp_only_layers`."""
+    """Return the layers with experts: every `decoder_sparse_step`-th, except those in `mlp_only_layers`."""
     step, dense = values.get("decoder_sparse_step") or 1, values.get("mlp_only_layers") or ()
     return tuple(layer for layer in range(layers) if (layer + 1) % step == 0 and layer not in dense)
+
+
+def splits(size: int, *, heads: int, kv_heads: int, inner: int) -> bool:
+    """Return whether `size` devices can each hold an equal part of every layer.
+
+    `size` has to divide the attention heads and the MLP's `inner` size. It also has to divide the key-value heads, or be
+    a multiple of them, in which case each is on several devices.
+    """
+    return not (heads % size or inner % size or (kv_heads % size and size % kv_heads))
+
+
+def engine_problem(size: int, devices: int, *, heads: int, kv_heads: int, inner: int) -> str | None:
+    """Explain why a rollout engine cannot split a model over `size` devices, and which size works; None if it can."""
+
+    def works(size: int) -> bool:
+        return splits(size, heads=heads, kv_heads=kv_heads, inner=inner)
+
+    if works(size):
+        return None
+    best = max(n for n in range(1, size) if devices % n == 0 and works(n))
+    return (
+        f"cannot be split over {size} devices: it has {heads} attention heads, {kv_heads} key-value heads and MLPs of "
+        f"size {inner}. Set it to {best}"
+    )
+
+
+def nearest_sizes(size: int, most: int, works: Callable[[int], bool]) -> str:
+    """List the sizes that work, the nearest below `size` and the nearest above up to `most`: `2 or 8`."""
+    below = next((n for n in range(min(size - 1, most), 0, -1) if works(n)), None)
+    above = next((n for n in range(size + 1, most + 1) if works(n)), None)
+    return " or ".join(str(n) for n in (below, above) if n)

@@ -1,4 +1,4 @@
-"""Lays values over the defaults, resolves references, and validates the whole, with defaults for what is broken."""
+"""Apply values to the defaults, resolve references, and validate; invalid values are replaced by their defaults."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from iiverl_core.config.describe import choices, expected, shown
+from iiverl_core.config.diagnostics import Problem
 from iiverl_core.config.interpolation import Interpolation, UnresolvedError, nested, reference, references
-from iiverl_core.config.problems import Problem
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.suggest import nearest
@@ -20,9 +20,10 @@ from iiverl_core.config.user_values import UserValues
 
 @dataclass(frozen=True)
 class Resolved:
-    """A valid configuration, and what was wrong with the values.
+    """A valid configuration, and the problems of the values.
 
-    `replaced` are keys whose defaults stand in for what the user set, `invalid_keys` all whose values say nothing.
+    `replaced` are the keys whose invalid user values were replaced by defaults. `invalid_keys` are these and all keys that
+    refer to them.
     """
 
     config: Config
@@ -31,56 +32,52 @@ class Resolved:
     invalid_keys: frozenset[str]
 
 
-def resolve(given: UserValues, by_backend: Mapping[str, Any]) -> Resolved:
-    """Make the configuration of what the user gave; `by_backend` holds the backend's own defaults."""
-    resolver = _Resolver(given, by_backend)
+def resolve(user: UserValues, by_backend: Mapping[str, Any]) -> Resolved:
+    """Build the configuration from the user's values; `by_backend` has the defaults of the backend."""
+    resolver = _Resolver(user, by_backend)
     config = resolver.run()
     return Resolved(
-        config, resolver.problems, frozenset(resolver.broken - resolver.own), resolver.invalid_keys()
+        config, resolver.problems, frozenset(resolver.invalid - resolver.set_keys), resolver.invalid_keys()
     )
 
 
 class _Resolver:
-    """The values as they are written, and which of them turn out to be broken."""
+    """Resolves and validates in rounds; each round replaces at least one invalid value by its default."""
 
-    def __init__(self, given: UserValues, by_backend: Mapping[str, Any]) -> None:
-        self.given = given
+    def __init__(self, user: UserValues, by_backend: Mapping[str, Any]) -> None:
+        self.user = user
         self.defaults = {path: by_backend.get(path, key.default) for path, key in keys().items()}
-        followed = {p for p, v in given.values.items() if v is None and self._null_follows(p)}
-        self.written = {**self.defaults, **{p: v for p, v in given.values.items() if p not in followed}}
+        followed = {p for p, v in user.values.items() if v is None and self._null_follows(p)}
+        self.written = {**self.defaults, **{p: v for p, v in user.values.items() if p not in followed}}
         self.raw = dict(self.written)
-        self.own = given.values.keys() - followed
-        """Keys that still have the value that the user gave."""
+        self.set_keys = user.values.keys() - followed
+        """Keys that still have the value that the user set."""
         self.problems: list[Problem] = []
-        self.broken = set(given.broken)
+        self.invalid = set(user.invalid_keys)
 
     def _null_follows(self, path: str) -> bool:
-        """Whether null stands for the default, which is another key's value; not where that could never be null."""
+        """Return whether null means "follow the other key": the default is a reference, and null itself is not a value."""
         followed = reference(self.defaults[path])
-        return followed is not None and (_takes_null(followed) or not _takes_null(path))
+        return followed is not None and (_accepts_null(followed) or not _accepts_null(path))
 
     def run(self) -> Config:
-        """Validate until nothing is broken; each round puts defaults for at least one broken value."""
+        """Validate until every value is valid."""
         while True:
             values = self.interpolated()
             try:
                 return Config.model_validate(nested(values))
             except ValidationError as error:
-                self.invalid(error.errors(include_url=False, include_context=False), values)
+                self.report_invalid(error.errors(include_url=False, include_context=False), values)
 
     def invalid_keys(self) -> frozenset[str]:
-        """What is broken, and what takes its value from something broken."""
-        invalid_keys = set(self.broken)
-        while True:
-            more = {
-                path for path, value in self.written.items() if references(value) & invalid_keys
-            } - invalid_keys
-            if not more:
-                return frozenset(invalid_keys)
-            invalid_keys |= more
+        """The invalid keys, and those that refer to one of them."""
+        found = set(self.invalid)
+        while more := {path for path, value in self.written.items() if references(value) & found} - found:
+            found |= more
+        return frozenset(found)
 
     def interpolated(self) -> dict[str, Any]:
-        """All values with their references resolved; what cannot be resolved is broken."""
+        """Resolve all references; a value whose references cannot be resolved is invalid."""
         while True:
             interpolation = Interpolation(self.raw)
             unresolved: dict[frozenset[str], UnresolvedError] = {}
@@ -93,26 +90,26 @@ class _Resolver:
             if not unresolved:
                 return values
             for error in unresolved.values():
-                guilty = [path for path in error.paths if path in self.own]
-                self.complain("C014", guilty[0], str(error))
-                self.put_defaults(guilty)
+                faulty = [path for path in error.paths if path in self.set_keys]
+                self.report("C014", faulty[0], str(error))
+                self.use_defaults(faulty)
 
-    def invalid(self, errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> None:
-        """Tell what does not fit its key, and put defaults for it; what came from there is tried again with them."""
+    def report_invalid(self, errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> None:
+        """Report invalid values and replace them by defaults; keys that refer to them are validated again."""
         by_key: dict[str, list[ErrorDetails]] = defaultdict(list)
         for error in errors:
             by_key[_key_of(error["loc"])].append(error)
-        all_guilty = []
+        at_fault = []
         for path, details in by_key.items():
             sources = self.sources(path)
             if by_key.keys().isdisjoint(sources):
-                guilty = next(source for source in (path, *sources) if source in self.own)
-                self.complain("C015", guilty, _message(path, values[path], self.raw[path], details))
-                all_guilty.append(guilty)
-        self.put_defaults(all_guilty)
+                faulty = next(source for source in (path, *sources) if source in self.set_keys)
+                self.report("C015", faulty, _message(path, values[path], self.raw[path], details))
+                at_fault.append(faulty)
+        self.use_defaults(at_fault)
 
     def sources(self, path: str) -> list[str]:
-        """The keys from which a value comes by reference, the nearest first."""
+        """The keys that a value refers to, directly or not, the nearest first."""
         found: list[str] = []
         ahead = [path]
         while ahead:
@@ -125,18 +122,18 @@ class _Resolver:
             ahead += more
         return found
 
-    def put_defaults(self, paths: Iterable[str]) -> None:
+    def use_defaults(self, paths: Iterable[str]) -> None:
         for path in paths:
-            self.broken.add(path)
-            self.own.discard(path)
+            self.invalid.add(path)
+            self.set_keys.discard(path)
             self.raw[path] = self.defaults[path]
 
-    def complain(self, code: str, path: str, message: str) -> None:
-        place = self.given.places[path]
-        self.problems.append(Problem(code, "error", path, message, place.file, place.line))
+    def report(self, code: str, path: str, message: str) -> None:
+        location = self.user.locations[path]
+        self.problems.append(Problem(code, "error", path, message, location.file, location.line))
 
 
-def _takes_null(path: str) -> bool:
+def _accepts_null(path: str) -> bool:
     return NoneType in get_args(keys()[path].field.annotation)
 
 
@@ -151,14 +148,14 @@ def _key_of(loc: tuple[int | str, ...]) -> str:
 
 def _message(path: str, value: Any, raw: Any, details: list[ErrorDetails]) -> str:
     field = keys()[path].field
-    takes = expected(field)
-    message = f"expected {takes}, not {shown(value)}"
+    accepted = expected(field)
+    message = f"expected {accepted}, not {shown(value)}"
     if references(raw):
-        message += f" (from {raw})"
+        message += f", the value of {raw}"
     words = [error["input"] for error in details if isinstance(error["input"], str)]
     near = [found for word in words if (found := nearest(word, choices(field)))]
     if near:
         message += f"; did you mean {near[0]}?"
-    elif isinstance(value, bool) and "a string" in takes:
-        message += "; if it is meant as a word, quote it"
+    elif isinstance(value, bool) and "a string" in accepted:
+        message += "; quote it if it is meant as a string"
     return message

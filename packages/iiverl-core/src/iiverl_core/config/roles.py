@@ -1,4 +1,4 @@
-"""The roles that models have in a run, and the keys under which verl's YAML has the settings of each."""
+"""The roles of models in a run, and the keys of their settings in verl's YAML."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Role: TypeAlias = Literal["actor", "reference", "critic", "reward"]
 class MicroBatchKeys:
     """Keys that bound a micro-batch.
 
-    `sequences` counts sequences over all devices; `dynamic` selects the budget `tokens` in place of a count.
+    `sequences` counts sequences over all devices; `dynamic` selects the budget `tokens` instead.
     """
 
     sequences: str
@@ -24,17 +24,17 @@ class MicroBatchKeys:
 
     @property
     def per_device(self) -> str:
-        """The key that counts sequences on one device."""
+        """The key that counts sequences per device."""
         return f"{self.sequences}_per_gpu"
 
 
 @dataclass(frozen=True)
 class RoleKeys:
-    """Where verl's YAML has the settings of one role.
+    """Keys of the settings of one role.
 
-    `section` holds the role's own settings, `model` the model to build, `fsdp` its layout under FSDP. `forward` bounds the
+    `section` has the settings of the role, `model` the model to build, `fsdp` its layout under FSDP. `forward` bounds the
     micro-batches of passes without gradients, and `training`, for a trained role, those of passes with gradients.
-    `decides` are the keys that say whether a run has the role.
+    `decides` are the keys that decide whether a run has the role.
     """
 
     section: str

@@ -1,7 +1,7 @@
-"""A run in iiverl's own terms, built from the configuration in verl's.
+"""`RunConfig`: a run in iiverl's own terms, built from a configuration in verl's terms.
 
-`Config` has the shape of verl's YAML, in which the settings of a model lie in up to four sections. `RunConfig` has them by
-role. verl's key names end here: a message that names a key takes it from `RoleConfig.key`.
+`Config` has the structure of verl's YAML, in which the settings of a model are in up to four sections. `RunConfig` has them
+by role. Only this package uses verl's key names: other messages get the name of a key from `RoleConfig.key`.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from typing import Literal
 
 from iiverl_core.config.roles import ROLE_KEYS, MicroBatchKeys, Role, RoleKeys
 from iiverl_core.config.sections.algorithm import AlgorithmConfig
-from iiverl_core.config.sections.custom_reward_function import CustomRewardFunctionConfig
 from iiverl_core.config.sections.data import DataConfig
-from iiverl_core.config.sections.model import ModelConfig
-from iiverl_core.config.sections.optim import OptimConfig
-from iiverl_core.config.sections.parallel import FSDPConfig, MegatronConfig
-from iiverl_core.config.sections.reward_api import RewardAPIConfig
-from iiverl_core.config.sections.reward_model import OverlongBufferConfig
+from iiverl_core.config.sections.model import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
+from iiverl_core.config.sections.rewards import (
+    CustomRewardFunctionConfig,
+    OverlongBufferConfig,
+    RewardAPIConfig,
+)
 from iiverl_core.config.sections.rollout import RolloutConfig
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.trainer import TrainerConfig
@@ -24,7 +24,7 @@ from iiverl_core.config.sections.trainer import TrainerConfig
 
 @dataclass(frozen=True)
 class Offload:
-    """Parts of a model's state that are in CPU memory while they are not used."""
+    """Parts of the state of a model that are kept in CPU memory while they are not used."""
 
     parameters: bool = False
     gradients: bool = False
@@ -33,7 +33,7 @@ class Offload:
 
 @dataclass(frozen=True)
 class MicroBatching:
-    """Size of a micro-batch on one data-parallel rank: `sequences` or, if that is None, up to `tokens` tokens."""
+    """Size of a micro-batch on one data-parallel rank: `sequences` or, if that is None, at most `tokens` tokens."""
 
     sequences: int | None
     tokens: int
@@ -41,7 +41,7 @@ class MicroBatching:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained. `mini_batch_size` counts prompts, `epochs` passes over a step's samples."""
+    """Training of a model. `mini_batch_size` counts prompts, `epochs` counts passes over the samples of a step."""
 
     optimizer: OptimConfig
     grad_clip: float | None
@@ -55,8 +55,8 @@ class TrainingConfig:
 class RoleConfig:
     """One model of a run.
 
-    `default_dtype` is that of the master weights if `parallel` names none. `forward` bounds the micro-batches of passes
-    without gradients. `training` is None for a model that is not trained.
+    `default_dtype` is the dtype of the master weights if `parallel` has none. `forward` bounds the micro-batches of passes
+    without gradients. `training` is None if the model is not trained.
     """
 
     role: Role
@@ -69,7 +69,7 @@ class RoleConfig:
     _keys: Mapping[str, str] = field(repr=False)
 
     def key(self, name: str) -> str:
-        """Give the YAML key of a setting: `key("model.path")` of the critic is `critic.model.path`.
+        """Return the YAML key of a setting: `key("model.path")` of the critic is `critic.model.path`.
 
         Args:
             name: attributes of this object, joined by dots.
@@ -89,7 +89,7 @@ class RoleConfig:
 class LossConfig:
     """The losses of actor and critic.
 
-    `policy_loss` is a name or a function of the user's, `path/to/file.py:name`. The options from `clip_low` to `tau_neg`
+    `policy_loss` is a name or a user function, `path/to/file.py:name`. The options from `clip_low` to `tau_neg`
     are read by some policy losses only. `max_tokens_norm` divides the losses under `seq-mean-token-sum-norm`.
     """
 
@@ -117,7 +117,7 @@ class LossConfig:
 class ConversationConfig:
     """The sequences that a reward model reads.
 
-    They are the policy's own tokens if `input_tokenizer` is None, else text in the tokens of the reward model's tokenizer.
+    If `input_tokenizer` is None, they have the policy's tokens; otherwise their text is tokenized for the reward model.
     """
 
     input_tokenizer: str | None
@@ -127,7 +127,7 @@ class ConversationConfig:
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """What scores responses.
+    """The sources of scores.
 
     `source` is the name of the reward source; None if a reward model is the only one. `conversation` is None without a
     reward model.
@@ -144,8 +144,7 @@ class RewardsConfig:
 class RunConfig:
     """A run: immutable, picklable, made by `run_config`.
 
-    `roles` has the models of the run alone, the actor first: a reference, critic or reward model only if something reads
-    it. `devices` counts the devices that train, `data_ranks` the data-parallel ranks on them, `engine_devices` the devices
+    `roles` has only the models of the run, the actor first: a reference, critic or reward model only if it is used. `devices` counts the devices that train, `data_ranks` the data-parallel ranks on them, `engine_devices` the devices
     of one rollout engine. With `kl_in_reward`, the KL divergence from the reference is subtracted from the reward.
     """
 
@@ -164,7 +163,7 @@ class RunConfig:
 
     @property
     def actor(self) -> RoleConfig:
-        """The model that is trained and generates; every run has it."""
+        """The policy; every run has it."""
         return self.roles["actor"]
 
     def training(self, role: Role) -> TrainingConfig:
@@ -238,7 +237,7 @@ def _role(config: Config, role: Role) -> RoleConfig:
 
 
 def _named_keys(keys: RoleKeys, *, megatron: bool) -> dict[str, str]:
-    """Map the settings of a `RoleConfig`, or what they are within, to YAML keys."""
+    """Map the settings of a `RoleConfig`, or what contains them, to YAML keys."""
     named = {
         "model": keys.model,
         "parallel": keys.megatron if megatron else keys.fsdp,
@@ -246,7 +245,7 @@ def _named_keys(keys: RoleKeys, *, megatron: bool) -> dict[str, str]:
         "forward.sequences": keys.forward.per_device,
         "forward.tokens": keys.forward.tokens,
     }
-    if not megatron:  # FSDP has an offloading key of the optimizer for every model, and none of gradients
+    if not megatron:  # FSDP has an offloading key for the optimizer of every model, and none for gradients
         named["offload.optimizer"] = f"{keys.fsdp}.optimizer_offload"
     if keys.training is None:
         return named
@@ -276,7 +275,7 @@ def _training(config: Config, named: Mapping[str, str], bounds: MicroBatchKeys) 
 
 
 def _micro_batching(config: Config, bounds: MicroBatchKeys) -> MicroBatching:
-    """Read the size of a micro-batch; a number of sequences counts unless the budget is asked for."""
+    """Read the size of a micro-batch; a number of sequences takes precedence unless `dynamic` is set."""
     tokens = config.at(bounds.tokens)
     per_device, in_all = config.at(bounds.per_device), config.at(bounds.sequences)
     if config.at(bounds.dynamic):

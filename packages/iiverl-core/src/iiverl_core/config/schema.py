@@ -1,4 +1,4 @@
-"""The keys of the configuration, read off its classes."""
+"""The keys and sections of the configuration, read from its classes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from iiverl_core.config.sections.section import NoEffect, NotYet, OnlyWhen, Sect
 
 @dataclass(frozen=True)
 class Key:
-    """A key that holds a value: its full path, its field, and the marks of the sections around it, then its own."""
+    """A key that has a value: its full path, its field, and its marks after those of the sections that contain it."""
 
     path: str
     field: FieldInfo
@@ -22,34 +22,34 @@ class Key:
 
     @property
     def default(self) -> Any:
-        """The default as it is written in its class; a string with `${…}` follows another key."""
+        """The default as written in its class; a string with `${…}` refers to another key."""
         return self.field.get_default(call_default_factory=True)
 
     @property
     def description(self) -> str:
-        """One line on what the key does."""
+        """One line about what the key does."""
         return self.field.description or ""
 
 
 @cache
 def keys() -> MappingProxyType[str, Key]:
-    """All keys that hold a value, by path, in the order of their classes."""
+    """Return all keys that have a value, by path, in the order of their classes."""
     return MappingProxyType({key.path: key for key in _keys(Config, "", ())})
 
 
 @cache
 def sections() -> MappingProxyType[str, type[Section]]:
-    """All sections by path; the whole configuration is the section with the empty path."""
+    """Return all sections by path; the whole configuration has the empty path."""
     return MappingProxyType(dict(_sections(Config, "")))
 
 
 def join(section: str, name: str) -> str:
-    """Path of a key in a section."""
+    """Return the path of a key in a section."""
     return f"{section}.{name}" if section else name
 
 
 def shared_sections(left: str, right: str) -> int:
-    """How many sections, from the top, two paths have in common."""
+    """Count the leading sections that two paths have in common."""
     pairs = zip(left.split(".")[:-1], right.split(".")[:-1], strict=False)
     return next(
         (depth for depth, (a, b) in enumerate(pairs) if a != b), min(left.count("."), right.count("."))
@@ -57,7 +57,7 @@ def shared_sections(left: str, right: str) -> int:
 
 
 def subsection(field: FieldInfo) -> type[Section] | None:
-    """Class of the section that a field holds, None where it holds a value."""
+    """Return the class of the section that a field contains; None if it contains a value."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
@@ -68,12 +68,12 @@ def _marks(field: FieldInfo) -> tuple[NoEffect | NotYet | OnlyWhen, ...]:
 
 def _keys(section: type[Section], path: str, marks: tuple[Any, ...]) -> Iterator[Key]:
     for name, field in section.model_fields.items():
-        own = (*marks, *_marks(field))
+        all_marks = (*marks, *_marks(field))
         below = subsection(field)
         if below:
-            yield from _keys(below, join(path, name), own)
+            yield from _keys(below, join(path, name), all_marks)
         else:
-            yield Key(join(path, name), field, own)
+            yield Key(join(path, name), field, all_marks)
 
 
 def _sections(section: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:

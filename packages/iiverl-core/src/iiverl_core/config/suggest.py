@@ -1,7 +1,7 @@
-"""For an unknown key: the known one that means the same, if there is one.
+"""Suggest the known key that an unknown one means.
 
-A wrong suggestion costs more than none, since it may lead to a key that breaks the run. So a key is suggested only when
-a table says that it means the same, or when it is a misspelling of a key in the same section.
+A wrong suggestion is worse than none, since it may lead to a key that breaks the run. So a key is suggested only if a
+table says that it means the same, or if the unknown key is a misspelling of a key in the same section.
 """
 
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from iiverl_core.config.schema import join, keys, sections
 from iiverl_core.config.synonyms import below, find_synonym
 
-FEW = 10
-"""Keys that a section may have for all of them to be named."""
+MAX_LISTED_KEYS = 10
+"""Sections with more keys are not listed in messages."""
 
 
 def suggest(path: str) -> tuple[str | None, str]:
-    """For an unknown key: the path that means the same, if any, and the end of the sentence that reports the key."""
+    """Return the key that an unknown one means, if any, and a hint that completes the message about it."""
     synonym = find_synonym(path)
-    if synonym and not _is_known(synonym.key):  # a key of a moved section that has moved within it
+    if synonym and not _is_known(synonym.key):  # a key that moved within a section that moved
         synonym = find_synonym(synonym.key)
     if synonym and _is_known(synonym.key):
         return synonym.key, f"use {synonym.key}" + (f" ({synonym.note})" if synonym.note else "")
@@ -27,21 +27,21 @@ def suggest(path: str) -> tuple[str | None, str]:
     meant = nearest(name, siblings)
     if meant:
         return join(section, meant), f"did you mean {join(section, meant)}?"
-    few = 0 < len(siblings) <= FEW
+    few = 0 < len(siblings) <= MAX_LISTED_KEYS
     return None, f"{section or 'the configuration'} has {', '.join(siblings)}" if few else ""
 
 
 def moved_within(path: str) -> bool:
-    """Whether the table knows keys within an unknown section but not the section, so that those are reported."""
+    """Return whether to report the keys of an unknown section instead of the section: only they have synonyms."""
     return find_synonym(path) is None and any(below(path))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Find the one word that another is a misspelling of.
+    """Find the known word that a word is a misspelling of; None if there is no such word or more than one.
 
-    Case, underscores and hyphens do not count, nor does the order of the parts between them. Else one letter may be
-    wrong, left out, added or exchanged with its neighbour, and two in words of 8 letters or more. A word that lacks a
-    part is another word, and one that is as near to a second word is a misspelling of neither.
+    Case, underscores, hyphens and the order of the parts between them are ignored. One letter may be wrong, missing,
+    added or swapped with its neighbour, or two in words of 8 letters or more. A word that lacks a part is a different
+    word.
     """
     parts = set(_parts(word))
     distances = sorted(
@@ -80,7 +80,7 @@ def _distance(left: str, right: str) -> int:
 
 
 def _edits(left: str, right: str) -> int:
-    """Count the edits between two words, an exchange of neighbours being one (optimal string alignment)."""
+    """Count the edits between two words (optimal string alignment, in which swapping neighbours is one edit)."""
     before: list[int] = []
     row = list(range(len(right) + 1))
     for i, a in enumerate(left, 1):

@@ -8,7 +8,7 @@ MODEL = "actor_rollout_ref.model"
 
 
 class Synonym(NamedTuple):
-    """A key with the meaning of another name, and, where values or conditions differ, how to write it."""
+    """The known key that a name means; `note` says how to write it if its values or conditions differ."""
 
     key: str
     note: str = ""
@@ -44,7 +44,7 @@ _MOVED = {
         for section in ("fsdp", "fsdp_config", "model.fsdp_config")
     },
     "reward_model.fsdp_config": Synonym("reward_model.model.fsdp_config"),
-    # The level above is left out, or the section of what the key belongs to.
+    # The enclosing section is left out.
     **{name: Synonym(f"actor_rollout_ref.{name}") for name in ("actor", "ref", "rollout", "model")},
     **{
         f"{role}.{name}": Synonym(f"{role}.optim.{name}")
@@ -72,7 +72,7 @@ _MOVED = {
 }
 
 _RENAMED = {
-    # verl's former names, and names that are commonly taken for its own.
+    # Former names in verl, and names often mistaken for its names.
     f"{ACTOR}.use_token_level_loss": Synonym(
         f"{ACTOR}.loss_agg_mode", "token-mean for true, seq-mean-token-mean for false"
     ),
@@ -115,7 +115,7 @@ _RENAMED = {
 }
 
 BY_NAME = {
-    # The arguments of TRL and of transformers have no sections, so they may be tried in any.
+    # The arguments of TRL and transformers have no sections, so users may put them in any.
     "learning_rate": Synonym(f"{ACTOR}.optim.lr"),
     "lr_scheduler_type": Synonym(f"{ACTOR}.optim.warmup_style"),
     "warmup_ratio": Synonym(f"{ACTOR}.optim.lr_warmup_steps_ratio"),
@@ -140,12 +140,12 @@ BY_NAME = {
     "run_name": Synonym("trainer.experiment_name"),
     "report_to": Synonym("trainer.logger"),
 }
-"""Synonyms by the last name of an unknown key, unless it stands in the section of a model other than the actor."""
+"""Synonyms by the last part of an unknown key, except in the sections of `OTHER_MODELS`."""
 
 OTHER_MODELS = (REF, "critic", "reward_model")
 
 _FLAT = {
-    # Those of them that could mean something else within a section of another kind.
+    # Arguments that could mean something else in other sections.
     "beta": Synonym(f"{ACTOR}.kl_loss_coef", "with use_kl_loss: true"),
     "epsilon": Synonym(f"{ACTOR}.clip_ratio"),
     "epsilon_high": Synonym(f"{ACTOR}.clip_ratio_high"),
@@ -164,11 +164,11 @@ BY_PATH = {
         for name, synonym in _FLAT.items()
     },
 }
-"""Synonyms by the full path of the key, or of the section, that is not known."""
+"""Synonyms by the full path of the unknown key or section."""
 
 
 def find_synonym(path: str) -> Synonym | None:
-    """Find the known key, or section, that an unknown one means; a key within a moved section moves with it."""
+    """Find the known key or section that an unknown one means; a key in a section that moved has moved too."""
     head, rest = path, ""
     while head:
         if head in BY_PATH:
@@ -182,5 +182,5 @@ def find_synonym(path: str) -> Synonym | None:
 
 
 def below(path: str) -> Iterator[str]:
-    """Yield the paths of the table that lie within an unknown section."""
+    """Yield the paths of the table that are within an unknown section."""
     return (other for other in BY_PATH if other.startswith(path + "."))

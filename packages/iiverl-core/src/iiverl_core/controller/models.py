@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from transformers import AutoConfig, PreTrainedConfig
 
 from iiverl_core.config import ROLLOUT, RoleConfig, RunConfig
-from iiverl_core.config.splitting import engine_problem
+from iiverl_core.config.model_facts import engine_problem
 from iiverl_core.controller.observer import ModelShape
 from iiverl_core.data import check_model
 from iiverl_core.errors import ConfigError

@@ -16,13 +16,13 @@ GROUP = "iiverl.algorithms"
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmInfo(Info):
-    """An algorithm. `reads` names the settings that it reads, so that a setting without effect can be reported."""
+    """An algorithm. `reads` names the settings that it reads; setting others is reported as without effect."""
 
     reads: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
-        """The file of its code, found without importing it.
+        """The file of the code, found without importing it.
 
         Raises:
             ModuleNotFoundError: there is no such module.
@@ -37,7 +37,7 @@ class AlgorithmInfo(Info):
 
     @property
     def documentation(self) -> str:
-        """The docstring of its module: formula, paper, edge cases. Read from the file, since importing takes seconds."""
+        """The docstring of its module: formula, paper, edge cases. Read from the file, because importing takes seconds."""
         return ast.get_docstring(ast.parse(self.file.read_text(encoding="utf-8"))) or ""
 
 
@@ -45,9 +45,9 @@ class AlgorithmInfo(Info):
 class EstimatorInfo(AlgorithmInfo):
     """An advantage estimator: `code` is a function of an `AdvantageBatch` and `AdvantageSettings`.
 
-    Groups with fewer than `min_group_size` scored responses are left out of the step. With `needs_critic`, a critic
-    is trained and the batch has its values. With `greedy_baseline`, each prompt gets one more response, sampled
-    greedily, whose score is the group's baseline.
+    Groups with fewer than `min_group_size` scored responses are left out of the step. With `needs_critic`, a critic is
+    trained and the batch has its values. With `greedy_baseline`, each prompt gets an additional response, decoded greedily,
+    whose score is the baseline of the group.
     """
 
     min_group_size: int = 1
@@ -59,21 +59,21 @@ class EstimatorInfo(AlgorithmInfo):
 class PolicyLossInfo(AlgorithmInfo):
     """A policy loss: `code` is a function of a `PolicyBatch` and `PolicyLossSettings`.
 
-    `select_tokens` is the code of the function that picks tokens of the whole mini-batch, if the loss needs one.
-    `loss_agg_mode`, if given, is part of the algorithm and replaces the configuration's.
+    `select_tokens` is the code of the function that selects tokens of the whole mini-batch, if the loss needs one. If
+    given, `loss_agg_mode` is part of the algorithm and replaces that of the configuration.
     """
 
     select_tokens: str | None = None
     loss_agg_mode: str | None = None
 
     def load_select_tokens(self) -> Any:
-        """Import the function that picks tokens; None if there is none."""
+        """Import the function that selects tokens; None if there is none."""
         return None if self.select_tokens is None else load_code(self.select_tokens, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AggregationInfo(AlgorithmInfo):
-    """A way from token losses to the loss of a batch: `code` is a function of lengths and `max_tokens_norm`."""
+    """An aggregation of token losses into the loss of a batch: `code` is a function of lengths and `max_tokens_norm`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class KLInfo(AlgorithmInfo):
 
 
 UNBIASED = "+"
-"""Behind the name of a KL kind: keeps the value and takes the gradient of `k2`."""
+"""Suffix of the name of a KL kind: keep its value, but use the gradient of `k2`."""
 
 _ADVANTAGES = "iiverl_core.algorithms.advantages"
 _LOSSES = "iiverl_core.algorithms.policy_losses"

@@ -1,4 +1,4 @@
-"""The training backends. Each is a package of its own, found by the entry-point group `iiverl.backends`."""
+"""The training backends. Each is a separate package, found by the entry-point group `iiverl.backends`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,11 +13,10 @@ GROUP = "iiverl.backends"
 class BackendInfo(Info):
     """A training backend: `code` is a class that implements `TrainingBackend`.
 
-    `name` and `aliases` are what the key `strategy` may say; `title` is how messages write it.
-    `section` is the section beside each model that says how it lies on the devices: `fsdp_config` if every process is
-    a data-parallel rank and weights are sharded over all of them, `megatron` if models are split by tensor, pipeline
-    and context. `check_model` is the code of a torch-free function of `ModelFacts` that says why the backend cannot
-    build a model, or gives None.
+    `name` and `aliases` are values of the key `strategy`; `title` is the name in messages. `section` is the section of each
+    model that has its layout: `fsdp_config` if every process is a data-parallel rank and weights are sharded over all of
+    them, `megatron` if models are split by tensor, pipeline and context. `check_model` is the code of a torch-free function
+    of `ModelFacts` that returns why the backend cannot build a model, as the end of a sentence, or None.
     """
 
     title: str
@@ -26,7 +25,7 @@ class BackendInfo(Info):
 
     @property
     def splits_models(self) -> bool:
-        """Whether a model is split by tensor, pipeline and context, so that some processes share their samples."""
+        """Whether models are split by tensor, pipeline and context, so that some processes share their samples."""
         return self.section == "megatron"
 
     def missing(self) -> str | None:
@@ -41,7 +40,7 @@ BACKENDS = Registry(
     "training backend",
     GROUP,
     BackendInfo,
-    absent=(  # what files may name although the package is not installed
+    absent=(  # files may name these before the package is installed
         BackendInfo(
             name="fsdp",
             aliases=("fsdp2",),

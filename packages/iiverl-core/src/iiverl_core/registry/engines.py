@@ -13,19 +13,21 @@ GROUP = "iiverl.engines"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo(Info):
-    """A rollout engine: `code` is a function of a `RunConfig` and a torch device that gives a `RolloutEngine`.
+    """A rollout engine: `code` is a function of a `RunConfig` and a torch device that returns a `RolloutEngine`.
 
-    `reads` names the keys of the section `rollout` that not all engines read. An engine that `spans_devices` is
-    spread over `tensor_model_parallel_size` of them; another stays on one. With `memory` "pool" it takes
-    `gpu_memory_utilization` of a device and gives that back when it sleeps; with "sequences" its weights stay, and its
-    cache grows with the sequences that it generates at a time. `check_installation` is the code of a function without
-    arguments that says what is missing, or gives None.
+    `reads` names the keys of the section `rollout` that this engine reads and not all engines do. If `spans_devices`, an
+    engine is split over `tensor_model_parallel_size` devices; otherwise it runs on one. With `memory` "pool" it takes
+    `gpu_memory_utilization` of a device and releases it while it sleeps; with "sequences" its weights stay, and its cache
+    grows with the sequences that it generates at a time. `check_installation` is the code of a function without arguments
+    that returns what is missing, or None. `check_model` is the code of a torch-free function of `ModelFacts` that returns
+    why the installed engine cannot run a model, as the end of a sentence, or None.
     """
 
     reads: tuple[str, ...] = ()
     spans_devices: bool = False
     memory: Literal["pool", "sequences"] = "sequences"
     check_installation: str | None = None
+    check_model: str | None = None
 
     def missing(self) -> str | None:
         """See `Info.missing`."""
@@ -56,7 +58,8 @@ ENGINES = Registry(
             ),
             spans_devices=True,
             memory="pool",
-            check_installation="iiverl_core.config.vllm_version:missing_vllm",
+            check_installation="iiverl_core.config.vllm:missing_vllm",
+            check_model="iiverl_core.config.vllm:model_problem",
         ),
         EngineInfo(
             name="hf",

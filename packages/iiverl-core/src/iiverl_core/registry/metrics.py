@@ -15,16 +15,16 @@ GROUP = "iiverl.metrics"
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(Info):
-    """A metric: `code` computes it, `summary` says what it means, `unit` in which unit.
+    """A metric: `code` computes it, `summary` is its meaning, `unit` its unit.
 
-    A name may be a pattern: `{a,b}` stands for each of the words, and `{word}` for any text. The code of a metric from
-    another package is a function of all rollouts of a step that gives a number, or None for no value in this step.
+    A name may be a pattern: `{a,b}` stands for each of the words, and `{word}` for any text. In other packages, `code` is a
+    function of all rollouts of a step that returns a number, or None if the step has no value.
     """
 
     unit: str
 
     def matches(self, name: str) -> bool:
-        """Whether this describes the metric of a name."""
+        """Return whether a name matches this metric."""
         return any(re.fullmatch(pattern, name) for pattern in self._patterns())
 
     def _patterns(self) -> Iterator[str]:
@@ -32,12 +32,12 @@ class Metric(Info):
         parts = re.split(r"\{([^}]*)\}", self.name)
         text, braces = parts[::2], parts[1::2]
         choices = [[re.escape(word) for word in b.split(",")] if "," in b else [".+"] for b in braces]
-        for chosen in product(*choices):
-            yield "".join(re.escape(t) + c for t, c in zip(text, (*chosen, ""), strict=True))
+        for words in product(*choices):
+            yield "".join(re.escape(t) + c for t, c in zip(text, (*words, ""), strict=True))
 
 
 def describe(name: str) -> Metric | None:
-    """Find the metric of a name: the exact one, or the first whose pattern matches; None if it is unknown."""
+    """Find a metric by name or by the first pattern that matches it; None if it is unknown."""
     return METRICS.get(name) or next((metric for metric in METRICS.values() if metric.matches(name)), None)
 
 
@@ -265,4 +265,4 @@ METRICS = Registry(
         ),
     ),
 )
-"""In the order of the documentation; a name is described by the first pattern that matches it."""
+"""In the order of the documentation; the first pattern that matches a name describes it."""

@@ -1,4 +1,4 @@
-"""A registry: infos by name, the built-in ones as a table, others from the entry points of installed packages."""
+"""A registry: a table of built-in infos by name, extended by the entry points of installed packages."""
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +13,10 @@ from iiverl_core.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """A thing that a configuration can name: what it is, and where its code is.
+    """Something that a configuration can name: what it is, and where its code is.
 
-    `name` is the word in the YAML file, `aliases` are others for the same thing, `summary` is one line without a full
-    stop. `code` is `"module:attribute"` and is imported by `load`, so that an info costs nothing until it is used.
+    `name` is its name in the YAML file, `aliases` are other names, `summary` is one line without a full stop. `code` is
+    `"module:attribute"`, imported by `load`, so that an info costs nothing until it is used.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Info:
         return load_code(self.code, self.name)
 
     def missing(self) -> str | None:
-        """Say what has to be installed before this can be used; None if nothing."""
+        """Explain what has to be installed before this can be used; None if nothing."""
         return None
 
 
@@ -50,9 +50,9 @@ InfoT = TypeVar("InfoT", bound=Info)
 class Registry(Mapping[str, InfoT], Generic[InfoT]):
     """Infos of one kind by name and alias; iterates over names without aliases.
 
-    Other packages add infos under an entry-point group. The value of an entry point names an info, whose own `name`
-    is what counts. Entry points are read on first use. One that cannot be used does not disturb the others: `broken`
-    says why. `absent` are infos that stand in while no installed package offers their names.
+    Other packages add infos under an entry-point group. The value of an entry point refers to an info, which is registered
+    by its own `name`. Entry points are read on first use. One that cannot be used does not affect the others: `broken` has
+    the reason. `absent` are infos that are listed while no installed package has their names.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
         absent: Iterable[InfoT] = (),
         siblings: type[Info] | None = None,
     ) -> None:
-        """Make a registry; infos of the class `siblings` in the same group belong to other registries."""
+        """Create a registry; other infos of the class `siblings` in the same group belong to other registries."""
         self.label, self.group, self._kind = label, group, kind
         self._built_in, self._absent, self._siblings = tuple(built_in), tuple(absent), siblings or kind
 
@@ -88,7 +88,7 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
         return len(self._found.infos)
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """All names and aliases."""
         return tuple(self._by_word)
 
@@ -99,26 +99,26 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
 
     @property
     def broken(self) -> Mapping[str, str]:
-        """Entry points that cannot be used, each with the reason."""
+        """Entry points that cannot be used, with the reason."""
         return self._found.broken
 
     def find(self, name: str, key: str, also: str = "") -> InfoT:
-        """Find an info by name; `key` is the configuration's key, and `also` ends the list of known names.
+        """Find an info by name; `key` is the key of the configuration, and `also` ends the list of known names.
 
         Raises:
             ConfigError: there is no such name; lists the names and the broken entry points.
         """
         if name in self:
             return self[name]
-        near = get_close_matches(name, self.words, n=1)
+        near = get_close_matches(name, self.names, n=1)
         broken = "".join(f"\n{entry}: {reason}" for entry, reason in self.broken.items())
         raise ConfigError(
-            f"{key}: there is no {self.label} {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
-            f"There are {', '.join(self.words)}{also}.{broken}"
+            f"{key}: unknown {self.label} {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
+            f"There are {', '.join(self.names)}{also}.{broken}"
         )
 
     def reload(self) -> None:
-        """Read the entry points again on next use, as after a package was installed."""
+        """Read the entry points again on next use, for example after installing a package."""
         for name in ("_by_word", "_found"):
             self.__dict__.pop(name, None)
 
@@ -132,7 +132,7 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
         external: list[InfoT] = []
         broken: dict[str, str] = {}
         for entry in entry_points(group=self.group):
-            where = _where(entry)
+            where = _describe(entry)
             info = _loaded(entry, self._siblings)
             if isinstance(info, str):
                 broken[where] = info
@@ -155,7 +155,7 @@ class _Found(Generic[InfoT]):
 
 
 def load_code(code: str, name: str) -> Any:
-    """Import `"module:attribute"`, which is the code of `name`.
+    """Import `"module:attribute"`, the code of `name`.
 
     Raises:
         ConfigError: the module or the attribute does not exist.
@@ -165,16 +165,16 @@ def load_code(code: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and imports another that is not
+            raise  # the module exists, but imports one that does not
         raise ConfigError(
-            f"{name}: its code is given as {code}, and there is no module {error.name}"
+            f"{name}: cannot import its code {code}: there is no module {error.name}"
         ) from error
     except AttributeError as error:
-        raise ConfigError(f"{name}: its code is given as {code}, and {error}") from error
+        raise ConfigError(f"{name}: cannot import its code {code}: {error}") from error
 
 
 def _loaded(entry: EntryPoint, kind: type[Info]) -> Info | str:
-    """Load the info that an entry point names; otherwise, say why it cannot be used."""
+    """Load the info of an entry point; if that fails, return the reason."""
     try:
         info = entry.load()
     except Exception as error:
@@ -185,6 +185,6 @@ def _loaded(entry: EntryPoint, kind: type[Info]) -> Info | str:
     return info
 
 
-def _where(entry: EntryPoint) -> str:
+def _describe(entry: EntryPoint) -> str:
     package = f" of {entry.dist.name}" if entry.dist else ""
     return f"entry point {entry.name}{package} ({entry.group})"

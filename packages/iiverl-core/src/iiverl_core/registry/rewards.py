@@ -1,6 +1,6 @@
-"""The sources of rewards.
+"""The reward sources.
 
-Packages add theirs under the entry-point group `iiverl.rewards`; `reward_model.reward_manager` chooses one by name.
+Packages add theirs under the entry-point group `iiverl.rewards`; `reward_model.reward_manager` selects one by name.
 """
 
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from iiverl_core.registry.registry import Info, Registry
 
 GROUP = "iiverl.rewards"
-CHOOSER = "reward_model.reward_manager"
+MANAGER_KEY = "reward_model.reward_manager"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSource(Info):
-    """What scores responses: `code` is a function of a `RunConfig` that gives a `Scorer`.
+    """A source of scores: `code` is a function of a `RunConfig` that returns a `Scorer`.
 
-    `key` asks for it in a configuration: by being set and not false or, if it is `CHOOSER`, by holding the name. None
-    stands for the source that is taken if nothing else is asked for. With `needs_workers` it runs on the workers that
-    train, is built after them, and adds its score to that of another source.
+    `key` enables it in a configuration: if it is set and not false or, for `MANAGER_KEY`, if it is the name. The source
+    without a key is the default. With `needs_workers`, it runs on the trainer workers, is built after them, and its score
+    is added to that of another source.
     """
 
-    key: str | None = CHOOSER
+    key: str | None = MANAGER_KEY
     needs_workers: bool = False
 
 
@@ -37,7 +37,7 @@ REWARD_SOURCES = Registry(
         ),
         RewardSource(
             name="custom_reward_function",
-            summary="a Python function in a file of the user's",
+            summary="a Python function in the user's own file",
             code="iiverl_core.rewards.build:function_scorer",
             key="custom_reward_function.path",
         ),

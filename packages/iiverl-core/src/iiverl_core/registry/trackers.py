@@ -1,4 +1,4 @@
-"""The trackers: where the metrics of a run go.
+"""The trackers, which log the metrics of a run.
 
 Packages add theirs under the entry-point group `iiverl.trackers`.
 """
@@ -14,9 +14,9 @@ GROUP = "iiverl.trackers"
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerInfo(Info):
-    """A tracker: `code` is a function (or class) of a `TrackerSetup` that gives a `Tracker`.
+    """A tracker: `code` is a function (or class) of a `TrackerSetup` that returns a `Tracker`.
 
-    `package` is the package to install for it, which has a module of the same name.
+    `package` is the package that it needs, which has a module of the same name.
     """
 
     package: str | None = None

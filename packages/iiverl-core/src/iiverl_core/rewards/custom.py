@@ -16,9 +16,16 @@ import numpy as np
 
 from iiverl_core.columns import extra_info_of
 from iiverl_core.config import CustomRewardFunctionConfig
-from iiverl_core.config.sections.custom_reward_function import REWARD_ARGUMENTS
+from iiverl_core.config.sections.rewards import REWARD_ARGUMENTS
 from iiverl_core.errors import ConfigError
-from iiverl_core.python_files import described, find_callable, load_file, shown, told, unaccepted
+from iiverl_core.python_files import (
+    call_problem,
+    find_callable,
+    load_file,
+    repr_with_type,
+    short_repr,
+    user_traceback,
+)
 from iiverl_core.samples import Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
@@ -63,7 +70,7 @@ class CustomFunction:
                     **self.kwargs,
                 )
         except _USER_ERRORS as error:
-            return Failed("function", detail=told(error, self.path))
+            return Failed("function", detail=user_traceback(error, self.path))
         if signal_use:
             return Failed("function", detail=_SIGNALS)
         return self._awaited(returned) if inspect.isawaitable(returned) else self._outcome(returned)
@@ -73,7 +80,7 @@ class CustomFunction:
             with noticed_signal_use() as signal_use:
                 value = await returned
         except _USER_ERRORS as error:
-            return Failed("function", detail=told(error, self.path))
+            return Failed("function", detail=user_traceback(error, self.path))
         return Failed("function", detail=_SIGNALS) if signal_use else self._outcome(value)
 
     def _outcome(self, returned: Any) -> Outcome:
@@ -112,14 +119,16 @@ def outcome_of_return(returned: Any) -> Outcome:
     if not isinstance(returned, Mapping):
         score = _number(returned)
         if score is None:
-            return Failed("function", detail=f"returned {described(returned)}, which is no finite number")
+            return Failed(
+                "function", detail=f"returned {repr_with_type(returned)}, which is no finite number"
+            )
         return Scored(score)
     if "score" not in returned:
-        keys = ", ".join(shown(key) for key in list(returned)[:10]) or "none"
+        keys = ", ".join(short_repr(key) for key in list(returned)[:10]) or "none"
         return Failed("function", detail=f"returned a dict without 'score'; its keys: {keys}")
     score = _number(returned["score"])
     if score is None:
-        what = described(returned["score"])
+        what = repr_with_type(returned["score"])
         return Failed(
             "function", detail=f"returned a dict whose 'score' is {what}, which is no finite number"
         )
@@ -156,7 +165,7 @@ def _check_signature(function: Callable[..., Any], config: CustomRewardFunctionC
         )
     signature = _signature(function)
     arguments = (*REWARD_ARGUMENTS, *config.reward_kwargs)
-    if signature and (problem := unaccepted(signature, config.name, path, arguments)):
+    if signature and (problem := call_problem(signature, config.name, path, arguments)):
         raise ConfigError(f"custom_reward_function.name: {problem}")
 
 

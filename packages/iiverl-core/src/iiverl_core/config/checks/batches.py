@@ -1,11 +1,12 @@
-"""Do the batch sizes fit each other, the devices and the lengths of the sequences?"""
+"""Checks of batch sizes: against each other, the devices and the lengths of sequences."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
 
-from iiverl_core.config.checks.view import Checks, View
+from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.interpolation import reference
-from iiverl_core.config.roles import ROLE_KEYS, Role
+from iiverl_core.config.roles import ROLE_KEYS, MicroBatchKeys, Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.registry import ENGINES
@@ -28,40 +29,32 @@ COPY = tuple(
     f"actor_rollout_ref.actor.megatron.{kind}_parallel_size"
     for kind in ("tensor_model", "pipeline_model", "context")
 )
-"""Keys whose product is the devices that Megatron spreads one copy of a model over."""
+"""Keys whose product is the number of devices that share one copy of a split model."""
 
 
 @dataclass(frozen=True)
 class Batching:
-    """The keys that say how one model's sequences are put into micro-batches; `bound` cuts longer sequences off."""
+    """The keys that bound the micro-batches of a role; sequences longer than the key `bound` are truncated."""
 
     role: Role
-    count: str
-    dynamic: str
-    budget: str
-    bound: str | None = None
+    by: MicroBatchKeys
+    bound: str | None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All that it depends on, the budget first."""
+        """Everything that the micro-batches depend on, the budget first."""
         bound = (self.bound,) if self.bound else ()
-        return self.budget, self.dynamic, self.count, self.per_device, *bound, *ROLE_KEYS[self.role].decides
+        by = self.by
+        return by.tokens, by.dynamic, by.sequences, by.per_device, *bound, *ROLE_KEYS[self.role].decides
 
     @property
     def followed(self) -> str | None:
-        """The budget that is its own where it has none."""
-        return reference(keys()[self.budget].default)
-
-    @property
-    def per_device(self) -> str:
-        """The key that counts sequences on one device."""
-        return f"{self.count}_per_gpu"
+        """The key whose value is the default of the budget."""
+        return reference(keys()[self.by.tokens].default)
 
 
-ROLES = tuple(
-    Batching(
-        role, by.sequences, by.dynamic, by.tokens, "reward_model.max_length" if role == "reward" else None
-    )
+BATCHINGS = tuple(
+    Batching(role, by, "reward_model.max_length" if role == "reward" else None)
     for role, role_keys in ROLE_KEYS.items()
     for by in (role_keys.training, role_keys.forward)
     if by
@@ -70,15 +63,15 @@ ROLES = tuple(
 
 def _check_mini_batch(role: Role, key: str) -> None:
     @checks.add("C101", "error", key, BATCH, role=role)
-    def mini_batch_fits(view: View) -> str | None:
+    def mini_batch_fits(view: ConfigView) -> str | None:
         batch, mini = view[BATCH], view[key]
-        if key != MINI_BATCH and not view.given(key):  # it follows MINI_BATCH
+        if key != MINI_BATCH and not view.is_set(key):  # it follows MINI_BATCH
             return None
         if mini > batch:
-            return f"{key} ({mini}) is above {BATCH} ({batch}); make it at most {batch}"
+            return f"{key} ({mini}) is larger than {BATCH} ({batch}); set it to at most {batch}"
         if batch % mini:
             near = " or ".join(map(str, _divisors_around(batch, mini)))
-            return f"{BATCH} ({batch}) does not divide into mini-batches of {mini} ({key}); use {near}"
+            return f"{BATCH} ({batch}) is not divisible by {key} ({mini}); use {near}"
         return None
 
 
@@ -87,99 +80,101 @@ for _role, _key in MINI_BATCHES.items():
 
 
 @checks.add("C102", "error", BATCH, N, PER_NODE, NODES)
-def batch_divides_over_devices(view: View) -> str | None:
-    """Every device gets the same number of responses."""
+def _batch_divides_over_devices(view: ConfigView) -> str | None:
     samples, devices = view[BATCH] * view[N], view.config.devices
     if samples % devices == 0:
         return None
-    return f"{view[BATCH]} × {view[N]} responses ({BATCH} × {N}) do not divide over {_devices(view)}"
+    step = devices // gcd(devices, view[N])
+    return (
+        f"{samples} responses ({BATCH} × {N}: {view[BATCH]} × {view[N]}) cannot be divided evenly among {_devices(view)}; "
+        f"set {BATCH} to a multiple of {step}"
+    )
 
 
 @checks.add("C103", "warning", MINI_BATCH, N, PER_NODE, NODES)
-def no_device_is_idle(view: View) -> str | None:
-    """A mini-batch has a response for every device."""
+def _no_device_is_idle(view: ConfigView) -> str | None:
     samples, devices = view[MINI_BATCH] * view[N], view.config.devices
     if samples >= devices:
         return None
-    return f"a mini-batch of {samples} responses ({MINI_BATCH} × {N}) leaves some of {_devices(view)} idle"
+    return (
+        f"some of {_devices(view)} are idle: a mini-batch has only {samples} responses ({MINI_BATCH} × {N})"
+    )
 
 
-def _check_micro_batches(role: Batching) -> None:
-    """The checks of one model's micro-batches."""
-
-    @checks.add("C104", "error", role.count, role.per_device, role=role.role)
-    def one_micro_batch_size(view: View) -> str | None:
-        if not view.given(role.count) or view[role.count] is None or view[role.per_device] is None:
+def _check_micro_batches(role: Role, by: MicroBatchKeys) -> None:
+    @checks.add("C104", "error", by.sequences, by.per_device, role=role)
+    def one_micro_batch_size(view: ConfigView) -> str | None:
+        if not view.is_set(by.sequences) or view[by.sequences] is None or view[by.per_device] is None:
             return None
-        if not view.given(role.per_device):
-            followed = reference(keys()[role.per_device].default)
-            return f"{role.per_device} already counts on one device, as {followed} does; set that one instead"
-        return (
-            f"this and {role.per_device} exclude each other; keep that one, which fits any number of devices"
-        )
+        if not view.is_set(by.per_device):
+            followed = reference(keys()[by.per_device].default)
+            return f"cannot be combined with {by.per_device}, which follows {followed}; set {by.per_device} instead"
+        return f"cannot be combined with {by.per_device}; keep that one, which fits any number of devices"
 
-    @checks.add("C105", "error", role.count, PER_NODE, NODES, role.dynamic, *COPY, role=role.role)
-    def micro_batch_divides_over_devices(view: View) -> str | None:
-        size, ranks = view[role.count], view.config.data_ranks
-        if size is None or size % ranks == 0 or view[role.per_device] is not None:
+    @checks.add("C105", "error", by.sequences, PER_NODE, NODES, by.dynamic, *COPY, role=role)
+    def micro_batch_divides_over_devices(view: ConfigView) -> str | None:
+        size, ranks = view[by.sequences], view.config.data_ranks
+        if size is None or size % ranks == 0 or view[by.per_device] is not None:
             return None
-        if view[role.dynamic] or not view.given(role.count):  # it is not read, or what it follows is told
+        if view[by.dynamic] or not view.is_set(
+            by.sequences
+        ):  # it is not read, or the key that it follows is reported
             return None
         where = (
             _devices(view)
             if ranks == view.config.devices
             else f"{ranks} copies of the model on {_devices(view)}"
         )
-        return f"{size} sequences do not divide over {where}; {role.per_device} counts on one device"
+        return f"{size} sequences cannot be divided evenly among {where}; set {by.per_device}, which counts per device"
 
-    @checks.add("C106", "warning", role.per_device, role.count, role.dynamic, role=role.role)
-    def micro_batch_size_is_read(view: View) -> str | None:
-        set_one = next((key for key in (role.per_device, role.count) if view.given(key) and view[key]), None)
-        if set_one and view[role.dynamic]:
-            return f"has no effect: {role.dynamic} fills micro-batches up to {role.budget}"
+    @checks.add("C106", "warning", by.per_device, by.sequences, by.dynamic, role=role)
+    def micro_batch_size_is_read(view: ConfigView) -> str | None:
+        set_one = next((key for key in (by.per_device, by.sequences) if view.is_set(key) and view[key]), None)
+        if set_one and view[by.dynamic]:
+            return f"has no effect: with {by.dynamic}, micro-batches are filled up to {by.tokens}"
         return None
 
 
-for _batching_keys in ROLES:
-    _check_micro_batches(_batching_keys)
+for _batching in BATCHINGS:
+    _check_micro_batches(_batching.role, _batching.by)
 
 
 @checks.add(
-    "C107", "error", *(role.budget for role in ROLES), *LENGTHS, *(key for role in ROLES for key in role.keys)
+    "C107", "error", *(b.by.tokens for b in BATCHINGS), *LENGTHS, *(key for b in BATCHINGS for key in b.keys)
 )
-def budgets_hold_a_sequence(view: View) -> str | None:
-    """Where micro-batches are filled to a budget of tokens, the longest sequence fits."""
-    small = [role for role in ROLES if view[role.budget] < _longest(view, role) and _by_tokens(view, role)]
-    budgets = {role.budget for role in small}
-    small = [role for role in small if role.followed not in budgets or view.given(role.budget)]
+def _budgets_hold_a_sequence(view: ConfigView) -> str | None:
+    small = [b for b in BATCHINGS if view[b.by.tokens] < _longest(view, b) and _fills_budget(view, b)]
+    budgets = {b.by.tokens for b in small}
+    small = [b for b in small if b.followed not in budgets or view.is_set(b.by.tokens)]
     if not small:
         return None
     longest = _longest(view, small[0])
     made_of = " + ".join(LENGTHS) if longest == view[PROMPT] + view[RESPONSE] else small[0].bound
-    told = ", ".join(f"{role.budget} ({view[role.budget]})" for role in small)
-    whole = f"{longest} tokens ({made_of})"
+    limits = " and ".join(f"{b.by.tokens} ({view[b.by.tokens]})" for b in small)
     return (
-        f"{told} cannot hold a sequence of {whole}; raise it, or count sequences with {small[0].per_device}"
+        f"{limits} cannot hold a sequence of {longest} tokens ({made_of}); raise {'it' if len(small) == 1 else 'them'}, "
+        f"or set {small[0].by.per_device} instead"
     )
 
 
-def _longest(view: View, role: Batching) -> int:
+def _longest(view: ConfigView, batching: Batching) -> int:
     longest = view[PROMPT] + view[RESPONSE]
-    return min(longest, (view[role.bound] if role.bound else None) or longest)
+    return min(longest, (view[batching.bound] if batching.bound else None) or longest)
 
 
-def _by_tokens(view: View, role: Batching) -> bool:
-    if not view.uses(role.role):
-        return False
-    return view[role.dynamic] or (view[role.count] is None and view[role.per_device] is None)
+def _fills_budget(view: ConfigView, batching: Batching) -> bool:
+    by = batching.by
+    return view.uses(batching.role) and (
+        view[by.dynamic] or (view[by.sequences] is None and view[by.per_device] is None)
+    )
 
 
 def _check_length(engine: str, data: str) -> None:
     @checks.add("C108", "error", engine, data)
-    def lengths_agree(view: View) -> str | None:
+    def lengths_agree(view: ConfigView) -> str | None:
         if view[engine] == view[data]:
             return None
-        return f"{view[engine]} contradicts {data} ({view[data]}), which it follows when left out; set only {data}"
+        return f"{view[engine]} differs from {data} ({view[data]}); leave it out to follow {data}"
 
 
 _check_length(f"{ROLLOUT}.prompt_length", PROMPT)
@@ -187,12 +182,11 @@ _check_length(f"{ROLLOUT}.response_length", RESPONSE)
 
 
 @checks.add("C109", "error", f"{ROLLOUT}.max_model_len", ENGINE, *LENGTHS)
-def engine_holds_a_sequence(view: View) -> str | None:
-    """The engine can write a response of full length to a prompt of full length."""
+def _engine_holds_a_sequence(view: ConfigView) -> str | None:
     most, longest = view[f"{ROLLOUT}.max_model_len"], view[PROMPT] + view[RESPONSE]
     if "max_model_len" not in ENGINES[view[ENGINE]].reads or most is None or most >= longest:
         return None
-    return f"{most} tokens cannot hold a sequence of {longest} ({' + '.join(LENGTHS)})"
+    return f"{most} is below the {longest} tokens of the longest sequence ({' + '.join(LENGTHS)}); raise it, or leave it out"
 
 
 @checks.add(
@@ -203,26 +197,26 @@ def engine_holds_a_sequence(view: View) -> str | None:
     ENGINE,
     *LENGTHS,
 )
-def engine_takes_a_prompt(view: View) -> str | None:
+def _engine_takes_a_prompt(view: ConfigView) -> str | None:
     """Without chunked prefill, the engine computes a whole sequence at a time."""
     most, longest = view[f"{ROLLOUT}.max_num_batched_tokens"], view[PROMPT] + view[RESPONSE]
     reads = {"max_num_batched_tokens", "enable_chunked_prefill"} <= set(ENGINES[view[ENGINE]].reads)
     if not reads or view[f"{ROLLOUT}.enable_chunked_prefill"] or most >= longest:
         return None
     batched = f"{ROLLOUT}.max_num_batched_tokens ({most})"
-    return f"without enable_chunked_prefill, {batched} has to hold a whole sequence of {longest} tokens"
+    return f"without enable_chunked_prefill, {batched} must be at least {longest}, the longest sequence; raise it, or leave it out"
 
 
 @checks.add("C111", "error", f"{ROLLOUT}.max_num_batched_tokens", f"{ROLLOUT}.max_num_seqs", ENGINE)
-def engine_takes_all_sequences(view: View) -> str | None:
+def _engine_takes_all_sequences(view: ConfigView) -> str | None:
     """vLLM computes at least one token of each sequence at a time."""
     most, sequences = view[f"{ROLLOUT}.max_num_batched_tokens"], view[f"{ROLLOUT}.max_num_seqs"]
     if "max_num_batched_tokens" not in ENGINES[view[ENGINE]].reads or most >= sequences:
         return None
-    return f"{ROLLOUT}.max_num_batched_tokens ({most}) is below {ROLLOUT}.max_num_seqs ({sequences}); set one of them"
+    return f"{ROLLOUT}.max_num_batched_tokens ({most}) is below {ROLLOUT}.max_num_seqs ({sequences}); leave one of them out to follow the other"
 
 
-def _devices(view: View) -> str:
+def _devices(view: ConfigView) -> str:
     return f"{view.config.devices} devices ({NODES} × {PER_NODE})"
 
 

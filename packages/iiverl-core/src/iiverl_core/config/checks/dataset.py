@@ -1,7 +1,7 @@
-"""Do the local data files hold what the run reads: columns, prompts, ground truths, and enough rows?
+"""Checks that local data files have what the run reads: columns, prompts, ground truths and enough rows.
 
-Looks at columns and the first rows only. Datasets on the Hub, and the rest of the rows, are checked when a run reads
-them, as `iiverl validate --deep` does.
+Only columns and the first rows are read. The other rows, and datasets on the Hub, are checked when they are loaded, by a
+run or by `iiverl validate --deep`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from iiverl_core.columns import (
     missing_column,
     no_ground_truth,
 )
-from iiverl_core.config.checks.view import Checks, View, is_there, looked_up
+from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
 from iiverl_core.data_files import HEAD_ROWS, Head, hub_name, read_head
 from iiverl_core.errors import DataError
 from iiverl_core.python_files import static_signature
@@ -35,26 +35,21 @@ FUNCTION, FUNCTION_NAME, MODEL = (
     "reward_model.enable",
 )
 NO_INFO = ("openrlhf", "slime")
-"""Protocols in which no verification info is sent."""
+"""Protocols that do not send verification info."""
 
 
-def _names(view: View, files: str) -> tuple[str, ...]:
-    """Name the sources that a run reads of those that a key lists."""
+def _names(view: ConfigView, files: str) -> tuple[str, ...]:
+    """Return the sources listed by a key that the run reads."""
     if files == VAL and not any((view[VALIDATES[0]] > 0, view[VALIDATES[1]], view[VALIDATES[2]])):
         return ()
     return view[files] or ()
 
 
-def _heads(view: View, files: str) -> Iterator[tuple[str, Head | DataError | None]]:
-    """Look at the beginning of each source: what is there, what is wrong with it, or None if that is not known."""
+def _heads(view: ConfigView, files: str) -> Iterator[tuple[str, Head | DataError | None]]:
+    """Read the first rows of each source; the error if that fails, None if it is not a local file."""
     names, splits = _names(view, files), view[SPLITS[files]]
     splits = splits * len(names) if len(splits) == 1 else splits
-    columns = (
-        view[PROMPT],
-        view[SOURCE],
-        view[COLUMN],
-        *ground_truth_columns(view[TRUTH]),
-    )
+    columns = (view[PROMPT], view[SOURCE], view[COLUMN], *ground_truth_columns(view[TRUTH]))
     for name, split in zip(names, splits, strict=False):
         yield name, _head(name, split, columns, _step(view), _stamp(name))
 
@@ -63,7 +58,7 @@ def _heads(view: View, files: str) -> Iterator[tuple[str, Head | DataError | Non
 def _head(
     name: str, split: str, columns: tuple[str, ...], enough: int, stamp: tuple[int, ...] | None
 ) -> Head | DataError | None:
-    """Read a source's head once for all checks; `stamp` changes with the source."""
+    """Read the head of a source once for all checks; `stamp` changes with the source."""
     try:
         return read_head(name, split, columns, enough) if stamp else None
     except DataError as error:
@@ -78,8 +73,8 @@ def _stamp(name: str) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _step(view: View) -> int:
-    """Count the prompts that a step takes."""
+def _step(view: ConfigView) -> int:
+    """Return the number of prompts that a step needs."""
     return view[GENERATED] if view[FILTERED] else view[BATCH]
 
 
@@ -88,28 +83,29 @@ def _one_line(message: object) -> str:
 
 
 def _check_files(files: str) -> None:
-    """The checks of the sources that one key lists."""
     reads = (files, SPLITS[files])
     columns = (PROMPT, TRUTH, SOURCE, COLUMN, BATCH, GENERATED, FILTERED)
 
     @checks.add("C901", "input", *reads)
-    def files_exist(view: View) -> str | None:
+    def files_exist(view: ConfigView) -> str | None:
         absent = [
-            name for name in _names(view, files) if not is_there(Path.exists, name) and hub_name(name) is None
+            name
+            for name in _names(view, files)
+            if not path_exists(Path.exists, name) and hub_name(name) is None
         ]
         if not absent:
             return None
-        default = "" if view.given(files) else " (the default)"
-        return f"not found: {', '.join(absent)}{default}{looked_up(view, absent)}"
+        default = "" if view.is_set(files) else " (the default)"
+        return f"not found: {', '.join(absent)}{default}{lookup_hint(view, absent)}"
 
     @checks.add("C910", "input", *reads, *columns)
-    def files_can_be_read(view: View) -> str | None:
+    def files_can_be_read(view: ConfigView) -> str | None:
         wrong = [head for _, head in _heads(view, files) if isinstance(head, DataError)]
         return _one_line(wrong[0]) if wrong else None
 
-    def check_column(key: str, named: Callable[[View], str | None]) -> None:
+    def check_column(key: str, named: Callable[[ConfigView], str | None]) -> None:
         @checks.add("C911", "input", key, *reads, *columns)
-        def column_exists(view: View) -> str | None:
+        def column_exists(view: ConfigView) -> str | None:
             column = named(view)
             if column is None:
                 return None
@@ -125,7 +121,7 @@ def _check_files(files: str) -> None:
     check_column(SOURCE, lambda view: view[SOURCE] if view[SOURCE] != DATA_SOURCE else None)
 
     @checks.add("C912", "input", PROMPT, *reads, *columns)
-    def rows_have_prompts(view: View) -> str | None:
+    def rows_have_prompts(view: ConfigView) -> str | None:
         for name, head in _heads(view, files):
             if not isinstance(head, Head) or view[PROMPT] not in head.columns:
                 continue
@@ -134,71 +130,71 @@ def _check_files(files: str) -> None:
                 if not prompt or not isinstance(prompt, str | list | dict):
                     kind = "is empty" if not prompt else f"is of type {type(prompt).__name__}"
                     return (
-                        f"{name}, row {number} (the first is 0): the prompt {kind}; it is a text, or a chat, a list of "
+                        f"{name}, row {number} (the first is 0): the prompt {kind}; a prompt is a string, or a chat, a list of "
                         "{role, content}"
                     )
         return None
 
-    def without_ground_truth(view: View) -> tuple[str | None, list[tuple[str, Head]]]:
-        """Give what takes a ground truth, and the sources if no row seen has one."""
-        taker, heads = _taker(view), list(_heads(view, files))
+    def without_ground_truth(view: ConfigView) -> tuple[str | None, list[tuple[str, Head]]]:
+        """Return what reads the ground truth, and the sources if none of the rows read has one."""
+        reader, heads = _truth_reader(view), list(_heads(view, files))
         known = [(name, head) for name, head in heads if isinstance(head, Head)]
         named = view[TRUTH]
         if named and any(head.complete and named not in head.columns for _, head in known):
-            return taker, []  # a column that is missing is an error of its own
+            return reader, []  # a missing column is reported by another check
         seen = any(is_given(ground_truth_of(row, view[TRUTH])) for _, head in known for row in head.rows)
-        return taker, known if taker and heads and len(known) == len(heads) and not seen else []
+        return reader, known if reader and heads and len(known) == len(heads) and not seen else []
 
     truths = (TRUTH, *reads, *columns, FUNCTION, FUNCTION_NAME, SERVER, MODEL)
 
     @checks.add("C913", "input", *truths)
-    def there_are_ground_truths(view: View) -> str | None:
-        taker, heads = without_ground_truth(view)
+    def there_are_ground_truths(view: ConfigView) -> str | None:
+        reader, heads = without_ground_truth(view)
         if not heads or not all(_has_none(head, view[TRUTH]) for _, head in heads):
             return None
-        return _no_truth(view, taker, heads)
+        return _no_truth(view, reader, heads)
 
     @checks.add("C914", "warning", *truths)
-    def first_rows_have_ground_truths(view: View) -> str | None:
-        taker, heads = without_ground_truth(view)
+    def first_rows_have_ground_truths(view: ConfigView) -> str | None:
+        reader, heads = without_ground_truth(view)
         if not heads or all(_has_none(head, view[TRUTH]) for _, head in heads):
             return None
-        return f"of the first {HEAD_ROWS} rows, {_no_truth(view, taker, heads)}"
+        return f"in the first {HEAD_ROWS} rows: {_no_truth(view, reader, heads)}"
 
     @checks.add("C915", "input", COLUMN, *reads, *columns, SERVER, PROTOCOL)
-    def server_is_sent_its_column(view: View) -> str | None:
+    def server_is_sent_its_column(view: ConfigView) -> str | None:
         if not view[SERVER] or view[PROTOCOL] in NO_INFO:
             return None
         for name, head in _heads(view, files):
             if isinstance(head, Head) and (view[COLUMN] not in head.columns):
                 there = ", ".join(column for column in head.columns if column != view[PROMPT])
-                return f"{name} has no column {view[COLUMN]!r}, which is sent to the reward server; it has {there}"
+                return f"{name} has no column {view[COLUMN]!r} to send to the reward server; it has {there}"
         return None
 
     @checks.add("C904", "error", SPLITS[files], files)
-    def a_split_for_each(view: View) -> str | None:
+    def a_split_for_each(view: ConfigView) -> str | None:
         many, wanted = len(view[SPLITS[files]]), len(view[files] or ())
         if many in (1, wanted) or not wanted:
             return None
-        return f"{many} splits for {wanted} of {files}; give one for all, or one for each"
+        return f"{many} splits for {wanted} datasets in {files}; set one for all of them, or one for each"
 
 
 def _has_none(head: Head, key: str | None) -> bool:
-    """Whether no row can have a ground truth, though only the first are known."""
+    """Return whether no row can have a ground truth, although only the first rows were read."""
     columns = ground_truth_columns(key)
     all_seen = len(head.rows) == head.count
     return all_seen or (head.complete and not any(column in head.columns for column in columns))
 
 
-def _no_truth(view: View, taker: str | None, heads: list[tuple[str, Head]]) -> str:
+def _no_truth(view: ConfigView, reader: str | None, heads: list[tuple[str, Head]]) -> str:
     names = ", ".join(name for name, _ in heads)
     columns = dict.fromkeys(column for _, head in heads for column in head.columns)
-    function = taker if view[FUNCTION] else None
+    function = reader if view[FUNCTION] else None
     return _one_line(no_ground_truth(names, columns, view[PROMPT], view[TRUTH], function))
 
 
-def _taker(view: View) -> str | None:
-    """Name what scores by a ground truth, as far as that is certain without running the user's file."""
+def _truth_reader(view: ConfigView) -> str | None:
+    """Name what reads the ground truth; None if nothing does or if that depends on running the user's file."""
     if view[SERVER]:
         return None
     if view[FUNCTION]:
@@ -212,18 +208,16 @@ _check_files(VAL)
 
 
 @checks.add("C903", "warning", VAL, TRAIN, "data.train_split", "data.val_split")
-def validation_is_unseen(view: View) -> str | None:
-    """What is validated on is not what is trained on."""
-    shared = [name for name in view[VAL] or () if name in view[TRAIN] and is_there(Path.is_file, name)]
-    return f"{shared[0]} is also trained on" if shared else None
+def _validation_is_unseen(view: ConfigView) -> str | None:
+    shared = [name for name in view[VAL] or () if name in view[TRAIN] and path_exists(Path.is_file, name)]
+    return f"{shared[0]} is also used for training" if shared else None
 
 
 @checks.add("C916", "input", BATCH, TRAIN, GENERATED, FILTERED, SPLITS[TRAIN], PROMPT, TRUTH, SOURCE, COLUMN)
-def a_step_has_rows(view: View) -> str | None:
-    """There are as many rows as a step takes."""
+def _a_step_has_rows(view: ConfigView) -> str | None:
     heads = [head for _, head in _heads(view, TRAIN)]
     rows = sum(head.count for head in heads if isinstance(head, Head))
     if rows >= _step(view) or not all(isinstance(head, Head) for head in heads):
         return None
-    key = GENERATED if view[FILTERED] and view.given(GENERATED) else BATCH
-    return f"{TRAIN} has {rows} row{'s' * (rows != 1)}, fewer than a step takes ({key}: {_step(view)}); set {key} to {rows} or less"
+    key = GENERATED if view[FILTERED] and view.is_set(GENERATED) else BATCH
+    return f"{TRAIN} has {rows} row{'s' * (rows != 1)}, fewer than a step needs ({key}: {_step(view)}); set {key} to at most {rows}"

@@ -1,12 +1,21 @@
-"""Is there a backend, and do the devices add up?"""
+"""Checks of what is installed, and of how the run uses its devices."""
 
-from iiverl_core.config.checks.view import Checks, View
-from iiverl_core.config.model_facts import read_model_facts
+from iiverl_core.config.checks.check import Checks, ConfigView
+from iiverl_core.config.model_facts import nearest_sizes, read_model_facts
 from iiverl_core.config.roles import ROLE_KEYS, Role
-from iiverl_core.config.sections.section import BACKEND, ENGINE
-from iiverl_core.config.vllm_version import CPU_HEAD_SIZES, built_for_cpu
+from iiverl_core.config.sections.section import ADV_ESTIMATOR, BACKEND, ENGINE
 from iiverl_core.installation import install_command
-from iiverl_core.registry import BACKENDS, ENGINES, TRACKERS
+from iiverl_core.registry import (
+    BACKENDS,
+    ENGINES,
+    ESTIMATORS,
+    METRICS,
+    REWARD_SOURCES,
+    TRACKERS,
+    Registry,
+    load_code,
+)
+from iiverl_core.registry.rewards import MANAGER_KEY
 
 checks = Checks()
 
@@ -16,36 +25,27 @@ ROLLOUT_DEVICES = "trainer.rollout_devices"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 
 
-@checks.add("C701", "here", BACKEND)
-def backend_is_installed(view: View) -> str | None:
-    """The backend is there."""
+@checks.add("C701", "unsupported", BACKEND)
+def _backend_is_installed(view: ConfigView) -> str | None:
     return BACKENDS[view.config.backend].missing()
 
 
-@checks.add("C702", "here", ENGINE)
-def engine_is_installed(view: View) -> str | None:
-    """The rollout engine is there, and one of those that are supported."""
+@checks.add("C702", "unsupported", ENGINE)
+def _engine_is_installed(view: ConfigView) -> str | None:
     return ENGINES[view[ENGINE]].missing()
 
 
-@checks.add("C709", "here", MODEL, OVERRIDE, ENGINE)
-def engine_computes_the_heads(view: View) -> str | None:
-    """vLLM on a CPU has code for heads of the model's size."""
-    if view[ENGINE] != "vllm" or not built_for_cpu():
+@checks.add("C709", "unsupported", MODEL, OVERRIDE, ENGINE)
+def _engine_runs_the_model(view: ConfigView) -> str | None:
+    engine, facts = ENGINES[view[ENGINE]], read_model_facts(view[MODEL], view[OVERRIDE])
+    if engine.check_model is None or facts is None:
         return None
-    facts = read_model_facts(view[MODEL], view[OVERRIDE])
-    if facts is None or facts.head_dim in CPU_HEAD_SIZES:
-        return None
-    sizes = ", ".join(map(str, CPU_HEAD_SIZES))
-    return (
-        f"vLLM on a CPU cannot run the model {view[MODEL]}: its attention heads are {facts.head_dim} wide, and there have "
-        f"to be {sizes}; set {ENGINE} to hf"
-    )
+    problem = load_code(engine.check_model, engine.name)(facts)
+    return problem and f"the model {view[MODEL]} {problem}; use another model or another engine ({ENGINE})"
 
 
-@checks.add("C703", "here", "trainer.logger")
-def trackers_are_installed(view: View) -> str | None:
-    """Every tracker's package is there."""
+@checks.add("C703", "unsupported", "trainer.logger")
+def _trackers_are_installed(view: ConfigView) -> str | None:
     trackers = [TRACKERS[name] for name in dict.fromkeys(view["trainer.logger"])]
     absent = [tracker.package for tracker in trackers if tracker.package and tracker.missing()]
     if not absent:
@@ -54,36 +54,66 @@ def trackers_are_installed(view: View) -> str | None:
     return f"{' and '.join(absent)} {are} not installed; install with: {install_command(*absent)}"
 
 
+def _check_entry_points(registry: Registry, key: str) -> None:
+    @checks.add("C931", "warning", key)
+    def entry_points_are_usable(view: ConfigView) -> str | None:
+        return (
+            "; ".join(f"the {entry} is ignored: {reason}" for entry, reason in registry.broken.items())
+            or None
+        )
+
+
+for _registry, _key in (
+    (ESTIMATORS, ADV_ESTIMATOR),  # of the group of all algorithms
+    (ENGINES, ENGINE),
+    (BACKENDS, BACKEND),
+    (REWARD_SOURCES, MANAGER_KEY),
+    (METRICS, "trainer.logger"),
+    (TRACKERS, "trainer.logger"),
+):
+    _check_entry_points(_registry, _key)
+
+
+def _check_backend(role: Role, key: str) -> None:
+    @checks.add("C403", "error", key, BACKEND, role=role)
+    def one_backend(view: ConfigView) -> str | None:
+        if BACKENDS[view[key]] is BACKENDS[view[BACKEND]]:
+            return None
+        return f"{view[key]} differs from {BACKEND} ({view[BACKEND]}); leave it out, since all models share one backend"
+
+
+_check_backend("critic", "critic.strategy")
+_check_backend("reward", "reward_model.strategy")
+
+
 @checks.add("C704", "error", RUNTIME, PER_NODE, NODES)
-def local_runs_on_one_device(view: View) -> str | None:
-    """Without Ray there is one process."""
+def _local_runs_on_one_device(view: ConfigView) -> str | None:
     if view[RUNTIME] != "local" or view.config.devices == 1:
         return None
-    return f"one process runs on one device, not {view.config.devices}; set {PER_NODE}: 1 and {NODES}: 1"
+    return f"the local runtime uses one device, not {view.config.devices}; set {PER_NODE} and {NODES} to 1"
 
 
 @checks.add("C705", "error", ROLLOUT_DEVICES, RUNTIME)
-def local_has_no_other_devices(view: View) -> str | None:
-    """Without Ray there is one process, which trains and generates."""
+def _local_has_no_other_devices(view: ConfigView) -> str | None:
     if view[ROLLOUT_DEVICES] is None or view[RUNTIME] != "local":
         return None
-    return f"engines on devices of their own are other processes; leave it out, or set {RUNTIME}: ray"
+    return f"the local runtime has one process and cannot use other devices; leave it out, or set {RUNTIME} to ray"
 
 
 def _check_fsdp_size(role: Role, key: str) -> None:
-    @checks.add("C706", "here", key, PER_NODE, NODES, role=role)
-    def one_copy_over_all(view: View) -> str | None:
+    @checks.add("C706", "unsupported", key, PER_NODE, NODES, role=role)
+    def one_copy_over_all(view: ConfigView) -> str | None:
         size, devices = view[key], view.config.devices
         if view.config.splits_models or size in (-1, devices) or size < 1 or devices % size:
             return None
-        return f"not in this version: copies of the model over {size} of {devices} devices; set it to -1"
+        return f"not supported in this version: sharding over {size} of {devices} devices; set it to -1"
 
     @checks.add("C707", "error", key, PER_NODE, NODES, role=role)
-    def copies_divide_over_devices(view: View) -> str | None:
+    def copies_divide_over_devices(view: ConfigView) -> str | None:
         size, devices = view[key], view.config.devices
         if view.config.splits_models or size == -1 or (size > 0 and devices % size == 0):
             return None
-        return f"{devices} devices ({NODES} × {PER_NODE}) do not divide into groups of {size}; -1 takes all"
+        return f"{devices} devices ({NODES} × {PER_NODE}) cannot be divided into groups of {size}; set it to -1 for all devices"
 
 
 for _role, _keys in ROLE_KEYS.items():
@@ -91,11 +121,11 @@ for _role, _keys in ROLE_KEYS.items():
 
 
 @checks.add("C708", "error", TENSOR_PARALLEL, ENGINE, PER_NODE, NODES, ROLLOUT_DEVICES)
-def engines_divide_over_devices(view: View) -> str | None:
-    """Each engine gets its share of the devices."""
+def _engines_divide_over_devices(view: ConfigView) -> str | None:
     size, apart = view[TENSOR_PARALLEL], view[ROLLOUT_DEVICES]
     devices = view.config.devices if apart is None else apart
     if not ENGINES[view[ENGINE]].spans_devices or devices % size == 0:
         return None
     where = f"{NODES} × {PER_NODE}" if apart is None else ROLLOUT_DEVICES
-    return f"{devices} devices ({where}) do not divide into engines of {size} ({TENSOR_PARALLEL})"
+    near = nearest_sizes(size, devices, lambda n: devices % n == 0)
+    return f"{devices} devices ({where}) cannot be divided into engines of {size} ({TENSOR_PARALLEL}); use {near}"

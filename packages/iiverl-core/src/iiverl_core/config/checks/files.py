@@ -1,11 +1,11 @@
-"""Do the models, tokenizers, modules and checkpoints that the configuration names exist?"""
+"""Checks that the models, tokenizers, modules and checkpoints of the configuration exist."""
 
 import importlib.util
 import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from iiverl_core.config.checks.view import Checks, View, is_there, on_disk
+from iiverl_core.config.checks.check import Checks, ConfigView, is_local_path, path_exists
 from iiverl_core.config.model_facts import find_config
 from iiverl_core.config.roles import Role
 from iiverl_core.config.suggest import nearest
@@ -19,18 +19,18 @@ RESUME, RESUME_FROM = "trainer.resume_mode", "trainer.resume_from_path"
 RESUME_MODES = ("auto", "disable", "resume_path")
 
 
-def _no_model(view: View, key: str) -> str | None:
-    """Say that a path names no folder, and nothing that the Hub can have; None if it does, or may."""
+def _no_model(view: ConfigView, key: str) -> str | None:
+    """Explain that a path is neither a folder nor a possible Hub name; None if it is."""
     path = view[key]
-    if is_there(Path.is_dir, path) or find_config(path) or not (on_disk(path) or "/" not in path):
+    if path_exists(Path.is_dir, path) or find_config(path) or not (is_local_path(path) or "/" not in path):
         return None
-    default = "" if view.given(key) else ", the default,"
-    near = f"; did you mean {meant}?" if (meant := _near(path)) else "; a Hub name has the form org/name"
+    default = "" if view.is_set(key) else " (the default)"
+    near = f"; did you mean {meant}?" if (meant := _near(path)) else "; a Hub name looks like org/name"
     return f"the folder {path}{default} does not exist{near}"
 
 
 def _near(path: str) -> str | None:
-    """Find a folder whose name is spelled like that of a path, in the same place."""
+    """Find a folder beside a path whose name is spelled similarly."""
     place, _, name = path.rstrip("/").rpartition("/")
     try:
         folders = [each.name for each in Path(place or ".").iterdir() if each.is_dir()]
@@ -42,23 +42,28 @@ def _near(path: str) -> str | None:
 
 def _check_model(role: Role, key: str, advice: str = "") -> None:
     @checks.add("C905", "input", key, role=role)
-    def model_exists(view: View) -> str | None:
+    def model_exists(view: ConfigView) -> str | None:
         path = view[key]
-        if is_there(Path.is_dir, path):
-            return None if find_config(path) else f"the folder {path} holds no config.json"
+        if path_exists(Path.is_dir, path):
+            return None if find_config(path) else f"the folder {path} has no config.json"
         problem = _no_model(view, key)
-        if problem and advice and not view.given(key):
-            return f"the folder {path}, the default, does not exist; {advice}"
+        if problem and advice and not view.is_set(key):
+            return f"the folder {path} (the default) does not exist; {advice}"
         return problem
 
     @checks.add("C917", "warning", key, role=role)
-    def hub_name_is_meant(view: View) -> str | None:
+    def hub_name_is_meant(view: ConfigView) -> str | None:
         path = view[key]
-        if path.count("/") != 1 or _no_model(view, key) or is_there(Path.is_dir, path) or find_config(path):
+        if (
+            path.count("/") != 1
+            or _no_model(view, key)
+            or path_exists(Path.is_dir, path)
+            or find_config(path)
+        ):
             return None
         near = _near(path)
         return (
-            f"there is no folder {path}, so it is looked for on the Hub; did you mean {near}?"
+            f"there is no folder {path}, so it will be looked up on the Hub; did you mean {near}?"
             if near
             else None
         )
@@ -71,7 +76,7 @@ _check_model("reward", REWARD, f"set {REWARD} to a sequence-classification model
 
 def _check_tokenizer(role: Role, key: str) -> None:
     @checks.add("C906", "input", key, role=role)
-    def tokenizer_exists(view: View) -> str | None:
+    def tokenizer_exists(view: ConfigView) -> str | None:
         return None if view[key] in (None, view[MODEL]) else _no_model(view, key)
 
 
@@ -80,15 +85,15 @@ _check_tokenizer("reward", "reward_model.model.input_tokenizer")
 
 
 def _check_library(role: Role, key: str) -> None:
-    @checks.add("C907", "here", key, role=role)
-    def library_is_installed(view: View) -> str | None:
+    @checks.add("C907", "unsupported", key, role=role)
+    def library_is_installed(view: ConfigView) -> str | None:
         name = view[key]
-        if name is None or (key != LIBRARY and not view.given(key)):  # it follows LIBRARY
+        if name is None or (key != LIBRARY and not view.is_set(key)):  # it follows LIBRARY
             return None
         top = name.partition(".")[0]
         if top in sys.modules or (top.isidentifier() and importlib.util.find_spec(top)):
             return None
-        return f"there is no Python module {name}; install it, or put its folder on PYTHONPATH"
+        return f"there is no Python module {name}; install it, or add its folder to PYTHONPATH"
 
 
 _check_library("actor", LIBRARY)
@@ -97,11 +102,10 @@ _check_library("reward", "reward_model.model.external_lib")
 
 
 @checks.add("C908", "error", RESUME, RESUME_FROM)
-def resumes_from_a_checkpoint(view: View) -> str | None:
-    """A checkpoint is named by its folder."""
+def _resumes_from_a_checkpoint(view: ConfigView) -> str | None:
     mode, path = view[RESUME], view[RESUME_FROM]
     if mode == "resume_path" and not (path and "global_step_" in path):
-        return f"resume_path goes on from the …/global_step_N folder in {RESUME_FROM}, and that names none"
+        return f"resume_path needs a …/global_step_N folder in {RESUME_FROM}"
     if mode in RESUME_MODES or "global_step_" in mode:
         return None
     near = nearest(mode, list(RESUME_MODES))
@@ -109,8 +113,7 @@ def resumes_from_a_checkpoint(view: View) -> str | None:
     return f"expected {', '.join(RESUME_MODES)} or a …/global_step_N folder, not {mode!r}{hint}"
 
 
-@checks.add("C909", "here", RESUME, RESUME_FROM)
-def can_resume(view: View) -> str | None:
-    """Going on from a certain checkpoint is possible."""
+@checks.add("C909", "unsupported", RESUME, RESUME_FROM)
+def _can_resume(view: ConfigView) -> str | None:
     wanted = view[RESUME] in RESUME_MODES[2:] or "global_step_" in view[RESUME]
-    return "not in this version: going on from a checkpoint; set it to disable" if wanted else None
+    return "not supported in this version: resuming from a checkpoint; set it to disable" if wanted else None

@@ -1,13 +1,13 @@
-"""Are the functions that the user brings where the configuration says?"""
+"""Checks of user functions: the file, the name, the arguments."""
 
 import ast
 from pathlib import Path
 
-from iiverl_core.config.checks.view import Checks, View, is_there, looked_up
-from iiverl_core.config.sections.custom_reward_function import REWARD_ARGUMENTS
-from iiverl_core.config.sections.section import ADV_ESTIMATOR, LOSS_MODE, is_own
+from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
+from iiverl_core.config.sections.rewards import REWARD_ARGUMENTS
+from iiverl_core.config.sections.section import ADV_ESTIMATOR, LOSS_MODE, is_user_function
 from iiverl_core.config.suggest import nearest
-from iiverl_core.python_files import static_signature, unaccepted
+from iiverl_core.python_files import call_problem, static_signature
 
 checks = Checks()
 
@@ -15,42 +15,42 @@ REWARD, REWARD_NAME = "custom_reward_function.path", "custom_reward_function.nam
 REWARD_KWARGS = "custom_reward_function.reward_kwargs"
 
 
-def _reward(view: View) -> tuple[str, str] | None:
+def _reward(view: ConfigView) -> tuple[str, str] | None:
     return (view[REWARD], view[REWARD_NAME]) if view[REWARD] else None
 
 
-def _own(view: View, key: str) -> tuple[str, str] | None:
-    if not is_own(view[key]):
+def _user_function(view: ConfigView, key: str) -> tuple[str, str] | None:
+    if not is_user_function(view[key]):
         return None
     path, _, name = view[key].rpartition(":")
     return path, name
 
 
 def _check_function(*reads: str) -> None:
-    """The checks of a function that these keys name: the file and the name, or both in one."""
+    """Add the checks of a function; `reads` are the keys of its name and its file, or one key of both."""
 
-    def named(view: View) -> tuple[str, str] | None:
-        return _reward(view) if REWARD in reads else _own(view, reads[0])
+    def named(view: ConfigView) -> tuple[str, str] | None:
+        return _reward(view) if REWARD in reads else _user_function(view, reads[0])
 
     @checks.add("C921", "input", reads[-1])
-    def file_exists(view: View) -> str | None:
+    def file_exists(view: ConfigView) -> str | None:
         function = named(view)
-        if function is None or is_there(Path.is_file, function[0]):
+        if function is None or path_exists(Path.is_file, function[0]):
             return None
-        return f"not found: {function[0]}{looked_up(view, [function[0]])}"
+        return f"not found: {function[0]}{lookup_hint(view, [function[0]])}"
 
     @checks.add("C922", "error", *reads)
-    def function_exists(view: View) -> str | None:
+    def function_exists(view: ConfigView) -> str | None:
         function = named(view)
-        return _undefined(*function) if function and is_there(Path.is_file, function[0]) else None
+        return _undefined(*function) if function and path_exists(Path.is_file, function[0]) else None
 
 
 def _undefined(path: str, name: str) -> str | None:
-    """Say that a file is no Python, or that it does not define a function."""
+    """Explain that a file is not valid Python or does not define a function; None if it does."""
     try:
         module = ast.parse(Path(path).read_bytes(), path)
     except SyntaxError as error:
-        return f"{path} is not valid Python in line {error.lineno}: {error.msg}"
+        return f"{path} is not valid Python: line {error.lineno}: {error.msg}"
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error}"
     names = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
@@ -70,18 +70,16 @@ _check_function(LOSS_MODE)
 
 
 @checks.add("C923", "input", REWARD_NAME, REWARD, REWARD_KWARGS)
-def reward_function_takes_its_arguments(view: View) -> str | None:
-    """The reward function can be called with what it is given, as far as that shows without running its file."""
+def _reward_function_takes_its_arguments(view: ConfigView) -> str | None:
     signature = static_signature(view[REWARD], view[REWARD_NAME]) if view[REWARD] else None
     if signature is None:
         return None
     arguments = dict.fromkeys((*REWARD_ARGUMENTS, *view[REWARD_KWARGS]))
-    problem = unaccepted(signature, view[REWARD_NAME], view[REWARD], list(arguments))
+    problem = call_problem(signature, view[REWARD_NAME], view[REWARD], list(arguments))
     return problem.rstrip(".") if problem else None
 
 
 @checks.add("C924", "error", REWARD_KWARGS, REWARD)
-def reward_kwargs_are_further_arguments(view: View) -> str | None:
-    """What every sample brings is not given once for all."""
+def _reward_kwargs_are_further_arguments(view: ConfigView) -> str | None:
     clash = sorted(set(view[REWARD_KWARGS]) & set(REWARD_ARGUMENTS))
-    return f"{', '.join(clash)} cannot be given here; every sample brings its own" if clash else None
+    return f"{', '.join(clash)} cannot be set here: each response has its own" if clash else None

@@ -1,1 +1,1 @@
-"""The typed model of the YAML file: one file a section, `section.py` for what all are made of, `root.py` for the whole."""
+"""The typed model of the YAML file: one file per section; `section.py` has their base class, `root.py` the whole."""

@@ -1,4 +1,4 @@
-"""Types of keys that hold a name from a registry, and marks of keys that only some of the named things read."""
+"""Types of keys whose value is a name in a registry, and marks of keys that only some infos read."""
 
 import os.path
 import re
@@ -30,7 +30,7 @@ USER_FUNCTION = "path/to/file.py:name"
 class OneOf:
     """Restrict a string to the names of a registry.
 
-    With `suffix`, each name may have that behind it. With `user_function`, a Python file and a name in it will do too.
+    With `suffix`, each name may be followed by it. With `user_function`, `path/to/file.py:name` is accepted too.
     """
 
     registry: Registry[Any]
@@ -38,26 +38,26 @@ class OneOf:
     user_function: bool = False
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The names, in the order of the registry."""
-        names = self.registry.words
+    def names(self) -> tuple[str, ...]:
+        """The accepted names, in the order of the registry."""
+        names = self.registry.names
         return (*names, *(f"{name}{self.suffix}" for name in names)) if self.suffix else names
 
     @property
     def alternatives(self) -> list[str]:
-        """The names, and how a user's function is written if one will do."""
-        return [*self.words, *([USER_FUNCTION] if self.user_function else [])]
+        """The accepted names, and the form of a user function if that is accepted."""
+        return [*self.names, *([USER_FUNCTION] if self.user_function else [])]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Validate a string, then this choice."""
+        """Validate as a string, then against the names."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, value: str) -> str:
-        if value in self.words:
+        if value in self.names:
             return value
         if self.user_function and re.fullmatch(r".*\.py:\w+", value, re.DOTALL):
-            return os.path.expanduser(value)  # noqa: PTH111  (keeps the rest as it is written)
-        raise PydanticCustomError("one_of", "this is none of the names")
+            return os.path.expanduser(value)  # noqa: PTH111  (Path would normalize the rest)
+        raise PydanticCustomError("one_of", "not one of the names")
 
 
 AdvEstimator: TypeAlias = Annotated[str, OneOf(ESTIMATORS, user_function=True)]
@@ -70,13 +70,13 @@ Logger: TypeAlias = Annotated[str, OneOf(TRACKERS)]
 
 
 def only_estimators(setting: str) -> OnlyWhen:
-    """Mark the key of a setting that only some advantage estimators read, and perhaps a user's function."""
-    return OnlyWhen(ADV_ESTIMATOR, _reading(ESTIMATORS, setting), own=True)
+    """Mark a key that only some advantage estimators read; a user function may read it."""
+    return OnlyWhen(ADV_ESTIMATOR, _reading(ESTIMATORS, setting), custom=True)
 
 
 def only_losses(setting: str) -> OnlyWhen:
-    """Mark the key of a setting that only some policy losses read, and perhaps a user's function."""
-    return OnlyWhen(LOSS_MODE, _reading(POLICY_LOSSES, setting), own=True)
+    """Mark a key that only some policy losses read; a user function may read it."""
+    return OnlyWhen(LOSS_MODE, _reading(POLICY_LOSSES, setting), custom=True)
 
 
 def only_engines(key: str) -> OnlyWhen:
@@ -85,7 +85,7 @@ def only_engines(key: str) -> OnlyWhen:
 
 
 def only_megatron(instead: str | None = None) -> OnlyWhen:
-    """Mark a key that only backends read that split models, as Megatron does."""
+    """Mark a key that only backends that split models read, such as Megatron."""
     return OnlyWhen(BACKEND, _strategies(split=True), instead)
 
 
@@ -94,7 +94,7 @@ def _reading(registry: Mapping[str, AlgorithmInfo], setting: str) -> tuple[str, 
 
 
 def _strategies(*, split: bool) -> tuple[str, ...]:
-    return tuple(word for word in BACKENDS.words if BACKENDS[word].splits_models == split)
+    return tuple(word for word in BACKENDS.names if BACKENDS[word].splits_models == split)
 
 
 FSDP = _strategies(split=False)

@@ -1,55 +1,64 @@
-"""The section `data`: which prompts, in which order, and how many a step."""
+"""The section `data`: prompts, their order, and the batch size."""
 
 from typing import Annotated, Literal
 
 from iiverl_core.config.sections.algorithm import FILTERED
-from iiverl_core.config.sections.section import Count, Int, Names, NoEffect, Path, Paths, Section, follows
+from iiverl_core.config.sections.section import (
+    Count,
+    Int,
+    Names,
+    NoEffect,
+    PathStr,
+    PathStrs,
+    Section,
+    follows,
+)
 
 
 class DataConfig(Section):
-    """Which prompts, in which order, and how many a step."""
+    """Prompts, their order, and the batch size."""
 
-    tokenizer: Path | None = None
-    """Folder or Hub name of the tokenizer; null takes the model's own."""
-    train_files: Paths = ("~/data/rlhf/gsm8k/train.parquet",)
-    """What to train on: parquet, jsonl, csv or arrow files, `save_to_disk` folders, Hub names (`org/name:config@revision`)."""
-    val_files: Paths | None = ("~/data/rlhf/gsm8k/test.parquet",)
-    """What to validate on, in the same forms; null, or `train_files` without it, for no validation."""
+    tokenizer: PathStr | None = None
+    """Folder or Hub name of the tokenizer; null for that of the model."""
+    train_files: PathStrs = ("~/data/rlhf/gsm8k/train.parquet",)
+    """Training data: parquet, jsonl, csv or arrow files, `save_to_disk` folders, or Hub names (`org/name:config@revision`)."""
+    val_files: PathStrs | None = ("~/data/rlhf/gsm8k/test.parquet",)
+    """Validation data, in the same forms; null for no validation, also the default if `train_files` is set."""
     train_split: Names = ("train",)
-    """Split of each training dataset that has splits: one for all, or a list with one for each of `train_files`."""
+    """Split of the training datasets that have splits: one for all, or one for each of `train_files`."""
     val_split: Names = ("test",)
-    """Split of each validation dataset that has splits: one for all, or a list with one for each of `val_files`."""
+    """Split of the validation datasets that have splits: one for all, or one for each of `val_files`."""
     prompt_key: str = "prompt"
-    """Column that holds the prompt: a chat, a list of `{role, content}`, or a plain string."""
+    """Column of the prompt: a chat, a list of `{role, content}`, or a plain string."""
     ground_truth_key: str | None = None
-    """Column that holds the ground truth; null takes `reward_model.ground_truth`, or else `ground_truth`."""
+    """Column of the ground truth; null for `reward_model.ground_truth` or, if there is none, `ground_truth`."""
     data_source_key: str = follows("data.reward_fn_key")
-    """Column that holds the data source, by which the built-in rules are chosen and validation scores are grouped."""
+    """Column of the data source, which selects the built-in rule and groups validation scores."""
     reward_fn_key: str = "data_source"
     """verl's name for `data_source_key`."""
     max_prompt_length: Count = 512
-    """Tokens in a prompt at most, after the chat template."""
+    """Maximum tokens of a prompt, after the chat template."""
     max_response_length: Count = 512
-    """Tokens in a response at most."""
+    """Maximum tokens of a response."""
     train_batch_size: Count = 1024
-    """Prompts in a training step; each is answered `actor_rollout_ref.rollout.n` times."""
+    """Prompts per training step, each with `actor_rollout_ref.rollout.n` responses."""
     gen_batch_size: Annotated[Count, FILTERED] = follows("data.train_batch_size")
-    """Prompts that are answered at a time to fill a step with groups that `algorithm.filter_groups` keeps."""
+    """Prompts per generation batch while a step is filled with groups that `algorithm.filter_groups` keeps."""
     val_batch_size: Count | None = None
-    """Prompts given to the rollout engine at a time in validation; null for all of them."""
+    """Prompts per generation batch in validation; null for all."""
     shuffle: bool = True
-    """Give the training prompts in a new order each epoch."""
+    """Shuffle the training prompts in each epoch."""
     seed: Int = 1
-    """Seed of that order."""
+    """Seed of the shuffling."""
     filter_overlong_prompts: bool = False
     """Drop prompts longer than `max_prompt_length`."""
     truncation: Literal["error", "left", "right"] = "error"
-    """What to do with a prompt that is still too long: stop, or cut it off at its left or right end."""
+    """How to treat a prompt that is still too long: stop with an error, or truncate it on the left or right."""
     trust_remote_code: Annotated[bool, NoEffect("a dataset's own code is never run")] = False
     """Let a dataset's own code run."""
     return_raw_input_ids: Annotated[bool, NoEffect("prompts always keep their token ids")] = False
     """Keep the token ids before the chat template."""
     return_raw_chat: Annotated[bool, NoEffect("prompts always keep their columns")] = False
-    """Keep the chat as it stood in the dataset."""
+    """Keep the chat of the dataset."""
     image_key: Annotated[str, NoEffect("prompts are text only")] = "images"
-    """Column that holds images."""
+    """Column of images."""

@@ -1,32 +1,133 @@
-"""A model as the configuration names it, for every role."""
+"""The parts of every model's section: the model itself, its optimizer, and its layout on the devices."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from iiverl_core.config.sections.section import Count, Names, Natural, NotYet, Path, Section
+from iiverl_core.config.sections.choices import only_megatron
+from iiverl_core.config.sections.section import (
+    Count,
+    Dtype,
+    Float,
+    Fraction,
+    Int,
+    Names,
+    Natural,
+    NoEffect,
+    Nonnegative,
+    NotYet,
+    PathStr,
+    Positive,
+    Section,
+)
 
 
 class ModelConfig(Section):
-    """A Hugging Face model and how it is built."""
+    """A Hugging Face model, and how it is built."""
 
-    path: Path = "~/models/deepseek-llm-7b-chat"
+    path: PathStr = "~/models/deepseek-llm-7b-chat"
     """Folder or Hub name of a Hugging Face model."""
     external_lib: str | None = None
-    """Python module that is imported first, to register a model that transformers does not have."""
+    """Python module to import first, for example to register a model with transformers."""
     override_config: dict[str, Any] = Field(default={})
-    """Values that replace those of the model's own `config.json`."""
+    """Values that replace those of the model's `config.json`."""
     enable_gradient_checkpointing: bool = True
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of keeping them."""
     use_remove_padding: bool = False
-    """Lay a micro-batch's sequences one after another instead of padding them to one length."""
+    """Pack the sequences of a micro-batch into one row instead of padding them."""
     trust_remote_code: bool = False
-    """Let code that comes with the model run."""
+    """Run code that comes with the model."""
     use_liger: Annotated[bool, NotYet("Liger kernels", (False,), blocks=False)] = False
-    """Replace parts of the model by Liger's fused kernels."""
+    """Use Liger's fused kernels."""
     lora_rank: Annotated[Natural, NotYet("LoRA", (0,))] = 0
-    """Rank of LoRA's adapters; 0 trains all weights."""
+    """Rank of the LoRA adapters; 0 trains all weights."""
     lora_alpha: Annotated[Count, NotYet("LoRA", (16,), blocks=False)] = 16
-    """LoRA's scale: adapters count `lora_alpha / lora_rank`."""
+    """Scale of the LoRA adapters: `lora_alpha / lora_rank`."""
     target_modules: Annotated[Names, NotYet("LoRA", (("all-linear",),), blocks=False)] = ("all-linear",)
-    """Modules that get adapters: a list of names, or `all-linear`."""
+    """Modules with LoRA adapters: a list of names, or `all-linear`."""
+
+
+Beta = Annotated[Float, Field(ge=0, lt=1)]
+
+
+class OptimConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: Nonnegative = 1e-6
+    """Learning rate after the warm-up."""
+    lr_warmup_steps: Annotated[Int, Field(ge=-1)] = -1
+    """Training steps of the warm-up from 0; -1 for `lr_warmup_steps_ratio`."""
+    lr_warmup_steps_ratio: Fraction = 0.0
+    """Fraction of all training steps that the warm-up takes."""
+    min_lr_ratio: Fraction | None = None
+    """Final learning rate of a cosine schedule as a fraction of `lr`; null for 0."""
+    warmup_style: Literal["constant", "cosine"] = "constant"
+    """Schedule after the warm-up."""
+    total_training_steps: Int = -1
+    """Training steps of the schedule; -1 for the whole run."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moments."""
+    weight_decay: Nonnegative = 0.01
+    """AdamW's weight decay."""
+    clip_grad: Annotated[Positive | None, only_megatron("actor_rollout_ref.actor.grad_clip")] = 1.0
+    """Maximum gradient norm; null disables clipping. Megatron only."""
+
+
+RANDOM_WEIGHTS = NotYet("starting from random weights", (True,))
+
+
+class WrapPolicyConfig(Section):
+    """Modules that FSDP wraps."""
+
+    min_num_params: Annotated[Natural, NoEffect("FSDP2 wraps each layer of the model")] = 0
+    """Wrap modules with at least this many parameters; 0 wraps each transformer layer."""
+
+
+class MixedPrecisionConfig(Section):
+    """Dtypes of FSDP's mixed precision."""
+
+    param_dtype: Dtype = "bf16"
+    """Dtype of the weights in forward and backward passes."""
+    reduce_dtype: Dtype = "fp32"
+    """Dtype in which gradients are reduced over devices."""
+    buffer_dtype: Dtype = "fp32"
+    """Dtype of buffers."""
+
+
+class FSDPConfig(Section):
+    """Layout of a model under FSDP."""
+
+    wrap_policy: WrapPolicyConfig = WrapPolicyConfig()
+    param_offload: bool = False
+    """Keep weights and gradients in CPU memory while they are not used."""
+    optimizer_offload: bool = False
+    """Keep the optimizer state in CPU memory while it is not used."""
+    fsdp_size: Annotated[Int, Field(ge=-1)] = -1
+    """Devices over which a model is sharded; -1 for all."""
+    model_dtype: Dtype | None = None
+    """Dtype of the master weights; null for fp32 if the model is trained, otherwise bf16."""
+    mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
+
+
+class MegatronConfig(Section):
+    """Layout of a model under Megatron.
+
+    The other models follow the actor's values unless they are set.
+    """
+
+    tensor_model_parallel_size: Count = 4
+    """Tensor-parallel size. Default 4, or less if the devices or the model cannot be divided by 4."""
+    pipeline_model_parallel_size: Count = 1
+    """Pipeline-parallel size: stages into which the layers are split."""
+    virtual_pipeline_model_parallel_size: Count | None = None
+    """Model chunks per pipeline stage, for an interleaved schedule; null for one."""
+    context_parallel_size: Count = 1
+    """Context-parallel size: devices over which each sequence is split. Above 1, sequences are padded."""
+    expert_model_parallel_size: Count = 1
+    """Expert-parallel size: devices over which the experts of a mixture-of-experts model are split."""
+    sequence_parallel: bool = True
+    """Split activations between tensor-parallel layers along the sequence; no effect if the tensor-parallel size is 1."""
+    dtype: Dtype = "bf16"
+    """Dtype of the weights in forward and backward; the optimizer updates fp32 copies."""
+    seed: Int = 1
+    """Seed of Megatron's random number generators."""

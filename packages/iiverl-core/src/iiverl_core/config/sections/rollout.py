@@ -26,19 +26,19 @@ class ValKwargs(Section):
     """How responses are sampled in validation."""
 
     top_k: TopK = -1
-    """Sample from the k likeliest tokens; -1 (or 0) for all."""
+    """Sample from the k most likely tokens; -1 (or 0) for all."""
     top_p: TopP = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens whose total probability is p."""
     temperature: Nonnegative = 0.0
-    """Divisor of the logits; 0 takes the likeliest token."""
+    """Sampling temperature; 0 for greedy decoding."""
     n: Count = 1
-    """Responses to a prompt."""
+    """Responses per prompt."""
     do_sample: bool = False
-    """Sample; false takes the likeliest token."""
+    """Sample; false for greedy decoding."""
 
 
 class LayerNameMapConfig(Section):
-    """Names by which Megatron's fused layers are found."""
+    """Names of Megatron's fused layers."""
 
     qkv_layer_name: str = "qkv"
     """Name of the fused attention projection."""
@@ -47,78 +47,78 @@ class LayerNameMapConfig(Section):
 
 
 class EngineKwargs(Section):
-    """Arguments that are passed on to the engine as they are."""
+    """Arguments that are passed to the engine unchanged."""
 
     vllm: Annotated[dict[str, Any], only_engines("engine_kwargs.vllm")] = Field(default={})
     """Arguments of `vllm.LLM` that have no key of their own."""
 
 
 class RolloutConfig(Section):
-    """The rollout engine: sampling, memory, and the batches in which log-probs are computed."""
+    """The rollout engine: sampling, memory, and micro-batches of log-probs."""
 
     name: EngineName = "vllm"
-    """Engine that generates: `vllm`, or `hf` (transformers, on any device)."""
+    """Rollout engine: `vllm`, `hf` (transformers, on any device), or one of an installed package."""
     mode: Annotated[Literal["sync", "async"], NoEffect("the engine decides")] = "sync"
-    """Whether the engine is called for a batch or a request at a time."""
+    """Whether the engine is called per batch or per request."""
     n: Count = 1
-    """Responses to a prompt."""
+    """Responses per prompt."""
     do_sample: bool = True
-    """Sample; false takes the likeliest token."""
+    """Sample; false for greedy decoding."""
     temperature: Nonnegative = 1.0
-    """Divisor of the logits."""
+    """Sampling temperature."""
     top_k: TopK = -1
-    """Sample from the k likeliest tokens; -1 (or 0) for all."""
+    """Sample from the k most likely tokens; -1 (or 0) for all."""
     top_p: TopP = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens whose total probability is p."""
     seed: Int = 0
     """Seed of the sampling."""
     use_fire_sampling: Annotated[bool, NotYet("FIRE sampling", (False,))] = False
     """Sample the first token at a very high temperature."""
     prompt_length: Count = follows("data.max_prompt_length")
-    """Tokens in a prompt at most."""
+    """Maximum tokens of a prompt."""
     response_length: Count = follows("data.max_response_length")
-    """Tokens in a response at most."""
+    """Maximum tokens of a response."""
     ignore_eos: bool = False
-    """Go on to the full length after an end-of-sentence token."""
+    """Continue to the maximum length after an end-of-sequence token."""
     dtype: Dtype = "bfloat16"
-    """Dtype of the engine's weights."""
+    """Dtype of the weights in the engine."""
     micro_batch_size: Annotated[Count | None, only_engines("micro_batch_size")] = None
-    """Prompts that `hf` generates for at a time; null for as many as `max_num_seqs` allows."""
+    """Prompts per generation batch of `hf`; null for as many as `max_num_seqs` allows."""
     max_num_seqs: Count = 1024
-    """Sequences that the engine generates at a time; by default at most `max_num_batched_tokens` with vLLM."""
+    """Maximum concurrent sequences. Default 1024, with vLLM at most `max_num_batched_tokens`."""
     gpu_memory_utilization: Annotated[Float, Field(gt=0, le=1), only_engines("gpu_memory_utilization")] = 0.5
-    """Share of a device's memory that the engine may use."""
+    """Fraction of the memory of a device that the engine may use."""
     enforce_eager: Annotated[bool, only_engines("enforce_eager")] = True
     """Run without CUDA graphs."""
     free_cache_engine: Annotated[bool, only_engines("free_cache_engine")] = True
     """Give the key-value cache's memory back after generating."""
     load_format: Annotated[str, only_engines("load_format")] = "dummy_dtensor"
-    """Where the engine's first weights come from; it always gets the trained ones before it generates."""
+    """Where the engine's initial weights come from; they are always replaced by the trained weights before generation."""
     tensor_model_parallel_size: Annotated[Count, only_engines("tensor_model_parallel_size")] = 2
     """Tensor-parallel size per engine. Default 2, or 1 if the devices per node are odd or the model does not divide."""
     max_num_batched_tokens: Annotated[Count, only_engines("max_num_batched_tokens")] = 8192
-    """Tokens that the engine computes at a time; by default at least `max_num_seqs` and, without chunked prefill, a whole sequence."""
+    """Maximum tokens per engine step. Default at least `max_num_seqs` and, without chunked prefill, a full sequence."""
     max_model_len: Annotated[Count | None, only_engines("max_model_len")] = None
-    """Tokens in a sequence at most; null for prompt and response together."""
+    """Maximum tokens of a sequence; null for prompt and response together."""
     disable_log_stats: Annotated[bool, only_engines("disable_log_stats")] = True
-    """Leave out the engine's own statistics."""
+    """Do not log the statistics of the engine."""
     enable_chunked_prefill: Annotated[bool, only_engines("enable_chunked_prefill")] = True
-    """Compute long prompts in pieces between the decoding of others."""
+    """Split long prompts into chunks that are computed together with decoding."""
     verify_weights: Annotated[bool, only_engines("verify_weights")] = False
-    """Compare a checksum of each weight in the engine with the trainer's after every update; the first is compared always."""
+    """Compare checksums of the weights in engine and trainer after every weight sync; the first is always compared."""
     update_weights_bucket_megabytes: Count = 512
-    """Weights that are handed to the engine together, in MiB: the extra memory that an update needs."""
+    """Size of a bucket of weights in a weight sync, in MiB: the additional memory that it needs."""
     engine_kwargs: EngineKwargs = EngineKwargs()
     calculate_log_probs: Annotated[bool, NoEffect("log-probs of the sampled tokens are always kept")] = False
     """Keep the log-prob of each sampled token."""
     log_prob_micro_batch_size: Count | None = None
-    """Sequences that go through the actor together for old log-probs, counted over all devices."""
+    """Sequences per micro-batch of old log-probs, over all devices."""
     log_prob_micro_batch_size_per_gpu: Count | None = None
-    """Sequences that go through the actor together on one device; null fills up to the token budget."""
+    """Sequences per micro-batch of old log-probs on each device; null fills micro-batches up to the token budget."""
     log_prob_use_dynamic_bsz: bool = follows("actor_rollout_ref.actor.use_dynamic_bsz")
-    """Fill micro-batches up to a token budget instead of counting sequences."""
+    """Fill micro-batches up to the token budget instead of counting sequences."""
     log_prob_max_token_len_per_gpu: Count = follows("actor_rollout_ref.actor.ppo_max_token_len_per_gpu")
-    """Tokens in a micro-batch at most, where it is filled to a budget."""
+    """Token budget of a micro-batch."""
     layer_name_map: Annotated[
         LayerNameMapConfig, NoEffect("the Megatron backend knows the names of its layers")
     ] = LayerNameMapConfig()

@@ -2,22 +2,33 @@
 
 from typing import Annotated, Any
 
-from iiverl_core.config.sections.actor_rollout_ref import ActorRolloutRefConfig
+from iiverl_core.config.sections.actor import ActorConfig, RefConfig
 from iiverl_core.config.sections.algorithm import AlgorithmConfig
 from iiverl_core.config.sections.choices import WITH_CRITIC
 from iiverl_core.config.sections.critic import CriticConfig
-from iiverl_core.config.sections.custom_reward_function import CustomRewardFunctionConfig
 from iiverl_core.config.sections.data import DataConfig
-from iiverl_core.config.sections.reward_api import RewardAPIConfig
-from iiverl_core.config.sections.reward_model import RewardModelConfig
-from iiverl_core.config.sections.section import Section
+from iiverl_core.config.sections.model import ModelConfig
+from iiverl_core.config.sections.rewards import CustomRewardFunctionConfig, RewardAPIConfig, RewardModelConfig
+from iiverl_core.config.sections.rollout import RolloutConfig
+from iiverl_core.config.sections.section import NotYet, Section
 from iiverl_core.config.sections.trainer import TrainerConfig
 from iiverl_core.registry import BACKENDS, ENGINES, ESTIMATORS, REWARD_SOURCES, RewardSource
-from iiverl_core.registry.rewards import CHOOSER
+from iiverl_core.registry.rewards import MANAGER_KEY
+
+
+class ActorRolloutRefConfig(Section):
+    """The trained model: as actor, in the rollout engine, as reference."""
+
+    hybrid_engine: Annotated[bool, NotYet("actor and rollout engine on devices of their own", (True,))] = True
+    """Train and generate on the same devices."""
+    model: ModelConfig = ModelConfig()
+    actor: ActorConfig
+    ref: RefConfig
+    rollout: RolloutConfig
 
 
 class Config(Section):
-    """The whole configuration, one field a section of the YAML file."""
+    """The whole configuration, one field per section of the YAML file."""
 
     data: DataConfig
     actor_rollout_ref: ActorRolloutRefConfig
@@ -29,7 +40,7 @@ class Config(Section):
     trainer: TrainerConfig
 
     def at(self, key: str) -> Any:
-        """Give the value of a key, or a section, by its full path."""
+        """Return the value of a key or a section by its full path."""
         value: Any = self
         for name in key.split("."):
             value = getattr(value, name)
@@ -42,7 +53,7 @@ class Config(Section):
 
     @property
     def splits_models(self) -> bool:
-        """Whether the backend splits models by tensor, pipeline and context, as the sections `megatron` say."""
+        """Whether the backend splits models by tensor, pipeline and context, according to the sections `megatron`."""
         return BACKENDS[self.backend].splits_models
 
     @property
@@ -59,26 +70,24 @@ class Config(Section):
 
     @property
     def reward_source(self) -> RewardSource | None:
-        """The source that scores without a model of the run's; None if a reward model is the only one."""
+        """The reward source beside a reward model; None if a reward model is the only one."""
         asked = self.reward_sources
         if not asked:
             return next(source for source in REWARD_SOURCES.values() if source.key is None)
         return next((source for source in asked if not source.needs_workers), None)
 
     def _asks_for(self, source: RewardSource) -> bool:
-        value: Any = self
-        for name in (source.key or "").split("."):
-            value = getattr(value, name)
-        return value == source.name if source.key == CHOOSER else value not in (None, False)
+        value = self.at(source.key or "")
+        return value == source.name if source.key == MANAGER_KEY else value not in (None, False)
 
     @property
     def devices(self) -> int:
-        """Devices in all, and so processes that train."""
+        """Number of devices that train."""
         return self.trainer.nnodes * self.trainer.n_gpus_per_node
 
     @property
     def data_ranks(self) -> int:
-        """Ranks that train on samples of their own: all devices, or copies of a split model on them."""
+        """Number of data-parallel ranks: all devices, or the copies of a split model on them."""
         sizes = self.actor_rollout_ref.actor.megatron
         copy = (
             sizes.tensor_model_parallel_size
@@ -89,13 +98,13 @@ class Config(Section):
 
     @property
     def engine_devices(self) -> int:
-        """Devices over which one rollout engine is spread."""
+        """Number of devices per rollout engine."""
         rollout = self.actor_rollout_ref.rollout
         return rollout.tensor_model_parallel_size if ENGINES[rollout.name].spans_devices else 1
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether the KL divergence from the reference is taken from the reward."""
+        """Whether the reward includes a KL penalty."""
         asked = self.algorithm.use_kl_in_reward
         return not self.actor_rollout_ref.actor.use_kl_loss if asked is None else asked
 

@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of: its base class, number types, and marks on keys."""
+"""The base class of the sections, types of values, and marks on keys."""
 
 import os.path
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, picklable, and closed to keys that it does not name.
+    """A section of the configuration: immutable, picklable, without unknown keys.
 
-    The string under a field is its description. A default written with `follows` is replaced when a file is loaded;
-    a section that has one cannot be made without a value for it.
+    The string under a field is its description. A default written with `follows` is resolved when a file is loaded, so a
+    section with such a field cannot be constructed without a value for it.
     """
 
     model_config = ConfigDict(
@@ -27,18 +27,18 @@ class Section(BaseModel):
 
 
 def follows(key: str) -> Any:
-    """Give the default of a key that takes another key's value where the user sets none."""
+    """Return a default that is the value of another key."""
     return f"${{{key}}}"
 
 
 def _not_a_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise PydanticCustomError("number_not_boolean", "a number is needed, not a boolean")
+        raise PydanticCustomError("number_not_boolean", "expected a number, not a boolean")
     return value
 
 
 def one_or_more(value: Any) -> Any:
-    """Make a list of one out of a single string, before a list is validated."""
+    """Turn a single string into a list of one, before a list is validated."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -48,19 +48,19 @@ Count: TypeAlias = Annotated[Int, Field(ge=1)]
 Natural: TypeAlias = Annotated[Int, Field(ge=0)]
 Nonnegative: TypeAlias = Annotated[Float, Field(ge=0)]
 Positive: TypeAlias = Annotated[Float, Field(gt=0)]
-Share: TypeAlias = Annotated[Float, Field(ge=0, le=1)]
+Fraction: TypeAlias = Annotated[Float, Field(ge=0, le=1)]
 Names: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(one_or_more)]
 """A list of strings; a single string is a list of one."""
 
-Path: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path on disk, or a Hub name; `~` is the home folder."""
+PathStr: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A local path, in which `~` is the home folder, or a Hub name."""
 
-Paths: TypeAlias = Annotated[tuple[Path, ...], Field(min_length=1), BeforeValidator(one_or_more)]
+PathStrs: TypeAlias = Annotated[tuple[PathStr, ...], Field(min_length=1), BeforeValidator(one_or_more)]
 """A list of paths; a single one is a list of one."""
 
 
-def is_own(value: Any) -> bool:
-    """Whether a value, where it can be, names a function of the user's own."""
+def is_user_function(value: Any) -> bool:
+    """Return whether a value names a user function, `path/to/file.py:name`."""
     return isinstance(value, str) and ".py:" in value
 
 
@@ -69,18 +69,16 @@ Dtype: TypeAlias = Literal["fp32", "float32", "bf16", "bfloat16", "fp16", "float
 
 @dataclass(frozen=True)
 class NoEffect:
-    """Mark a key that is known and that nothing reads; `why` completes "has no effect: …"."""
+    """Mark a known key that nothing reads; `why` completes "has no effect: …"."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class NotYet:
-    """Mark a key of which only the values in `ready` work in this version; `what` says what is missing, with
-    the value in place of `{}`.
+    """Mark a key of which this version supports only the values in `ready`; `what` names what is not supported.
 
-    A run that `blocks` cannot start with another value, since it would be a different run; else it starts without
-    what is missing.
+    If `blocks`, a run with another value cannot start, since it would be a different run; otherwise the value is ignored.
     """
 
     what: str
@@ -90,16 +88,16 @@ class NotYet:
 
 @dataclass(frozen=True)
 class OnlyWhen:
-    """Mark a key, or a section, that is read only when `key` has one of `values`.
+    """Mark a key or a section that is read only if `key` has one of `values`.
 
-    `instead` is the key that does the same where this one is not read. With `own`, a function of the user's own
-    reads it too. `otherwise` is another condition under which it is read.
+    `instead` is the key to use if this one is not read. With `custom`, user functions read it too. `otherwise` is another
+    condition under which it is read.
     """
 
     key: str
     values: tuple[Any, ...]
     instead: str | None = None
-    own: bool = False
+    custom: bool = False
     otherwise: "OnlyWhen | None" = None
 
 

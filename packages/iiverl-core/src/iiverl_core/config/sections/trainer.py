@@ -1,4 +1,4 @@
-"""The section `trainer`: how long, on which devices, and what is written down."""
+"""The section `trainer`: length of the run, devices, validation and logging."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from iiverl_core.config.sections.section import (
     NoEffect,
     NotYet,
     OnlyWhen,
-    Path,
+    PathStr,
     Section,
     one_or_more,
 )
@@ -22,64 +22,64 @@ CHECKPOINTS = NotYet("checkpoints", (None,), blocks=False)
 
 
 class TrainerConfig(Section):
-    """How long, on which devices, and what is written down."""
+    """Length of the run, devices, validation and logging."""
 
     runtime: Literal["ray", "local"] = "ray"
-    """Run one process a device under Ray, or all of it in this process, where a breakpoint works."""
+    """One process per device under Ray, or everything in this process, where breakpoints work."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """What a device is; `auto` takes GPUs where there are any."""
+    """Kind of device; `auto` uses GPUs if there are any."""
     nnodes: Count = 1
-    """Machines."""
+    """Number of machines."""
     n_gpus_per_node: Count = 8
-    """Devices on each machine; without GPUs, processes."""
+    """Devices per machine; without GPUs, processes."""
     rollout_devices: Count | None = None
-    """Devices on which engines only generate, besides those that train; null lets each device do both in turn."""
+    """Additional devices that only generate; null if the training devices also generate."""
     balance_batch: bool = True
-    """Give each device about the same number of tokens."""
+    """Balance the number of tokens among devices."""
     total_epochs: Count = 30
     """Passes over the training prompts."""
     total_training_steps: Count | None = None
-    """Steps in all; null for what `total_epochs` gives."""
+    """Training steps; null for `total_epochs`."""
     critic_warmup: Annotated[Natural, WITH_CRITIC] = 0
-    """Step, counted from 1, from which on not only the critic is trained but the actor too."""
+    """First step (1-based) at which the actor is trained; earlier steps train only the critic."""
     project_name: str = "verl_examples"
-    """Project, in trackers and in the name of the run's folder."""
+    """Name of the project, in trackers and in the path of the run's folder."""
     experiment_name: str = "gsm8k"
-    """Run, in trackers and in the name of its folder."""
+    """Name of the run, in trackers and in the path of its folder."""
     logger: Annotated[tuple[Logger, ...], BeforeValidator(one_or_more)] = ("console", "tensorboard", "jsonl")
-    """Where metrics go."""
+    """Trackers that log the metrics."""
     val_before_train: bool = True
     """Validate before the first step."""
     val_only: bool = False
-    """Stop after that validation."""
+    """Stop after the validation before training."""
     test_freq: Frequency = -1
-    """Steps from one validation to the next; -1 for none."""
+    """Steps between validations; -1 for none."""
     log_val_generations: Natural = 0
-    """Responses of a validation that are shown in the trackers."""
+    """Responses per validation to show in trackers."""
     val_generations_to_log_to_wandb: Natural = 0
-    """The same, under its former name; the larger of the two counts."""
-    default_local_dir: Path = "checkpoints/${trainer.project_name}/${trainer.experiment_name}"
-    """The run's folder: metrics, checkpoints."""
-    rollout_data_dir: Path | None = None
-    """Folder for the samples of each training step, as parquet; null for none."""
-    validation_data_dir: Path | None = None
-    """Folder for the samples of each validation, as parquet; null for none."""
+    """Former name of `log_val_generations`; the larger of the two counts."""
+    default_local_dir: PathStr = "checkpoints/${trainer.project_name}/${trainer.experiment_name}"
+    """Folder of the run, for metrics and checkpoints."""
+    rollout_data_dir: PathStr | None = None
+    """Folder for the samples of each training step, as parquet; null to write none."""
+    validation_data_dir: PathStr | None = None
+    """Folder for the samples of each validation, as parquet; null to write none."""
     save_freq: Annotated[Frequency, NotYet("checkpoints", (-1, 0), blocks=False)] = -1
-    """Steps from one checkpoint to the next; -1 for none."""
-    resume_mode: Path = "auto"
-    """Go on from the last checkpoint (`auto`), start anew (`disable`), or go on from a `…/global_step_N` folder."""
+    """Steps between checkpoints; -1 for none."""
+    resume_mode: PathStr = "auto"
+    """Resume from the last checkpoint (`auto`), never (`disable`), or from a `…/global_step_N` folder."""
     resume_from_path: Annotated[
-        Path | Literal[False] | None, OnlyWhen("trainer.resume_mode", ("resume_path",))
+        PathStr | Literal[False] | None, OnlyWhen("trainer.resume_mode", ("resume_path",))
     ] = False
-    """Folder of the checkpoint, with `resume_mode: resume_path`."""
+    """Folder of the checkpoint to resume from."""
     max_actor_ckpt_to_keep: Annotated[Count | None, CHECKPOINTS] = None
-    """Checkpoints of the actor that are kept; null for all."""
+    """Checkpoints of the actor to keep; null for all."""
     max_critic_ckpt_to_keep: Annotated[Count | None, CHECKPOINTS] = None
-    """Checkpoints of the critic that are kept; null for all."""
+    """Checkpoints of the critic to keep; null for all."""
     remove_previous_ckpt_in_save: Annotated[bool, NotYet("checkpoints", (False,), blocks=False)] = False
     """Keep only the last checkpoint."""
     del_local_ckpt_after_load: Annotated[bool, NotYet("checkpoints", (False,), blocks=False)] = False
-    """Delete a checkpoint once it is loaded."""
+    """Delete a checkpoint after it is loaded."""
     default_hdfs_dir: Annotated[str | None, NoEffect("nothing is copied to HDFS")] = None
     """Folder on HDFS for copies of the checkpoints."""
 

@@ -1,11 +1,11 @@
-"""How vLLM is switched on, and what of its behaviour changes with its version; the range is `config.vllm_version`'s."""
+"""How vLLM is switched on, and what of its behaviour changes with its version; the range is `config.vllm`'s."""
 
 import logging
 import os
 import warnings
 from types import ModuleType
 
-from iiverl_core.config.vllm_version import installed_version, version_problem
+from iiverl_core.config.vllm import installed_version, version_problem
 from iiverl_core.errors import ConfigError
 
 LOWEST_TEMPERATURE = 0.01  # vLLM samples at this temperature where asked for a lower one

@@ -1,4 +1,4 @@
-"""From the text of a YAML file to plain values, and the line of each."""
+"""Read the text of a YAML file into plain values, with the line of each."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from iiverl_core.config.problems import Problem
+from iiverl_core.config.diagnostics import Problem
 
-Path: TypeAlias = tuple[str | int, ...]
+NodePath: TypeAlias = tuple[str | int, ...]
 
 INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+)$")
 FLOAT = re.compile(
@@ -20,30 +20,30 @@ MERGE = TAG + "merge"
 
 SENTENCES = (
     ("found character '\\t'", "a tab indents this line; indent with spaces"),
-    ("mapping values are not allowed here", "a ':' stands where none can: the line above lacks its own, the indentation is off, or the value needs quotes"),
-    ("found undefined alias", "an alias (*) names an anchor (&) that stands nowhere above it"),
-    ("could not find expected ':'", "this line has no ': ' between a key and its value"),
-    ("expected <block end>", "this line's indentation does not fit the lines above it"),
-    ("found unexpected end of stream", "a quote is opened here and never closed"),
-    ("expected ',' or ']'", "a '[' is opened here and not closed"),
-    ("expected ',' or '}'", "a '{' is opened here and not closed"),
-    ("expected the node content", "a value is missing, or begins with a character that has to be quoted"),
-    ("cannot start any token", "a value begins with a character that has to be quoted"),
-    ("but found another document", "'---' begins a second document; a configuration is one"),
+    ("mapping values are not allowed here", "unexpected ':'; the line above lacks one, the indentation is wrong, or the value needs quotes"),
+    ("found undefined alias", "an alias (*) refers to an anchor (&) that is not defined above it"),
+    ("could not find expected ':'", "this line has no ': ' between key and value"),
+    ("expected <block end>", "the indentation of this line does not match the lines above it"),
+    ("found unexpected end of stream", "the quote opened here is never closed"),
+    ("expected ',' or ']'", "the '[' opened here is never closed"),
+    ("expected ',' or '}'", "the '{' opened here is never closed"),
+    ("expected the node content", "a value is missing, or begins with a character that needs quotes"),
+    ("cannot start any token", "a value begins with a character that needs quotes"),
+    ("but found another document", "'---' begins a second document; a configuration has only one"),
 )  # fmt: skip
 AT_THE_OPENING = ("could not find expected ':'", "found unexpected end of stream", "expected ',' or")
 
 
 class Unreadable:
-    """Stands for a value that could not be read, and that was told."""
+    """Stands for a value that could not be read; the problem is already reported."""
 
 
 @dataclass
-class Source:
-    """Values of a YAML file, the line of each key and list item by its path, and what is wrong with the text."""
+class ParsedYaml:
+    """Values of a YAML file, the line of each key and list item by its path, and the problems of the text."""
 
     values: Any = None
-    lines: dict[Path, int] = field(default_factory=dict)
+    lines: dict[NodePath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -64,18 +64,18 @@ Loader.add_implicit_resolver(TAG + "int", INT, list("-+0123456789"))
 Loader.add_implicit_resolver(TAG + "float", FLOAT, list("-+.0123456789"))
 
 
-def read_yaml(text: str, file: str) -> Source:
-    """Read one YAML document. Nothing is raised: what is wrong stands in `problems`."""
-    source = Source()
+def read_yaml(text: str, file: str) -> ParsedYaml:
+    """Read one YAML document. Raises nothing: problems are in `problems`."""
+    source = ParsedYaml()
     try:
         root = yaml.compose(text, Loader=Loader)
         if root is not None:
             source.values = _Reader(source, file).value(root, ())
     except yaml.MarkedYAMLError as error:
         source.problems.append(_marked(error, file))
-    except yaml.YAMLError as error:  # a character that no YAML file holds
+    except yaml.YAMLError as error:  # a character that YAML does not allow
         reason = str(error).splitlines()[0]
-        source.problems.append(_syntax(f"this is not a YAML file: {reason}", file))
+        source.problems.append(_syntax(f"not a YAML file: {reason}", file))
     except RecursionError:
         source.problems.append(_syntax("the values are nested too deeply", file))
     return source
@@ -86,7 +86,7 @@ def _syntax(message: str, file: str, line: int | None = None) -> Problem:
 
 
 def _marked(error: yaml.MarkedYAMLError, file: str) -> Problem:
-    problem = error.problem or error.context or "it cannot be read"
+    problem = error.problem or error.context or "it cannot be parsed"
     message = next((sentence for sign, sentence in SENTENCES if sign in problem), problem)
     mark = error.problem_mark or error.context_mark
     if error.context_mark and problem.startswith(AT_THE_OPENING):
@@ -97,17 +97,17 @@ def _marked(error: yaml.MarkedYAMLError, file: str) -> Problem:
 class _Reader:
     """Builds plain values from YAML nodes."""
 
-    def __init__(self, source: Source, file: str) -> None:
+    def __init__(self, source: ParsedYaml, file: str) -> None:
         self.source = source
         self.file = file
         self.open: set[int] = set()
 
-    def value(self, node: yaml.Node, path: Path) -> Any:
+    def value(self, node: yaml.Node, path: NodePath) -> Any:
         self.source.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         if id(node) in self.open:
-            return self.complain(node, path, "this value holds itself, through an alias of what it stands in")
+            return self.report(node, path, "this value contains itself through an alias")
         self.open.add(id(node))
         if isinstance(node, yaml.MappingNode):
             value: Any = self.mapping(node, path)
@@ -116,7 +116,7 @@ class _Reader:
         self.open.discard(id(node))
         return value
 
-    def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+    def scalar(self, node: yaml.ScalarNode, path: NodePath) -> Any:
         text, tag = node.value, node.tag.removeprefix(TAG)
         try:
             match tag:
@@ -131,39 +131,39 @@ class _Reader:
                 case "str" | "value":
                     return text
         except ValueError:
-            return self.complain(node, path, f"{text[:40]!r} is no {tag} that can be read")
-        return self.complain(node, path, f"the tag {node.tag} is not read here; write the plain value")
+            return self.report(node, path, f"{text[:40]!r} cannot be read as {tag}")
+        return self.report(node, path, f"the tag {node.tag} is not supported; write a plain value")
 
-    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def mapping(self, node: yaml.MappingNode, path: NodePath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if key_node.tag == MERGE:  # before all others, which override what it brings
+            if key_node.tag == MERGE:  # before the others, which override merged values
                 self.merge(value_node, path, values)
         first: dict[str, int] = {}
         for key_node, value_node in node.value:
             if key_node.tag == MERGE:
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
-                self.complain(key_node, path, "a key is a word; this one is a list or a section")
+                self.report(key_node, path, "a key has to be a string, not a list or a section")
                 continue
             key = key_node.value
             if key in first:
-                message = f"this key stands here twice; the first is on line {first[key]}"
-                self.complain(key_node, (*path, key), message, "C004")
+                message = f"this key is set twice; the first time on line {first[key]}"
+                self.report(key_node, (*path, key), message, "C004")
                 continue
             first[key] = self.source.lines[*path, key] = key_node.start_mark.line + 1
             values[key] = self.value(value_node, (*path, key))
         return values
 
-    def merge(self, node: yaml.Node, path: Path, values: dict[str, Any]) -> None:
+    def merge(self, node: yaml.Node, path: NodePath, values: dict[str, Any]) -> None:
         for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             merged = self.value(item, path)
             if isinstance(merged, dict):
                 values.update({key: value for key, value in merged.items() if key not in values})
             elif not isinstance(merged, Unreadable):
-                self.complain(item, path, "'<<' takes a section")
+                self.report(item, path, "'<<' has to be followed by a section")
 
-    def complain(self, node: yaml.Node, path: Path, message: str, code: str = "C003") -> Unreadable:
+    def report(self, node: yaml.Node, path: NodePath, message: str, code: str = "C003") -> Unreadable:
         key = ".".join(map(str, path))
         self.source.problems.append(Problem(code, "error", key, message, self.file, node.start_mark.line + 1))
         return Unreadable()
