@@ -12,7 +12,7 @@ CORE = PACKAGES / "iiverl-core" / "src" / "iiverl_core"
 FLOORS = [
     "errors", "installation", "dtypes", "python_files", "data_files", "columns", "registry", "config", "memory", "algorithms",
     "samples", "data", "training", "rollout",
-    "rewards", "telemetry", "cluster", "controller",
+    "rewards", "telemetry", "checkpoints", "cluster", "controller",
 ]  # fmt: skip
 
 FORBIDDEN = {
@@ -28,6 +28,7 @@ FORBIDDEN = {
     "rollout": {"ray"},
     "rewards": {"torch", "ray", "transformers"},
     "telemetry": {"torch", "ray", "transformers"},
+    "checkpoints": {"torch", "ray", "transformers"},
     "controller": {"torch", "ray"},
 }
 

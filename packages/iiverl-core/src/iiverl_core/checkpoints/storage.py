@@ -1,0 +1,539 @@
+"""Checkpoint folders: written under a temporary name, published in one rename, and verified by their manifest.
+
+A checkpoint is `{root}/global_step_N` with a `manifest.json` that lists size and SHA-256 of every other file; without a
+valid manifest there is no checkpoint. While it is written the folder is called `.global_step_N.tmp`. Everything is on
+disk before the rename, so a crash at any point leaves either the new checkpoint or the ones before it.
+
+`.global_step_N.old` is a checkpoint that is being replaced by another of the same step, and `.global_step_N.deleted`
+one that is being deleted; `clean` ends what a killed run left half done.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple, TypeAlias
+
+from iiverl_core.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+POINTER = "latest_checkpointed_iteration.txt"
+STATE_FILE, CONFIG_FILE = "train_state.json", "config.json"
+VERSIONS_FILE, DATASET_FILE = "versions.json", "dataset.json"
+
+FORMAT = 1
+FIELDS = {"format", "step", "serial", "created", "metrics", "files", "sha256"}
+STEP_FOLDER = re.compile(r"global_step_(\d+)")
+HIDDEN_FOLDER = re.compile(r"\.global_step_(\d+)\.(tmp|old|deleted)")
+
+CHUNK = 4 << 20
+THREADS = 8
+MAX_NAMED_FILES = 5
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""What file systems answer that cannot sync a folder; they order renames by themselves."""
+
+Report: TypeAlias = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes in all, from one thread at a time."""
+
+
+class FileEntry(NamedTuple):
+    """What the manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint, as its manifest describes it.
+
+    `serial` counts the checkpoints of a root in the order in which they were published: it, not the step, says which is
+    the newest, because a run may have gone back to an earlier step. `created` is in Unix seconds. `metrics` are the
+    step's, as far as they were given to `write`. `files` are paths relative to the folder, without the manifest.
+    """
+
+    folder: Path
+    step: int
+    serial: int
+    created: float
+    metrics: Mapping[str, float] = field(repr=False)
+    files: Mapping[str, FileEntry] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """The folders within the checkpoint, one per trained model: `actor`, `critic`."""
+        return frozenset(name.split("/")[0] for name in self.files if "/" in name)
+
+
+class PassedOver(NamedTuple):
+    """A `global_step_N` folder that is no valid checkpoint, and why."""
+
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest valid checkpoint, and everything that looked newer or cannot be ordered.
+
+    `pointer_problem` says what is wrong with `latest_checkpointed_iteration.txt`, which is never relied on.
+    """
+
+    checkpoint: Checkpoint | None
+    passed_over: tuple[PassedOver, ...] = ()
+    pointer_problem: str | None = None
+
+
+@contextmanager
+def write(
+    root: Path,
+    step: int,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    expected: Mapping[str, int] | None = None,
+    progress: Report | None = None,
+) -> Iterator[Path]:
+    """Give a folder for the files of a checkpoint; at the end of the block they become `{root}/global_step_{step}`.
+
+    Any number of processes may write into the folder until the block ends. If the block or the publishing fails, the
+    folder is removed and older checkpoints are as before. A checkpoint of the same step is replaced.
+
+    Args:
+        root: the run's folder, `trainer.default_local_dir`.
+        metrics: those of the step, to choose the best checkpoint by; may be filled until the block ends. Values that
+            are not finite are left out.
+        expected: files that the processes say they wrote, with their sizes (see `files_in`); may be filled until the
+            block ends. A file that cannot be seen from here means that the machines do not share the file system.
+        progress: is told how far hashing is.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or a file of `expected` is missing.
+    """
+    folder = root / f".global_step_{step}.tmp"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        clean(root)
+        folder.mkdir()
+        yield folder
+        _publish(folder, step, metrics or {}, expected or {}, progress)
+    except OSError as error:
+        _undo(root)
+        raise write_failure(root, error) from error
+    except BaseException:
+        _undo(root)
+        raise
+
+
+def _undo(root: Path) -> None:
+    """Remove what a failed save left, as far as that is possible; the next `clean` removes the rest."""
+    with suppress(OSError):
+        clean(root)
+
+
+def _publish(
+    folder: Path,
+    step: int,
+    metrics: Mapping[str, float],
+    expected: Mapping[str, int],
+    progress: Report | None,
+) -> None:
+    root, final = folder.parent, folder.with_name(f"global_step_{step}")
+    replaced = folder.with_name(f".global_step_{step}.old")
+    sizes = files_in(folder)
+    _check_expected(folder, sizes, expected)
+    checkpoint = Checkpoint(
+        folder=folder,
+        step=step,
+        serial=1 + max((known.serial for known in checkpoints(root)), default=0),
+        created=time.time(),
+        metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
+        files=_hashed(folder, sizes, progress, sync=True),
+    )
+    _write_file(folder / MANIFEST, _manifest(checkpoint))
+    for directory, _, _ in os.walk(folder, topdown=False):
+        _sync_folder(Path(directory))
+    if final.exists():
+        final.rename(replaced if (final / MANIFEST).exists() else _free_name(final))
+    folder.rename(final)
+    _sync_folder(root)
+    pointer = root / f".{POINTER}.tmp"
+    _write_file(pointer, str(step).encode())
+    pointer.replace(root / POINTER)
+    _sync_folder(root)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _free_name(folder: Path) -> Path:
+    """Choose a name for a folder in the way that iiverl did not write, which is therefore kept."""
+    names = (folder.with_name(f"{folder.name}.kept-{i}") for i in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _check_expected(folder: Path, sizes: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    unseen = [name for name, size in expected.items() if sizes.get(name) != size]
+    if unseen:
+        raise CheckpointError(
+            f"{_named(unseen)} of {folder} cannot be seen whole from the process that leads the run.\n"
+            "Set trainer.default_local_dir to a folder on a file system that all machines share."
+        )
+
+
+def clean(root: Path) -> None:
+    """End what a killed run left half done: unfinished saves and deletions are removed, replaced checkpoints restored.
+
+    Call it only in the run that owns the folder, before it looks for a checkpoint.
+    """
+    if not root.is_dir():
+        return
+    for path in sorted(root.iterdir()):
+        if found := HIDDEN_FOLDER.fullmatch(path.name):
+            final = root / f"global_step_{found[1]}"
+            if found[2] == "old" and not final.exists():
+                path.rename(final)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        elif path.name == f".{POINTER}.tmp":
+            path.unlink()
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint, of which nothing that looks like one is left if this is interrupted."""
+    doomed = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(doomed, ignore_errors=True)  # what an earlier deletion could not remove
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def verify(folder: Path, *, hashes: bool = True, progress: Report | None = None) -> Checkpoint:
+    """Check that a checkpoint is what was written; without `hashes`, only the files' names and sizes.
+
+    Files that the manifest does not list are left alone.
+
+    Raises:
+        CheckpointError: it is not; the message names the files that are wrong.
+    """
+    checkpoint = read_manifest(folder)
+    sizes: dict[str, int] = {}
+    problems: list[str] = []
+    for name, entry in checkpoint.files.items():
+        try:
+            sizes[name] = (folder / name).stat().st_size
+        except OSError as error:
+            problems.append(f"{name} {_unreadable(error)}")
+            continue
+        if sizes[name] != entry.size:
+            problems.append(f"{name} has {sizes.pop(name)} bytes instead of {entry.size}")
+    if hashes:
+        found = _hashed(folder, sizes, progress, problems)
+        problems += [
+            f"{name} has changed since it was written (its SHA-256 differs)"
+            for name, entry in found.items()
+            if entry != checkpoint.files[name]
+        ]
+    if problems:
+        raise CheckpointError(f"{folder} is not a valid checkpoint: {_named(problems, '; ')}")
+    return checkpoint
+
+
+def read_manifest(folder: Path) -> Checkpoint:
+    """Read a checkpoint's manifest without looking at the other files.
+
+    Raises:
+        CheckpointError: there is none, or it is not as it was written.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} is not a valid checkpoint: {MANIFEST} {_unreadable(error)}"
+        ) from error
+    try:
+        known = json.loads(content)
+        if not isinstance(known, dict):
+            raise ValueError
+        if known.get("format") == FORMAT and (extra := known.keys() - FIELDS):
+            raise CheckpointError(
+                f"{folder} is not a valid checkpoint: {MANIFEST} has unknown fields: {_named(sorted(extra))}"
+            )
+        if isinstance(known.get("format"), int) and known["format"] > FORMAT:
+            raise CheckpointError(
+                f"{folder} was written by a later version of iiverl ({MANIFEST} has format {known['format']}, this "
+                f"version reads {FORMAT}).\nUpgrade iiverl to use it."
+            )
+        files = {name: FileEntry(**entry) for name, entry in known["files"].items()}
+        checkpoint = Checkpoint(
+            folder, known["step"], known["serial"], known["created"], known["metrics"], files
+        )
+        if _manifest(checkpoint) != content:
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not a valid checkpoint: {MANIFEST} is cut off or has changed since it was written"
+        ) from error
+    named = STEP_FOLDER.fullmatch(folder.name)
+    if named and int(named[1]) != checkpoint.step:
+        raise CheckpointError(
+            f"{folder} is not a valid checkpoint: {MANIFEST} is that of step {checkpoint.step}; was the folder renamed?"
+        )
+    return checkpoint
+
+
+def checkpoints(root: Path) -> list[Checkpoint]:
+    """Find the checkpoints of a run that have a valid manifest, oldest first. Their other files are not looked at."""
+    found = []
+    for folder in step_folders(root):
+        with suppress(CheckpointError):
+            found.append(read_manifest(folder))
+    return sorted(found, key=lambda checkpoint: checkpoint.serial)
+
+
+def latest(root: Path, *, hashes: bool = True, progress: Report | None = None) -> Latest:
+    """Find the newest valid checkpoint of a run. Changes nothing; a run calls `clean` before."""
+    passed_over: list[PassedOver] = []
+    readable: list[Checkpoint] = []
+    for folder in reversed(step_folders(root)):
+        try:
+            readable.append(read_manifest(folder))
+        except CheckpointError as error:
+            passed_over.append(PassedOver(folder, str(error)))
+    for checkpoint in sorted(readable, key=lambda known: known.serial, reverse=True):
+        try:
+            verify(checkpoint.folder, hashes=hashes, progress=progress)
+        except CheckpointError as error:
+            passed_over.append(PassedOver(checkpoint.folder, str(error)))
+        else:
+            return Latest(checkpoint, tuple(passed_over), _pointer_problem(root, checkpoint))
+    return Latest(None, tuple(passed_over), _pointer_problem(root, None))
+
+
+def step_folders(root: Path) -> list[Path]:
+    """List the folders called `global_step_N`, in the order of N."""
+    try:
+        found = [path for path in root.iterdir() if STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{root} cannot be read: {error.strerror}") from error
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("_")[2]))
+
+
+def _pointer_problem(root: Path, newest: Checkpoint | None) -> str | None:
+    path = root / POINTER
+    try:
+        text = path.read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return f"{path} is missing" if newest else None
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        return f"{path} holds no step, but {text[:40]!r}"
+    if newest is None:
+        return f"{path} names step {int(text)}, of which there is no valid checkpoint"
+    if int(text) == newest.step:
+        return None
+    return f"{path} names step {int(text)}, and the newest valid checkpoint is that of step {newest.step}"
+
+
+def check_writable(root: Path) -> None:
+    """Check that checkpoints can be written below `root`, which is made.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    probe = root / f".writable-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _write_file(probe, b"x")
+        probe.unlink()
+    except OSError as error:
+        with suppress(OSError):
+            probe.unlink()
+        raise write_failure(root, error) from error
+
+
+def check_space(root: Path, needed: int) -> None:
+    """Check that `needed` bytes are free where `root` is, or will be made. Quotas are not seen.
+
+    Raises:
+        CheckpointError: there are fewer.
+    """
+    there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    try:
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise write_failure(root, error) from error
+    if free < needed:
+        raise CheckpointError(
+            f"A checkpoint takes about {format_size(needed)}, and {root} has {format_size(free)} left.\n"
+            "Free some space, set trainer.default_local_dir to a larger disk, or keep fewer checkpoints "
+            "(trainer.max_actor_ckpt_to_keep)."
+        )
+
+
+def write_failure(root: Path, error: OSError) -> CheckpointError:
+    """Word an error of the file system for the person who runs the program."""
+    elsewhere = "set trainer.default_local_dir to another folder"
+    match error.errno:
+        case errno.ENOSPC:
+            what, fix = "no space is left there", f"Free some space, or {elsewhere}."
+        case errno.EDQUOT:
+            what, fix = "the disk quota is used up", f"Free some space, or {elsewhere}."
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            what, fix = error.strerror, f"Make the folder writable, or {elsewhere}."
+        case _:
+            what, fix = error, f"Repair that, or {elsewhere}."
+    return CheckpointError(
+        f"No checkpoint can be written to {root}: {what}. Earlier checkpoints are untouched.\n{fix}"
+    )
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    """Give the size of each file below `folder`, by its path relative to it, sorted."""
+    found = {}
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            path = Path(directory, name)
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return dict(sorted(found.items()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, floats with all their bits; the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    _write_file(temporary, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON from a checkpoint.
+
+    Raises:
+        CheckpointError: it is not there, or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} {_unreadable(error)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def format_size(size: float) -> str:
+    """Write a number of bytes with a unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def _manifest(checkpoint: Checkpoint) -> bytes:
+    """Write a manifest. It ends with its own checksum, and has one form alone, so that any change of it is seen."""
+    body = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "serial": checkpoint.serial,
+        "created": checkpoint.created,
+        "metrics": dict(checkpoint.metrics),
+        "files": {name: entry._asdict() for name, entry in checkpoint.files.items()},
+    }
+    checksum = hashlib.sha256(json.dumps(body, allow_nan=False).encode()).hexdigest()
+    return json.dumps({**body, "sha256": checksum}, allow_nan=False, indent=1).encode() + b"\n"
+
+
+def _hashed(
+    folder: Path,
+    sizes: Mapping[str, int],
+    progress: Report | None,
+    problems: list[str] | None = None,
+    *,
+    sync: bool = False,
+) -> dict[str, FileEntry]:
+    """Hash files in threads, and with `sync` bring them to disk. A file that cannot be read goes into `problems`."""
+    total, done, lock = sum(sizes.values()), 0, Lock()
+
+    def report(size: int) -> None:
+        nonlocal done
+        if progress is not None:
+            with lock:
+                done += size
+                progress(done, total)
+
+    def entry(name: str) -> FileEntry | None:
+        try:
+            return _hash(folder / name, report, sync=sync)
+        except OSError as error:
+            if problems is None:
+                raise
+            problems.append(f"{name} {_unreadable(error)}")
+            return None
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        entries = dict(zip(sizes, pool.map(entry, sizes), strict=True))
+    return {name: found for name, found in entries.items() if found is not None}
+
+
+def _hash(path: Path, report: Callable[[int], None], *, sync: bool) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        while chunk := os.read(descriptor, CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            report(len(chunk))
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileEntry(size, digest.hexdigest())
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "is missing"
+    return f"cannot be read: {error.strerror}"
+
+
+def _named(names: Sequence[str], separator: str = ", ") -> str:
+    shown = separator.join(names[:MAX_NAMED_FILES])
+    more = len(names) - MAX_NAMED_FILES
+    return f"{shown}{separator}and {more} more" if more > 0 else shown
