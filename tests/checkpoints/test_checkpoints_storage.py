@@ -162,8 +162,9 @@ def test_a_kill_between_any_two_calls_leaves_a_valid_checkpoint(
         assert is_new or found.checkpoint.files == old
         ways.add((is_new, found.pointer_problem is None))
         assert not [path for path in root.iterdir() if path.name.startswith(".")]
-        save(root, 3)
-        assert newest(root) == 3
+        if n % 8 == 0:
+            save(root, 3)
+            assert newest(root) == 3
         shutil.rmtree(root)
     assert n > 20
     assert ways >= {(False, True), (True, True)}

@@ -326,3 +326,26 @@ def test_chats_need_a_template(tmp_path: Path, tiny_tokenizer: PreTrainedTokeniz
 def test_no_chat_is_no_messages() -> None:
     with pytest.raises(PromptError, match="neither a chat"):
         as_messages({"role": "user", "content": "x"})
+
+
+def test_a_fingerprint_is_of_prompts_and_ground_truths_wherever_they_lie(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts, truths = ["1+1=", "2+3=", "a long one", "4+4="], ["2", "5", None, "8"]
+    whole = load(write(tmp_path / "a.jsonl", texts, ground_truth=truths), tiny_tokenizer)
+    known = whole.fingerprint()
+    assert known["rows"] == 4 and known["columns"] == ["ground_truth"]
+    parts = [
+        write(tmp_path / f"{i}.jsonl", texts[part], ground_truth=truths[part])
+        for i, part in enumerate((slice(1), slice(1, 4)))
+    ]
+    assert load(parts, tiny_tokenizer).fingerprint() == known
+    assert load(parts[::-1], tiny_tokenizer).fingerprint()["prompts"] != known["prompts"]
+    other = load(write(tmp_path / "b.jsonl", texts, ground_truth=["2", "6", None, "8"]), tiny_tokenizer)
+    assert other.fingerprint() == known | {"ground_truths": other.fingerprint()["ground_truths"]}
+    assert other.fingerprint() != known
+    short = load(parts, tiny_tokenizer, limit=5, filter_overlong=True)
+    left = write(tmp_path / "c.jsonl", [texts[i] for i in (0, 1, 3)], ground_truth=["2", "5", "8"])
+    assert short.fingerprint() == load(left, tiny_tokenizer).fingerprint()
+    assert short.without_ground_truth().tolist() == []
+    assert whole.without_ground_truth().tolist() == [2]

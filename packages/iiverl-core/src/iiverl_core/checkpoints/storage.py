@@ -25,6 +25,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeAlias
 
+from iiverl_core.checkpoints.foreign import recognise
 from iiverl_core.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -261,6 +262,8 @@ def read_manifest(folder: Path) -> Checkpoint:
     try:
         content = path.read_bytes()
     except OSError as error:
+        if not (folder / STATE_FILE).exists() and (foreign := recognise(folder)):
+            raise CheckpointError(foreign.explain()) from error
         raise CheckpointError(
             f"{folder} is not a valid checkpoint: {MANIFEST} {_unreadable(error)}"
         ) from error

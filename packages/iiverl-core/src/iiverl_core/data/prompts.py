@@ -1,9 +1,12 @@
 """Rows become prompts: chat template, tokens, the length filter and truncation."""
 
+import hashlib
+import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -121,20 +124,40 @@ class PromptSet(Sequence[Prompt]):
 
     def without_ground_truth(self) -> np.ndarray:
         """Find the prompts that have no ground truth, (M,) int64, without decoding any of them."""
-        given = [
-            np.fromiter(self._given(part.table), bool, len(part.table))[part.rows] for part in self._parts
-        ]
-        return np.flatnonzero(~np.concatenate(given))
+        return np.flatnonzero([not is_given(truth) for truth in self._ground_truths()])
 
-    def _given(self, table: Table) -> Iterator[bool]:
-        """Say of each row of a source whether it has a ground truth."""
-        names = [name for name in ground_truth_columns(self.ground_truth_key) if name in table.columns]
-        if not names:
-            yield from [False] * len(table)
-        for values in zip(*map(table.column, names), strict=True):
-            for row in zip(*values, strict=True):
-                truth = ground_truth_of(dict(zip(names, row, strict=True)), self.ground_truth_key)
-                yield is_given(truth)
+    def fingerprint(self) -> dict[str, Any]:
+        """Identify what a run trains on, by content and order, wherever the files are.
+
+        `rows` counts the prompts, `prompts` and `ground_truths` are SHA-256 of their token ids and of their ground truths,
+        `columns` names the other columns.
+        """
+        ids, truths = hashlib.sha256(), hashlib.sha256()
+        for part in self._parts:
+            for start, stop in zip(part.starts.tolist(), part.stops.tolist(), strict=True):
+                ids.update((stop - start).to_bytes(4, "little"))
+                ids.update(part.ids[start:stop].tobytes())
+        for truth in self._ground_truths():
+            truths.update(json.dumps(truth, sort_keys=True, default=str).encode() + b"\n")
+        hashes = {"prompts": ids.hexdigest(), "ground_truths": truths.hexdigest()}
+        return {"rows": len(self), **hashes, "columns": sorted(self.columns)}
+
+    def _ground_truths(self) -> Iterator[Any]:
+        """Yield each prompt's ground truth, None if it has none."""
+        for part in self._parts:
+            names = [
+                name for name in ground_truth_columns(self.ground_truth_key) if name in part.table.columns
+            ]
+            if not names:
+                yield from [None] * len(part.rows)
+                continue
+            kept = np.zeros(len(part.table), dtype=bool)
+            kept[part.rows] = True  # rows are in the order of the source
+            columns = (
+                zip(*values, strict=True) for values in zip(*map(part.table.column, names), strict=True)
+            )
+            for row in compress(chain.from_iterable(columns), kept):
+                yield ground_truth_of(dict(zip(names, row, strict=True)), self.ground_truth_key)
 
 
 def load_prompts(
