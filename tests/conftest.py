@@ -1,6 +1,6 @@
 """Fixtures that every part of the tests may use: a tokenizer and a model small enough to be made on the spot."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from data.hub_server import HubServer
+    from ranks import Ranks
 
 pytest_plugins = ("quickstart_fixtures",)
 
@@ -106,3 +107,21 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Callable[..., Ranks]]":
+    """Give a group of `size` processes that have imported `modules`; it lives until another one is asked for."""
+    from ranks import Ranks
+
+    groups: dict[tuple[int, tuple[str, ...]], Ranks] = {}
+
+    def get(size: int, *modules: str) -> Ranks:
+        key = size, modules
+        for other in groups.keys() - {key}:
+            groups[other].close()
+        return groups.setdefault(key, Ranks(size, tmp_path_factory.mktemp("ranks"), modules))
+
+    yield get
+    for group in groups.values():
+        group.close()

@@ -1,7 +1,6 @@
 """Training goes on from a checkpoint as if it had not stopped, on however many processes."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, ModelSpec, Outputs, Role
 from iiverl_core.training.batching import make_micro_batch
 from iiverl_fsdp.backend import FSDPBackend
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -97,12 +94,6 @@ def resumed(path: Path, role: Role, offload: bool, folder: Path) -> tuple[list[f
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    with Ranks(2, tmp_path_factory.mktemp("two")) as ranks:
-        yield ranks
-
-
-@pytest.fixture(scope="module")
 def paths(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Role, Path]:
     """A model for each role; the critic's head is not zero, so that all of it learns from the first step on."""
     model = AutoModelForTokenClassification.from_pretrained(tiny_model_path, num_labels=1)
@@ -116,9 +107,9 @@ def paths(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.mark.parametrize("offload", [False, True], ids=["device", "offload"])
 @pytest.mark.parametrize("role", ["actor", "critic"])
 def test_training_goes_on_where_it_stopped(
-    one_rank, two_ranks: Ranks, paths: dict[Role, Path], role: Role, offload: bool, tmp_path: Path
+    one_rank, ranks: Callable[..., Ranks], paths: dict[Role, Path], role: Role, offload: bool, tmp_path: Path
 ) -> None:
-    path = paths[role]
+    path, two_ranks = paths[role], ranks(2)
     expected = two_ranks.run(interrupted, path, role, offload, tmp_path / "two")[0]
     for before, after in (
         resumed(path, role, not offload, tmp_path / "two"),

@@ -1,7 +1,7 @@
 """A step's gradient is the same for every micro-batch size, layout, order of samples and number of ranks, under every
 policy loss and for the critic."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,7 @@ from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, policy_loss_settings
 from iiverl_core.training.planning import Packing, balance, micro_batches
 from iiverl_fsdp.backend import FSDPBackend
-
-sys.path.insert(0, str(Path(__file__).parent))
-from ranks import run_on_ranks
+from ranks import Ranks
 from rollouts import loss_config, mixed_sequences, trained_positions
 
 CPU = torch.device("cpu")
@@ -208,17 +206,6 @@ def known_log_probs(path: str) -> list[np.ndarray]:
     return result
 
 
-LOSS_CASES = [
-    (False, Packing(sequences=1), IN_ORDER),
-    (True, Packing(tokens=40), IN_ORDER),
-    (False, Packing(sequences=4), IN_ORDER[::-1]),
-]
-
-
-def every_loss_in_every_case(path: str, critic_path: str) -> list[dict[str, torch.Tensor]]:
-    return [every_loss(path, critic_path, *case) for case in LOSS_CASES]
-
-
 @pytest.fixture(scope="module")
 def tiny_critic_path(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a critic whose head is not zero, so that its gradient reaches every weight."""
@@ -245,27 +232,29 @@ def test_the_gradient_of_every_loss_does_not_depend_on_batching(
 ) -> None:
     paths = str(tiny_model_path), str(tiny_critic_path)
     reference = every_loss(*paths, False, Packing(sequences=SAMPLES), IN_ORDER)
-    for result in every_loss_in_every_case(*paths):
-        assert_same_losses(result, reference)
+    for packed, packing, order in (
+        (True, Packing(tokens=40), IN_ORDER),
+        (False, Packing(sequences=4), IN_ORDER[::-1]),
+    ):
+        assert_same_losses(every_loss(*paths, packed, packing, order), reference)
 
 
 @pytest.mark.slow
 def test_the_gradient_of_every_loss_does_not_depend_on_the_number_of_ranks(
-    one_rank, tiny_model_path: Path, tiny_critic_path: Path, tmp_path: Path
+    one_rank, ranks: Callable[..., Ranks], tiny_model_path: Path, tiny_critic_path: Path
 ) -> None:
     paths = str(tiny_model_path), str(tiny_critic_path)
     reference = every_loss(*paths, False, Packing(sequences=SAMPLES), IN_ORDER)
-    for results in run_on_ranks(every_loss_in_every_case, 2, tmp_path, *paths):
-        for result in results:
-            assert_same_losses(result, reference)
+    for result in ranks(2).run(every_loss, *paths, False, Packing(sequences=1), IN_ORDER):
+        assert_same_losses(result, reference)
 
 
 @pytest.mark.slow
 def test_gradients_do_not_depend_on_the_number_of_ranks(
-    one_rank, tiny_model_path: Path, tmp_path: Path
+    one_rank, ranks: Callable[..., Ranks], tiny_model_path: Path
 ) -> None:
     reference = gradients(str(tiny_model_path), False, Packing(sequences=8), "token-mean", IN_ORDER)
-    for results in run_on_ranks(all_cases, 2, tmp_path, str(tiny_model_path), "token-mean"):
+    for results in ranks(2).run(all_cases, str(tiny_model_path), "token-mean"):
         for result in results.values():
             assert_same(result, reference)
 

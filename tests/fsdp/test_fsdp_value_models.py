@@ -1,6 +1,6 @@
 """Critic and reward model against transformers by hand, whatever they start from and however the work is divided."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,7 @@ from iiverl_core.training import MicroBatch, ModelSpec, Outputs, Role
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.planning import Packing, balance, micro_batches
 from iiverl_fsdp.backend import FSDPBackend
-
-sys.path.insert(0, str(Path(__file__).parent))
-from ranks import run_on_ranks
+from ranks import Ranks
 from rollouts import mixed_sequences, trained_positions
 
 CPU = torch.device("cpu")
@@ -323,14 +321,14 @@ def on_each_rank(critic_path: Path, reward_path: Path) -> tuple[dict, dict]:
 
 @pytest.mark.slow
 def test_the_number_of_ranks_changes_nothing(
-    one_rank, critic_path: Path, folder: Path, tmp_path: Path
+    one_rank, ranks: Callable[..., Ranks], critic_path: Path, folder: Path
 ) -> None:
     reward_path = make(folder, "scores", "llama")
     cases, weights = on_each_rank(critic_path, reward_path)
     gradient, value, score = cases["one sequence at a time"]
-    ranks = run_on_ranks(on_each_rank, 2, tmp_path, critic_path, reward_path)
+    on_two = ranks(2).run(on_each_rank, critic_path, reward_path)
     for case in cases:
-        results = [found[case] for found, _ in ranks]
+        results = [found[case] for found, _ in on_two]
         for name, expected in gradient.items():
             for found, _, _ in results:
                 same(found[name], expected, (case, name))
@@ -339,7 +337,7 @@ def test_the_number_of_ranks_changes_nothing(
             assert sorted(together) == IN_ORDER
             for i in IN_ORDER:
                 same(together[i], expected[i], (case, i))
-    for _, found in ranks:
+    for _, found in on_two:
         assert found.keys() == weights.keys()
         for name, weight in weights.items():
             torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)

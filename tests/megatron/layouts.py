@@ -1,7 +1,6 @@
 """Tiny models, layouts over four processes, and one batch: what tests of the Megatron backend compute on."""
 
 import gc
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss
 from iiverl_core.training.planning import Packing, balance, micro_batches
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from ranks import rejoin
 from rollouts import loss_config, mixed_sequences
 

@@ -3,22 +3,18 @@
 import itertools
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from layouts import FAMILIES, batches, in_layout, layout, loss_of, make_model, model_spec
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from iiverl_core.errors import CheckpointError
 from iiverl_core.training.safetensors_files import write_safetensors
-
-sys.path.insert(0, str(Path(__file__).parent))
-from layouts import FAMILIES, batches, in_layout, layout, loss_of, make_model, model_spec
-
 from ranks import Ranks
 
 pytestmark = [pytest.mark.megatron, pytest.mark.slow]

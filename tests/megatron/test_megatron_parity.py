@@ -1,20 +1,12 @@
 """Megatron computes what FSDP computes: outputs, losses, gradients and steps, in every layout."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-
-from iiverl_core.config import FSDPConfig, Offload
-from iiverl_core.training import Role
-from iiverl_core.training.metrics import merge
-from iiverl_fsdp.backend import FSDPBackend
-
-sys.path.insert(0, str(Path(__file__).parent))
 from layouts import (
     batches,
     by_sample,
@@ -26,6 +18,10 @@ from layouts import (
     model_spec,
 )
 
+from iiverl_core.config import FSDPConfig, Offload
+from iiverl_core.training import Offload, Role
+from iiverl_core.training.metrics import merge
+from iiverl_fsdp.backend import FSDPBackend
 from ranks import Ranks
 
 pytestmark = [pytest.mark.megatron, pytest.mark.slow]

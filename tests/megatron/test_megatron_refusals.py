@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from layouts import batches, in_layout, layout, make_model, model_spec
 from safetensors.torch import load_file, save_file
 
 from iiverl_core.errors import ConfigError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from layouts import batches, in_layout, layout, make_model, model_spec
-
 from rollouts import trained_positions
 
 pytestmark = pytest.mark.megatron

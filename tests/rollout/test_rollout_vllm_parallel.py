@@ -1,4 +1,7 @@
-"""An engine over several processes writes what `hf` writes, and each process proves what it holds."""
+"""Engines over two processes each write what `hf` writes, and each process proves what it holds.
+
+Four processes are two engines, which generate with different models at the same time and know nothing of each other.
+"""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +16,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from iiverl_core.rollout import Completion, GenerationRequest, SamplingParams
-from ranks import run_on_ranks
+from ranks import Ranks
 from rollout.responses import group, place, respond
 
 if TYPE_CHECKING:
@@ -67,22 +70,30 @@ def engine_over_two(path: Path, dtype: str = "float32") -> "VLLMEngine":
         "kv_cache_memory_bytes": 2**25,
         "seed": 0,
     }
-    return VLLMEngine(arguments | FIXED | OVER_DEVICES, verify_weights=True, bucket_bytes=2**14)
+    engine = VLLMEngine(arguments | FIXED | OVER_DEVICES, verify_weights=True, bucket_bytes=2**14)
+    kept.append(engine)
+    return engine
 
 
-def written(
-    path: Path, requests: list[GenerationRequest], versions: int
-) -> list[tuple[list[Completion], ...]]:
+kept: list["VLLMEngine"] = []  # of each process, since the first that ends takes the groups of all with it
+
+
+@pytest.fixture
+def two_engines(ranks: Callable[..., Ranks]) -> Ranks:
+    return ranks(4, "vllm.entrypoints.llm", "iiverl_core.rollout.vllm.transfer")
+
+
+def written(paths: list[Path], requests: list[GenerationRequest]) -> list[tuple[list[Completion], ...]]:
     """What this process's engine writes after each update: greedy and sampled."""
+    path = paths[dist.get_rank() // 2]
     engine = engine_over_two(path)
     assert engine._llm.collective_rpc("iiverl_unclaimed", args=(engine._shapes,)) == [[]]
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    mine = requests[dist.get_rank() // 2 :: dist.get_world_size() // 2]
     results = []
-    for version in range(versions):
+    for version in range(3):
         engine.update_weights(moved(model, version).named_parameters(), version)
         results.append(
-            tuple(list(respond(engine, mine, params, n)) for params, n in ((GREEDY, 1), (SAMPLED, 2)))
+            tuple(list(respond(engine, requests, params, n)) for params, n in ((GREEDY, 1), (SAMPLED, 2)))
         )
         engine.sleep()
     return results
@@ -110,32 +121,21 @@ def check(results, model, path, requests, make_engine_of, teacher_forced) -> Non
     assert all(seen[i] != seen[i + 1] for i in range(len(seen) - 1))
 
 
-@pytest.mark.parametrize("name", ["qwen2-wide", "llama-wide-tied"])
 def test_two_processes_write_what_hf_writes_before_and_after_updates(
-    name, make_model, make_engine_of, teacher_forced, prompts, tmp_path
+    two_engines: Ranks, make_model, make_engine_of, teacher_forced, prompts
 ) -> None:
-    """The first has one head of keys for two processes, the second two, and a head tied to the embedding."""
-    path, model = make_model(name)
-    first, second = run_on_ranks(written, 2, tmp_path, path, prompts, 3)
-    check(first, model, path, prompts, make_engine_of, teacher_forced)
-    for ours, theirs in zip(first, second, strict=True):
-        assert [by_place(each) for each in ours] == [by_place(each) for each in theirs]
-
-
-def test_four_processes_are_two_engines(
-    make_model, make_engine_of, teacher_forced, prompts, tmp_path
-) -> None:
-    path, model = make_model("llama-wide-tied")
-    results = run_on_ranks(written, 4, tmp_path, path, prompts, 1)
-    for engine in (0, 1):
-        check(results[2 * engine], model, path, prompts[engine::2], make_engine_of, teacher_forced)
-        for ours, theirs in zip(results[2 * engine], results[2 * engine + 1], strict=True):
+    """The first model has one head of keys for two processes, the second two, and a head tied to the embedding."""
+    models = [make_model(name) for name in ("qwen2-wide", "llama-wide-tied")]
+    results = two_engines.run(written, [path for path, _ in models], prompts)
+    for (path, model), first, second in zip(models, results[::2], results[1::2], strict=True):
+        check(first, model, path, prompts, make_engine_of, teacher_forced)
+        for ours, theirs in zip(first, second, strict=True):
             assert [by_place(each) for each in ours] == [by_place(each) for each in theirs]
 
 
-def complaints(path: Path, dtype: str) -> dict[str, list[str | None]]:
+def complaints(path: Path, dtypes: list[str]) -> dict[str, list[str | None]]:
     """What this process says of an update in which the first or the last element of a weight changes on the way."""
-    engine = engine_over_two(path, dtype)
+    engine = engine_over_two(path, dtypes[dist.get_rank() // 2])
     weights = dict(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).named_parameters())
     return {
         kind: [_complaint(engine, weights, name, element) for element in (0, -1)]
@@ -164,15 +164,16 @@ def _complaint(engine: "VLLMEngine", weights: dict[str, Any], changed: str, elem
     return None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_single_element_that_differs_shows_where_it_is_held(dtype, make_model, tmp_path) -> None:
+def test_a_single_element_that_differs_shows_where_it_is_held(two_engines: Ranks, make_model) -> None:
     """A process sees its own part: the first element is of the first process, the last of the second, or both see it."""
-    path, _ = make_model("qwen2-wide")
-    both = run_on_ranks(complaints, 2, tmp_path, path, dtype)
-    assert [each.pop("nothing") for each in both] == [[None], [None]]
-    held_by_both = {"norm", "key", "bias of values"}  # one head of keys and values, for two processes
-    for kind, name in SHARDED.items():
-        told = [[message is not None for message in each[kind]] for each in both]
-        assert told == ([[True, True]] * 2 if kind in held_by_both else [[True, False], [False, True]]), kind
-        for message in filter(None, (*both[0][kind], *both[1][kind])):
-            assert f"given: {name}. " in message and message.startswith("1 of ")
+    dtypes = ["float32", "bfloat16"]
+    results = two_engines.run(complaints, make_model("qwen2-wide")[0], dtypes)
+    for dtype, both in zip(dtypes, (results[:2], results[2:]), strict=True):
+        assert [each.pop("nothing") for each in both] == [[None], [None]]
+        held_by_both = {"norm", "key", "bias of values"}  # one head of keys and values, for two processes
+        for kind, name in SHARDED.items():
+            raised = [[message is not None for message in each[kind]] for each in both]
+            expected = [[True, True]] * 2 if kind in held_by_both else [[True, False], [False, True]]
+            assert raised == expected, (dtype, kind)
+            for message in filter(None, (*both[0][kind], *both[1][kind])):
+                assert f"given: {name}. " in message and message.startswith("1 of ")
