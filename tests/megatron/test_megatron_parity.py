@@ -19,7 +19,7 @@ from layouts import (
 )
 
 from iiverl_core.config import FSDPConfig, Offload
-from iiverl_core.training import Offload, Role
+from iiverl_core.training import Role
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp.backend import FSDPBackend
 from ranks import Ranks

@@ -9,7 +9,8 @@ import pytest
 
 from iiverl_core.config import RunConfig, load, vllm
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout.vllm import engine_arguments, versions
+from iiverl_core.rollout.vllm import engine_arguments
+from iiverl_core.rollout.vllm.start import import_vllm
 
 ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -175,7 +176,7 @@ def test_versions_that_are_not_are_told_before_and_at_the_start(found, monkeypat
 
     monkeypatch.setattr(vllm, "version", version)
     with pytest.raises(ConfigError, match=told):
-        versions.import_vllm()
+        import_vllm()
     path = tmp_path / "run.yaml"
     path.write_text("actor_rollout_ref:\n  rollout:\n    name: vllm\n    tensor_model_parallel_size: 1\n")
     unsupported = [problem.message for problem in load(path).problems if problem.severity == "unsupported"]

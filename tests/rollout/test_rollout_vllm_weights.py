@@ -200,7 +200,7 @@ class TestVerification:
         for name in ("qwen2-wide", "llama-wide-tied"):
             engine = make_vllm_of(name)
             assert engine._llm.collective_rpc("iiverl_unclaimed", args=(engine._shapes,)) == [[]]
-            assert engine._parts.keys() == engine._shapes.keys()
+            assert engine._shards.keys() == engine._shapes.keys()
 
     @pytest.mark.parametrize(
         "name",

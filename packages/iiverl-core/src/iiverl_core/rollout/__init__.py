@@ -1,4 +1,4 @@
-"""Generation: the `RolloutEngine` protocol and its engines, `Rollouter`s over them, and sampling. Knows no Ray."""
+"""Generation: the `RolloutEngine` protocol, its engines, `Rollouter`s and sampling. Imports no Ray."""
 
 from iiverl_core.rollout.engine import Completion, GenerationRequest, RolloutEngine, SamplingParams, generate
 from iiverl_core.rollout.from_config import Sampling, make_engine, sampling_params

@@ -1,4 +1,4 @@
-"""The seam between the loop and what generates: requests in, completions out, one request per response."""
+"""The interface between the loop and generation: requests in, completions out, one request per response."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,7 @@ class GenerationRequest:
     """Ask for one response to one prompt.
 
     `id` is the rollout that the response belongs to. `seed` and `id.member` decide the response's random numbers, so it
-    does not depend on what else is in the batch. Requests are equal only if they are the same object: a rollout may
-    have several at a time.
+    does not depend on what else is in the batch. Requests compare by identity: a rollout may have several at a time.
     """
 
     id: SampleId
@@ -51,7 +50,7 @@ class Completion:
 
 
 class RolloutEngine(Protocol):
-    """Generates with weights of its own.
+    """Generate with weights of its own.
 
     If an engine is spread over several processes, all of them make the same calls in the same order with equal
     arguments, and all get the same completions.
@@ -141,6 +140,28 @@ def generate(
                 check_unfinished(engine, len(unfinished), version)
     finally:
         engine.abort(unfinished)
+
+
+def check_request(request: GenerationRequest, params: SamplingParams, vocabulary: int) -> None:
+    """Check, as every engine does before it accepts a request, that a model of `vocabulary` tokens can respond to it.
+
+    Raises:
+        ValueError: the prompt is empty or holds an unknown token, or `params` are out of range.
+    """
+    if len(request.prompt_ids) == 0:
+        raise ValueError(f"the prompt of request {request.id} is empty")
+    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocabulary:
+        raise ValueError(
+            f"the prompt of request {request.id} holds a token id outside of the model's {vocabulary}: "
+            "do tokenizer and model belong together?"
+        )
+    for name, value, fits in (
+        ("temperature", params.temperature, params.temperature >= 0),
+        ("top_p", params.top_p, 0 < params.top_p <= 1),
+        ("max_tokens", params.max_tokens, params.max_tokens >= 1),
+    ):
+        if not fits:
+            raise ValueError(f"sampling parameter {name} is out of range: {value}")
 
 
 def check_unfinished(engine: RolloutEngine, unfinished: int, version: int) -> None:

@@ -1,4 +1,4 @@
-"""The engine and the sampling that a configuration asks for."""
+"""The engine and the sampling parameters of a configuration."""
 
 from typing import Literal, TypeAlias
 
@@ -11,10 +11,10 @@ from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
 
 
 def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
-    """Build the engine that `rollout.name` names, on `device`, still without weights.
+    """Build the engine `rollout.name` on `device`, without weights.
 
     Raises:
-        ConfigError: the engine is not installed, or it cannot run the model.
+        ConfigError: the engine is not installed or cannot run the model.
     """
     return ENGINES[run.rollout.name].load()(run, torch.device(device))
 
@@ -50,11 +50,11 @@ def hf_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
 
 
 Sampling: TypeAlias = Literal["train", "validate", "baseline"]
-"""What responses are for: to learn from, to validate with, or to be the greedy baseline of the others."""
+"""The purpose of responses: training, validation, or the greedy baseline of others."""
 
 
 def sampling_params(run: RunConfig, sampling: Sampling) -> SamplingParams:
-    """Return how responses are sampled: greedy if `do_sample` is false or they are a `baseline`."""
+    """Return the sampling parameters: greedy if `do_sample` is false or for a `baseline`."""
     rollout = run.rollout
     section = rollout.val_kwargs if sampling == "validate" else rollout
     greedy = sampling == "baseline" or not section.do_sample

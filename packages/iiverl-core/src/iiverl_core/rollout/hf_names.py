@@ -1,7 +1,7 @@
-"""A model's weights under the names, and in the shapes, of its checkpoints on disk.
+"""A model's weights by the names and shapes of its checkpoints on disk.
 
-transformers computes with some of them joined: the experts of a layer are one tensor, and a checkpoint has one for each
-expert and projection. What goes from training to engines is named as in a checkpoint.
+transformers joins some of them to compute: the experts of a layer are one tensor, while a checkpoint has one per expert
+and projection. Weights go from trainer to engine by the names of checkpoints.
 """
 
 from typing import Any
@@ -12,19 +12,19 @@ from transformers.core_model_loading import revert_weight_conversion
 
 
 class _Whole(Tensor):
-    """A tensor of which transformers, when it takes it apart as for saving, makes views and no copies."""
+    """A tensor that transformers splits into views, not copies, as if to save it."""
 
     def contiguous(self, *_: Any, **__: Any) -> "_Whole":
         return self
 
 
 def checkpoint_slots(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Give the places of a checkpoint's weights in the memory of `model`, which may be on the meta device.
+    """Return a view of the memory of `model` for each weight of its checkpoint; it may be on the meta device.
 
-    Tied weights have the same place under each of their names; `place_of` tells.
+    `place_of` is equal for the names of tied weights.
 
     Raises:
-        ValueError: a weight is no part of the model's memory: it would have to be computed.
+        ValueError: a weight is not a view of the model's memory: it would have to be computed.
     """
     slots: dict[str, Tensor] = {}
     for name, slot in model.state_dict().items():
@@ -39,5 +39,5 @@ def checkpoint_slots(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def place_of(slot: Tensor) -> tuple[Any, ...]:
-    """Say where a tensor lies: equal for two that are the same memory, also where that is none (`meta`)."""
+    """Return a key of a tensor's memory, equal for two tensors that share it; works on the meta device."""
     return slot.untyped_storage()._cdata, slot.storage_offset(), *slot.shape

@@ -1,4 +1,4 @@
-"""From prompts to rollouts: the `Rollouter` protocol, a single turn, and running many over one engine."""
+"""From prompts to rollouts: the `Rollouter` protocol, a single turn, and running many on one engine."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class RolloutTokens:
     """A finished rollout as token arrays.
 
     `response_ids` (R,) int64 are the tokens after the prompt, as scorers read them; `finish_reason` is why the last turn
-    ended. A rollout has one sequence, or several if its context was rewritten on the way.
+    ended. A rollout has one sequence, or several if its context was rewritten.
     """
 
     id: SampleId
@@ -44,7 +44,7 @@ class RolloutTokens:
 
 
 class Generate(Protocol):
-    """Generates one response in the name of a rollout."""
+    """Generates one response for a rollout."""
 
     async def __call__(self, prompt_ids: Sequence[int], *, max_tokens: int | None = None) -> Completion:
         """Generate a response to `prompt_ids`, which hold all turns so far; `max_tokens` lowers the run's limit.
@@ -57,12 +57,12 @@ class Generate(Protocol):
 class Rollouter(Protocol):
     """Decides how a prompt becomes a rollout: a single turn, a loop of tool calls, an environment.
 
-    If the engine is spread over several processes, each of them runs the same rollouts, so a rollouter must then call
-    `generate` in an order that depends on nothing but the responses.
+    If the engine is spread over several processes, each runs the same rollouts, so the order in which a rollouter calls
+    `generate` must depend on the responses alone.
     """
 
     async def rollout(self, prompt: Prompt, id: SampleId, generate: Generate) -> RolloutTokens:
-        """Make one rollout; many run at a time, so whatever takes long must be awaited."""
+        """Make one rollout; many run concurrently, so await everything that takes long."""
         ...
 
 
@@ -81,11 +81,11 @@ class SingleTurn:
 def run_rollouts(
     engine: RolloutEngine, rollouter: Rollouter, requests: Sequence[RolloutRequest], params: SamplingParams
 ) -> Iterator[RolloutTokens]:
-    """Run rollouts concurrently over one engine, in this thread, and yield each as it finishes.
+    """Run rollouts concurrently on one engine, in this thread, and yield each as it finishes.
 
-    Rollouters run until each waits for something; then the engine advances by a step. So the first requests of all
-    rollouts are submitted before the first step. If anything fails, or the iterator is closed, every rollout is
-    cancelled and its requests are dropped.
+    Rollouters run until all of them wait, then the engine advances by one step. So the first requests of all rollouts
+    are submitted before the first step. If anything fails or the iterator is closed, every rollout is cancelled and its
+    requests are dropped.
 
     Raises:
         RuntimeError: the engine has no weights; or requests were dropped, by an update of the weights or `sleep`,
@@ -101,7 +101,7 @@ def run_rollouts(
 
 
 class _Runner:
-    """The event loop that rollouts share, and their requests to the engine. The loop runs only between two yields."""
+    """The event loop that rollouts share, and their requests. The loop runs only between two yields."""
 
     def __init__(self, engine: RolloutEngine, params: SamplingParams) -> None:
         self._engine, self._params, self._version = engine, params, engine.weights_version
@@ -122,7 +122,7 @@ class _Runner:
     def run(self) -> Iterator[RolloutTokens]:
         while self._rollouts:
             self._progress.clear()
-            self._loop.run_until_complete(asyncio.sleep(0))  # everything that can run does, once
+            self._loop.run_until_complete(asyncio.sleep(0))  # run everything that is ready, once
             finished, self._finished = self._finished, []
             for task in finished:
                 yield self._result(task)
@@ -183,7 +183,7 @@ class _Runner:
 
 
 def turn_seed(seed: int, turn: int) -> int:
-    """Return the seed of a rollout's requests: `seed` for the first, and others of their own for later turns."""
+    """Return the seed of a rollout's request: `seed` for the first turn, derived ones for later turns."""
     if turn == 0:
         return seed
     return int.from_bytes(blake2b(f"{seed}/turn {turn}".encode(), digest_size=8).digest())

@@ -1,7 +1,7 @@
-"""From logits to tokens: the distribution that is sampled from, and drawing from it.
+"""From logits to tokens: warp the distribution and draw from it.
 
-A token is drawn by inverting the cumulative distribution at a number that the caller gives, so a sequence's tokens
-are a function of its own numbers and logits. Suffixes: `_B` sequences, `_V` vocabulary, `_N` blocks of the vocabulary.
+A token is drawn by inverting the cumulative distribution at a number from the caller, so a sequence's tokens are a
+function of its own numbers and logits. Suffixes: `_B` sequences, `_V` vocabulary, `_N` blocks of the vocabulary.
 """
 
 import torch
@@ -14,15 +14,15 @@ PARTS = 2.0**40  # the largest weight; sums stay below 2^63 for 2^23 tokens
 
 
 def sample(logits_BV: Tensor, u_B: Tensor | None, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Choose a token for each row: the likeliest where `params.temperature` is 0, else one drawn with `u_B`.
+    """Sample a token per row: the likeliest if `params.temperature` is 0, else one drawn with `u_B`.
 
     Args:
         logits_BV: (B, V), any floating dtype.
-        u_B: (B,) float64 in [0, 1); not read where greedy.
+        u_B: (B,) float64 in [0, 1); unused if greedy.
         params: temperature, top-k and top-p.
 
     Returns:
-        Tokens (B,) int64 and their log-probs (B,) fp32, in nats, under the distribution they were chosen from: 0 where
+        Tokens (B,) int64 and their log-probs (B,) fp32, in nats, under the distribution they were sampled from: 0 if
         greedy. A row whose logits hold NaN or infinity, or nothing above minus infinity, has log-prob NaN.
     """
     if params.temperature == 0:
@@ -33,18 +33,17 @@ def sample(logits_BV: Tensor, u_B: Tensor | None, params: SamplingParams) -> tup
 
 
 def greedy(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """Take each row's likeliest token, the first of equals; its log-prob is 0, or NaN where the logits are broken."""
+    """Take each row's likeliest token, the first of equals; its log-prob is 0, or NaN if the logits are not finite."""
     top_B, token_B = logits_BV.max(-1)
     return token_B, (top_B * 0).float()
 
 
 def warp_logits(logits_BV: Tensor, temperature: float, top_k: int = -1, top_p: float = 1.0) -> Tensor:
-    """Give logits (B, V), at least fp32, whose softmax is the distribution that is sampled from.
+    """Return logits (B, V), at least fp32, whose softmax is the distribution to sample from.
 
-    In this order: logits are divided by `temperature` (above 0); all but the `top_k` largest are excluded, equals of
-    the k-th staying in (below 1: off); of what is left, renormalised, the smallest set of likeliest tokens whose mass
-    reaches `top_p` stays, and of equals at its edge those with the lowest ids (1: off). At least one token always
-    stays. Excluded tokens have minus infinity.
+    In this order: divide by `temperature` (above 0); keep the `top_k` largest and equals of the k-th (below 1: off);
+    renormalise and keep the smallest set of likeliest tokens whose mass reaches `top_p`, of equals at its edge those with
+    the lowest ids (1: off). At least one token is kept. Excluded tokens have minus infinity.
     """
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
     # With each row's maximum at 0, a temperature near 0 cannot overflow.
@@ -63,12 +62,11 @@ def warp_logits(logits_BV: Tensor, temperature: float, top_k: int = -1, top_p: f
 
 
 def draw(logits_BV: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a token for each row from the softmax of (B, V) logits: the first whose cumulative probability exceeds u.
+    """Draw a token per row from the softmax of (B, V) logits: the first whose cumulative probability exceeds u.
 
-    Tokens of probability zero are never drawn, whatever u, nor are those some 10^12 times rarer than the likeliest.
-    Returns what `sample` does.
+    Never draws tokens of probability zero, nor those some 10^12 times rarer than the likeliest. Returns as `sample`.
 
-    The search goes over blocks of the vocabulary, then within one, so that most of the vocabulary is only summed.
+    Searches blocks of the vocabulary first, then one block, so most of the vocabulary is only summed.
     """
     n_rows, n_tokens = logits_BV.shape
     n_blocks = -(-n_tokens // BLOCK)
@@ -88,17 +86,17 @@ def draw(logits_BV: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _invert(weights_BN: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the place (B, 1) where each row's running sum exceeds u of the whole, and where in that place u lies (B,).
+    """Return the index (B, 1) at which each row's cumulative sum exceeds u of its total, and u's position within it (B,).
 
-    The sums are of integers, weights counted in parts of the row's largest. So they are exact in every order of adding,
-    as fp32 ones over a large vocabulary are not, and stand still where a weight is zero, as even float64 ones on a GPU
-    need not. A weight below 2^-40 of the largest counts as zero.
+    The sums are of integers: weights as multiples of 2^-40 of the row's largest, below which they count as zero. So they
+    are exact in any order of addition, unlike fp32 sums over a large vocabulary, and do not change at a weight of zero,
+    as even float64 sums on a GPU may.
     """
     parts_BN = (weights_BN / weights_BN.amax(-1, keepdim=True) * PARTS).long()
     sum_BN = parts_BN.cumsum(-1)
     total_B1 = sum_BN[:, -1:]
     goal_B1 = u_B[:, None] * total_B1
-    # Rounding may lift a u next to 1 to the total. Weights that are not numbers may lead anywhere.
+    # Rounding may lift a u near 1 to the total, and NaN weights may give any index.
     whole_B1 = goal_B1.long().minimum(total_B1 - 1)
     index_B1 = torch.searchsorted(sum_BN, whole_B1, right=True).clamp(max=weights_BN.shape[-1] - 1)
     parts_B1 = parts_BN.gather(-1, index_B1)

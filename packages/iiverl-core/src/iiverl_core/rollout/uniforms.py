@@ -1,4 +1,4 @@
-"""The random numbers of sampling: one stream per sequence, decided by the sequence's own seed and member alone."""
+"""The random numbers of sampling: one stream per sequence, a function of its seed and member."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ WORD = 2**64
 
 
 class Uniforms:
-    """Numbers in [0, 1) for B sequences, one for each at a time, on `device`.
+    """Numbers in [0, 1) on `device` for B sequences, one per sequence at a time.
 
     Each sequence has a Philox4x64-10 counter-based generator (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2,
-    3", 2011) whose key is its seed, modulo 2^64, and its number among the responses to its prompt. A number is the
-    upper 53 bits of a word, so it is the same on every platform and with every version of numpy.
+    3", 2011) whose key is its seed, modulo 2^64, and its member. A number is the upper 53 bits of a word, the same on every
+    platform and with every version of numpy.
     """
 
     def __init__(self, seeds: Sequence[int], members: Sequence[int], device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Uniforms:
         self._used = CHUNK
 
     def next(self) -> Tensor:
-        """Give the next number of each sequence, (B,) float64."""
+        """Return the next number of each sequence, (B,) float64."""
         if self._used == CHUNK:
             self._chunk = self._draw(self._streams, CHUNK)
             self._used = 0
@@ -33,7 +33,7 @@ class Uniforms:
         return self._chunk[self._used - 1]
 
     def join(self, seeds: Sequence[int], members: Sequence[int]) -> None:
-        """Add sequences behind the others; each begins with the first number of its stream."""
+        """Append sequences, each at the start of its stream."""
         streams = _streams(seeds, members)
         chunk = self._chunk.new_empty(CHUNK, len(streams))
         chunk[self._used :] = self._draw(streams, CHUNK - self._used)
@@ -41,7 +41,7 @@ class Uniforms:
         self._streams += streams
 
     def keep(self, order: np.ndarray) -> None:
-        """Go on with the sequences at these positions, in this order."""
+        """Keep the sequences at these positions, in this order."""
         self._streams = [self._streams[i] for i in order.tolist()]
         self._chunk = self._chunk[:, torch.from_numpy(order)]
 

@@ -1,4 +1,4 @@
-"""The engine `hf`: what it makes of a model, its key-value cache and attention, and the loop that writes tokens."""
+"""The engine `hf`: its model, key-value cache, attention and decoding loop."""
 
 from iiverl_core.rollout.hf.engine import HFEngine
 

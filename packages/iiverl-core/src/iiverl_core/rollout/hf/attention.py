@@ -24,8 +24,8 @@ def grouped_sdpa(
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention, query (B, H, Q, D) over key and value (B, G, K, D), as transformers calls it.
 
-    With a mask, transformers' own function repeats keys and values for each of the H / G query heads of a group, which
-    copies the whole cache at every step. For Q = 1 the heads of a group can stand where queries do, with no copy.
+    With a mask, transformers' own function repeats keys and values for the H / G query heads of each group, which copies
+    the whole cache at every step. For Q = 1 the heads of a group take the place of queries, without a copy.
     """
     n_rows, n_heads, n_queries, width = query.shape
     n_groups = key.shape[1]
@@ -41,7 +41,7 @@ AttentionMaskInterface.register(GROUPED_SDPA, sdpa_mask)
 
 
 def use_grouped_sdpa(model: PreTrainedModel) -> bool:
-    """Let the model attend through `grouped_sdpa` if it would through plain SDPA otherwise, and say whether it does."""
+    """Use `grouped_sdpa` in a model that would use plain SDPA; return whether it does."""
     functions = getattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS", None)
     if model.config._attn_implementation != "sdpa" or functions is not ALL_ATTENTION_FUNCTIONS:
         return False

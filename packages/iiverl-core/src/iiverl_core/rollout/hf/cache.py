@@ -14,14 +14,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from iiverl_core.errors import ConfigError
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")  # of a model's `forward`, since transformers 5.24 and before
-MIN_ROOM = 32  # tokens for which a layer has room after it was moved, at least
+MIN_SPARE = 32  # tokens that a layer can append after a reallocation, at least
 
 
 def cache_argument(model: PreTrainedModel) -> str:
-    """Return the name under which `model.forward` takes its key-value cache.
+    """Return the name of the argument of `model.forward` for its key-value cache.
 
     Raises:
-        ConfigError: it takes none.
+        ConfigError: there is none.
     """
     accepted = inspect.signature(model.forward).parameters
     for name in CACHE_ARGUMENTS:
@@ -36,10 +36,10 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a batch go on, and from which column.
+    """The rows of a batch to keep, and the first column to keep.
 
-    `order` names them by their old positions: rows before `len(order)` stay where they are, and the others fill the
-    `holes` that ended rows leave, from `movers`. So no row is moved without need.
+    `order` holds their old positions: rows before `len(order)` stay, and the others, `movers`, fill the `holes` that
+    ended rows leave. So as few rows as possible are copied.
     """
 
     order: np.ndarray
@@ -48,26 +48,26 @@ class Selection:
     first_column: int = 0
 
     @classmethod
-    def of(cls, goes_on: np.ndarray, first_column: int = 0) -> "Selection":
-        """Keep the rows where `goes_on` (B,) is true."""
-        count = int(goes_on.sum())
-        holes = np.flatnonzero(~goes_on[:count])
-        movers = count + np.flatnonzero(goes_on[count:])
+    def of(cls, kept_B: np.ndarray, first_column: int = 0) -> "Selection":
+        """Keep the rows for which `kept_B` (B,) is true."""
+        count = int(kept_B.sum())
+        holes = np.flatnonzero(~kept_B[:count])
+        movers = count + np.flatnonzero(kept_B[count:])
         order = np.arange(count)
         order[holes] = movers
         return cls(order, holes, movers, first_column)
 
 
 class GrowingLayer(DynamicLayer):
-    """A layer of full attention, with room for more tokens behind those it holds.
+    """A layer of full attention with spare capacity for more tokens.
 
-    Where transformers' own layer copies all keys and values for each new token, this one copies them when the room is
-    used up, which is by a quarter of their number.
+    transformers' own layer copies all keys and values for each new token; this one only when the capacity is used up,
+    and then grows by a quarter.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._rooms: tuple[Tensor, ...] = ()  # for keys, for values: (B, G, L + room, D)
+        self._buffers: tuple[Tensor, ...] = ()  # keys, values: (B, G, L + spare, D)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -75,68 +75,68 @@ class GrowingLayer(DynamicLayer):
         """Append keys and values (B, G, L, D) and return all of them."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if not self._rooms:
-            self._rooms, self.is_initialized = (key_states, value_states), True
+        if not self._buffers:
+            self._buffers, self.is_initialized = (key_states, value_states), True
         else:
-            if self._rooms[0].shape[-2] < end:
-                self._move(more=key_states.shape[-2])
-            for room, states in zip(self._rooms, (key_states, value_states), strict=True):
-                room[:, :, start:end] = states
+            if self._buffers[0].shape[-2] < end:
+                self._reallocate(spare=key_states.shape[-2])
+            for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+                buffer[:, :, start:end] = states
         return self._show(end)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
-        self._move(repeats=repeats)
+        self._reallocate(repeats=repeats)
 
     def keep(self, selection: Selection) -> None:
-        """Go on with the selected rows and columns."""
+        """Keep the selected rows and columns."""
         end = self.get_seq_length()
         if selection.holes.size:
             holes, movers = torch.from_numpy(selection.holes), torch.from_numpy(selection.movers)
-            for room in self._rooms:
-                room[holes, :, :end] = room[movers, :, :end]
+            for buffer in self._buffers:
+                buffer[holes, :, :end] = buffer[movers, :, :end]
         count, first = len(selection.order), selection.first_column
-        self._rooms = tuple(room[:count, :, first:] for room in self._rooms)
+        self._buffers = tuple(buffer[:count, :, first:] for buffer in self._buffers)
         self._show(end - first)
 
     def join(self, other: "GrowingLayer", length: int) -> None:
-        """Add the rows of `other` behind these; both are padded on the left with zeros to `length` columns."""
-        more = max(MIN_ROOM, length // 4)
-        self._rooms = tuple(
+        """Append the rows of `other`; both are padded on the left with zeros to `length` columns."""
+        spare = max(MIN_SPARE, length // 4)
+        self._buffers = tuple(
             _joined(
-                self_room[:, :, : self.get_seq_length()], room[:, :, : other.get_seq_length()], length, more
+                mine[:, :, : self.get_seq_length()], buffer[:, :, : other.get_seq_length()], length, spare
             )
-            for self_room, room in zip(self._rooms, other._rooms, strict=True)
+            for mine, buffer in zip(self._buffers, other._buffers, strict=True)
         )
         self._show(length)
 
-    def _move(self, repeats: int = 1, more: int = 0) -> None:
+    def _reallocate(self, repeats: int = 1, spare: int = 0) -> None:
         end = self.get_seq_length()
-        more = max(more, MIN_ROOM, end // 4)
-        self._rooms = tuple(_larger_room(room[:, :, :end], repeats, more) for room in self._rooms)
+        spare = max(spare, MIN_SPARE, end // 4)
+        self._buffers = tuple(_repeated(buffer[:, :, :end], repeats, spare) for buffer in self._buffers)
         self._show(end)
 
     def _show(self, end: int) -> tuple[Tensor, Tensor]:
-        keys, values = (room[:, :, :end] for room in self._rooms)
+        keys, values = (buffer[:, :, :end] for buffer in self._buffers)
         self.keys, self.values = keys, values
         return keys, values
 
 
-def _larger_room(states: Tensor, repeats: int, more: int) -> Tensor:
-    """Copy (B, G, L, D) states, each row `repeats` times, to the front of a room for L + `more` tokens."""
+def _repeated(states: Tensor, repeats: int, spare: int) -> Tensor:
+    """Copy (B, G, L, D) states, each row `repeats` times, into a buffer for L + `spare` tokens."""
     n_rows, n_groups, length, width = states.shape
-    room = states.new_empty(n_rows, repeats, n_groups, length + more, width)
-    room[:, :, :, :length] = states[:, None]
-    return room.flatten(0, 1)
+    buffer = states.new_empty(n_rows, repeats, n_groups, length + spare, width)
+    buffer[:, :, :, :length] = states[:, None]
+    return buffer.flatten(0, 1)
 
 
-def _joined(first: Tensor, second: Tensor, length: int, more: int = 0) -> Tensor:
-    """Copy (B, G, L, D) states into one room for `length` + `more` tokens, each padded on the left to `length`."""
+def _joined(first: Tensor, second: Tensor, length: int, spare: int = 0) -> Tensor:
+    """Copy (B, G, L, D) states into one buffer for `length` + `spare` tokens, each padded on the left to `length`."""
     _, n_groups, _, width = first.shape
-    room = first.new_zeros(len(first) + len(second), n_groups, length + more, width)
-    room[: len(first), :, length - first.shape[-2] : length] = first
-    room[len(first) :, :, length - second.shape[-2] : length] = second
-    return room
+    buffer = first.new_zeros(len(first) + len(second), n_groups, length + spare, width)
+    buffer[: len(first), :, length - first.shape[-2] : length] = first
+    buffer[len(first) :, :, length - second.shape[-2] : length] = second
+    return buffer
 
 
 def _states(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
@@ -146,10 +146,10 @@ def _states(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
 
 
 class RowCache(DynamicCache):
-    """A cache for `model` of which rows can be repeated and selected.
+    """A cache for `model` whose rows can be repeated, selected and joined.
 
     Raises:
-        ConfigError: the model's layers keep something else than keys and values, as those of state-space models do.
+        ConfigError: the model's layers keep a state other than keys and values, as state-space models do.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -161,17 +161,17 @@ class RowCache(DynamicCache):
         if others or getattr(model, "_is_stateful", False):
             raise ConfigError(
                 f"the rollout engine `hf` cannot run {type(model).__name__}: its layers keep a state that is not "
-                "keys and values. Take a model whose layers are all attention."
+                "keys and values. Use a model whose layers are all attention."
             )
         self.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every layer holds every column, none a window of the last ones."""
+        """Whether every layer holds all columns, rather than a window of the last ones."""
         return all(isinstance(layer, GrowingLayer) for layer in self.layers)
 
     def keep(self, selection: Selection) -> None:
-        """Go on with the selected rows; `selection.first_column` above 0 needs `keeps_all`."""
+        """Keep the selected rows; `selection.first_column` above 0 needs `keeps_all`."""
         for layer in self.layers:
             if isinstance(layer, GrowingLayer):
                 layer.keep(selection)
@@ -179,9 +179,9 @@ class RowCache(DynamicCache):
                 layer.batch_select_indices(torch.from_numpy(selection.order))
 
     def join(self, other: "RowCache", length: int) -> None:
-        """Add the rows of `other` behind these; the shorter is padded on the left to `length` columns.
+        """Append the rows of `other`; the shorter is padded on the left to `length` columns.
 
-        A layer with a window holds the last columns alone, so it is padded to what the longer one holds.
+        A layer with a window holds the last columns only, so it is padded to those of the longer one.
         """
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             if isinstance(mine, GrowingLayer) and isinstance(theirs, GrowingLayer):

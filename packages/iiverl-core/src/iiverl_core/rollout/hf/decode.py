@@ -1,4 +1,4 @@
-"""Decoding token by token, in a batch that sequences join and leave. Suffixes: `_B` sequences, `_V` vocabulary."""
+"""Decode token by token, in a batch that sequences join and leave. Suffixes: `_B` sequences, `_V` vocabulary."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from iiverl_core.rollout.hf.forward import Forward
 from iiverl_core.rollout.sampling import sample
 from iiverl_core.rollout.uniforms import Uniforms
 
-STATE = np.dtype([("row", "i8"), ("length", "i8"), ("limit", "i8"), ("stops", "?"), ("kind", "i8")])
-"""Of a sequence: its row in the buffers, tokens so far and at most, whether stop tokens end it, how it is sampled."""
+STATE = np.dtype([("row", "i8"), ("length", "i8"), ("limit", "i8"), ("stops", "?"), ("sampling", "i8")])
+"""A sequence: row in the buffers, tokens so far and at most, whether stop tokens end it, index of its sampling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request and how to sample its response."""
+    """A request and its sampling parameters."""
 
     request: GenerationRequest
     params: SamplingParams
 
     @property
     def prompt(self) -> tuple[object, ...]:
-        """A key that submissions share if they belong to one group and have the same prompt."""
+        """A key that is equal for submissions of one group with the same prompt."""
         return *self.request.id[:-1], *self.request.prompt_ids
 
 
 Batch: TypeAlias = list[list[Submission]]
-"""For each prompt the submissions that share it, equally many for all; a prompt is computed once."""
+"""For each prompt its submissions, the same number for all prompts; a prompt is computed once."""
 
 
 class Decoding:
-    """The sequences being decoded; they may have different lengths and be sampled differently."""
+    """The sequences being decoded, of any lengths and sampling parameters."""
 
     def __init__(self, model: PreTrainedModel, stop_ids: np.ndarray, *, direct_mask: bool) -> None:
         """Start without sequences.
@@ -58,30 +58,30 @@ class Decoding:
         self._token_B = torch.empty(0)  # the last token of each sequence
         self._tokens = np.empty((0, 0), dtype=np.int64)
         self._log_probs = np.empty((0, 0), dtype=np.float32)
-        self._kinds: list[SamplingParams] = []
+        self._samplings: list[SamplingParams] = []
 
     def __len__(self) -> int:
         return len(self._submissions)
 
     @property
     def n_prompts(self) -> int:
-        """Number of different prompts among the sequences."""
+        """Number of distinct prompts."""
         return len({each.prompt for each in self._submissions})
 
     def advance(self, joining: Sequence[Batch], weights_version: int) -> list[Completion]:
-        """Let sequences join, grow each by one token, and return the responses that ended.
+        """Add sequences, sample one token for each, and return the responses that ended.
 
         Args:
             joining: batches of new sequences.
             weights_version: of the model's weights.
 
         Raises:
-            FloatingPointError: logits were not finite.
+            FloatingPointError: logits are not finite.
         """
         logits = [] if self._forward is None else [self._forward.tokens(self._token_B)]
         logits += [self._join(batch) for batch in joining]
         token_B, log_prob_B = self._sample(logits[0] if len(logits) == 1 else torch.cat(logits))
-        # One transfer, and so one wait for the device: float64 holds every token id exactly.
+        # One transfer, so one synchronisation: float64 holds every token id exactly.
         host = torch.stack((token_B.double(), log_prob_B.double())).cpu().numpy()
         tokens_B, state_B = host[0].astype(np.int64), self._state_B
         self._tokens[state_B["row"], state_B["length"]] = tokens_B
@@ -109,17 +109,17 @@ class Decoding:
 
     def abort(self, requests: Collection[GenerationRequest]) -> None:
         """Drop the sequences of these requests."""
-        goes_on = np.array([each.request not in requests for each in self._submissions], dtype=bool)
-        if not goes_on.any():
+        kept_B = np.array([each.request not in requests for each in self._submissions], dtype=bool)
+        if not kept_B.any():
             self.clear()
-        elif not goes_on.all():
-            self._keep(goes_on)
+        elif not kept_B.all():
+            self._keep(kept_B)
 
     def _join(self, batch: Batch) -> Tensor:
-        """Run prompts, add their sequences behind the others, and return the logits (B, V) of their first tokens."""
+        """Run prompts, append their sequences, and return the logits (B, V) of their first tokens."""
         submissions = [each for prompt in batch for each in prompt]
-        kinds = [_kind(each.params) for each in submissions]
-        self._kinds += [kind for kind in dict.fromkeys(kinds) if kind not in self._kinds]
+        samplings = [_sampling(each.params) for each in submissions]
+        self._samplings += [each for each in dict.fromkeys(samplings) if each not in self._samplings]
         old, width = len(self), max(each.params.max_tokens for each in submissions)
         forward = Forward(
             self._model,
@@ -133,7 +133,7 @@ class Decoding:
         new_B["length"] = 0
         new_B["limit"] = [each.params.max_tokens for each in submissions]
         new_B["stops"] = [not each.params.ignore_eos for each in submissions]
-        new_B["kind"] = [self._kinds.index(kind) for kind in kinds]
+        new_B["sampling"] = [self._samplings.index(each) for each in samplings]
         self._tokens = _buffer(self._tokens[self._state_B["row"]], old + len(submissions), width)
         self._log_probs = _buffer(self._log_probs[self._state_B["row"]], old + len(submissions), width)
         self._state_B = np.concatenate([self._state_B, new_B])
@@ -149,23 +149,23 @@ class Decoding:
         return logits_BV
 
     def _sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample a token for each sequence as it asks; returns what `sample` does."""
-        present = np.unique(self._state_B["kind"]).tolist()
-        u_B = self._uniforms.next() if any(self._kinds[kind].temperature for kind in present) else None
+        """Sample a token for each sequence with its parameters; returns as `sample`."""
+        present = np.unique(self._state_B["sampling"]).tolist()
+        u_B = self._uniforms.next() if any(self._samplings[i].temperature for i in present) else None
         if len(present) == 1:
-            return sample(logits_BV, u_B, self._kinds[present[0]])
+            return sample(logits_BV, u_B, self._samplings[present[0]])
         token_B = torch.empty(len(self), dtype=torch.int64, device=logits_BV.device)
         log_prob_B = torch.empty(len(self), dtype=torch.float32, device=logits_BV.device)
-        for kind in present:
-            index = torch.from_numpy(np.flatnonzero(self._state_B["kind"] == kind)).to(logits_BV.device)
+        for i in present:
+            index = torch.from_numpy(np.flatnonzero(self._state_B["sampling"] == i)).to(logits_BV.device)
             u = None if u_B is None else u_B[index]
-            token_B[index], log_prob_B[index] = sample(logits_BV[index], u, self._kinds[kind])
+            token_B[index], log_prob_B[index] = sample(logits_BV[index], u, self._samplings[i])
         return token_B, log_prob_B
 
-    def _keep(self, goes_on: np.ndarray) -> None:
+    def _keep(self, kept_B: np.ndarray) -> None:
         if self._forward is None:
             raise RuntimeError("there are no sequences")
-        order = self._forward.keep(goes_on).order
+        order = self._forward.keep(kept_B).order
         self._uniforms.keep(order)
         self._state_B = self._state_B[order]
         self._submissions = [self._submissions[i] for i in order]
@@ -182,13 +182,13 @@ class Decoding:
             )
 
 
-def _kind(params: SamplingParams) -> SamplingParams:
-    """Return what `sample` reads of the parameters, with the defaults for the rest."""
+def _sampling(params: SamplingParams) -> SamplingParams:
+    """Return the parameters that `sample` reads, with defaults for the others."""
     return SamplingParams(temperature=params.temperature, top_k=params.top_k, top_p=params.top_p)
 
 
 def _buffer(old: np.ndarray, rows: int, width: int) -> np.ndarray:
-    """Copy (B, W) values into the corner of a larger array."""
+    """Copy (B, W) values into a larger array."""
     new = np.zeros((rows, max(width, old.shape[1])), dtype=old.dtype)
     new[: len(old), : old.shape[1]] = old
     return new

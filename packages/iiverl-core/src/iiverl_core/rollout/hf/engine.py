@@ -8,24 +8,22 @@ import torch
 from torch import Tensor
 
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
+from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.attention import use_grouped_sdpa
 from iiverl_core.rollout.hf.cache import RowCache, cache_argument
 from iiverl_core.rollout.hf.decode import Batch, Decoding, Submission
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
-from iiverl_core.rollout.requests import check_request
 from iiverl_core.rollout.weights import ExpectedWeights
 
 
 class HFEngine:
-    """Samples with a causal LM of transformers. Implements `iiverl_core.rollout.RolloutEngine`.
+    """Sample with a causal LM of transformers. Implements `iiverl_core.rollout.RolloutEngine`.
 
-    A prompt is computed once for the responses to it that are submitted together, a finished response leaves the batch,
-    and a request that is submitted while others are being decoded joins them at the next step. Requests that were
-    waiting when a batch began are divided into batches of prompts of similar lengths, the longest first: a batch that
-    fits at its start fits until its end.
+    A prompt is computed once for the responses that are submitted together. A finished response leaves the batch, and a
+    request that is submitted during decoding joins at the next step. Requests that wait when a batch begins are divided
+    into batches of prompts of similar lengths, the longest first.
 
-    The model is built from its configuration and waits for its weights.
+    The model is built from its configuration, without weights.
     """
 
     def __init__(
@@ -44,14 +42,14 @@ class HFEngine:
 
         Args:
             model_path: folder or Hub name of a causal LM; only its configuration is read.
-            dtype: of the engine's weights.
-            device: where it runs.
-            tokenizer_path: folder or Hub name of the tokenizer, by default the model's; it names an end-of-sentence.
-            trust_remote_code: let code that comes with the model run.
+            dtype: dtype of the weights.
+            device: device of the engine.
+            tokenizer_path: folder or Hub name of the tokenizer, by default the model's; its end-of-sentence token ends responses.
+            trust_remote_code: run code that comes with the model.
             override_config: values that replace those of the model's `config.json`.
             max_sequences: maximum number of responses decoded at a time. A prompt with more responses is computed
-                again for each part of them.
-            prompts_per_batch: maximum number of prompts with responses being decoded at a time.
+                once for each part of them.
+            prompts_per_batch: maximum number of prompts whose responses are decoded at a time.
 
         Raises:
             ConfigError: model or tokenizer cannot be read, or the model has no key-value cache.
@@ -73,7 +71,7 @@ class HFEngine:
             raise ConfigError(
                 f"the rollout engine `hf` cannot be given the weights of '{model_path}': {error}"
             ) from error
-        RowCache(self._model)  # raises where the model needs another kind of cache
+        RowCache(self._model)  # raises if the model needs another kind of cache
         self._vocabulary: int = self._model.config.get_text_config().vocab_size
         stop_ids = stop_token_ids(
             model_path, tokenizer_path, self._model, trust_remote_code=trust_remote_code
@@ -94,8 +92,8 @@ class HFEngine:
     def submit(self, request: GenerationRequest, params: SamplingParams) -> None:
         """Queue a request; see `RolloutEngine.submit`.
 
-        Its response ends at any end-of-sentence token that the tokenizer, the model's generation config or its
-        configuration names, unless `params.ignore_eos`.
+        Unless `params.ignore_eos`, its response ends at any end-of-sentence token of the tokenizer, the model's
+        generation config or its configuration.
         """
         if self.weights_version < 0:
             raise RuntimeError("the rollout engine has no weights: call update_weights before generate")
@@ -125,10 +123,10 @@ class HFEngine:
         self._decoding.clear()
 
     def _admit(self) -> list[Batch]:
-        """Take the next requests to decode, in batches whose prompts have equally many responses.
+        """Take the next requests to decode, in batches whose prompts have the same number of responses.
 
-        What waited when decoding began is not admitted before it ends. So requests that are submitted together are
-        decoded together, and get the same bits, whatever came before.
+        Requests that waited when decoding began are not admitted before it ends. So requests that are submitted together
+        are decoded together and get the same bits, whatever came before.
         """
         if not len(self._decoding):
             self._waiting, self._joining = self._waiting + self._joining, []
@@ -159,7 +157,7 @@ class HFEngine:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace every weight by name, one tensor at a time; see `RolloutEngine.update_weights`.
 
-        Tied weights may be given once. If this fails, the engine is left without weights.
+        Tied weights may be given once. If this fails, the engine has no weights.
         """
         self._drop_all()
         self.weights_version = -1
@@ -172,11 +170,11 @@ class HFEngine:
             self._expected.slots[name].copy_(value)
 
     def sleep(self, *, discard_weights: bool = False) -> None:
-        """Drop pending requests, and their keys and values with them; see `RolloutEngine.sleep`."""
+        """Drop pending requests with their keys and values; see `RolloutEngine.sleep`."""
         self._drop_all()
         if discard_weights:
             self.weights_version = -1
 
     def close(self) -> None:
-        """Drop pending requests and forget the weights; nothing else of this engine outlives it."""
+        """Drop pending requests and the weights; see `RolloutEngine.close`."""
         self.sleep(discard_weights=True)

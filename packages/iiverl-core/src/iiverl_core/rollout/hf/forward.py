@@ -1,4 +1,4 @@
-"""A model's forward passes over a batch whose rows come and go. Suffixes: `_P` prompts, `_B` sequences, `_V` vocabulary."""
+"""Forward passes over a batch whose rows change. Suffixes: `_P` prompts, `_B` sequences, `_V` vocabulary."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,11 +12,10 @@ from iiverl_core.rollout.hf.cache import RowCache, Selection, cache_argument
 
 
 class Forward:
-    """The forward passes over a batch: the prompts once, then one token per sequence at a time.
+    """Run the prompts of a batch once, then one token per sequence at a time.
 
-    Prompts are padded on the left, so that all sequences grow at the same column. With `direct_mask` the model gets
-    its attention mask ready-made, (B, 1, 1, columns), or none if nothing is padded; otherwise it makes its own from a
-    (B, columns) one.
+    Prompts are padded on the left, so all sequences grow at the same column. With `direct_mask` the model gets a
+    (B, 1, 1, columns) attention mask, or none if nothing is padded; otherwise it builds its own from (B, columns).
     """
 
     def __init__(
@@ -28,7 +27,7 @@ class Forward:
         *,
         direct_mask: bool,
     ) -> None:
-        """Lay the prompts out; each has `repeats` sequences, which grow by at most `max_tokens`."""
+        """Pad the prompts; each has `repeats` sequences, which grow by at most `max_tokens`."""
         self._model = model
         self._repeats = repeats
         self._cache = RowCache(model)
@@ -69,10 +68,10 @@ class Forward:
         self._next_positions = self._next_positions + 1
         return logits_BV
 
-    def keep(self, goes_on: np.ndarray) -> Selection:
-        """Remove the other rows, and the columns that are padding for all that are left."""
-        first_column = int(self._padding[goes_on].min()) if self._cache.keeps_all else 0
-        selection = Selection.of(goes_on, first_column)
+    def keep(self, kept_B: np.ndarray) -> Selection:
+        """Keep these rows, without the columns that are padding in all of them."""
+        first_column = int(self._padding[kept_B].min()) if self._cache.keeps_all else 0
+        selection = Selection.of(kept_B, first_column)
         self._cache.keep(selection)
         order = torch.from_numpy(selection.order)
         self._columns -= first_column
@@ -82,7 +81,7 @@ class Forward:
         return selection
 
     def join(self, other: "Forward", max_tokens: int) -> None:
-        """Add the rows of `other`, whose prompts have been run, behind these; all grow by at most `max_tokens`."""
+        """Append the rows of `other`, whose prompts have been run; all grow by at most `max_tokens`."""
         columns = max(self._columns, other._columns)
         self._cache.join(other._cache, columns)
         self._padding = np.concatenate([each._padding + (columns - each._columns) for each in (self, other)])
@@ -93,7 +92,7 @@ class Forward:
             self._mask = self._mask[:, None, None].bool()
 
     def _make_mask(self, max_tokens: int) -> Tensor:
-        """Return (rows, columns) int64: 0 for padding, with columns for `max_tokens` more."""
+        """Return (rows, columns + `max_tokens`) int64: 0 for padding, else 1."""
         padding = torch.from_numpy(self._padding).to(self._model.device)
         columns = torch.arange(self._columns + max_tokens, device=self._model.device)
         return (columns >= padding[:, None]).long()

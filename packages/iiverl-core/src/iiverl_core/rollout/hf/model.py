@@ -1,4 +1,4 @@
-"""What the engine makes of a model's folder or Hub name: a model without weights, and where sentences end."""
+"""Build a model without weights from its folder or Hub name, and collect its end-of-sentence tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +18,13 @@ def build_model(
     trust_remote_code: bool = False,
     override_config: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """Build a causal LM for inference from its `config.json`, with memory for weights and nothing in it.
+    """Build a causal LM for inference from its `config.json`, with uninitialised weights.
 
-    It is built where it runs rather than on the meta device, so that buffers that no checkpoint holds (rotary
-    frequencies) are computed.
+    It is built on its device rather than the meta device, so that buffers that no checkpoint holds (rotary frequencies)
+    are computed.
 
     Raises:
-        ConfigError: no causal LM is described there, or `override_config` has a key that its configuration lacks.
+        ConfigError: there is no causal LM, or `override_config` has a key that its configuration lacks.
     """
     try:
         config, unused = AutoConfig.from_pretrained(
@@ -46,7 +46,7 @@ def build_model(
 def stop_token_ids(
     path: str, tokenizer_path: str | None, model: PreTrainedModel, *, trust_remote_code: bool
 ) -> set[int]:
-    """Collect every end-of-sentence id that the tokenizer, the generation config or the model's config names.
+    """Collect the end-of-sentence ids of the tokenizer, the generation config and the model's config.
 
     Raises:
         ConfigError: there is no tokenizer.
@@ -57,7 +57,7 @@ def stop_token_ids(
         raise ConfigError(f"no tokenizer can be read from '{tokenizer_path or path}': {error}") from error
     try:
         generation = GenerationConfig.from_pretrained(path)
-    except OSError:  # a model need not have one
+    except OSError:  # it is optional
         generation = GenerationConfig.from_model_config(model.config)
     ids: set[int] = set()
     for value in (

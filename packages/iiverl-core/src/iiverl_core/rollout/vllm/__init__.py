@@ -1,4 +1,4 @@
-"""The engine `vllm`: its arguments, what it expects of weights and how they reach it, and proof that they arrived."""
+"""The engine `vllm`: its arguments, its start, and weights that are handed over in process and verified."""
 
 from iiverl_core.rollout.vllm.arguments import engine_arguments
 from iiverl_core.rollout.vllm.engine import VLLMEngine

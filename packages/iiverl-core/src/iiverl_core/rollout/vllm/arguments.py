@@ -1,4 +1,4 @@
-"""From the configuration to vLLM's arguments. Knows neither torch nor vLLM."""
+"""vLLM's arguments from the configuration. Imports neither torch nor vLLM."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from iiverl_core.config import ROLE_KEYS, ROLLOUT, RolloutConfig, RunConfig
 from iiverl_core.errors import ConfigError
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-CHECKPOINT_FORMATS = {"hf", "dtensor", "megatron"}  # names for the model's own files
+CHECKPOINT_FORMATS = {"hf", "dtensor", "megatron"}  # the model's own files
 MODEL = ROLE_KEYS["actor"].model
-CPU_CACHE_BYTES = 2**30  # of keys and values, where memory is shared with training
+CPU_CACHE_BYTES = 2**30  # for keys and values, in memory that is shared with training
 
-OWN = {
+KEY_OF_ARGUMENT = {
     "model": f"{MODEL}.path",
     "trust_remote_code": f"{MODEL}.trust_remote_code",
     "hf_overrides": f"{MODEL}.override_config",
@@ -28,30 +28,30 @@ OWN = {
     "load_format": f"{ROLLOUT}.load_format",
     "enable_sleep_mode": f"{ROLLOUT}.free_cache_engine",
 }
-"""Arguments that have a key of their own."""
+"""The key of each argument that has one."""
 
 EXECUTOR = "distributed_executor_backend"
 FIXED = {
     "skip_tokenizer_init": True,  # token ids go in and out
-    "generation_config": "vllm",  # sampling is what the run's file says, not what the model's folder says
+    "generation_config": "vllm",  # sampling is configured by the run, not by the model's folder
     "logprobs_mode": "processed_logprobs",  # under the distribution that was sampled from
     "worker_extension_cls": "iiverl_core.rollout.vllm.worker.WorkerExtension",
 }
-"""Arguments on which the engine relies."""
+"""Arguments that the engine depends on."""
 
 OVER_DEVICES = {
-    EXECUTOR: "iiverl_core.rollout.vllm.group.GroupExecutor",
-    "disable_custom_all_reduce": True,  # it needs every process to see the devices of the others; so does the next
+    EXECUTOR: "iiverl_core.rollout.vllm.worker.GroupExecutor",
+    "disable_custom_all_reduce": True,  # this and the next need each process to see the others' devices
     "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
 }
-"""More of them, where an engine is spread over several devices, with a process on each."""
+"""Further ones for an engine over several devices, with a process on each."""
 
 
 def engine_arguments(run: RunConfig, device_type: str) -> dict[str, Any]:
-    """Give the keyword arguments of `vllm.LLM` that a configuration asks for on `cpu` or `cuda`.
+    """Return the keyword arguments of `vllm.LLM` for a configuration, on `cpu` or `cuda`.
 
     Raises:
-        ConfigError: keys exclude each other, or `engine_kwargs` holds what has a key of its own.
+        ConfigError: keys contradict each other, or `engine_kwargs` holds an argument that has a key of its own.
     """
     rollout, model = run.rollout, run.actor.model
     passed_on = rollout.engine_kwargs.vllm
@@ -83,17 +83,17 @@ def engine_arguments(run: RunConfig, device_type: str) -> dict[str, Any]:
 def _memory(run: RunConfig, device_type: str) -> dict[str, Any]:
     rollout = run.rollout
     if device_type == "cpu":
-        # There, a share of memory would be one of all memory, whoever uses it, and nothing can be put to sleep.
+        # vLLM would take a fraction of all memory, whoever uses it, and cannot sleep on a CPU.
         return {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
     return {
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
-        # Engines apart have their devices to themselves.
+        # Engines in processes of their own have their devices to themselves.
         "enable_sleep_mode": rollout.free_cache_engine and not run.trainer.rollout_devices,
     }
 
 
 def _load_format(name: str) -> str:
-    """`dummy_dtensor` and its like are vLLM's `dummy`: the trained weights follow before anything is generated."""
+    """Map `dummy_dtensor` and the like to `dummy`: weights are updated before anything is generated."""
     if name.startswith("dummy"):
         return "dummy"
     return "auto" if name in CHECKPOINT_FORMATS else name
@@ -102,12 +102,12 @@ def _load_format(name: str) -> str:
 def _check_passed_on(passed_on: Mapping[str, Any]) -> None:
     for name in passed_on:
         where = f"{ROLLOUT}.engine_kwargs.vllm.{name}"
-        if name in OWN:
-            raise ConfigError(f"{where} has a key of its own: set {OWN[name]} instead")
+        if name in KEY_OF_ARGUMENT:
+            raise ConfigError(f"{where} has a key of its own: set {KEY_OF_ARGUMENT[name]} instead")
         if name in FIXED:
             raise ConfigError(f"{where} is decided by the engine ({FIXED[name]}): remove it")
         if name == EXECUTOR:
-            raise ConfigError(f"{where} is decided by {OWN['tensor_parallel_size']}: remove it")
+            raise ConfigError(f"{where} is decided by {KEY_OF_ARGUMENT['tensor_parallel_size']}: remove it")
 
 
 def _check_lengths(rollout: RolloutConfig, max_model_len: int) -> None:
@@ -125,5 +125,5 @@ def _check_lengths(rollout: RolloutConfig, max_model_len: int) -> None:
     if rollout.max_num_batched_tokens < rollout.max_num_seqs:
         raise ConfigError(
             f"{ROLLOUT}.max_num_batched_tokens ({rollout.max_num_batched_tokens}) is below {ROLLOUT}.max_num_seqs "
-            f"({rollout.max_num_seqs}), and each sequence needs a token: raise the one or lower the other"
+            f"({rollout.max_num_seqs}), and each sequence needs a token: raise the first or lower the second"
         )

@@ -1,4 +1,4 @@
-"""The rollout engine `vllm`: vLLM, in this process, with weights that are handed over and checked."""
+"""The rollout engine `vllm`: vLLM in this process, with weights that are handed over and verified."""
 
 import logging
 import random
@@ -11,30 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
+from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
-from iiverl_core.rollout.requests import check_request
-from iiverl_core.rollout.vllm.start import start
-from iiverl_core.rollout.vllm.versions import LOWEST_TEMPERATURE, import_vllm
+from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
 from iiverl_core.rollout.weights import ExpectedWeights, digest, listed
 
 BUCKET_BYTES = 2**29
-WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what can be put to sleep
+WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what sleeps
 
 
 class VLLMEngine:
-    """Samples with vLLM. Implements `iiverl_core.rollout.RolloutEngine`.
+    """Sample with vLLM. Implements `iiverl_core.rollout.RolloutEngine`.
 
-    The engine lives in this process and is made without weights. With a `tensor_parallel_size` it is spread over so
-    many processes, consecutive ones of the torch.distributed group that they have joined: all make it at the same time,
-    and then call the same methods in the same order with the same arguments, each with all of the weights, of which it
-    takes and verifies its part; each gets all responses. `update_weights` and `sleep` drop pending requests. A sleeping
-    engine wakes when it is needed, and an update wakes its weights alone.
+    The engine lives in this process and starts without weights. With a `tensor_parallel_size` above 1 it is spread over
+    that many consecutive processes of the torch.distributed group that they have joined. All of them build it at the
+    same time and call the same methods in the same order with equal arguments; each is given all weights, takes and
+    verifies its shards, and gets all responses. A sleeping engine wakes when it is used; an update wakes only its weights.
 
-    A response's random numbers depend on its request's seed and its number alone. The logits depend on what else is in
-    the batch, in their last bits, since kernels sum in an order that the size of the batch decides. So the same requests
-    in the same order have the same responses; with others beside it, a response may come apart where two tokens are
-    almost equally likely.
+    A response's random numbers depend on its request's seed and member alone. The last bits of logits depend on the
+    batch, whose size decides the order in which kernels sum. So the same requests in the same order have the same
+    responses; in another batch, a response may differ from where two tokens are almost equally likely.
     """
 
     def __init__(
@@ -49,12 +45,12 @@ class VLLMEngine:
         """Start vLLM.
 
         Args:
-            arguments: of `vllm.LLM`, as `engine_arguments` gives them.
+            arguments: of `vllm.LLM`, from `engine_arguments`.
             colocated: the model is trained in this process as well.
-            tokenizer_path: folder or Hub name of the tokenizer, by default the model's; it names an end-of-sentence.
-            verify_weights: compare, after each update, the checksum of each weight as the engine computes with it with
-                that of the weight as it was given. The first update is verified in any case.
-            bucket_bytes: bytes of weights that are handed over together, or one weight more.
+            tokenizer_path: folder or Hub name of the tokenizer, by default the model's; its end-of-sentence token ends responses.
+            verify_weights: verify every update, not only the first: compare the checksum of each weight that the
+                engine computes with to that of the weight it was given.
+            bucket_bytes: weights are handed over together once they have this many bytes.
 
         Raises:
             ConfigError: vLLM is missing or not supported, or cannot run the model with these arguments.
@@ -65,7 +61,7 @@ class VLLMEngine:
         self._bucket_bytes = bucket_bytes
         self._submitted = 0
         self._pending: dict[str, tuple[GenerationRequest, bool]] = {}
-        """Unfinished requests by their name in vLLM, and whether they are greedy."""
+        """Unfinished requests by their id in vLLM, and whether they are greedy."""
         self._can_sleep: bool = arguments.get("enable_sleep_mode", False)
         self._asleep: set[str] = set()
 
@@ -83,13 +79,13 @@ class VLLMEngine:
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self._stop_ids = sorted(stop_token_ids(path, tokenizer_path, model, trust_remote_code=trust))
         threads = torch.get_num_threads()
-        with _own_random_numbers():
+        with _restored_generators():
             self._llm = start(self._vllm, arguments, colocated=colocated)
         if torch.cuda.is_available():
-            # vLLM computes there, and would leave one thread to the trainer, which may have an optimizer on the CPU.
+            # vLLM leaves this process one thread, while the trainer may have an optimizer on the CPU.
             torch.set_num_threads(threads)
         self._max_length: int = self._llm.model_config.max_model_len
-        (self._parts,) = self._llm.collective_rpc("iiverl_weight_parts", args=(self._shapes,))
+        (self._shards,) = self._llm.collective_rpc("iiverl_weight_shards", args=(self._shapes,))
 
     @property
     def pending(self) -> int:
@@ -99,8 +95,8 @@ class VLLMEngine:
     def submit(self, request: GenerationRequest, params: SamplingParams) -> None:
         """Queue a request; see `RolloutEngine.submit`.
 
-        Requests are admitted in their order. A response ends at any end-of-sentence token that the tokenizer, the
-        model's generation config or its configuration names, unless `params.ignore_eos`.
+        Requests are admitted in order. Unless `params.ignore_eos`, a response ends at any end-of-sentence token of the
+        tokenizer, the model's generation config or its configuration.
 
         Raises:
             RuntimeError: the engine has no weights.
@@ -123,7 +119,7 @@ class VLLMEngine:
                 max_tokens=params.max_tokens,
                 seed=None if greedy else _seed(request.seed, request.id.member),
                 stop_token_ids=[] if params.ignore_eos else self._stop_ids,
-                ignore_eos=True,  # the ids above are all there are
+                ignore_eos=True,  # the ids above are complete
                 logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
                 detokenize=False,
@@ -155,20 +151,20 @@ class VLLMEngine:
         self.abort({request for request, _ in self._pending.values()})
 
     def _step(self) -> list[Any]:
-        # vLLM draws from torch's generator on the CPU, or from numpy's, even where every request has a seed.
-        with _own_random_numbers(devices=[]):
+        # vLLM draws from the generators of torch and numpy even if every request has a seed.
+        with _restored_generators(devices=[]):
             return [output for output in self._llm.llm_engine.step() if output.finished]
 
     def _completion(self, output: Any) -> Completion:
         request, greedy = self._pending.pop(output.request_id)
         response = output.outputs[0]
         if response.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM gave up the response to request {request.id}: {response.finish_reason}")
+            raise RuntimeError(f"vLLM aborted the response to request {request.id}: {response.finish_reason}")
         token_ids = np.array(response.token_ids, dtype=np.int64)
         log_probs = np.array(response.logprobs.logprobs, dtype=np.float32)
         if not np.isfinite(log_probs).all():
             self._drop_all()
-            # Attention multiplies what it masks by zero: left there, a NaN would spread to whoever gets its memory next.
+            # Attention multiplies masked values by zero, so a NaN left in the cache would spread to the next user of its block.
             self._llm.collective_rpc("iiverl_clear_cache")
             raise FloatingPointError(
                 f"the model gives logits that are not finite, at token {int(np.isfinite(log_probs).argmin()) + 1} of the "
@@ -186,12 +182,11 @@ class VLLMEngine:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace every weight by name, a bucket at a time; see `RolloutEngine.update_weights`.
 
-        Tied weights may be given once. What was cached of prompts under the older weights is forgotten. If this
-        fails, the engine is left without weights.
+        Tied weights may be given once. The cache of prompts is cleared. If this fails, the engine has no weights.
 
         Raises:
             ValueError: a name or a shape does not fit, or a weight of the engine was left out.
-            RuntimeError: what the engine computes with afterwards is not what was given.
+            RuntimeError: the weights that the engine computes with differ from those it was given.
         """
         from iiverl_core.rollout.vllm.transfer import buckets  # imports vLLM
 
@@ -206,7 +201,7 @@ class VLLMEngine:
             for bucket in buckets(self._recorded(checked, given) if verify else checked, self._bucket_bytes):
                 self._llm.update_weights({"update_info": bucket})
         except BaseException:
-            with suppress(RuntimeError):  # vLLM has closed the update itself where its own loading failed
+            with suppress(RuntimeError):  # vLLM has closed the update itself if its own loading failed
                 self._llm.finish_weight_update()
             raise
         self._llm.finish_weight_update()
@@ -214,15 +209,17 @@ class VLLMEngine:
             self._compare(given)
             self._verified_once = True
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM keeps what it had cached under the older weights")
+            raise RuntimeError(
+                "vLLM did not clear its cache of prompts, which was computed with older weights"
+            )
         self.weights_version = version
 
     def _recorded(
         self, weights: Iterable[tuple[str, Tensor]], given: dict[str, int]
     ) -> Iterator[tuple[str, Tensor]]:
         for name, value in weights:
-            if name in self._parts:
-                given[name] = digest(self._parts[name].of(value))
+            if name in self._shards:
+                given[name] = digest(self._shards[name].of(value))
             yield name, value
 
     def _compare(self, given: Mapping[str, int]) -> None:
@@ -256,7 +253,7 @@ class VLLMEngine:
         self._asleep = {WEIGHTS, CACHE}
 
     def wake(self) -> None:
-        """Take back the memory that `sleep` gave away; weights that are gone have to be given anew."""
+        """Reallocate the memory that `sleep` released; weights that were discarded have to be updated."""
         self._wake(WEIGHTS, CACHE)
 
     def _wake(self, *names: str) -> None:
@@ -268,11 +265,10 @@ class VLLMEngine:
     def close(self) -> None:
         """Shut vLLM down, and with it torch.distributed in this process; see `RolloutEngine.close`.
 
-        Left to the end of the process, vLLM would do so then, and stumble over its groups where the process has left
-        torch.distributed in the meantime.
+        Otherwise vLLM does so when the process ends, and fails if that has left torch.distributed by then.
         """
         self.weights_version = -1
-        # Requests end with vLLM; what went wrong may be that it can do nothing more with them.
+        # Requests end with vLLM, which may be unable to abort them.
         self._pending.clear()
         self._llm.llm_engine.engine_core.shutdown()
 
@@ -290,15 +286,15 @@ class VLLMEngine:
 
 
 def _seed(seed: int, member: int) -> int:
-    """Give each response a seed of its own: that of one prompt's second is not that of the next prompt's first."""
+    """Derive the seed of one response, so that neighbouring seeds and members do not collide."""
     return int.from_bytes(blake2b(f"{seed}/{member}".encode(), digest_size=8).digest()) >> 1
 
 
 @contextmanager
-def _own_random_numbers(devices: Sequence[int] | None = None) -> Iterator[None]:
-    """Keep the random numbers of this process as they are while vLLM draws some or, when it starts, seeds them all.
+def _restored_generators(devices: Sequence[int] | None = None) -> Iterator[None]:
+    """Restore the generators of this process, which vLLM draws from, and seeds when it starts.
 
-    That is, those of the CPU and of `devices`, by default all.
+    These are Python's, numpy's and torch's for the CPU and for `devices`, by default all.
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:

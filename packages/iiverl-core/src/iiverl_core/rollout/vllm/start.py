@@ -1,5 +1,7 @@
-"""Starting vLLM, and what it says when it cannot run a model, in terms of the run's configuration."""
+"""Importing and starting vLLM, and its errors in terms of the run's configuration."""
 
+import logging
+import os
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
@@ -8,21 +10,57 @@ from typing import Any
 from pydantic import ValidationError
 
 from iiverl_core.config import ROLLOUT
+from iiverl_core.config.vllm import installed_version, version_problem
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout.vllm.arguments import OWN
+from iiverl_core.rollout.vllm.arguments import KEY_OF_ARGUMENT
 
+LOWEST_TEMPERATURE = 0.01  # vLLM raises lower temperatures to this one
+
+ENVIRONMENT = {
+    # The engine lives in the worker's process: nothing is spawned, and weights are handed over without a copy.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process trains too: its threads stay where they are
+    # Under Ray a process sees only its own device, so all-reduces that read other devices' memory fail or hang. Use NCCL.
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+    "VLLM_ALLREDUCE_USE_FLASHINFER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 BACKEND = "iiverl"  # of vLLM's weight transfer; see `transfer`
 
 HINTS = {
     "max_model_len": f"set {ROLLOUT}.max_model_len (or data.max_prompt_length and data.max_response_length) lower",
     "tensor parallel size": f"set {ROLLOUT}.tensor_model_parallel_size lower",
     "memory": f"change {ROLLOUT}.gpu_memory_utilization",
-    "architectures": f"set {ROLLOUT}.name to hf, or {OWN['model']} to another model",
+    "architectures": f"set {ROLLOUT}.name to hf, or {KEY_OF_ARGUMENT['model']} to another model",
 }
 
 
+def import_vllm() -> ModuleType:
+    """Check the version, set the environment variables that the user did not set, and import vLLM.
+
+    Raises:
+        ConfigError: vLLM is missing, not supported, or cannot be imported.
+    """
+    if problem := version_problem(installed_version()):
+        raise ConfigError(problem)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=FutureWarning)  # of vLLM's own use of torch
+            import vllm
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"vLLM is installed and cannot be imported: {error}. Was it built for another torch or another device?"
+        ) from error
+    # vLLM sets its level when an engine is made, and logs before that.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
+    return vllm
+
+
 def start(vllm: ModuleType, arguments: Mapping[str, Any], *, colocated: bool) -> Any:
-    """Start `vllm.LLM`, ready to be given weights; `colocated` says that the model is trained in this process as well.
+    """Start `vllm.LLM`, ready for weights; `colocated` if the model is trained in this process as well.
 
     Raises:
         ConfigError: vLLM cannot run the model with these arguments, or not in a process that trains it.
@@ -48,32 +86,32 @@ def start(vllm: ModuleType, arguments: Mapping[str, Any], *, colocated: bool) ->
 
 
 def _reason(error: Exception) -> str:
-    """Give the first sentence of what vLLM says, which may be wrapped by the validation of its settings."""
-    said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    return said.removeprefix("Value error, ").split(". ")[0].split("\n")[0]
+    """Return the first sentence of vLLM's message, without what pydantic puts around it."""
+    message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return message.removeprefix("Value error, ").split(". ")[0].split("\n")[0]
 
 
 def _check_own_model(model_config: Any, path: str) -> None:
-    """See that vLLM will not run transformers' model.
+    """Check that vLLM does not run transformers' model.
 
-    It would put its own `__init__` and `__call__` on transformers' class, for compiling, and they want of every model of
-    that class, the trained one too, what vLLM gives to its own alone.
+    To compile it, vLLM would replace `__init__` and `__call__` of transformers' class, and so break the trained model,
+    which is of the same class.
     """
     if model_config.using_transformers_backend():
         raise ConfigError(
-            f"vLLM has no model of its own for '{path}' ({OWN['model']}) and runs that of transformers, "
+            f"vLLM has no model of its own for '{path}' ({KEY_OF_ARGUMENT['model']}) and runs that of transformers, "
             "which it changes for the whole process: the model cannot be trained there. Set trainer.rollout_devices, "
             f"so that engines have processes of their own, or set {ROLLOUT}.name to hf"
         )
 
 
 def _check_head_size(model_config: Any, path: str) -> None:
-    """On a CPU, vLLM finds out about heads that it cannot do at the first prompt."""
+    """Check the size of attention heads, which vLLM on a CPU refuses only at the first prompt."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     size, sizes = model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
     if size not in sizes:
         raise ConfigError(
-            f"vLLM on a CPU cannot run the model '{path}' ({OWN['model']}): its attention heads are {size} "
-            f"wide, and there have to be {', '.join(map(str, sizes))}. Set {ROLLOUT}.name to hf"
+            f"vLLM on a CPU cannot run the model '{path}' ({KEY_OF_ARGUMENT['model']}): its attention heads are {size} "
+            f"wide; supported are {', '.join(map(str, sizes))}. Set {ROLLOUT}.name to hf"
         )

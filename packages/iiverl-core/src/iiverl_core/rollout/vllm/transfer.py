@@ -1,4 +1,4 @@
-"""How weights get into the engine: a backend of vLLM's weight transfer for an engine that lives in this process."""
+"""A backend of vLLM's weight transfer for an engine that lives in this process."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from iiverl_core.rollout.vllm.start import BACKEND
 
 @dataclass
 class Bucket(WeightTransferUpdateInfo):
-    """Weights that are handed over together. The engine may hold on to the tensors until the update is finished."""
+    """Weights that are handed over together; the engine may keep the tensors until the update is finished."""
 
     names: list[str]
     tensors: list[Tensor]
 
 
 def buckets(weights: Iterable[tuple[str, Tensor]], size: int) -> Iterator[dict[str, list]]:
-    """Gather copies of weights until they have `size` bytes; the fields of a `Bucket` each time.
+    """Copy weights and yield them as fields of a `Bucket` whenever they have `size` bytes.
 
-    Each tensor is copied before the next is asked for, since the one who gives them may use its memory again.
+    Each tensor is copied before the next is requested, since its memory may be reused then.
     """
     names: list[str] = []
     tensors: list[Tensor] = []
@@ -41,9 +41,9 @@ def buckets(weights: Iterable[tuple[str, Tensor]], size: int) -> Iterator[dict[s
 
 
 class InProcessTransfer(WeightTransferEngine[WeightTransferInitInfo, Bucket]):
-    """Loads what it is handed, layer by layer, into the memory that the engine computes with.
+    """Load weights layer by layer into the memory that the engine computes with.
 
-    vLLM keeps a layer's weights until all of it is there, so an update needs memory for a bucket and a layer.
+    vLLM loads a layer once it is complete, so an update needs memory for a bucket and a layer.
     """
 
     init_info_cls = WeightTransferInitInfo
@@ -54,7 +54,7 @@ class InProcessTransfer(WeightTransferEngine[WeightTransferInitInfo, Bucket]):
         """Nothing to connect."""
 
     def start_weight_update(self) -> None:
-        """Make the layers ready; an update that broke off is closed first, or its remains would count as this one's."""
+        """Prepare the layers; an update that was interrupted is finished first, so that nothing of it is left."""
         if self._open:
             self.finish_weight_update()
         if self.device.type == "cpu":
@@ -67,12 +67,12 @@ class InProcessTransfer(WeightTransferEngine[WeightTransferInitInfo, Bucket]):
         self.model.load_weights(zip(update_info.names, update_info.tensors, strict=True))  # pyright: ignore[reportCallIssue]
 
     def finish_weight_update(self) -> None:
-        """Bring every layer into the form that its kernel computes with."""
+        """Convert every layer to the layout of its kernel."""
         finalize_layerwise_reload(self.model, self.model_config)
         self._open = False
         if self.device.type == "cpu":
             _repack_tied(self.model)
-        else:  # weights may come on a thread of their own, and with it on another stream than what is generated next
+        else:  # weights may arrive on another thread, and so on another stream than generation
             torch.cuda.synchronize(self.device)
 
     def shutdown(self) -> None:
@@ -80,10 +80,9 @@ class InProcessTransfer(WeightTransferEngine[WeightTransferInitInfo, Bucket]):
 
 
 def _pack_experts_again(model: nn.Module) -> None:
-    """Let the experts of a layer be brought into their kernel's layout after loading, as they were the first time.
+    """Convert the experts of a layer to their kernel's layout again after loading.
 
-    On a CPU the kernel does that when it is made, and it would not be made again: what is loaded would be read in a
-    layout that it does not have.
+    On a CPU the kernel does that when it is built, so it has to be built again.
     """
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
@@ -92,10 +91,10 @@ def _pack_experts_again(model: nn.Module) -> None:
 
 
 def _repack_tied(model: nn.Module) -> None:
-    """Let layers that share a parameter with another one pack it again.
+    """Pack parameters again that a layer shares with another one.
 
-    A kernel on a CPU computes with a copy in its own layout. Loading renews the copy of the layer that the checkpoint
-    names, and not that of a head tied to the embedding.
+    On a CPU kernels compute with a packed copy. Loading updates the copy of the layer that the checkpoint names, but not
+    that of a head tied to the embedding.
     """
     owners: set[int] = set()
     for module in model.modules():

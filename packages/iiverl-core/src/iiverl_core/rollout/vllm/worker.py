@@ -1,35 +1,56 @@
-"""What vLLM's workers can do for this engine beyond their own: tell what weights they compute with."""
+"""The executor and the worker extension that vLLM loads by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
 
 import iiverl_core.rollout.vllm.transfer  # noqa: F401  # workers import this module before they ask for the backend
-from iiverl_core.rollout.vllm.layout import Layout, Part
+from iiverl_core.rollout.vllm.weight_map import Shard, WeightMap
 from iiverl_core.rollout.weights import digest
 
 
+class GroupExecutor(ExecutorWithExternalLauncher):
+    """Run this process's part of the model, in the torch.distributed group that the process has joined.
+
+    vLLM cuts that group into consecutive engines of `tensor_parallel_size` processes.
+    """
+
+    def _distributed_args(self) -> tuple[str, int, int]:
+        """Return the init method, this process's rank, and its device, the only one that it sees.
+
+        The processes have joined already, so vLLM uses the init method only to name shared memory on a CPU. A name for
+        each process makes it use torch.distributed instead: under one name, engines of one machine, and what a killed
+        one left behind, would share memory.
+        """
+        rank = dist.get_rank()
+        return f"file:///process-{rank}", rank, 0
+
+
 class WorkerExtension:
-    """Mixed into vLLM's worker, and called by `collective_rpc`."""
+    """Methods that vLLM mixes into its worker, called by `collective_rpc`; `shapes` are those of whole weights."""
 
     get_model: Any
     model_runner: Any
 
-    def iiverl_weight_parts(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Part]:
-        """Give what is held here of each of the weights of these `shapes`, of those that can be found."""
-        return {name: places[0].part for name, places in Layout.of(self.get_model(), shapes).pieces.items()}
+    def iiverl_weight_shards(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Shard]:
+        """Return this process's shard of each weight that can be located."""
+        return {
+            name: found[0].shard for name, found in WeightMap.of(self.get_model(), shapes).locations.items()
+        }
 
     def iiverl_unclaimed(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        """Give the engine's parameters in which none of the weights of these `shapes` was found."""
-        return Layout.of(self.get_model(), shapes).unclaimed
+        """Return the engine's parameters in which no weight was located."""
+        return WeightMap.of(self.get_model(), shapes).unclaimed
 
     @torch.inference_mode()
     def iiverl_weight_digests(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """Give the digests of what is held here of each weight, one for each place where it is computed with."""
+        """Return the digests of this process's shard of each weight, one per copy that the engine computes with."""
         return {
-            name: [digest(value) for piece in places for value in piece.values()]
-            for name, places in Layout.of(self.get_model(), shapes).pieces.items()
+            name: [digest(value) for location in found for value in location.values()]
+            for name, found in WeightMap.of(self.get_model(), shapes).locations.items()
         }
 
     @torch.inference_mode()

@@ -1,8 +1,8 @@
-"""Where a weight of the trained model lies in the engine, which joins some into one, and spreads them over processes.
+"""Locate weights of the trained model in vLLM's, which joins some into one parameter and shards them over processes.
 
-Duck-typed against vLLM's layers: `packed_modules_mapping` of a model names what its joined modules consist of,
-`output_partition_sizes` of a module says how many rows each part has here, `shard_indices` which tokens' rows are here,
-and `quant_method.apply` is what its forward pass calls. Of everything else a process holds an even share, or all of it.
+Duck-typed against vLLM's layers: a model's `packed_modules_mapping` names the parts of its joined modules, a module's
+`output_partition_sizes` is the number of rows per part in this process, `shard_indices` the tokens whose rows are here,
+and `quant_method.apply` its forward pass. Of everything else a process holds an even share, or all of it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,31 +16,31 @@ PROBES = 256  # unit vectors that go through a layer at a time
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one process of an engine holds of a weight: `cut`, a slice of each dimension, in `dtype`."""
+class Shard:
+    """One process's part of a weight: `cut`, a slice per dimension, in `dtype`."""
 
     cut: tuple[slice, ...]
     dtype: torch.dtype
 
     def of(self, weight: Tensor) -> Tensor:
-        """Cut it out of the whole weight."""
+        """Cut the shard out of the whole weight."""
         return weight[self.cut].to(self.dtype)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of a weight of the trained model, as `rows` of the parameter `parameter` of `module`."""
+class Location:
+    """Where a shard lies: `rows` of the parameter `parameter` of `module`."""
 
     module: nn.Module
     parameter: str
     rows: slice
-    part: Part
+    shard: Shard
 
     def values(self) -> Iterator[Tensor]:
-        """Yield the part from every place where the engine computes with it.
+        """Yield every copy of the shard that the engine computes with.
 
-        On a CPU, layers compute with a copy in their kernel's own layout, and some keep nothing else. What such a
-        kernel holds is read off its answers to the unit vectors, which are exact: one term of each sum is not zero.
+        On a CPU, layers compute with a copy in their kernel's own layout, and some keep nothing else. Such a copy is
+        read by running the kernel on unit vectors, which is exact: only one term of each sum is not zero.
         """
         held = getattr(self.module, self.parameter)
         if held.numel():
@@ -50,10 +50,10 @@ class Piece:
             held.device.type == "cpu"
             and self.parameter == "weight"
             and hasattr(method, "apply")
-            and len(self.part.cut) == 2
+            and len(self.shard.cut) == 2
         ):
-            columns = self.part.cut[1]
-            yield _through_kernel(self.module, columns.stop - columns.start, self.part.dtype)[self.rows]
+            columns = self.shard.cut[1]
+            yield _through_kernel(self.module, columns.stop - columns.start, self.shard.dtype)[self.rows]
 
 
 def _through_kernel(module: nn.Module, inputs: int, dtype: torch.dtype) -> Tensor:
@@ -68,38 +68,38 @@ def _through_kernel(module: nn.Module, inputs: int, dtype: torch.dtype) -> Tenso
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Each weight's places in this process, and the engine's parameters that are nobody's place."""
+class WeightMap:
+    """The locations of each weight in this process, and the engine's parameters in which none was located."""
 
-    pieces: Mapping[str, list[Piece]]
+    locations: Mapping[str, list[Location]]
     unclaimed: list[str]
 
     @classmethod
-    def of(cls, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> "Layout":
-        """Find the places of the weights of these `shapes` in this process's share of an engine's model."""
+    def of(cls, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> "WeightMap":
+        """Locate the weights of these `shapes` in this process's part of an engine's model."""
         parameters = dict(model.named_parameters())
-        places: dict[int, list[tuple[nn.Module, str]]] = {}  # a tied parameter has several
+        holders: dict[int, list[tuple[nn.Module, str]]] = {}  # of each parameter; a tied one has several
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                places.setdefault(id(parameter), []).append((module, name))
-        pieces: dict[str, list[Piece]] = {}
+                holders.setdefault(id(parameter), []).append((module, name))
+        locations: dict[str, list[Location]] = {}
         claimed: set[int] = set()
         for name, shape in shapes.items():
             engine_name, number = _engine_name(model, name)
             parameter = parameters.get(engine_name)
             if parameter is None:
                 continue
-            holders = places[id(parameter)]
-            found = [p for module, last in holders if (p := _piece(module, last, number, shape))]
-            if len(found) == len(holders):
-                pieces[name] = found
+            modules = holders[id(parameter)]
+            found = [each for module, last in modules if (each := _location(module, last, number, shape))]
+            if len(found) == len(modules):
+                locations[name] = found
                 claimed.add(id(parameter))
         unclaimed = [name for name, parameter in parameters.items() if id(parameter) not in claimed]
-        return cls(pieces, unclaimed)
+        return cls(locations, unclaimed)
 
 
 def _engine_name(model: nn.Module, name: str) -> tuple[str, int | None]:
-    """Give the engine's name for a weight, and its number among the parts of a joined module."""
+    """Return the engine's name for a weight, and its index among the parts of a joined module."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     mapped = mapper.get_rename_mapper().map_name(name) if mapper else name
     path, _, parameter = (mapped or name).rpartition(".")
@@ -110,11 +110,8 @@ def _engine_name(model: nn.Module, name: str) -> tuple[str, int | None]:
     return mapped or name, None
 
 
-def _piece(module: nn.Module, parameter: str, number: int | None, shape: Sequence[int]) -> Piece | None:
-    """Find what a module holds of a weight of this whole `shape`; None where that cannot be told.
-
-    That is so where it computes with other numbers than it is given: quantised ones.
-    """
+def _location(module: nn.Module, parameter: str, number: int | None, shape: Sequence[int]) -> Location | None:
+    """Locate a weight of this whole `shape` in a module; None if it is unknown, as with quantised parameters."""
     held = getattr(module, parameter)
     method: Any = getattr(module, "quant_method", None)
     if method is not None and not type(method).__name__.startswith("Unquantized"):
@@ -130,14 +127,14 @@ def _piece(module: nn.Module, parameter: str, number: int | None, shape: Sequenc
     tokens: Any = getattr(module, "shard_indices", None)
     if tokens is not None:  # behind the rows of these tokens, vocabularies are padded
         cut[0] = slice(tokens.org_vocab_start_index, tokens.org_vocab_end_index)
-    part = Part(tuple(each for each in cut if each), held.dtype)
-    if len(part.cut) != len(shape):
+    shard = Shard(tuple(each for each in cut if each), held.dtype)
+    if len(shard.cut) != len(shape):
         return None
-    return Piece(module, parameter, slice(before, before + part.cut[0].stop - part.cut[0].start), part)
+    return Location(module, parameter, slice(before, before + shard.cut[0].stop - shard.cut[0].start), shard)
 
 
 def _sizes(module: nn.Module, held: Tensor, shape: Sequence[int]) -> list[int]:
-    """Give a parameter's shape, also where the kernel's copy is all there is."""
+    """Return a parameter's shape, even if only the kernel's copy of it is left."""
     rows: list[int] | None = getattr(module, "output_partition_sizes", None)
     if held.numel():
         return list(held.shape)
@@ -147,7 +144,7 @@ def _sizes(module: nn.Module, held: Tensor, shape: Sequence[int]) -> list[int]:
 
 
 def _share(module: nn.Module, whole: int, size: int) -> slice | None:
-    """Give which `size` of `whole` rows or columns a process holds; the same as others where there are fewer heads."""
+    """Return which `size` of `whole` rows or columns this process holds; processes share them if heads are too few."""
     rank: int = getattr(module, "tp_rank", 0)  # pyright: ignore[reportAssignmentType]
     processes: int = getattr(module, "tp_size", 1)  # pyright: ignore[reportAssignmentType]
     if not size or whole % size or processes % (whole // size):
