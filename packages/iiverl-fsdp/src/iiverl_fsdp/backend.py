@@ -22,14 +22,13 @@ from iiverl_fsdp.model import build_sharded
 class FSDPBackend:
     """A model sharded over all processes of the group, each of which is a data-parallel rank.
 
-    A causal LM for actor and reference, a backbone with a head for one number (`value_model`) for critic and reward
-    model.
+    It is a causal LM for actor and reference, and a `ValueModel` for critic and reward model.
 
     Implements `iiverl_core.training.TrainingBackend`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Build and shard the model, and its AdamW where `spec.optim` is given."""
+        """Build and shard the model, and its AdamW if `spec.optim` is given."""
         self.parallel_rank = ParallelRank(data_rank=dist.get_rank(), data_size=dist.get_world_size())
         self._spec = spec
         self._model = build_sharded(spec)
@@ -81,10 +80,7 @@ class FSDPBackend:
         return StepResult(grad_norm=grad_norm, taken=taken)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.named_weights`. Tied weights come once; buffers that are saved come too.
-
-        What transformers has joined for computing, as the experts of a layer, is gathered as one, and taken apart.
-        """
+        """See `TrainingBackend.named_weights`. Tied weights come once; saved buffers are included."""
         saved = self._model.state_dict().keys()
         buffers = ((name, buffer) for name, buffer in self._model.named_buffers() if name in saved)
         for name, tensor in chain(self._model.named_parameters(), buffers):
@@ -98,7 +94,7 @@ class FSDPBackend:
         self._model.zero_grad(set_to_none=True)
 
     def _whole(self, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Gather a tensor, and split what transformers joined for computing into the tensors of a checkpoint."""
+        """Gather a tensor, and split one that transformers joins, such as experts, into those of a checkpoint."""
         value = value.to(self._spec.device)
         whole = {name: value.full_tensor() if isinstance(value, DTensor) else value}
         if isinstance(self._model, PreTrainedModel):
@@ -110,7 +106,7 @@ class FSDPBackend:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def save(self, folder: Path) -> None:
-        """See `TrainingBackend.save`. There are no random states: nothing here draws random numbers."""
+        """See `TrainingBackend.save`. There are no random states, since nothing draws random numbers."""
         checkpoint.save(folder, self._model, self._optimizer)
 
     def load(self, folder: Path) -> None:

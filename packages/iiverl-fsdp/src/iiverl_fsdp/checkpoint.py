@@ -1,8 +1,7 @@
-"""A model's weights and optimizer states on disk, each process its part, to be read by any number of processes.
+"""Save and load weights and optimizer states, each process its shards, for any number of processes.
 
-The files are those of `torch.distributed.checkpoint`, which names every shard by its place in the whole tensor. Tensors
-have the names of the model's parameters; nothing of how they are sharded is in a name. There are no random states, since
-nothing draws random numbers here: dropout is off.
+The files are those of `torch.distributed.checkpoint`, which records each shard's place in the whole tensor. Tensors are
+named after the model's parameters, whatever their sharding. There are no random states, since dropout is off.
 """
 
 from itertools import chain
@@ -19,12 +18,12 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from iiverl_core.errors import CheckpointError
 
-MODEL, OPTIMIZER = "model.", "optimizer."  # what names begin with
-KIND = "optimizer"  # the entry that says that there is an optimizer, which may have made no step
+MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of names
+KIND = "optimizer"  # the entry of an optimizer, which has no others before its first step
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) -> None:
-    """Write a model into `folder`, which is made; all processes take part.
+    """Write a model to `folder`, which is created; all processes take part.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -33,7 +32,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) ->
     if optimizer is not None:
         state[KIND] = type(optimizer).__name__
         for name, parameter in model.named_parameters():
-            # A parameter that has made no step has no state, and `optimizer.state` would make an entry when asked.
+            # A parameter without a step has no state, and `optimizer.state[…]` would create one.
             for key, value in optimizer.state.get(parameter, {}).items():
                 state[f"{OPTIMIZER}{name}.{key}"] = value
     try:
@@ -44,10 +43,10 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) ->
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) -> None:
-    """Take a model over from `folder`. Without an `optimizer`, the states of one there are left alone.
+    """Load a model from `folder`. Without an `optimizer`, optimizer states are ignored.
 
     Raises:
-        CheckpointError: there is no whole checkpoint, or it is of another model, which is seen before anything changes.
+        CheckpointError: there is no complete checkpoint, or it is of another model; that is checked first.
     """
     try:
         saved = FileSystemReader(folder).read_metadata()
@@ -70,9 +69,9 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) ->
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Give this process's shards of the parameters, tied ones once, and the buffers that are saved.
+    """Return this process's shards of the parameters, tied ones once, and the saved buffers.
 
-    `state_dict` is what brings parameters that are still whole from a forward pass back into shards.
+    `state_dict` reshards parameters that are still whole after a forward pass.
     """
     once = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
     return {f"{MODEL}{name}": value for name, value in model.state_dict().items() if name in once}
@@ -81,7 +80,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _check(
     folder: Path, state: dict[str, Tensor], saved: Metadata, optimizer: torch.optim.AdamW | None
 ) -> None:
-    """Raise CheckpointError where the weights in `folder` are not, by name and shape, those of `state`."""
+    """Raise CheckpointError unless names and shapes of the weights in `folder` are those of `state`."""
     shapes = {
         name: tuple(entry.size)
         for name, entry in saved.state_dict_metadata.items()
@@ -105,7 +104,7 @@ def _described(shape: tuple[int, ...] | None) -> str:
 
 
 def _empty_moments(model: nn.Module, saved: Metadata) -> dict[str, dict[str, Tensor]]:
-    """Make AdamW's states of every parameter that has some in the checkpoint, sharded as the parameter is."""
+    """Allocate AdamW's states of each parameter that has some in the checkpoint, sharded like it."""
     moments: dict[str, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -116,7 +115,7 @@ def _empty_moments(model: nn.Module, saved: Metadata) -> dict[str, dict[str, Ten
 
 
 def _reason(error: BaseException) -> str:
-    """Give the first process's reason, where all of them report theirs with tracebacks."""
+    """Return the message of an error, or of the first of those that processes report."""
     if isinstance(error, CheckpointException):
         return str(next(iter(error.failures.values()))[0])
     return str(error)

@@ -1,7 +1,6 @@
-"""Building a sharded model: on the meta device everywhere, read from disk once, scattered to all.
+"""Build a sharded model: on the meta device everywhere, read from disk once, scattered to all processes.
 
-What the model is depends on its role: `language_model` for actor and reference, `value_model` for critic and reward
-model. Everything else is the same for all.
+Actor and reference are causal LMs of transformers, critic and reward model are built by `value_model`.
 """
 
 from collections.abc import Callable
@@ -13,16 +12,28 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from iiverl_core.config import FSDPConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec, Role
-from iiverl_fsdp.language_model import build_language_model, read_language_model
 from iiverl_fsdp.packing import check_packing
-from iiverl_fsdp.value_model import ValueModel, build_value_model, read_value_model
+from iiverl_fsdp.value_model import ValueModel, build_value_model, read_value_model, source
+
+
+def build_language_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Build the causal LM of `config` on the default device."""
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def read_language_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Read the causal LM at `spec.model.path` into CPU memory; raises OSError or ValueError if there is none."""
+    return AutoModelForCausalLM.from_pretrained(
+        source(spec), config=config, dtype=dtype, trust_remote_code=spec.model.trust_remote_code
+    )
+
 
 BUILDERS: dict[Role, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
     "actor": (build_language_model, read_language_model),
@@ -30,17 +41,17 @@ BUILDERS: dict[Role, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] 
     "critic": (build_value_model, read_value_model),
     "reward": (build_value_model, read_value_model),
 }
-"""For each role: what builds its model without weights, and what reads it from disk."""
+"""For each role: the function that builds its model without weights, and the one that reads it from disk."""
 
 
 def build_sharded(spec: ModelSpec) -> nn.Module:
     """Build the model of `spec` over all processes: a causal LM, or a `ValueModel`.
 
-    Only the first process reads the weights; each keeps its shard. Dropout is off: the log-probs of a response must be
-    the same each time they are asked for.
+    Only the first process reads the weights; each keeps its shard. Dropout is off: the log-probs of a response must not
+    change from one pass to the next.
 
     Raises:
-        ConfigError: there is no model for this role at `spec.model.path`, or it cannot be packed as it should be.
+        ConfigError: there is no model for this role at `spec.model.path`, or it does not support packing.
     """
     parallel = spec.parallel
     if not isinstance(parallel, FSDPConfig):
@@ -73,7 +84,7 @@ def build_sharded(spec: ModelSpec) -> nn.Module:
 def _transformer(model: nn.Module) -> PreTrainedModel:
     part = model.backbone_module if isinstance(model, ValueModel) else model
     if not isinstance(part, PreTrainedModel):
-        raise TypeError(f"{type(part).__name__} is no model of transformers")
+        raise TypeError(f"{type(part).__name__} is not a model of transformers")
     return part
 
 
@@ -84,19 +95,19 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
 
 
 def _model_config(spec: ModelSpec, *, half: bool) -> PreTrainedConfig:
-    """Read the model's configuration, with dropout off and the attention that suits the device and dtype."""
+    """Read the model's configuration, without dropout, and with the attention for the device and dtype."""
     try:
         config = AutoConfig.from_pretrained(
             spec.model.path, trust_remote_code=spec.model.trust_remote_code, **spec.model.override_config
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be read from '{spec.model.path}' ({spec.role}): {error}") from error
-    # Architectures have their own names for it: attention_dropout, resid_pdrop, activation_dropout, layerdrop, …
+    # Architectures have different names for dropout: attention_dropout, resid_pdrop, activation_dropout, layerdrop, …
     for part in (config, config.get_text_config()):
         for name, value in list(vars(part).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
-    flash = half and spec.device.type == "cuda" and is_flash_attn_2_available()  # its kernels know no fp32
+    flash = half and spec.device.type == "cuda" and is_flash_attn_2_available()  # it does not support fp32
     config._attn_implementation = "flash_attention_2" if flash else "sdpa"
     return config
 
@@ -127,7 +138,7 @@ def _shard(model: nn.Module, parallel: FSDPConfig, device: torch.device, offload
 
 
 def _load(model: nn.Module, spec: ModelSpec, read: Callable[[], nn.Module]) -> None:
-    """Read the weights on the first process and give each process its part, and all of the buffers."""
+    """Read the weights on the first process, scatter shards and broadcast buffers."""
     state: dict[str, Any] = {}
     buffers: dict[str, torch.Tensor] = {}
     if dist.get_rank() == 0:
@@ -140,7 +151,7 @@ def _load(model: nn.Module, spec: ModelSpec, read: Callable[[], nn.Module]) -> N
         state, buffers = dict(source.state_dict()), dict(source.named_buffers())
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
     set_model_state_dict(model, state, options=options)
-    # Buffers that are not saved (rotary frequencies) exist only in a model that was built for real.
+    # Buffers that are not saved (rotary frequencies) are not computed on the meta device.
     for name, buffer in model.named_buffers():
         value = (
             buffers[name].to(spec.device)

@@ -1,8 +1,8 @@
-"""Whether sequences that lie in one row see each other.
+"""Check that sequences packed into one row do not attend to each other.
 
-Packed sequences are told apart by their positions, which begin again at zero. Most models of transformers make a
-block-diagonal mask of that; a few take no notice, and give each token log-probs or values of a text that was never
-written. Nothing about such a model says so, so it is tried.
+Packed sequences are distinguished by their positions, which restart at zero. Most models of transformers derive a
+block-diagonal mask from that; a few ignore it and compute wrong log-probs and values. Models do not declare it, so it is
+tested.
 """
 
 from typing import Any
@@ -19,15 +19,15 @@ FIRST, SECOND = 3, 2  # tokens of two sequences in a row
 
 
 def check_packing(model: nn.Module, transformer: PreTrainedModel, spec: ModelSpec) -> None:
-    """See that what the last block of `transformer`, a part of `model`, makes of a sequence is independent of its neighbour.
+    """Check that the output of the last block of `transformer`, a part of `model`, does not depend on the packed neighbour.
 
-    All processes take part. Rounding is allowed for: experts of a mixture may work on other batches of tokens.
+    All processes take part. Rounding is tolerated: experts of a mixture may get other batches of tokens.
 
     Raises:
         ConfigError: another neighbour changes the result.
     """
     names = set(transformer._no_split_modules or ())
-    # Sharding puts a class of FSDP's in front of a block's own.
+    # Sharding prepends a class of FSDP to a block's own.
     blocks = [m for m in transformer.modules() if names & {base.__name__ for base in type(m).__mro__}]
     seen: list[Tensor] = []
 
@@ -44,14 +44,14 @@ def check_packing(model: nn.Module, transformer: PreTrainedModel, spec: ModelSpe
     allowed = 16 * torch.finfo(seen[0].dtype).eps * first.abs().max()
     if (first - second).abs().max() > allowed:
         raise ConfigError(
-            f"the {spec.role} model '{spec.model.path}' does not keep sequences apart that lie in one row: set "
+            f"the {spec.role} model '{spec.model.path}' mixes sequences that are packed into one row: set "
             "use_remove_padding to false in its section `model`"
         )
 
 
 @torch.no_grad()
 def _run(model: nn.Module, neighbour: int, device: torch.device) -> None:
-    """Run two sequences in one row, the first of which consists of the token `neighbour`."""
+    """Run two sequences in one row, the first consisting of the token `neighbour`."""
     ids = torch.tensor([[neighbour] * FIRST + [2] * SECOND], device=device)
     positions = torch.tensor([[*range(FIRST), *range(SECOND)]], device=device)
     if isinstance(model, ValueModel):

@@ -1,15 +1,15 @@
-"""The models of critic and reward model: a backbone and a linear head that gives one number at a position.
+"""The models of critic and reward model: a backbone and a linear head that computes one number per position.
 
-The head runs on the positions that are asked for and on no others: the critic's are those that predict a response
-token, the reward model's the last of each sequence. Weights lie under the names that transformers gives them in its
-classes for token classification (critic) and sequence classification (reward model) with one label, so those classes
-read what is trained here, and what they saved is read here.
+The head runs only on selected positions: the critic's are those that predict a response token, the reward model's the
+last of each sequence. Weights have the names of transformers' classes for token classification (critic) and sequence
+classification (reward model) with one label, so those classes read what is trained here and vice versa.
 
-Suffixes: `_BL` rows and columns of token ids, `_BLD` hidden states over them, `_N` positions that are asked for.
+Suffixes: `_BL` rows and columns of token ids, `_BLD` hidden states over them, `_N` selected positions.
 """
 
 from collections.abc import Collection
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,19 +27,24 @@ from transformers.modeling_layers import GenericForTokenClassification
 
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
-from iiverl_fsdp.language_model import where
 
-HEADS = ("score", "classifier", "v_head")  # what heads that give numbers are called in checkpoints
+HEADS = ("score", "classifier", "v_head")  # names of heads in checkpoints
+
+
+def source(spec: ModelSpec) -> Path | str:
+    """Return the folder `spec.model.path`, or the Hub name if there is no such folder."""
+    path = Path(spec.model.path).expanduser()
+    return path if path.exists() else spec.model.path
 
 
 class ValueModel(nn.Module):
-    """Backbone and head of a classification model with one label, under the names that they have there.
+    """Backbone and head of a classification model with one label, by their names there.
 
     `config` describes that model: saved beside the weights, it lets transformers read them.
     """
 
     def __init__(self, whole: PreTrainedModel, head: str) -> None:
-        """Take the backbone of `whole`, and of what comes after it the layer called `head` alone: no dropout."""
+        """Take the backbone of `whole` and the layer `head`, without dropout."""
         super().__init__()
         self.backbone_name, self.head_name = whole.base_model_prefix, head
         self.config = deepcopy(whole.config)
@@ -60,19 +65,19 @@ class ValueModel(nn.Module):
     def forward(
         self, input_ids_BL: Tensor, position_ids_BL: Tensor | None, rows_N: Tensor, columns_N: Tensor
     ) -> Tensor:
-        """Give the head's output at the positions (`rows_N`, `columns_N`), (N,), in the head's dtype."""
+        """Return the head's output at the positions (`rows_N`, `columns_N`), (N,), in the head's dtype."""
         hidden_BLD = self.backbone_module(
             input_ids=input_ids_BL, position_ids=position_ids_BL, use_cache=False
         ).last_hidden_state
-        # A sum over one number, since squeeze gives a view, and FSDP hangs its hook for the backward pass on the output.
+        # Sum instead of squeeze, since FSDP registers its backward hook on the output, which must not be a view.
         return self.head_module(hidden_BLD[rows_N, columns_N]).sum(-1)
 
 
 def build_value_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> ValueModel:
-    """Build the model that `config` describes, with a head for one number, on the default device.
+    """Build the model of `config` with a head for one number, on the default device.
 
     Raises:
-        ConfigError: its architecture cannot serve in this role.
+        ConfigError: its architecture does not support this role.
     """
     whole = _classification_model(spec, config, dtype)
     return ValueModel(whole, _head_name(spec, whole))
@@ -81,24 +86,23 @@ def build_value_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dt
 def read_value_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> ValueModel:
     """Read the model at `spec.model.path` into CPU memory.
 
-    A critic takes over the head of a reward model or of a saved critic. Where the checkpoint has none, its head starts
-    at zero. A random one would give values that mean nothing, differ from run to run, and enter the first advantages;
-    zeros say that nothing is known yet, and every run starts with the same critic. (The first step then moves the head
-    alone, since no gradient passes through a head of zeros.)
+    A critic uses the head of a reward model or of a saved critic. If the checkpoint has none, its head starts at zero: a
+    random one would add noise to the first advantages that differs from run to run. The first step then trains the head
+    alone, since no gradient passes through a head of zeros.
 
     Raises:
-        ConfigError: the checkpoint's head does not give one number, it is a reward model's and has none, or other
-            weights are missing or of another shape.
+        ConfigError: the checkpoint's head does not compute one number, a reward model's has none, or other weights are
+            missing or of another shape.
         OSError, ValueError: no weights can be read.
     """
     with torch.device("meta"):
         empty = _classification_model(spec, config, dtype)
     head = _head_name(spec, empty)
-    # A reward model's name for the same layer, where token classification has another.
+    # A reward model's name for the same layer, if token classification has another.
     renamed = {"key_mapping": {r"^score\.": f"{head}."}} if head != "score" else {}
     classification: Any = type(empty)
     whole, found = classification.from_pretrained(
-        where(spec),
+        source(spec),
         config=empty.config,
         dtype=dtype,
         ignore_mismatched_sizes=True,  # they are in `found`, and refused below
@@ -122,7 +126,7 @@ def read_value_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dty
 
 
 def _classification_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Build transformers' class for the role, or one of our own for a critic where transformers has none."""
+    """Build transformers' class for the role, or our own for a critic if transformers has none."""
     config = deepcopy(config)
     config.num_labels = 1
     trust = spec.model.trust_remote_code
@@ -143,7 +147,7 @@ def _classification_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torc
 
 
 def _token_classification(backbone: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Make the class that transformers lacks for an architecture in the way in which it makes those that it has."""
+    """Create the class that transformers lacks for an architecture, as it creates its own."""
     family = next(base for base in backbone.__mro__ if PreTrainedModel in base.__bases__)
     name = family.__name__.removesuffix("PreTrainedModel") + "ForTokenClassification"
     attributes = {"base_model_prefix": family.base_model_prefix, "__module__": __name__}
@@ -155,7 +159,7 @@ def _head_name(spec: ModelSpec, whole: PreTrainedModel) -> str:
     """Find the one linear layer after the backbone.
 
     Raises:
-        ConfigError: there is more, or a reward model's does not read the last token.
+        ConfigError: there are more layers, or a reward model's head does not read the last token.
     """
     heads = {
         name: part
@@ -163,7 +167,7 @@ def _head_name(spec: ModelSpec, whole: PreTrainedModel) -> str:
         if name != whole.base_model_prefix and not isinstance(part, nn.Dropout)
     }
     name = next(iter(heads), "")
-    # Encoders call theirs `classifier` in sequence classification, and it reads the first token or a pool of all.
+    # Encoders name theirs `classifier` in sequence classification; it reads the first token or a pool of all.
     reads_the_right_token = spec.role == "critic" or name == "score"
     if len(heads) != 1 or not isinstance(heads[name], nn.Linear) or not reads_the_right_token:
         raise ConfigError(
@@ -174,22 +178,22 @@ def _head_name(spec: ModelSpec, whole: PreTrainedModel) -> str:
 
 
 def _refuse_other_shapes(spec: ModelSpec, weight: str, mismatched: Collection[tuple[str, Any, Any]]) -> None:
-    """Raise ConfigError if the checkpoint holds a head for more than one number, or anything else of another shape."""
+    """Raise ConfigError if the checkpoint has a head for several numbers, or another weight of another shape."""
     for name, shape, expected in sorted(mismatched):
         if name == weight:
             raise ConfigError(
                 f"the {spec.role} model '{spec.model.path}' has a head of shape {tuple(shape)}, that is num_labels "
-                f"{shape[0]}; a {spec.role} model gives one number, num_labels 1 and shape {tuple(expected)}"
+                f"{shape[0]}; a {spec.role} model has one number, num_labels 1 and shape {tuple(expected)}"
             )
     for name, shape, expected in sorted(mismatched):
         raise ConfigError(
             f"{name} of the {spec.role} model '{spec.model.path}' has shape {tuple(shape)} where its configuration "
-            f"asks for {tuple(expected)}; look at its config.json and at model.override_config"
+            f"asks for {tuple(expected)}; check its config.json and model.override_config"
         )
 
 
 def _refuse_other_names(spec: ModelSpec, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Raise ConfigError if the backbone is not whole, or the checkpoint holds a head that was not taken over."""
+    """Raise ConfigError if the backbone is incomplete, or the checkpoint has a head that was not read."""
     if missing:
         raise ConfigError(
             f"the checkpoint of the {spec.role} model '{spec.model.path}' lacks {len(missing)} weights, among them "

@@ -1,7 +1,7 @@
-"""What a model of transformers is to megatron-core: its `config.json` as a `TransformerConfig`.
+"""Convert the `config.json` of a transformers model to megatron-core's `TransformerConfig`.
 
-Llama, Qwen2 (and 2.5), Qwen3 and Qwen3 MoE are decoders of one kind: RMSNorm before attention and before the MLP,
-rotary positions, gated MLPs with SiLU. They differ in a few switches.
+Llama, Qwen2 (and 2.5), Qwen3 and Qwen3 MoE differ in a few options: all are decoders with RMSNorm before attention and
+MLP, rotary positions, and gated MLPs with SiLU.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,9 @@ from iiverl_megatron.support import family_problem, parts_problem
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is built: megatron-core's configuration, and what it does not hold.
+    """megatron-core's configuration of a model, and what it does not hold.
 
-    `tied` says whether the embedding is the output layer too. `inv_freq` are the frequencies of rotary positions, of
-    half a head's features.
+    `tied`: the embedding is the output layer too. `inv_freq`: the frequencies of rotary positions, (head_dim / 2,).
     """
 
     transformer: TransformerConfig
@@ -38,10 +37,10 @@ class Architecture:
 
 
 def read_architecture(spec: ModelSpec, parallel: MegatronConfig) -> Architecture:
-    """Read the model at `spec.model.path`.
+    """Read the `config.json` at `spec.model.path`.
 
     Raises:
-        ConfigError: there is none, it is of another family, or it does not divide as `parallel` asks.
+        ConfigError: there is none, its family is not supported, or `parallel` does not divide it.
     """
     config = _model_config(spec)
     return Architecture(
@@ -88,7 +87,7 @@ def _transformer_config(
         "activation_func": F.silu,
         "add_bias_linear": False,
         "add_qkv_bias": family == "qwen2",
-        # Dropout is off: the log-probs of a response must be the same each time they are asked for.
+        # Dropout is off: the log-probs of a response must not change from one pass to the next.
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "params_dtype": dtype,
@@ -101,20 +100,20 @@ def _transformer_config(
         "pipeline_model_parallel_size": pipeline,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
         "context_parallel_size": parallel.context_parallel_size,
-        # A dense model beside one with experts lies on the same processes.
+        # A dense model beside a mixture of experts is laid out on the same processes.
         "expert_model_parallel_size": parallel.expert_model_parallel_size if family == "qwen3_moe" else 1,
         "expert_tensor_parallel_size": 1,
         "sequence_parallel": parallel.sequence_parallel and tensor > 1,
         "variable_seq_lengths": pipeline > 1,  # each micro-batch has a shape of its own
-        "moe_token_dispatcher_type": "alltoall",  # asked of dense models too, by varying lengths
-        # Interleaved stages exchange both ways at once: in one batch of messages two stages would take one for another.
+        "moe_token_dispatcher_type": "alltoall",  # variable lengths require it of dense models too
+        # Interleaved stages send both ways at once; in one batch, two stages would mistake one message for another.
         "overlap_p2p_comm": parallel.virtual_pipeline_model_parallel_size is not None,
         "batch_p2p_comm": parallel.virtual_pipeline_model_parallel_size is None,
-        "calculate_per_token_loss": True,  # losses add up: nothing is divided by numbers of micro-batches or ranks
+        "calculate_per_token_loss": True,  # losses are summed, not divided by the number of micro-batches or ranks
         "recompute_granularity": "full" if recompute else None,
         "recompute_method": "uniform" if recompute else None,
         "recompute_num_layers": 1 if recompute else None,
-        # Fusions need apex or Transformer Engine; the gradient's accumulation needs apex.
+        # These fusions need apex or Transformer Engine.
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_activation_fusion": False,
@@ -130,7 +129,7 @@ def _transformer_config(
 
 
 def _experts(config: PreTrainedConfig, engine: bool) -> dict[str, Any]:
-    """Say what the mixture of experts is, without losses beside the algorithm's."""
+    """Return the options of a mixture of experts, without auxiliary losses."""
     dense = set(getattr(config, "mlp_only_layers", None) or ())
     every = getattr(config, "decoder_sparse_step", 1)
     return {
@@ -140,7 +139,7 @@ def _experts(config: PreTrainedConfig, engine: bool) -> dict[str, Any]:
         "moe_layer_freq": [
             int(i not in dense and (i + 1) % every == 0) for i in range(config.num_hidden_layers)
         ],
-        # A softmax over the chosen experts alone is the softmax over all, normalised to the chosen.
+        # A softmax over the selected experts is the softmax over all, normalised over the selected ones.
         "moe_router_pre_softmax": not config.norm_topk_prob,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
@@ -150,7 +149,7 @@ def _experts(config: PreTrainedConfig, engine: bool) -> dict[str, Any]:
 
 
 def _rotary(config: PreTrainedConfig) -> torch.Tensor:
-    """Compute the frequencies of rotary positions, (head's features / 2,), as transformers does."""
+    """Compute the frequencies of rotary positions, (head_dim / 2,), as transformers does."""
     rope = dict(getattr(config, "rope_parameters", None) or {})
     kind = rope.get("rope_type", "default")
     if kind != "default":

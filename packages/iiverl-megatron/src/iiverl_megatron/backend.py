@@ -19,12 +19,12 @@ from iiverl_core.training.batching import dummy_micro_batch
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
 from iiverl_megatron.architecture import read_architecture
-from iiverl_megatron.context import from_owners
+from iiverl_megatron.context import gather_tokens
 from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
 from iiverl_megatron.model import build_chunks, distribute
 from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
-from iiverl_megatron.parallel import context_group, lay_out_processes, parallel_rank, tensor_group
+from iiverl_megatron.parallel import context_group, init_parallel, parallel_rank, tensor_group
 from iiverl_megatron.vocabulary import split_token_log_probs
 from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
 
@@ -32,32 +32,32 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _computing(
+def _in_compute_context(
     method: Callable[Concatenate["MegatronBackend", P], T],
 ) -> Callable[Concatenate["MegatronBackend", P], T]:
-    """Make a method run where megatron-core can compute, which without CUDA takes some arranging."""
+    """Run a method within `_compute_context`."""
 
     @wraps(method)
     def inside(self: "MegatronBackend", *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._arranged():
+        with self._compute_context():
             return method(self, *args, **kwargs)
 
     return inside
 
 
 class MegatronBackend:
-    """A model split over the processes as its section `megatron` says.
+    """A model that is split over the processes according to its section `megatron`.
 
     Implements `iiverl_core.training.TrainingBackend`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Build this process's part of the model, and its AdamW where `spec.optim` is given."""
+        """Build this process's part of the model, and its AdamW if `spec.optim` is given."""
         if not isinstance(spec.parallel, MegatronConfig):
             raise TypeError(f"Megatron reads the section megatron, not {type(spec.parallel).__name__}")
         self._spec = spec
-        with self._arranged():
-            lay_out_processes(spec.parallel)
+        with self._compute_context():
+            init_parallel(spec.parallel)
             self.parallel_rank = parallel_rank()
             self._sharing = Sharing(
                 tensor=tensor_group().size(),
@@ -76,17 +76,17 @@ class MegatronBackend:
                 self._chunks = [distribute(model) for model in self._models]
                 self._optimizer = make_optimizer(self._chunks, spec.optim)
             self._offloading = Offloading(
-                spec.offload, self._chunks, self._optimizer, spec.device, self._arranged
+                spec.offload, self._chunks, self._optimizer, spec.device, self._compute_context
             )
 
-    @_computing
+    @_in_compute_context
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
-        """See `TrainingBackend.forward`. Outside of the last pipeline stage outputs are empty."""
+        """See `TrainingBackend.forward`. Outputs are empty outside of the last pipeline stage."""
         with torch.no_grad(), self._offloading.parameters():
             results = self._run(micro_batches, entropy, loss=None)
         return results or [Outputs() for _ in micro_batches]
 
-    @_computing
+    @_in_compute_context
     def forward_backward(
         self,
         micro_batches: Sequence[MicroBatch],
@@ -97,20 +97,20 @@ class MegatronBackend:
     ) -> dict[str, float]:
         """See `TrainingBackend.forward_backward`."""
         totals: dict[str, Tensor] = {}
-        self._offloading.gradients_come()
+        self._offloading.allocate_gradients()
         with self._offloading.parameters():
             for metrics in self._run(micro_batches, entropy, loss, entropy_gradient=entropy_gradient):
                 merge(totals, metrics)
         return {name: total.item() for name, total in totals.items()}
 
-    @_computing
+    @_in_compute_context
     def step(self, lr: float) -> StepResult:
         """See `TrainingBackend.step`."""
         if self._optimizer is None:
             raise RuntimeError(f"the {self._spec.role} model was built without an optimizer")
         with self._offloading.parameters(), self._offloading.optimizer():
             result = step(self._chunks, self._optimizer, lr, self._spec.grad_clip)
-        self._offloading.gradients_gone()
+        self._offloading.free_gradients()
         return result
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -122,8 +122,8 @@ class MegatronBackend:
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_gradients`."""
-        with self._arranged(), self._offloading.parameters():
-            self._offloading.gradients_come()
+        with self._compute_context(), self._offloading.parameters():
+            self._offloading.allocate_gradients()
             finalize_model_grads(self._chunks, force_all_reduce=True)
             yield from named_tensors(
                 self._models,
@@ -133,19 +133,19 @@ class MegatronBackend:
             )
             for chunk in self._chunks:
                 chunk.zero_grad_buffer()
-            self._offloading.gradients_gone()
+            self._offloading.free_gradients()
 
     def parameter_count(self) -> int:
         """See `TrainingBackend.parameter_count`."""
         return count_parameters(self._models, self._architecture, self._spec.role)
 
-    @_computing
+    @_in_compute_context
     def save(self, folder: Path) -> None:
         """See `TrainingBackend.save`."""
         with self._offloading.parameters(), self._offloading.optimizer():
             checkpoint.save(folder, self._chunks, self._optimizer)
 
-    @_computing
+    @_in_compute_context
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
         with self._offloading.parameters(), self._offloading.optimizer():
@@ -159,11 +159,11 @@ class MegatronBackend:
         *,
         entropy_gradient: bool = False,
     ) -> list[Any]:
-        """Send micro-batches through the pipeline; in the last stage, give their outputs, or with a loss its metrics."""
+        """Run micro-batches through the pipeline; the last stage returns their outputs, or with a loss its metrics."""
         batches = list(micro_batches)
         chunks: list[Any] = self._chunks if loss is not None else [*self._models]
         if len(chunks) > 1:
-            # Interleaved stages take micro-batches in rounds of as many as there are stages.
+            # Interleaved stages need a number of micro-batches that their own number divides.
             short = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size()
             batches += [dummy_micro_batch(tuple(batches[0].arrays_T), self._spec.device)] * short
         inputs = [self._inputs(batch) for batch in batches]
@@ -176,7 +176,7 @@ class MegatronBackend:
             data_iterator=[iter(zip(inputs, finish, strict=True)) for _ in chunks],
             model=chunks,
             num_microbatches=len(batches),
-            seq_length=1,  # said by each micro-batch itself
+            seq_length=1,  # each micro-batch has its own
             micro_batch_size=1,
             forward_only=loss is None,
             collect_non_loss_data=loss is None,
@@ -187,8 +187,7 @@ class MegatronBackend:
         """Run one chunk over the next micro-batch."""
         inputs, finish = next(data)
         model = getattr(chunk, "module", chunk)
-        asking = model.output_layer.at(inputs.positions) if model.post_process else nullcontext()
-        with asking:
+        with model.output_layer.at(inputs.positions) if model.post_process else nullcontext():
             output = chunk(
                 input_ids=inputs.input_ids_BL,
                 position_ids=inputs.position_ids_BL,
@@ -207,7 +206,7 @@ class MegatronBackend:
         output: Tensor,
         non_loss_data: bool = False,
     ) -> Any:
-        """Make of the last chunk's output what was asked for: `Outputs`, or the loss, no token count, and metrics."""
+        """Convert the last chunk's output to `Outputs`, or with a loss to its value, no token count, and metrics."""
         outputs = self._outputs(output[0], batch, inputs, entropy, entropy_gradient)
         if loss is None:
             return outputs
@@ -217,14 +216,15 @@ class MegatronBackend:
     def _outputs(
         self, head_NV: Tensor, batch: MicroBatch, inputs: Inputs, entropy: bool, entropy_gradient: bool
     ) -> Outputs:
-        def everyone(own: Tensor) -> Tensor:
-            shared = self._sharing.context > 1
-            return from_owners(own, inputs.here_N, context_group()) if shared else own
+        def on_all_ranks(local: Tensor) -> Tensor:
+            if self._sharing.context == 1:
+                return local
+            return gather_tokens(local, inputs.local_N, context_group())
 
         if self._spec.role == "critic":
-            return Outputs(values_T=everyone(head_NV.sum(-1)))
+            return Outputs(values_T=on_all_ranks(head_NV.sum(-1)))
         if self._spec.role == "reward":
-            return Outputs(scores_B=everyone(head_NV.sum(-1)))
+            return Outputs(scores_B=on_all_ranks(head_NV.sum(-1)))
         log_probs_T, entropy_T = split_token_log_probs(
             head_NV,
             inputs.targets_T,
@@ -235,7 +235,8 @@ class MegatronBackend:
             entropy_gradient=entropy_gradient,
         )
         return Outputs(
-            log_probs_T=everyone(log_probs_T), entropy_T=None if entropy_T is None else everyone(entropy_T)
+            log_probs_T=on_all_ranks(log_probs_T),
+            entropy_T=None if entropy_T is None else on_all_ranks(entropy_T),
         )
 
     def _inputs(self, batch: MicroBatch) -> Inputs:
@@ -247,7 +248,8 @@ class MegatronBackend:
             device=self._spec.device,
         )
 
-    def _arranged(self) -> AbstractContextManager[None]:
+    def _compute_context(self) -> AbstractContextManager[None]:
+        """Let megatron-core compute on the CPU if that is the device."""
         if self._spec.device.type == "cuda":
             return nullcontext()
         from iiverl_megatron.cpu import on_cpu

@@ -1,4 +1,4 @@
-"""A model's weights, optimizer and random states on disk, each process its part, to be read in any layout.
+"""Save and load weights, optimizer and random states, each process its part, for any layout.
 
 The files are those of megatron-core's `dist_checkpointing`, which names every slice by its place in the whole tensor.
 """
@@ -18,22 +18,22 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
 from iiverl_core.errors import CheckpointError
-from iiverl_megatron.parallel import layout_sizes
+from iiverl_megatron.parallel import parallel_sizes
 
 OPTIMIZER = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
 }
-"""The optimizer's state is put together by parameter and cut as that is, so that it can be read in another layout."""
+"""Shard the optimizer's state like its parameters, so that it can be read in another layout."""
 
 EXTRA = "_extra_state"
-"""Ends the names of what Transformer Engine keeps for fp8, which is not used; without it there is no such thing."""
+"""Suffix of the states that Transformer Engine keeps for fp8, which is not used."""
 REFUSED = (CheckpointingException, CheckpointException, KeyError, OSError, RuntimeError, ValueError)
-"""What the libraries raise over files that are missing, broken or of another model."""
+"""Raised by the libraries for files that are missing, broken or of another model."""
 
 
 def save(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
-    """Write a model into `folder`, which is made; all processes take part."""
+    """Write a model to `folder`, which is created; all processes take part."""
     folder.mkdir(parents=True, exist_ok=True)
     state = _sharded(chunks, optimizer, loading=False)
     state |= {"drawn_in": _drawn_in(chunks), "rng": _random_states()}
@@ -41,10 +41,10 @@ def save(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
 
 
 def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
-    """Take a model over from `folder`. Random states are taken over on devices of their kind, in their layout.
+    """Load a model from `folder`; random states only if the kind of device and the layout are the same.
 
     Raises:
-        CheckpointError: there is none, or it is not of this model.
+        CheckpointError: there is no checkpoint of this model.
     """
     try:
         saved = dist_checkpointing.load_common_state_dict(str(folder))
@@ -71,10 +71,10 @@ def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
 
 @contextmanager
 def _keeping_steps() -> Iterator[None]:
-    """Let optimizer states be loaded where torch's AdamW holds them.
+    """Keep AdamW's step numbers while optimizer states are loaded.
 
-    It has the number of its step among each parameter's states, while a checkpoint has it once, from where it has been
-    loaded by then; megatron-core 0.16 looks for it with the parameter's tensors nevertheless.
+    torch's AdamW has a step number per parameter, a checkpoint has one for all, which is loaded by then; megatron-core
+    0.16 expects it with each parameter's tensors.
     """
     fill = DistributedOptimizer._set_main_param_and_optimizer_states
 
@@ -88,9 +88,9 @@ def _keeping_steps() -> Iterator[None]:
 
 
 def _begin(part: Any) -> None:
-    """Give an optimizer that has made no step yet the state that it would begin with.
+    """Create the state of an optimizer that has made no step.
 
-    Without one, megatron-core can neither write nor read it; and what it would make itself lacks AdamW's step number.
+    megatron-core cannot save or load it without state, and the state that it creates lacks AdamW's step number.
     """
     optimizer = part.optimizer
     part.init_state_fn(optimizer)
@@ -100,10 +100,10 @@ def _begin(part: Any) -> None:
 
 
 def _complete(optimizer: torch.optim.Optimizer) -> None:
-    """Finish what megatron-core has loaded into a torch optimizer.
+    """Complete an optimizer that megatron-core has loaded.
 
-    It gives all parameters one number of the step between them, which each of them would then count up; and the groups
-    those settings alone that the optimizer had which saved them, torch's or apex's.
+    Its parameters share one step tensor, which each would increment, and its groups have only the settings of the
+    optimizer that saved them, torch's or apex's.
     """
     for state in optimizer.state.values():
         if "step" in state:
@@ -114,7 +114,7 @@ def _complete(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _sharded(chunks: Sequence[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
-    """Say of each slice of this process where it belongs."""
+    """Return this process's slices with their places in the whole tensors."""
     metadata = {
         **OPTIMIZER,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
@@ -132,8 +132,8 @@ def _sharded(chunks: Sequence[Any], optimizer: Any, *, loading: bool) -> dict[st
 
 
 def _drawn_in(chunks: Sequence[Any]) -> tuple[Any, ...]:
-    """Say what random states depend on: the kind of device, and the layout."""
-    return next(chunks[0].parameters()).device.type, *layout_sizes()
+    """Return what random states depend on: the kind of device, and the layout."""
+    return next(chunks[0].parameters()).device.type, *parallel_sizes()
 
 
 def _tracker() -> Any:
@@ -141,13 +141,13 @@ def _tracker() -> Any:
 
 
 def _random_states() -> ShardedObject:
-    """This process's random states: the same for all data-parallel ranks, so one of them writes them."""
+    """Return this process's random states; equal on all data-parallel ranks, so one of them writes them."""
     states = {
         "cpu": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(),
         "tracker": _tracker().get_states(),
     }
-    tensor, pipeline, *_ = layout_sizes()
+    tensor, pipeline, *_ = parallel_sizes()
     here = (
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_rank(),

@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint of transformers, read a tensor at a time."""
+"""Read the safetensors files of a transformers checkpoint, one tensor at a time."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ INDEX = "model.safetensors.index.json"
 
 
 class CheckpointFiles:
-    """The weights at `spec.model.path`: a folder, or a name on the Hub."""
+    """The weights at `spec.model.path`, a folder or a Hub name."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Find out which file holds which tensor.
+        """Index the tensors of each file.
 
         Raises:
             ConfigError: there are no safetensors.
@@ -58,12 +58,12 @@ class CheckpointFiles:
         return self._opened[file]
 
     def read(self, name: str) -> Tensor | None:
-        """Read a tensor into CPU memory, None where there is none of that name."""
+        """Read a tensor into CPU memory; None if there is none of that name."""
         file = self._file_of.get(name)
         return None if file is None else self._open(file).get_tensor(name)
 
     def refuse_missing(self, name: str) -> NoReturn:
-        """Raise ConfigError: a tensor that the model needs is not there."""
+        """Raise ConfigError for a tensor that the checkpoint lacks."""
         if name.startswith("score."):
             raise ConfigError(
                 f"{self._where} is no reward model: its checkpoint has no {name}, and random weights in its place would "
@@ -74,13 +74,13 @@ class CheckpointFiles:
         )
 
     def refuse_shape(self, name: str, found: Tensor) -> NoReturn:
-        """Raise ConfigError: a tensor does not fit the model."""
+        """Raise ConfigError for a tensor whose shape does not fit the model."""
         if name.startswith("score.") and found.shape[0] != 1:
             raise ConfigError(
                 f"{self._where} has a head of shape {tuple(found.shape)}, that is num_labels {found.shape[0]}; a model "
                 "of this role gives one number, num_labels 1"
             )
         raise ConfigError(
-            f"{name} of {self._where} has shape {tuple(found.shape)}, which is not what its config.json asks for; look "
-            "at that and at model.override_config"
+            f"{name} of {self._where} has shape {tuple(found.shape)}, which does not fit its config.json; check "
+            "that and model.override_config"
         )

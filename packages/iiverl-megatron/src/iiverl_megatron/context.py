@@ -1,8 +1,8 @@
-"""Context parallelism: the processes of a group have a part of every sequence each.
+"""Context parallelism: each process of a group has a part of every sequence.
 
-A sequence is cut into twice as many pieces as there are processes, of which each has one from the front and one from
-the back: attention is causal, so the work on them together is the same for all. That is the order of megatron-core's
-rotary positions and of Transformer Engine's attention, too.
+A sequence is cut into twice as many pieces as there are processes; each has one from the front and one from the back.
+Since attention is causal, that gives all processes the same work. megatron-core's rotary positions and Transformer
+Engine's attention use the same order.
 
 Suffixes: `_L` columns of a row, `_S` columns on this process, `_T` trained tokens.
 """
@@ -14,34 +14,34 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def own_columns(length: int, rank: int, size: int, device: torch.device) -> Tensor:
-    """The columns of rows of `length` that process `rank` of `size` has, (S,); `length` is a multiple of 2 × `size`."""
+def local_columns(length: int, rank: int, size: int, device: torch.device) -> Tensor:
+    """Return the columns (S,) that process `rank` of `size` has of rows of `length`, a multiple of 2 × `size`."""
     pieces_L = torch.arange(length, device=device).view(2 * size, -1)
     return pieces_L[[rank, 2 * size - 1 - rank]].flatten()
 
 
-def whole_context(own_SB: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Put all processes' columns together in order, (S, …) → (L, …); the gradient goes back to where each came from."""
-    return _Gathered.apply(own_SB, group)
+def gather_context(own_SB: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Gather the columns of all processes in order, (S, …) → (L, …); gradients return to their process."""
+    return _GatherContext.apply(own_SB, group)
 
 
-def from_owners(own: Tensor, here_T: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Give every process the numbers of all tokens, (T,), of which it has those that are `here_T`.
+def gather_tokens(own: Tensor, local_T: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Gather one number per token, (T,), on every process, which has those that are `local_T`.
 
-    All processes go on with the same numbers to the same loss, and each takes of its gradient the part that is its own.
+    All processes compute the same loss of them, and each keeps its own part of the gradient.
     """
-    return _FromOwners.apply(own, here_T, group)
+    return _GatherTokens.apply(own, local_T, group)
 
 
-class _Gathered(torch.autograd.Function):
+class _GatherContext(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup) -> Tensor:
         size = dist.get_world_size(group)
         parts = own.new_empty(size, *own.shape)
         dist.all_gather_into_tensor(parts.flatten(0, 1), own.contiguous(), group=group)
         length = size * len(own)
-        order_L = torch.cat([own_columns(length, rank, size, own.device) for rank in range(size)])
-        ctx.group, ctx.mine = group, own_columns(length, dist.get_rank(group), size, own.device)
+        order_L = torch.cat([local_columns(length, rank, size, own.device) for rank in range(size)])
+        ctx.group, ctx.mine = group, local_columns(length, dist.get_rank(group), size, own.device)
         whole = torch.empty_like(parts.flatten(0, 1))
         whole[order_L] = parts.flatten(0, 1)
         return whole
@@ -53,16 +53,16 @@ class _Gathered(torch.autograd.Function):
         return grad[ctx.mine], None
 
 
-class _FromOwners(torch.autograd.Function):
+class _GatherTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, here_T: Tensor, group: dist.ProcessGroup) -> Tensor:
-        whole_T = own.new_zeros(len(here_T))
-        whole_T[here_T] = own
+    def forward(ctx: Any, own: Tensor, local_T: Tensor, group: dist.ProcessGroup) -> Tensor:
+        whole_T = own.new_zeros(len(local_T))
+        whole_T[local_T] = own
         dist.all_reduce(whole_T, group=group)
-        ctx.save_for_backward(here_T)
+        ctx.save_for_backward(local_T)
         return whole_T
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (here_T,) = ctx.saved_tensors
-        return grad_outputs[0][here_T], None, None
+        (local_T,) = ctx.saved_tensors
+        return grad_outputs[0][local_T], None, None

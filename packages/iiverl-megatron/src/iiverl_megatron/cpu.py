@@ -2,15 +2,15 @@
 
 megatron-core asks for CUDA by name in over two hundred places: `device="cuda"`, `torch.cuda.current_device()`, random
 states of a CUDA generator, parameters whose type must be called `torch.cuda.FloatTensor`. None of it is needed to
-compute on gloo, so within `on_cpu()` these questions are answered for the CPU:
+compute on gloo, so `on_cpu()` replaces it:
 
 - calls of torch that name a CUDA device, and `Tensor.cuda()`, use the CPU (a `TorchFunctionMode`, which sees each call);
-- `Tensor.type()` says `torch.cuda.FloatTensor` where it would say `torch.FloatTensor`, which optimizers compare with;
-- `torch.cuda.current_device`, `synchronize`, `Stream`, … are replaced by what is left to do on a CPU, mostly nothing;
+- `Tensor.type()` returns `torch.cuda.FloatTensor` for `torch.FloatTensor`, which optimizers compare with;
+- `torch.cuda.current_device`, `synchronize`, `Stream`, … return the CPU or do nothing;
 - the tracker of random states saves and restores the CPU's generator;
-- what megatron-core would compile runs as it is: compiling asks what is replaced here, and takes longer than it saves.
+- functions that megatron-core would compile run eagerly: compiling them takes longer than it saves.
 
-Everything is put back on leaving. This module is imported only where there is no CUDA device.
+Everything is restored on exit. This module is imported only if the device is the CPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Let megatron-core, called within, compute on the CPU. Holds for this thread."""
+    """Let megatron-core compute on the CPU in this thread."""
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for place, name, replacement in _REPLACEMENTS:
@@ -36,7 +36,7 @@ def on_cpu() -> Iterator[None]:
 
 
 class _CudaIsCpu(TorchFunctionMode):
-    """Reads `cuda` as `cpu` in the arguments of every call of torch."""
+    """Replace `cuda` by `cpu` in the arguments of every call of torch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.cuda:
@@ -44,7 +44,7 @@ class _CudaIsCpu(TorchFunctionMode):
         if func is torch.Tensor.record_stream:
             return None
         if func is torch.Tensor.pin_memory:
-            return args[0].clone()  # what is pinned is a copy of what lies on the device
+            return args[0].clone()  # pinning copies
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             return func(*args).replace("torch.", "torch.cuda.")
         if any(_is_cuda(each) for each in args):
@@ -63,19 +63,19 @@ def _is_cuda(value: Any) -> bool:
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Do nothing: there is no queue of kernels to wait for and no device to choose."""
+    """Do nothing: there are no kernels to wait for and no device to select."""
 
 
-class _Queue:
-    """Stands for a CUDA stream or event: what is put into it has been done when the call returns."""
+class _NoStream:
+    """A CUDA stream or event on a CPU, where everything is done when a call returns."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
     record = wait = synchronize = wait_stream = wait_event = _nothing
 
-    def record_event(self, *args: Any) -> "_Queue":
-        """Give an event, which has happened."""
+    def record_event(self, *args: Any) -> "_NoStream":
+        """Return an event that has happened."""
         return self
 
 
@@ -88,7 +88,7 @@ def _set_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
 
 
 def _read(tensor: torch.Tensor, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """Give numbers to the host, which has them already."""
+    """Return a tensor of the host as it is."""
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
@@ -97,10 +97,10 @@ _REPLACEMENTS: list[tuple[Any, str, Callable[..., Any]]] = [
     (torch.cuda, "synchronize", _nothing),
     (torch.cuda, "set_device", _nothing),
     (torch.cuda, "empty_cache", _nothing),
-    (torch.cuda, "Stream", _Queue),
-    (torch.cuda, "Event", _Queue),
-    (torch.cuda, "current_stream", _Queue),
-    (torch.cuda, "default_stream", _Queue),
+    (torch.cuda, "Stream", _NoStream),
+    (torch.cuda, "Event", _NoStream),
+    (torch.cuda, "current_stream", _NoStream),
+    (torch.cuda, "default_stream", _NoStream),
     (torch.cuda, "stream", nullcontext),
     (torch.cuda, "manual_seed", torch.manual_seed),
     (torch.cuda, "get_rng_state", _get_state),

@@ -1,9 +1,9 @@
-"""The last layer: logits, or one number, at the positions that are asked for and at no others.
+"""Output layers that compute logits, or one number, at selected positions only.
 
-Each takes the place of megatron-core's output layer and is told beforehand which positions count. Under sequence
-parallelism the hidden states are gathered first, since the positions that count lie on any of the processes.
+They replace megatron-core's output layer; `at` selects the positions before the forward pass. Under sequence
+parallelism the hidden states are gathered first, since selected positions may lie on any process.
 
-Suffixes: `_SBD` positions, rows, features; `_N` positions that are asked for.
+Suffixes: `_SBD` positions, rows, features; `_N` selected positions.
 """
 
 from collections.abc import Iterator
@@ -21,21 +21,21 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Positions:
-    """Rows and columns of the positions that are asked for, both (N,)."""
+    """Rows and columns of the selected positions, both (N,)."""
 
     rows_N: Tensor
     columns_N: Tensor
 
 
-class _Picking:
-    """Takes the positions that are asked for out of the last hidden states."""
+class _PositionSelector:
+    """Selects positions of the last hidden states."""
 
     gathers: bool
     positions: Positions | None = None
 
     @contextmanager
     def at(self, positions: Positions) -> Iterator[None]:
-        """Ask for these positions in the forward pass within."""
+        """Select these positions in forward passes within the context."""
         self.positions = positions
         try:
             yield
@@ -43,20 +43,20 @@ class _Picking:
             self.positions = None
 
     def pick(self, hidden_SBD: Tensor) -> Tensor:
-        """Take the hidden states at the positions, (N, 1, D)."""
+        """Return the hidden states at the positions, (N, 1, D)."""
         if self.positions is None:
-            raise RuntimeError("no positions are asked for")
+            raise RuntimeError("no positions are selected")
         if self.gathers:
-            # What follows gives every process the whole gradient, of which each keeps the part of its positions.
+            # The backward pass gives every process the whole gradient; each keeps the part of its positions.
             hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=False)
         return hidden_SBD[self.positions.columns_N, self.positions.rows_N][:, None]
 
 
-class PolicyHead(_Picking, ColumnParallelLinear):
+class PolicyHead(_PositionSelector, ColumnParallelLinear):
     """Logits over this process's part of the vocabulary, (N, 1, V / tensor-parallel size)."""
 
     def __init__(self, config: TransformerConfig, made: ColumnParallelLinear) -> None:
-        """Take over the size and the weight of the layer that megatron-core made; a tied one has none of its own."""
+        """Take the sizes and the weight of megatron-core's layer `made`; a tied one has no weight of its own."""
         alone = copy(config)
         alone.sequence_parallel = False
         super().__init__(
@@ -71,12 +71,12 @@ class PolicyHead(_Picking, ColumnParallelLinear):
         self.gathers = config.sequence_parallel
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Give the logits, and None: there is no bias."""
+        """Return the logits, and None for the bias."""
         return super().forward(self.pick(input_), *args, **kwargs)
 
 
-class ValueHead(_Picking, nn.Linear):
-    """One number a position, in fp32 at least: in bf16 it would be rounded to 8 bits. Whole on every process."""
+class ValueHead(_PositionSelector, nn.Linear):
+    """One number per position, at least in fp32, since bf16 has 8 bits. Replicated on every process."""
 
     def __init__(self, config: TransformerConfig, *, bias: bool) -> None:
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
@@ -85,5 +85,5 @@ class ValueHead(_Picking, nn.Linear):
         self.gathers = config.sequence_parallel
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Give the numbers, (N, 1, 1), and None, as an output layer of megatron-core does."""
+        """Return the numbers, (N, 1, 1), and None for the bias."""
         return super().forward(self.pick(input).to(self.weight.dtype)), None

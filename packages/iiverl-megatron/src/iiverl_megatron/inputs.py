@@ -1,6 +1,6 @@
-"""A micro-batch as megatron-core takes it: core's layout, filled up to what the processes of a group can share evenly.
+"""Convert a micro-batch to megatron-core's inputs: core's layout, padded so that processes share it evenly.
 
-Suffixes: `_BL` rows and columns of token ids, `_N` positions that are asked for, `_T` trained tokens.
+Suffixes: `_BL` rows and columns of token ids, `_N` selected positions, `_T` trained tokens.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from iiverl_core.training import MicroBatch, Role
 from iiverl_core.training.layout import lay_out
-from iiverl_megatron.context import own_columns
+from iiverl_megatron.context import local_columns
 from iiverl_megatron.heads import Positions
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """Into what the rows of a micro-batch divide: `tensor` processes share activations, and `context` ones sequences."""
+    """How the rows of a micro-batch are divided: over `tensor` × `context` processes, of which this one is `context_rank`."""
 
     tensor: int
     context: int
@@ -26,16 +26,15 @@ class Sharing:
 
     @property
     def multiple(self) -> int:
-        """What the length of rows is a multiple of."""
+        """The divisor of the length of rows."""
         return self.tensor * (2 * self.context if self.context > 1 else 1)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Token ids, the bounds of sequences where they are packed, what the head is asked for, and the trained tokens.
+    """Token ids, bounds of packed sequences, the positions for the head, and the trained tokens.
 
-    Of rows that several processes share, these are this one's columns, and of the positions and tokens, those that are
-    `here_N` of all.
+    If processes share rows, these are the local columns, and the positions and tokens for which `local_N` is true.
     """
 
     input_ids_BL: Tensor
@@ -43,13 +42,13 @@ class Inputs:
     packed: PackedSeqParams | None
     positions: Positions
     targets_T: Tensor
-    here_N: Tensor
+    local_N: Tensor
 
 
 def make_inputs(
     batch: MicroBatch, role: Role, *, packed: bool, sharing: Sharing, device: torch.device
 ) -> Inputs:
-    """Arrange a micro-batch in rows that divide as `sharing` says, or packed into one; rows that are shared are not packed."""
+    """Lay a micro-batch out in rows that divide as `sharing`, or packed into one; shared rows are not packed."""
     packed = packed and sharing.context == 1
     layout = lay_out(batch.sequences, packed=packed, device=device)
     fill = -layout.input_ids_BL.shape[1] % sharing.multiple
@@ -57,15 +56,15 @@ def make_inputs(
     rows_N, columns_N = (
         (layout.last_rows_S, layout.last_columns_S) if role == "reward" else (layout.rows_T, layout.columns_T)
     )
-    here_N = torch.ones_like(columns_N, dtype=torch.bool)
+    local_N = torch.ones_like(columns_N, dtype=torch.bool)
     targets_T, own = layout.targets_T, torch.arange(input_ids_BL.shape[1], device=device)
     if sharing.context > 1:
-        own = own_columns(len(own), sharing.context_rank, sharing.context, device)
+        own = local_columns(len(own), sharing.context_rank, sharing.context, device)
         place_of = torch.full((input_ids_BL.shape[1],), -1, device=device)
         place_of[own] = torch.arange(len(own), device=device)
-        here_N = place_of[columns_N] >= 0
-        rows_N, columns_N = rows_N[here_N], place_of[columns_N[here_N]]
-        targets_T = targets_T[here_N] if role != "reward" else targets_T
+        local_N = place_of[columns_N] >= 0
+        rows_N, columns_N = rows_N[local_N], place_of[columns_N[local_N]]
+        targets_T = targets_T[local_N] if role != "reward" else targets_T
     bounds = None
     if packed:
         lengths = [len(sequence.token_ids) for sequence in batch.sequences]
@@ -78,7 +77,7 @@ def make_inputs(
         packed=bounds,
         positions=Positions(rows_N, columns_N),
         targets_T=targets_T,
-        here_N=here_N,
+        local_N=local_N,
     )
 
 

@@ -1,8 +1,7 @@
-"""What a layer is made of: Transformer Engine's modules on GPUs where it is installed, else megatron-core's own.
+"""The modules of a layer: Transformer Engine's on GPUs if it is installed, else megatron-core's own.
 
-Of megatron-core's own two are replaced. Its attention keeps the scores of all pairs of tokens and refuses packed
-sequences; its RMSNorm refuses sequence parallelism. Parameters have the same names and meaning either way, in
-checkpoints too.
+Two of megatron-core's own are replaced: its attention materialises the scores of all pairs of tokens and refuses packed
+sequences, and its RMSNorm refuses sequence parallelism. Parameters have the same names either way, also in checkpoints.
 
 Suffixes: `_SBHD` positions, rows, heads, features of a head; `_THD` tokens of packed sequences.
 """
@@ -22,21 +21,21 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from iiverl_megatron.context import whole_context
+from iiverl_megatron.context import gather_context
 from iiverl_megatron.parallel import context_group
 
 if not hasattr(moe_utils, "te_general_gemm"):
-    # The router asks whether this is None, and 0.16 gives it a value only where Transformer Engine is.
+    # The router checks whether this is None, and 0.16 defines it only with Transformer Engine.
     moe_utils.te_general_gemm = None  # type: ignore[attr-defined]
 
 
 def uses_transformer_engine(*, on_cpu: bool) -> bool:
-    """Say whether layers are made of its modules: it computes on GPUs only."""
+    """Whether layers are made of its modules, which need a GPU."""
     return HAVE_TE and not on_cpu
 
 
 def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlockSubmodules:
-    """Say what the layers of one model chunk consist of."""
+    """Return the modules of one model chunk."""
     engine = uses_transformer_engine(on_cpu=config.use_cpu_initialization)
     spec: Any = get_gpt_decoder_block_spec(
         config, use_transformer_engine=engine, normalization="RMSNorm", vp_stage=chunk
@@ -55,7 +54,7 @@ def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlock
         if attention.q_layernorm is not IdentityOp:
             attention.q_layernorm = attention.k_layernorm = RMSNorm
         if issubclass(parts.mlp.module, MoELayer):
-            # Before experts Transformer Engine has a norm of its own too, so that is what checkpoints call it.
+            # Transformer Engine does not fuse the norm before experts either, so its name in checkpoints stays.
             parts.sharded_state_dict_keys_map = {
                 own: name
                 for own, name in parts.sharded_state_dict_keys_map.items()
@@ -67,12 +66,12 @@ def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlock
 class RMSNorm(torch.nn.RMSNorm):
     """Root mean square normalisation (Zhang and Sennrich 2019) over the last dimension.
 
-    Under sequence parallelism each process sees a part of the positions, so the gradient of the weight is a sum over
-    tensor-parallel processes; megatron-core takes it for weights that are marked.
+    Under sequence parallelism each process sees a part of the positions, so the weight's gradient has to be summed over
+    tensor-parallel processes; megatron-core does that for marked weights.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **kwargs: Any) -> None:
-        """Make the weight where and in which dtype the layer's others are."""
+        """Create the weight on the device and in the dtype of the layer's others."""
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         super().__init__(hidden_size, eps=eps, device=device, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
@@ -81,8 +80,8 @@ class RMSNorm(torch.nn.RMSNorm):
 class CausalAttention(MegatronModule):
     """Causal attention by torch's fused kernels, over rows or over packed sequences.
 
-    Implements megatron-core's `CoreAttention`. Heads of keys and values are shared by groups of query heads. Under
-    context parallelism each process gathers the keys and values of whole rows, for the queries that it has.
+    Implements megatron-core's `CoreAttention`, with grouped queries. Under context parallelism each process gathers the
+    keys and values of whole rows for its own queries.
     """
 
     _context: dist.ProcessGroup | None
@@ -107,11 +106,11 @@ class CausalAttention(MegatronModule):
         """Attend: (S, B, H, D) → (S, B, H·D), or packed (T, H, D) → (T, H·D)."""
         if packed_seq_params is None:
             if self._context is not None:
-                key, value = whole_context(key, self._context), whole_context(value, self._context)
+                key, value = gather_context(key, self._context), gather_context(value, self._context)
             return self._rows(query, key, value)
         bounds = packed_seq_params.cu_seqlens_q
         if bounds is None:
-            raise ValueError("packed sequences come with their bounds")
+            raise ValueError("packed sequences need their bounds")
         sizes = bounds.diff().tolist()
         parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
         return torch.cat([self._rows(*(x[:, None] for x in part))[:, 0] for part in parts])
@@ -122,7 +121,7 @@ class CausalAttention(MegatronModule):
         if self._context is None:
             attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
         else:
-            # Each of the two pieces that this process has sees what comes before it, and itself up to its own column.
+            # Each of this process's two pieces attends to all columns before it, and causally to itself.
             front, back = query.chunk(2, 2)
             rank, size, length = self._context.rank(), self._context.size(), front.shape[2]
             attended = torch.cat(

@@ -1,4 +1,4 @@
-"""Building this process's part of a model: one chunk, or with a virtual pipeline several, with weights read from disk."""
+"""Build this process's part of a model: one chunk, or several with a virtual pipeline."""
 
 from typing import Any, cast
 
@@ -51,7 +51,7 @@ def _chunk(spec: ModelSpec, architecture: Architecture, chunk: int | None) -> GP
 
 
 def distribute(model: GPTModel) -> DistributedDataParallel:
-    """Wrap a chunk so that its gradients are summed over data-parallel processes, in fp32, each of which keeps a part."""
+    """Wrap a chunk so that its gradients are reduce-scattered in fp32 over data-parallel processes."""
     return DistributedDataParallel(
         model.config,
         DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),

@@ -1,7 +1,7 @@
-"""What lies in CPU memory while it is not used: weights, gradients and the optimizer's state.
+"""Keep weights, gradients and the optimizer's state in CPU memory while they are not used.
 
-Weights and gradients that are trained lie in megatron-core's buffers, which move as a whole; what is only run forward
-moves parameter by parameter. Gradients are zero whenever they leave, so that nothing of them is kept.
+Weights and gradients of trained models are in megatron-core's buffers, which move as a whole; other models move parameter
+by parameter. Gradients are zero when their memory is freed, so nothing of them is kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,9 @@ from iiverl_core.config import Offload
 
 
 class Offloading:
-    """Moves the parts of one model that `offload` names to `device` for as long as they are used, and back.
+    """Move the parts of one model that `offload` names to `device` while they are used, and back.
 
-    `arranged` gives what megatron-core's buffers have to be moved in.
+    megatron-core's buffers are moved within `compute_context`.
     """
 
     def __init__(
@@ -25,15 +25,15 @@ class Offloading:
         chunks: Sequence[Any],
         optimizer: Any,
         device: torch.device,
-        arranged: Callable[[], AbstractContextManager[None]],
+        compute_context: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Send everything that is offloaded to the CPU."""
+        """Move everything that is offloaded to the CPU."""
         self._offload, self._chunks, self._optimizer, self._device = offload, chunks, optimizer, device
-        self._arranged = arranged
+        self._compute_context = compute_context
         self._trained = optimizer is not None
         self._here = True
         if offload.gradients and self._trained:
-            self.gradients_gone()
+            self.free_gradients()
         if offload.optimizer and self._trained:
             self._move_optimizer(torch.device("cpu"))
         if offload.parameters:
@@ -41,7 +41,7 @@ class Offloading:
 
     @contextmanager
     def parameters(self) -> Iterator[None]:
-        """Have the weights on the device. May be nested."""
+        """Keep the weights on the device within. May be nested."""
         if not self._offload.parameters or self._here:
             yield
             return
@@ -53,7 +53,7 @@ class Offloading:
 
     @contextmanager
     def optimizer(self) -> Iterator[None]:
-        """Have the optimizer's state on the device."""
+        """Keep the optimizer's state on the device within."""
         if not self._offload.optimizer:
             yield
             return
@@ -63,15 +63,15 @@ class Offloading:
         finally:
             self._move_optimizer(torch.device("cpu"))
 
-    def gradients_come(self) -> None:
-        """Make room for gradients, which are zero, unless there is."""
+    def allocate_gradients(self) -> None:
+        """Allocate gradients, all zero, if they are not."""
         if self._offload.gradients:
             for buffer in self._buffers():
                 if buffer.grad_data.untyped_storage().size() == 0:
                     buffer.reload_from_cpu(move_params=False, move_grads=True)
 
-    def gradients_gone(self) -> None:
-        """Give back the memory of gradients, which have been cleared."""
+    def free_gradients(self) -> None:
+        """Free the memory of gradients, which have been cleared."""
         if self._offload.gradients:
             for buffer in self._buffers():
                 buffer.offload_to_cpu(move_params=False, move_grads=True)
@@ -81,14 +81,14 @@ class Offloading:
         if not self._trained:
             for chunk in self._chunks:
                 chunk.to("cpu" if to_cpu else self._device)
-        with self._arranged():
+        with self._compute_context():
             for buffer in self._buffers():
                 move = buffer.offload_to_cpu if to_cpu else buffer.reload_from_cpu
                 move(move_params=True, move_grads=False)
             torch.cuda.synchronize()
 
     def _move_optimizer(self, device: torch.device) -> None:
-        """Move the moments and, where weights are not fp32, their fp32 masters, which are the optimizer's parameters."""
+        """Move the moments and, if weights are not fp32, their fp32 masters, which are the optimizer's parameters."""
         masters = self._chunks[0].config.params_dtype is not torch.float32
         for part in self._optimizer.chained_optimizers:
             for group in part.optimizer.param_groups:
@@ -107,5 +107,5 @@ class Offloading:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Move a tensor; the number of the step stays where torch's AdamW wants it."""
+    """Move a tensor, but not the step number, which torch's AdamW keeps on the CPU."""
     return value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value

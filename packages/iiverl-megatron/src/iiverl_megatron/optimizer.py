@@ -1,4 +1,4 @@
-"""AdamW whose state is divided over data-parallel processes."""
+"""AdamW with its state sharded over data-parallel processes."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from iiverl_core.training import StepResult
 
 
 def make_optimizer(chunks: Sequence[DistributedDataParallel], optim: OptimConfig) -> Any:
-    """Make megatron-core's distributed optimizer; weights that are not fp32 have masters that are."""
+    """Build megatron-core's distributed optimizer; weights that are not fp32 have fp32 masters."""
     dtype = chunks[0].config.params_dtype
     return get_megatron_optimizer(
         OptimizerConfig(
@@ -30,7 +30,7 @@ def make_optimizer(chunks: Sequence[DistributedDataParallel], optim: OptimConfig
             use_distributed_optimizer=True,
         ),
         list(chunks),
-        config_overrides={},  # weights decay all alike, as under FSDP; else those of one dimension would not
+        config_overrides={},  # all weights decay, as under FSDP; by default those of one dimension would not
         use_gloo_process_groups=False,
     )
 
@@ -38,7 +38,7 @@ def make_optimizer(chunks: Sequence[DistributedDataParallel], optim: OptimConfig
 def step(
     chunks: Sequence[DistributedDataParallel], optimizer: Any, lr: float, grad_clip: float | None
 ) -> StepResult:
-    """Sum the gradients over processes, clip them, and make a step, unless they are not finite; then clear them."""
+    """Sum the gradients over processes, clip them, step unless they are not finite, and clear them."""
     finalize_model_grads(list(chunks))
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())

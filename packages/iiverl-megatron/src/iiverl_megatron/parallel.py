@@ -1,4 +1,4 @@
-"""The layout of the processes: who shares a matrix, a pipeline, experts, or nothing but gradients."""
+"""The parallel layout of the processes: tensor, pipeline, context, expert and data parallel groups."""
 
 from typing import cast
 
@@ -10,15 +10,15 @@ from iiverl_core.config import MegatronConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ParallelRank
 
-_laid_out: dist.ProcessGroup | None = None
-"""The group whose processes have been laid out: megatron-core keeps layouts for as long as a process lives."""
+_initialized_for: dist.ProcessGroup | None = None
+"""The group that was laid out: megatron-core keeps a layout until the process ends."""
 
 
-def lay_out_processes(parallel: MegatronConfig) -> None:
-    """Divide the processes of the default group as `parallel` says; a process has one layout for all of its models.
+def init_parallel(parallel: MegatronConfig) -> None:
+    """Divide the default group as `parallel` says; a process has one layout for all of its models.
 
     Raises:
-        ConfigError: another model was laid out otherwise before.
+        ConfigError: an earlier model has another layout.
     """
     wanted = (
         parallel.tensor_model_parallel_size,
@@ -27,14 +27,14 @@ def lay_out_processes(parallel: MegatronConfig) -> None:
         parallel.context_parallel_size,
         parallel.expert_model_parallel_size,
     )
-    global _laid_out
-    if _laid_out is not dist.group.WORLD:
-        parallel_state.destroy_model_parallel()  # what is left of a run before, in this same process
+    global _initialized_for
+    if _initialized_for is not dist.group.WORLD:
+        parallel_state.destroy_model_parallel()  # of an earlier run in this process
     if parallel_state.model_parallel_is_initialized():
-        if wanted != layout_sizes():
+        if wanted != parallel_sizes():
             raise ConfigError(
                 f"models of one run share a layout: tensor, pipeline, virtual pipeline, context and expert parallel "
-                f"sizes are {layout_sizes()}, and a further model asks for {wanted}; give all sections `megatron` the same"
+                f"sizes are {parallel_sizes()}, and a further model has {wanted}; give all sections `megatron` the same"
             )
         return
     tensor, pipeline, virtual, context, experts = wanted
@@ -48,11 +48,11 @@ def lay_out_processes(parallel: MegatronConfig) -> None:
         create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(parallel.seed)
-    _laid_out = dist.group.WORLD
+    _initialized_for = dist.group.WORLD
 
 
-def layout_sizes() -> tuple[int, int, int | None, int, int]:
-    """Sizes of tensor, pipeline, virtual pipeline, context and expert parallel groups."""
+def parallel_sizes() -> tuple[int, int, int | None, int, int]:
+    """Return the sizes of tensor, pipeline, virtual pipeline, context and expert parallelism."""
     return (
         parallel_state.get_tensor_model_parallel_world_size(),
         parallel_state.get_pipeline_model_parallel_world_size(),
@@ -63,10 +63,10 @@ def layout_sizes() -> tuple[int, int, int | None, int, int]:
 
 
 def parallel_rank() -> ParallelRank:
-    """Give the position of this process.
+    """Return the position of this process.
 
-    The processes of one data-parallel rank work on the same sequences. Results are known in the last pipeline stage, the
-    same to all of it, and its first process reports them.
+    The processes of one data-parallel rank get the same sequences. All processes of the last pipeline stage have the
+    same results; the first of them is the output rank.
     """
     first = (
         parallel_state.get_tensor_model_parallel_rank() == 0
@@ -80,20 +80,20 @@ def parallel_rank() -> ParallelRank:
 
 
 def tensor_group() -> dist.ProcessGroup:
-    """The processes that share each layer's matrices."""
+    """Return the processes that share each layer's matrices."""
     return cast(dist.ProcessGroup, parallel_state.get_tensor_model_parallel_group())
 
 
 def context_group() -> dist.ProcessGroup:
-    """The processes that share each sequence."""
+    """Return the processes that share each sequence."""
     return cast(dist.ProcessGroup, parallel_state.get_context_parallel_group())
 
 
-def stages() -> dist.ProcessGroup:
-    """The processes of all pipeline stages that have the same slices."""
+def pipeline_group() -> dist.ProcessGroup:
+    """Return the processes of all pipeline stages that have the same slices."""
     return cast(dist.ProcessGroup, parallel_state.get_pipeline_model_parallel_group())
 
 
-def expert_stages() -> dist.ProcessGroup:
-    """The processes that have all experts of all pipeline stages between them."""
+def expert_pipeline_group() -> dist.ProcessGroup:
+    """Return the processes that together have all experts of all pipeline stages."""
     return cast(dist.ProcessGroup, parallel_state.get_expert_tensor_model_pipeline_parallel_group())

@@ -1,20 +1,20 @@
-"""Which models the backend builds, judged by their `config.json`. Imports neither torch nor megatron-core."""
+"""The models that the backend supports, by their `config.json`. Imports neither torch nor megatron-core."""
 
 from iiverl_core.config.model_facts import ModelFacts
 
 FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
-"""Model types that are built."""
+"""Supported model types."""
 POSITIONS = ("default", "linear", "llama3")
-"""Rotary positions that are built: frequencies are the same at all lengths, and attention is not scaled."""
+"""Supported rotary positions: their frequencies do not depend on the length, and attention is not scaled."""
 
 
 def model_problem(facts: ModelFacts) -> str | None:
-    """Say why a model cannot be built; None if it can, or if the model is of an unknown type."""
+    """Return why a model is not supported; None if it is, or if its type is unknown."""
     return (family_problem(facts.model_type) or parts_problem(facts)) if facts.model_type else None
 
 
 def family_problem(model_type: str) -> str | None:
-    """Say that models of this type are not built; None if they are."""
+    """Return why models of this type are not supported; None if they are."""
     if model_type in FAMILIES:
         return None
     return (
@@ -24,7 +24,7 @@ def family_problem(model_type: str) -> str | None:
 
 
 def parts_problem(facts: ModelFacts) -> str | None:
-    """Say which parts of a model of a known family are not built; None if all are."""
+    """Return which parts of a model of a supported family are not; None if all are."""
     if facts.positions not in POSITIONS:
         return (
             f"scales its rotary positions by {facts.positions} (rope_scaling); the backend megatron knows "

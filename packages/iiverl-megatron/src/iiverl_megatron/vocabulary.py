@@ -1,9 +1,8 @@
-"""Log-probs and entropy over a vocabulary that is split over processes, without gathering a logit.
+"""Log-probs and entropy over a vocabulary that is split over processes, without gathering logits.
 
-What crosses between the processes is three numbers a token: the largest logit, the sum of exponentials, and the logit
-of the target, which one of them has; with entropy, a fourth. Follows Shoeybi et al. 2019 (Megatron-LM), section 3. What is
-as large as the logits is changed in place: there is at most one such array in fp32 going forward and two going backward,
-with entropy three.
+Processes exchange three numbers per token: the largest logit, the sum of exponentials, and the target's logit; with
+entropy, a fourth. Follows Shoeybi et al. 2019 (Megatron-LM), section 3. Arrays as large as the logits are changed in place:
+there is at most one in fp32 in the forward pass and two in the backward pass, three with entropy.
 
 Suffixes: `_T` tokens, `_TV` tokens by this process's part of the vocabulary.
 """
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PADDING_LOGIT = -1e30  # no share in any softmax, and finite when it is multiplied by a gradient
+PADDING_LOGIT = -1e30  # zero in any softmax, and finite when multiplied by a gradient
 
 
 def split_token_log_probs(
@@ -28,10 +27,11 @@ def split_token_log_probs(
     entropy: bool,
     entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob of each target under the softmax of logits / temperature over all processes, and its entropy if asked for.
+    """Return the log-prob of each target under the softmax of logits / temperature, and with `entropy` its entropy.
 
-    Without `entropy_gradient`, the entropy has no gradient and its backward pass no memory. Both (T,), in nats, at least fp32 whatever the logits are in, and the same on every process of `group`, each of which
-    holds equally many logits a token, in the order of ranks. Those past `vocabulary` are padding and have no share.
+    Both are (T,), in nats, at least fp32, and the same on every process of `group`. Each process holds the same number of
+    logits per token, in the order of ranks; those past `vocabulary` are padding. Without `entropy_gradient`, the entropy
+    has no gradient, and the backward pass keeps no memory for it.
     """
     width, rank = logits_TV.shape[-1], dist.get_rank(group)
     own = slice(0, min(max(vocabulary - rank * width, 0), width))
@@ -58,9 +58,9 @@ class _SplitLogProbs(torch.autograd.Function):
         scaled_TV[:, own:] = PADDING_LOGIT
         largest_T = scaled_TV.amax(-1)
         dist.all_reduce(largest_T, op=dist.ReduceOp.MAX, group=group)
-        here_T = (targets_T >= 0) & (targets_T < own)
-        targets_T = targets_T.where(here_T, 0)
-        target_logit_T = scaled_TV.gather(-1, targets_T[:, None]).squeeze(-1).where(here_T, 0)
+        local_T = (targets_T >= 0) & (targets_T < own)
+        targets_T = targets_T.where(local_T, 0)
+        target_logit_T = scaled_TV.gather(-1, targets_T[:, None]).squeeze(-1).where(local_T, 0)
         softmax_TV = scaled_TV.clone() if entropy else scaled_TV
         softmax_TV.sub_(largest_T[:, None]).exp_()
         sums = torch.stack([softmax_TV.sum(-1), target_logit_T])
@@ -74,9 +74,9 @@ class _SplitLogProbs(torch.autograd.Function):
             dist.all_reduce(mean_logit_T, group=group)
             entropy_T = log_total_T - mean_logit_T
         if entropy and entropy_gradient:
-            ctx.save_for_backward(softmax_TV, targets_T, here_T, entropy_T, log_total_T, scaled_TV)
+            ctx.save_for_backward(softmax_TV, targets_T, local_T, entropy_T, log_total_T, scaled_TV)
         else:
-            ctx.save_for_backward(softmax_TV, targets_T, here_T)
+            ctx.save_for_backward(softmax_TV, targets_T, local_T)
             ctx.mark_non_differentiable(entropy_T)
         ctx.temperature, ctx.dtype = temperature, logits_TV.dtype
         ctx.entropy = entropy and entropy_gradient
@@ -86,7 +86,7 @@ class _SplitLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_log_probs_T, grad_entropy_T = grad_outputs
-        softmax_TV, targets_T, here_T, *more = ctx.saved_tensors
+        softmax_TV, targets_T, local_T, *more = ctx.saved_tensors
         # d log p(y) / d z_v = 1[v = y] - p_v
         if ctx.entropy:
             # d H / d z_v = -p_v (log p_v + H)
@@ -95,5 +95,5 @@ class _SplitLogProbs(torch.autograd.Function):
             grad_TV.mul_(grad_entropy_T[:, None]).add_(grad_log_probs_T[:, None]).mul_(softmax_TV).neg_()
         else:
             grad_TV = softmax_TV * -grad_log_probs_T[:, None]
-        grad_TV.scatter_add_(-1, targets_T[:, None], (grad_log_probs_T * here_T)[:, None])
+        grad_TV.scatter_add_(-1, targets_T[:, None], (grad_log_probs_T * local_T)[:, None])
         return grad_TV.div_(ctx.temperature).to(ctx.dtype), None, None, None, None, None, None
