@@ -1,11 +1,11 @@
-"""GRPO in one process and one file, to be read from top to bottom.
+"""GRPO in one process and one file, to read from top to bottom.
 
     python examples/quickstart/make_inputs.py && python examples/loop.py
 
-It trains the quickstart's model on the quickstart's task with the functions that `iiverl train-ppo` uses, and gets the
-same rewards, step by step (`tests/repository/test_repository_loop.py`). What the real loop adds: worker processes and
-sharded models (FSDP, Megatron), engines on other devices (vLLM), rewards scored while others are still generated,
-failures that are left out, micro-batches, KL penalties, a critic, checkpoints.
+It trains the quickstart's model on the quickstart's task with the functions of `iiverl train-ppo`, and gets the same
+rewards step by step (`tests/repository/test_repository_loop.py`). The real loop adds worker processes and sharded models
+(FSDP, Megatron), engines on other devices (vLLM), scoring during generation, failed rewards, micro-batches, KL penalties
+and a critic.
 
 Suffixes: `_T` the response tokens of a batch one after another, `_B` one entry per response.
 """
@@ -41,14 +41,14 @@ LEARNING_RATE, GRAD_CLIP, SEED = 2e-3, 1.0, 1
 
 
 def main(steps: int, inputs: Path = QUICKSTART / "inputs") -> list[float]:
-    """Train for some steps on what `make_inputs.py` wrote, and return the mean reward of each."""
+    """Train on the files of `make_inputs.py` for some steps, and return the mean reward of each."""
     model = str(inputs / "model")
     tokenizer = AutoTokenizer.from_pretrained(model)
     prompts = load_prompts([str(inputs / "train.jsonl")], ["train"], tokenizer, max_prompt_length=8)
     order = PromptOrder(len(prompts), PROMPTS, seed=SEED)
     compute_score = runpy.run_path(str(QUICKSTART / "reward.py"))["compute_score"]
 
-    # Two copies of the weights: one is trained, the other generates. The engine has a forward pass of its own, with a
+    # Two copies of the weights: one is trained, the other generates. The engine has its own forward pass with a
     # key-value cache, and computes a prompt once for all its responses.
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -59,8 +59,7 @@ def main(steps: int, inputs: Path = QUICKSTART / "inputs") -> list[float]:
         engine.update_weights(policy.state_dict().items(), version=step - 1)
 
         # 1. Sample several responses to each prompt. Which prompts a step gets, and the random numbers of each
-        #    response, are functions of the seed, the step, the prompt's group and the response's number: a step can be
-        #    repeated by itself.
+        #    response are functions of seed, step, group and member, so any step can be repeated by itself.
         _, rows = order.batch(step - 1)
         group = [prompts[row] for row in rows]
         requests = [
@@ -81,7 +80,7 @@ def main(steps: int, inputs: Path = QUICKSTART / "inputs") -> list[float]:
             for prompt, text in zip(asked, texts, strict=True)
         ]
 
-        # 3. A response is as good as it is better than the others to the same prompt. No critic, no reference.
+        # 3. Compare each response with the others to the same prompt. No critic, no reference.
         segments = Segments.of([len(done.token_ids) for done in completions])
         batch = AdvantageBatch(
             rewards_T=segments.at_last(torch.tensor(scores)),
@@ -90,8 +89,8 @@ def main(steps: int, inputs: Path = QUICKSTART / "inputs") -> list[float]:
         )
         advantages_T, _ = grpo(batch, AdvantageSettings())
 
-        # 4. Make the better tokens likelier. One update per step, so the old log-probs are the current ones: the ratio
-        #    is 1, and PPO's clipping never sets in.
+        # 4. Make better responses likelier. With one update per step the old log-probs are the current ones, so the ratio
+        #    is 1 and PPO never clips.
         sequences = [
             TokenSequence.single_turn(prompt.ids, done.token_ids, done.log_probs)
             for prompt, done in zip(asked, completions, strict=True)

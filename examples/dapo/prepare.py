@@ -9,7 +9,7 @@ SOURCES = {"train": "BytedTsinghua-SIA/DAPO-Math-17k", "test": "BytedTsinghua-SI
 
 
 def rows(name: str) -> Dataset:
-    """Load a dataset and keep each question once: it is published with every row repeated."""
+    """Load a dataset and keep each question once; the published one repeats rows."""
     seen: set[str] = set()
     kept = []
     for row in load_dataset(name, split="train"):

@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parent / "data"
 
 
 def as_row(example: dict[str, str]) -> dict:
-    """Put the instruction behind the question, and keep of the answer the number after its ####."""
+    """Append the instruction to the question, and keep the number after #### of the answer."""
     return {
         "prompt": [{"role": "user", "content": f"{example['question']} {INSTRUCTION}"}],
         "data_source": "openai/gsm8k",

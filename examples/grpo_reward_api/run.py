@@ -36,7 +36,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def as_row(word: str) -> dict:
-    """Write a word as a chat and as what the server is told about it."""
+    """Convert a word to a chat and its `verification_info`."""
     return {
         "messages": [{"role": "user", "content": word}],
         "data_source": "echo",
@@ -46,7 +46,7 @@ def as_row(word: str) -> dict:
 
 @contextmanager
 def reward_server() -> Iterator[str]:
-    """Run a reward server on a free port, and give its URL."""
+    """Run a reward server on a free port, and return its URL."""
     command = [
         IIVERL,
         "reward-server",
@@ -74,7 +74,7 @@ def reward_server() -> Iterator[str]:
 if __name__ == "__main__":
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # the server has to end with this
+    )  # so that the server ends with this process
     make_inputs(HERE / "inputs")
     arguments = [f"{HERE}/grpo_reward_api.yaml", *sys.argv[1:]]
     with reward_server() as url:

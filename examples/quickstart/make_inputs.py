@@ -1,4 +1,4 @@
-"""Make what the quickstart trains: a model that knows nothing, and words for it to say back. Nothing is downloaded.
+"""Create the quickstart's inputs: a random model, and words to repeat. Downloads nothing.
 
 Writes to `inputs/`: `model/`, a transformer with random weights and a tokenizer of one token a letter, and the
 datasets `train.jsonl` and `val.jsonl`, whose rows look like
@@ -13,14 +13,14 @@ from pathlib import Path
 
 INPUTS = Path(__file__).parent / "inputs"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz="
-LETTERS = "abcdefgh"  # of which words are made; that the others are of no use is for the model to find out
+LETTERS = "abcdefgh"  # the letters of words; the model has to learn that it needs no others
 WORD_LENGTH = 4
 VALIDATION_WORDS = 64
 TURNS = "{% for message in messages %}{{ message['content'] }}{% endfor %}="
 
 
 def make_model(folder: Path) -> None:
-    """Save a random two-layer Qwen2 of some 80 000 parameters, and its tokenizer."""
+    """Save a random two-layer Qwen2 with about 80 000 parameters, and its tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -53,7 +53,7 @@ def make_model(folder: Path) -> None:
 
 
 def make_data(folder: Path) -> None:
-    """Write all words of four letters, a few of them kept for validation."""
+    """Write all words of four letters, a few of them for validation."""
     words = ["".join(letters) for letters in itertools.product(LETTERS, repeat=WORD_LENGTH)]
     random.Random(0).shuffle(words)
     for name, part in {"val": words[:VALIDATION_WORDS], "train": words[VALIDATION_WORDS:]}.items():

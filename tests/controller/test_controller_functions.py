@@ -62,7 +62,7 @@ def history(folder: Path) -> list[dict]:
 
 def test_the_page_has_an_example_of_each_kind() -> None:
     assert set(FILES) == {
-        *("my_estimator.py", "my_baseline.py", "my_loss.py", "my_choice.py"),
+        *("my_estimator.py", "my_baseline.py", "my_loss.py", "my_selection.py"),
         *("my_reward.py", "my_async_reward.py", "my_verifier.py"),
     }
     assert PAGE.count("```python") == len(FILES)
@@ -98,7 +98,7 @@ def test_objects_that_ask_more_of_a_step_and_an_async_reward(
     train(
         quickstart(
             f"algorithm.adv_estimator={folder}/my_baseline.py:greedy_baseline",
-            f"{LOSS_MODE}={folder}/my_choice.py:unlikely_tokens",
+            f"{LOSS_MODE}={folder}/my_selection.py:unlikely_tokens",
             f"custom_reward_function.path={folder}/my_async_reward.py",
             f"custom_reward_function.reward_kwargs={{url: {service}}}",
         )
