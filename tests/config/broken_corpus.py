@@ -1,11 +1,10 @@
-"""The corpus of broken configurations: `broken.txt`, and what each is answered with, `wording.txt`.
+"""The corpus of broken configurations, `broken.txt`, and the diagnostics of each, `wording.txt`.
 
-A case of `broken.txt` begins with `==== its name`. A line with `$` holds arguments of the command line; with `!`, the
-case sees a machine on which nothing is installed that can be left out, and a package with a broken entry point; with
-`!cpu`, one with vLLM's build for CPUs. The YAML ends at `>>>>`, and the answer follows:
-place, severity, code and key of each diagnostic, without its message. All messages are in `wording.txt`, which
-`.venv/bin/python tests/config/broken_corpus.py` writes, with `docs/diagnostics.md`; look at the difference before you
-commit it.
+A case of `broken.txt` begins with `==== name`. A line that begins with `$` has command-line arguments. With `!`, the case
+runs as if no optional package were installed, and one package had a broken entry point; with `!cpu`, as if vLLM's CPU
+build were installed. The YAML ends at `>>>>` and is followed by the location, severity, code and key of each diagnostic.
+Messages are in `wording.txt`. `.venv/bin/python tests/config/broken_corpus.py` writes it and `docs/diagnostics.md`;
+review the diff before committing it.
 """
 
 import importlib.metadata
@@ -35,7 +34,7 @@ HEAD = """\
 
 Each diagnostic of a configuration has a code, which stays the same in later versions while its wording may change:
 `run.yaml:2: error[C012]: data.train_batch_sise: unknown key; did you mean data.train_batch_size?`. An error has to be fixed;
-a warning does not keep a run from starting, but for what cannot run with this version or on this machine.
+a warning does not prevent a run, unless it is about something that this version or this machine does not support.
 
 | code | name | for example |
 |---|---|---|
@@ -67,7 +66,7 @@ FILES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A broken configuration, and the places, severities, codes and keys that it must be answered with."""
+    """A broken configuration, and the locations, severities, codes and keys of its diagnostics."""
 
     name: str
     arguments: tuple[str, ...]
@@ -76,7 +75,7 @@ class Case:
     expected: tuple[str, ...]
 
     def answer(self) -> list[Problem]:
-        """All diagnostics but those of what the defaults name and this machine does not have."""
+        """Return all diagnostics except those of defaults that are missing on this machine."""
         Path("run.yaml").write_text(self.text, encoding="utf-8")
         backend = self.arguments[1] if self.arguments[:1] == ("--backend",) else None
         overrides = self.arguments[2 if backend else 0 :]

@@ -63,8 +63,8 @@ def unread(folder: Path, chooser: str, name: str, values: dict[str, str]) -> set
     file = folder / "empty.yaml"
     file.touch()
     overrides = [f"{chooser}={name}", "actor_rollout_ref.rollout.n=4"]
-    told = load(file, overrides + [f"{key}={value}" for key, value in values.items()]).problems
-    named = {word for p in told if "has no effect" in p.message for word in re.findall(r"\w+", p.key)}
+    reported = load(file, overrides + [f"{key}={value}" for key, value in values.items()]).problems
+    named = {word for p in reported if "has no effect" in p.message for word in re.findall(r"\w+", p.key)}
     return {key for key in values if key.rpartition(".")[2] in named}
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from iiverl_core.config import Loaded, load
 from iiverl_core.config.vllm import CPU_HEAD_SIZES
-from iiverl_core.data import load_table, parse_source
+from iiverl_core.data import load_table, parse_dataset
 from iiverl_core.data_files import HEAD_ROWS, read_head
 from iiverl_core.errors import DataError
 from iiverl_core.python_files import static_signature
@@ -69,7 +69,7 @@ def loaded(train: str, *overrides: str, more: str = "", batch: int = 1) -> Loade
     return load("run.yaml", overrides)
 
 
-def told(found: Loaded, severity: str = "input") -> list[str]:
+def reported(found: Loaded, severity: str = "input") -> list[str]:
     return [f"{p.key}: {p.message}" for p in found.problems if p.severity == severity]
 
 
@@ -89,7 +89,7 @@ def test_what_fits_is_not_complained_of(kind: str, count: int) -> None:
 def test_a_head_says_what_the_source_holds(kind: str, count: int) -> None:
     rows = [{"prompt": f"{i}", "ground_truth": f"{-i}", "other": "x"} for i in range(count)]
     name = write(kind, rows)
-    table = load_table(parse_source(name, "train"))
+    table = load_table(parse_dataset(name, "train"))
     for enough in (1, count - 1, count + 5):
         head = read_head(name, "train", ("prompt", "ground_truth"), enough)
         assert head is not None
@@ -106,15 +106,15 @@ def test_a_head_says_what_the_source_holds(kind: str, count: int) -> None:
 @pytest.mark.parametrize("count", [3, 2 * HEAD_ROWS])
 def test_a_column_that_is_not_there(kind: str, count: int) -> None:
     name = write(kind, [{"prompts": "1+1?", "ground_truth": "2"}] * count)
-    (message,) = told(loaded(name))
+    (message,) = reported(loaded(name))
     assert message == (
         f"data.train_files: {name} has no column 'prompt'; did you mean 'prompts'? It has: prompts, ground_truth. "
         "Set prompt_key to the column with the prompt"
     )
-    assert told(loaded(name, "data.prompt_key=prompts")) == []
+    assert reported(loaded(name, "data.prompt_key=prompts")) == []
     if kind != "jsonl" or count < HEAD_ROWS:  # later lines may have more columns
         for key in ("ground_truth_key", "data_source_key", "reward_fn_key"):
-            messages = told(loaded(name, "data.prompt_key=prompts", f"data.{key}=answer"))
+            messages = reported(loaded(name, "data.prompt_key=prompts", f"data.{key}=answer"))
             assert any("has no column 'answer'" in message for message in messages), messages
 
 
@@ -122,15 +122,15 @@ def test_a_column_that_is_not_there(kind: str, count: int) -> None:
 @pytest.mark.parametrize("count", [3, 2 * HEAD_ROWS + 30])
 def test_fewer_rows_than_a_step_takes(kind: str, count: int) -> None:
     name = write(kind, [{**ROW, "prompt": "1+1?"}] * count)
-    assert told(loaded(name, batch=count + 1)) == [
+    assert reported(loaded(name, batch=count + 1)) == [
         f"data.train_batch_size: train_files has {count} rows, fewer than a step needs (train_batch_size: {count + 1}); "
         f"set train_batch_size to at most {count}"
     ]
-    assert told(loaded(name, batch=count)) == []
+    assert reported(loaded(name, batch=count)) == []
     filtered = loaded(
         name, "algorithm.filter_groups.enable=true", f"data.gen_batch_size={count + 1}", batch=1
     )
-    assert any(f"gen_batch_size: {count + 1}" in message for message in told(filtered))
+    assert any(f"gen_batch_size: {count + 1}" in message for message in reported(filtered))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,19 +140,19 @@ def test_fewer_rows_than_a_step_takes(kind: str, count: int) -> None:
 def test_no_ground_truth(kind: str, more: str, taker: str) -> None:
     rows = [{"prompt": "1+1?", "answer": "2"}] * 3
     found = loaded(name := write(kind, rows), more=more)
-    (message,) = told(found)
+    (message,) = reported(found)
     assert message.startswith(f"data.train_files: no row of {name} has a ground truth, which")
     assert taker in message
     assert "set ground_truth_key to the column with the ground truth, such as answer" in message
-    assert told(loaded(name, "data.ground_truth_key=answer", more=more)) == []
+    assert reported(loaded(name, "data.ground_truth_key=answer", more=more)) == []
 
 
 def test_rows_that_were_not_seen_may_have_a_ground_truth() -> None:
     rows = [{"prompt": "1+1?", "ground_truth": None}] * (HEAD_ROWS + 1)
     for kind in ("jsonl", "parquet"):
         found = loaded(write(kind, rows))
-        assert told(found) == []
-        (message,) = told(found, "warning")[:1]
+        assert reported(found) == []
+        (message,) = reported(found, "warning")[:1]
         assert f"in the first {HEAD_ROWS} rows: no row of train.{kind} has a ground truth" in message
 
 
@@ -174,17 +174,17 @@ def test_what_takes_no_ground_truth_needs_none(source: str, more: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reward_server_is_sent_its_column(kind: str) -> None:
     name = write(kind, [{"prompt": "1+1?", "info": "{}"}] * 3)
-    (message,) = told(loaded(name, more=SERVER))
+    (message,) = reported(loaded(name, more=SERVER))
     assert message == (
         f"data.train_files: {name} has no column 'verification_info' to send to the reward server; it has info"
     )
-    assert told(loaded(name, "reward_api.verification_info_column=info", more=SERVER)) == []
-    assert told(loaded(name, "reward_api.protocol=slime", more=SERVER)) == []
+    assert reported(loaded(name, "reward_api.verification_info_column=info", more=SERVER)) == []
+    assert reported(loaded(name, "reward_api.protocol=slime", more=SERVER)) == []
 
 
 @pytest.mark.parametrize("prompt", [None, "", 7, []])
 def test_a_row_without_a_prompt_is_named(prompt: Any) -> None:
-    (message,) = told(loaded(write("jsonl", [ROW, {**ROW, "prompt": prompt}])))
+    (message,) = reported(loaded(write("jsonl", [ROW, {**ROW, "prompt": prompt}])))
     assert "train.jsonl, row 1 (the first is 0): the prompt" in message
 
 
@@ -206,7 +206,7 @@ def test_a_row_without_a_prompt_is_named(prompt: Any) -> None:
 )
 def test_a_file_of_a_wrong_kind(name: str, content: bytes, message: str) -> None:
     Path(name).write_bytes(content)
-    (only,) = told(loaded(name))
+    (only,) = reported(loaded(name))
     assert only.startswith("data.train_files: ")
     assert message in only
     assert "\n" not in only
@@ -215,13 +215,13 @@ def test_a_file_of_a_wrong_kind(name: str, content: bytes, message: str) -> None
 def test_folders_that_hold_no_dataset() -> None:
     Path("data").mkdir()
     Path("data/a.parquet").touch()
-    (message,) = told(loaded("data"))
+    (message,) = reported(loaded("data"))
     assert "not written by save_to_disk" in message and "It has a.parquet" in message
     name = write("saved dict", [ROW])
-    (message,) = told(loaded(name, "data.train_split=trian"))
+    (message,) = reported(loaded(name, "data.train_split=trian"))
     assert "has no split 'trian'; did you mean 'train'?" in message
     next(Path(name).rglob("*.arrow")).unlink()
-    (message,) = told(loaded(name))
+    (message,) = reported(loaded(name))
     assert "save_to_disk folder saved_dict cannot be read" in message
 
 
@@ -229,8 +229,8 @@ def test_folders_that_hold_no_dataset() -> None:
     "name", ["train.parquet", "gsm8k", "data/more/train.jsonl", "hdfs://x/y", "./org/name"]
 )
 def test_a_name_that_can_only_be_a_path_is_one_error(name: str) -> None:
-    assert told(loaded(name)) == [f"data.train_files: not found: {name} (looked in {Path.cwd()})"]
-    assert told(loaded("org/name")) == []
+    assert reported(loaded(name)) == [f"data.train_files: not found: {name} (looked in {Path.cwd()})"]
+    assert reported(loaded("org/name")) == []
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -260,7 +260,7 @@ def test_whatever_a_file_holds_looking_at_it_answers(suffix: str, content: bytes
 )  # fmt: skip
 def test_a_reward_function_that_cannot_be_called(source: str, message: str) -> None:
     Path("reward.py").write_text(source)
-    (only,) = told(loaded(write("jsonl", [ROW]), more=FUNCTION))
+    (only,) = reported(loaded(write("jsonl", [ROW]), more=FUNCTION))
     assert only.startswith("custom_reward_function.path: compute_score(")
     assert message in only
 
@@ -289,10 +289,10 @@ def test_a_reward_function_that_may_be_called(source: str) -> None:
 def test_keyword_arguments_of_a_reward_function() -> None:
     Path("reward.py").write_text("def compute_score(scale, **_): ...")
     name = write("jsonl", [ROW])
-    assert "'scale'" in told(loaded(name, more=FUNCTION))[0]
+    assert "'scale'" in reported(loaded(name, more=FUNCTION))[0]
     assert not loaded(name, "custom_reward_function.reward_kwargs.scale=2", more=FUNCTION).refused
     clash = loaded(name, "custom_reward_function.reward_kwargs.extra_info=2", more=FUNCTION)
-    assert "extra_info cannot be set here: each response has its own" in told(clash, "error")[0]
+    assert "extra_info cannot be set here: each response has its own" in reported(clash, "error")[0]
 
 
 def test_a_signature_is_read_as_python_makes_it() -> None:
@@ -325,18 +325,18 @@ def test_a_model_folder_that_is_a_typo(key: str, name: str, advice: str) -> None
     Path("my-model/config.json").write_text("{}")
     more = "critic: {enable: true, model: {path: org/name}}\nreward_model: {enable: true, model: {path: org/name}}"
     train = write("jsonl", [ROW])
-    assert told(loaded(train, f"{key}={name}", more=more)) == [
+    assert reported(loaded(train, f"{key}={name}", more=more)) == [
         f"{key}: the folder {name} does not exist; {advice}"
     ]
-    assert told(loaded(train, f"{key}=./my-model", more=more)) == []
-    assert told(loaded(train, f"{key}=org/my-modle", more=more)) == []
+    assert reported(loaded(train, f"{key}=./my-model", more=more)) == []
+    assert reported(loaded(train, f"{key}=org/my-modle", more=more)) == []
 
 
 def test_a_hub_name_that_looks_like_a_folder_is_a_warning() -> None:
     Path("models/qwen").mkdir(parents=True)
     found = loaded(write("jsonl", [ROW]), "actor_rollout_ref.model.path=models/qwne")
-    assert told(found) == []
-    assert any("did you mean models/qwen?" in message for message in told(found, "warning"))
+    assert reported(found) == []
+    assert any("did you mean models/qwen?" in message for message in reported(found, "warning"))
 
 
 def test_a_name_without_a_slash_that_is_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_a_name_without_a_slash_that_is_in_the_hubs_cache(monkeypatch: pytest.Mo
     Path("hub/models--gpt2/refs").mkdir()
     Path("hub/models--gpt2/refs/main").write_text("abc")
     monkeypatch.setenv("HF_HUB_CACHE", "hub")
-    assert told(loaded(write("jsonl", [ROW]), "actor_rollout_ref.model.path=gpt2")) == []
+    assert reported(loaded(write("jsonl", [ROW]), "actor_rollout_ref.model.path=gpt2")) == []
 
 
 @pytest.mark.parametrize(("cpu", "size", "runs"), [(True, 16, False), (True, 64, True), (False, 16, True)])
@@ -362,7 +362,7 @@ def test_heads_that_vllm_cannot_do_on_this_device(
     options = ("actor_rollout_ref.model.path=./model", "actor_rollout_ref.rollout.name=vllm")
     messages = [
         message
-        for message in told(loaded(write("jsonl", [ROW]), *options), "unsupported")
+        for message in reported(loaded(write("jsonl", [ROW]), *options), "unsupported")
         if "heads" in message
     ]
     assert messages == [] if runs else f"heads have size {size}" in messages[0]

@@ -29,9 +29,9 @@ def from_wheels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_hints_of_an_installation_from_wheels(from_wheels: None) -> None:
-    said = str(vllm.version_problem(None))
-    assert "Install it with: pip install 'iiverl[vllm]', or set " in said
-    assert "uv" not in said and "make" not in said
+    message = str(vllm.version_problem(None))
+    assert "Install it with: pip install 'iiverl[vllm]', or set " in message
+    assert "uv" not in message and "make" not in message
     assert str(MISSING.missing()).endswith(": pip install 'iiverl[fsdp]'")
     assert install_command("wandb", "mlflow") == "pip install wandb mlflow"
 

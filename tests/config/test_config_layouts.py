@@ -1,4 +1,4 @@
-"""Layouts of Megatron that cannot work, and what is said of each."""
+"""Layouts of Megatron that cannot work, and the message about each."""
 
 import json
 import re
@@ -58,8 +58,8 @@ def problems_of(
     return list(load("run.yaml", given, backend).problems)
 
 
-def told(*overrides: str, **layout: Any) -> list[str]:
-    """Code and key of all that is wrong with a layout, as far as it is about layouts."""
+def reported(*overrides: str, **layout: Any) -> list[str]:
+    """Code and key of each problem of a layout."""
     return [
         f"{p.code} {p.key.replace(SECTION + '.', '')}"
         for p in problems_of(*overrides, **layout)
@@ -74,74 +74,76 @@ def advised(*overrides: str, **layout: Any) -> list[list[int]]:
 
 
 def test_a_layout_that_works_is_not_mentioned() -> None:
-    assert told(tensor_model_size=2, pipeline_model_size=4) == []
-    assert told(model="./experts", tensor_model_size=2, expert_model_size=4) == []
+    assert reported(tensor_model_size=2, pipeline_model_size=4) == []
+    assert reported(model="./experts", tensor_model_size=2, expert_model_size=4) == []
     assert (
-        told("trainer.nnodes=2", tensor_model_size=4, pipeline_model_size=2, virtual_pipeline_model_size=3)
+        reported(
+            "trainer.nnodes=2", tensor_model_size=4, pipeline_model_size=2, virtual_pipeline_model_size=3
+        )
         == []
     )
-    assert told(model="org/name", tensor_model_size=8) == []
+    assert reported(model="org/name", tensor_model_size=8) == []
 
 
 def test_copies_divide_over_devices() -> None:
-    assert told(tensor_model_size=4, pipeline_model_size=3) == ["C801 tensor_model_parallel_size"]
+    assert reported(tensor_model_size=4, pipeline_model_size=3) == ["C801 tensor_model_parallel_size"]
     assert advised(tensor_model_size=4, pipeline_model_size=3) == [[2]]
     assert advised("trainer.n_gpus_per_node=2", tensor_model_size=4) == [[2]]
     assert advised("trainer.n_gpus_per_node=1", tensor_model_size=2, pipeline_model_size=2) == [[]]
 
 
 def test_experts_divide_over_devices() -> None:
-    assert told(model="./experts", pipeline_model_size=2, expert_model_size=3) == [
+    assert reported(model="./experts", pipeline_model_size=2, expert_model_size=3) == [
         "C802 expert_model_parallel_size"
     ]
     assert advised(model="./experts", pipeline_model_size=2, expert_model_size=3) == [[2, 4]]
-    assert told("trainer.nnodes=2", model="./experts", expert_model_size=8) == [
+    assert reported("trainer.nnodes=2", model="./experts", expert_model_size=8) == [
         "C811 expert_model_parallel_size"
     ]
     assert advised("trainer.nnodes=2", model="./experts", expert_model_size=8) == [[6, 12]]
-    assert told(expert_model_size=2) == ["C803 expert_model_parallel_size"]
-    assert told(model="org/name", expert_model_size=2) == []
+    assert reported(expert_model_size=2) == ["C803 expert_model_parallel_size"]
+    assert reported(model="org/name", expert_model_size=2) == []
 
 
 def test_experts_need_sequence_parallelism() -> None:
     off = f"{SECTION}.sequence_parallel=false"
-    assert told(off, tensor_model_size=2) == []
-    assert told(off, model="./experts") == []
-    assert told(off, model="./experts", tensor_model_size=2) == ["C812 sequence_parallel"]
+    assert reported(off, tensor_model_size=2) == []
+    assert reported(off, model="./experts") == []
+    assert reported(off, model="./experts", tensor_model_size=2) == ["C812 sequence_parallel"]
 
 
 def test_heads_and_layers_divide_over_devices() -> None:
-    assert told("trainer.n_gpus_per_node=6", tensor_model_size=6) == ["C809 tensor_model_parallel_size"]
+    assert reported("trainer.n_gpus_per_node=6", tensor_model_size=6) == ["C809 tensor_model_parallel_size"]
     assert advised("trainer.n_gpus_per_node=6", tensor_model_size=6) == [[4, 8]]
     # Expert-parallel ranks hold whole experts, so their inner size is no condition.
-    assert told(model="./experts", tensor_model_size=8) == []
+    assert reported(model="./experts", tensor_model_size=8) == []
 
 
 def test_layers_divide_into_stages() -> None:
-    assert told(pipeline_model_size=8) == ["C810 pipeline_model_parallel_size"]
+    assert reported(pipeline_model_size=8) == ["C810 pipeline_model_parallel_size"]
     assert advised(pipeline_model_size=8) == [[6, 12]]
     chunked = {"pipeline_model_size": 4, "virtual_pipeline_model_size": 2}
-    assert told(**chunked) == ["C810 pipeline_model_parallel_size"]
+    assert reported(**chunked) == ["C810 pipeline_model_parallel_size"]
     assert advised(**chunked) == [[3, 6]]
-    assert len(told(virtual_pipeline_model_size=1)) == 1
-    assert told(virtual_pipeline_model_size=2) == ["C808 virtual_pipeline_model_parallel_size"]
+    assert len(reported(virtual_pipeline_model_size=1)) == 1
+    assert reported(virtual_pipeline_model_size=2) == ["C808 virtual_pipeline_model_parallel_size"]
 
 
 def test_rows_that_are_shared_are_padded() -> None:
     model, critic = "actor_rollout_ref.model", "critic.model"
     packed = [f"{model}.use_remove_padding=true", f"{critic}.use_remove_padding=true"]
-    assert told(context_size=2) == []
-    assert told(*packed) == []
+    assert reported(context_size=2) == []
+    assert reported(*packed) == []
     actors = f"C807 {model}.use_remove_padding"
-    assert told(*packed, "algorithm.adv_estimator=grpo", context_size=2) == [actors]
-    assert told(*packed, "critic.enable=true", "critic.model.path=./dense", context_size=2) == [
+    assert reported(*packed, "algorithm.adv_estimator=grpo", context_size=2) == [actors]
+    assert reported(*packed, "critic.enable=true", "critic.model.path=./dense", context_size=2) == [
         actors,
         f"C807 {critic}.use_remove_padding",
     ]
 
 
 def of_the_backend(*overrides: str, backend: str = "megatron") -> list[str]:
-    """What is said of models that a backend does not know, and of dtypes that it does not train in."""
+    """Messages about models that a backend does not support, and dtypes that it cannot train in."""
     Path("run.yaml").write_text("actor_rollout_ref: {rollout: {name: hf}}")
     given = ["actor_rollout_ref.model.path=./dense", f"{SECTION}.tensor_model_parallel_size=1", *overrides]
     problems = load("run.yaml", given, backend).problems
@@ -207,22 +209,22 @@ def test_what_is_trained_has_a_dtype_that_needs_no_loss_scaling(dtype: str) -> N
 def test_all_models_have_one_layout(section: str, used: str) -> None:
     key = f"{section}.megatron.pipeline_model_parallel_size"
     models = ["critic.model.path=./dense", "reward_model.model.path=./dense"]
-    assert told(*models, used, f"{key}=2") == [f"C804 {key}"]
-    assert told(*models, used, f"{key}=2", pipeline_model_size=2) == []
+    assert reported(*models, used, f"{key}=2") == [f"C804 {key}"]
+    assert reported(*models, used, f"{key}=2", pipeline_model_size=2) == []
     unused = [
         used.replace("true", "false"),
         "algorithm.use_kl_in_reward=false",
         "algorithm.adv_estimator=grpo",
     ]
-    assert told(*models, *unused, f"{key}=2") == []
+    assert reported(*models, *unused, f"{key}=2") == []
 
 
-def test_another_model_is_told_of_by_itself() -> None:
+def test_another_model_is_reported_by_itself() -> None:
     models = ["critic.enable=true", "critic.model.path=./other", "trainer.n_gpus_per_node=4"]
-    assert told(*models, tensor_model_size=4) == ["C809 critic.model.path"]
+    assert reported(*models, tensor_model_size=4) == ["C809 critic.model.path"]
     assert advised(*models, tensor_model_size=4) == [[2, 6]]
     same = ["critic.enable=true", "critic.model.path=./dense"]
-    assert len(told(*same, "trainer.n_gpus_per_node=6", tensor_model_size=6)) == 1
+    assert len(reported(*same, "trainer.n_gpus_per_node=6", tensor_model_size=6)) == 1
 
 
 def test_micro_batches_divide_over_copies() -> None:
@@ -240,15 +242,15 @@ def test_micro_batches_divide_over_copies() -> None:
 
 
 def test_fsdp_is_not_asked() -> None:
-    assert told(backend="fsdp", tensor_model_size=3) == []
+    assert reported(backend="fsdp", tensor_model_size=3) == []
 
 
 def test_engines_hold_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     vllm = ["actor_rollout_ref.rollout.name=vllm", "trainer.n_gpus_per_node=6"]
     size = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-    assert told(*vllm, f"{size}=3", backend="fsdp") == [f"C813 {size}"]
+    assert reported(*vllm, f"{size}=3", backend="fsdp") == [f"C813 {size}"]
     assert advised(*vllm, f"{size}=3", backend="fsdp") == [[2]]
-    assert told(*vllm, f"{size}=2", backend="fsdp") == []
+    assert reported(*vllm, f"{size}=2", backend="fsdp") == []
 
 
 SIZES = st.integers(1, 64)

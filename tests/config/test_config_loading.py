@@ -41,7 +41,7 @@ def test_values_of_an_ii_verl_file_arrive() -> None:
     assert config.trainer.project_name == "verl_grpo_example_gsm8k"
 
 
-def test_an_ii_verl_file_of_ppo_is_told_what_it_has_to_know() -> None:
+def test_an_ii_verl_file_of_ppo_gets_the_warnings_it_needs() -> None:
     loaded = load(HERE / "ii_verl_ppo.yaml")
     assert loaded.config.uses_critic
     assert loaded.config.reward_model.enable
@@ -50,7 +50,7 @@ def test_an_ii_verl_file_of_ppo_is_told_what_it_has_to_know() -> None:
     assert [(problem.key, problem.line) for problem in warnings] == [("data.return_raw_chat", 7)]
 
 
-def test_a_critic_s_settings_in_a_grpo_file_are_told_once(loading) -> None:
+def test_a_critic_s_settings_in_a_grpo_file_are_reported_once(loading) -> None:
     text = (
         "algorithm: {adv_estimator: ESTIMATOR, use_kl_in_reward: false}\n"
         "actor_rollout_ref: {rollout: {n: 2}}\n"
@@ -58,14 +58,14 @@ def test_a_critic_s_settings_in_a_grpo_file_are_told_once(loading) -> None:
         "trainer: {critic_warmup: 3}\n"
     )
 
-    def told(estimator: str, *overrides: str) -> list[str]:
+    def reported(estimator: str, *overrides: str) -> list[str]:
         problems = loading(text.replace("ESTIMATOR", estimator), *overrides).problems
         return [p.key for p in problems if p.key.startswith(("critic", "trainer.critic"))]
 
-    assert len(told("grpo")) == 1
-    assert len(told("grpo", "critic.enable=false")) == 1
-    assert told("grpo", "critic.enable=true") == []
-    assert told("gae") == []
+    assert len(reported("grpo")) == 1
+    assert len(reported("grpo", "critic.enable=false")) == 1
+    assert reported("grpo", "critic.enable=true") == []
+    assert reported("gae") == []
 
 
 def test_an_algorithm_of_one_s_own_is_a_file_and_a_name(loading, tmp_path: Path, monkeypatch) -> None:
@@ -91,7 +91,7 @@ def test_generations_are_shown_under_either_name(loading) -> None:
     assert (shown(0, 0), shown(3, 0), shown(0, 4), shown(3, 4), shown(5, 4)) == (0, 3, 4, 4, 5)
 
 
-def test_rejection_takes_what_it_is_not_told_from_the_cap(loading) -> None:
+def test_rejection_takes_unset_bounds_from_the_cap(loading) -> None:
     def bounds(text: str) -> tuple[float, float]:
         return loading(
             f"algorithm: {{rollout_correction: {{{text}}}}}"
@@ -115,16 +115,16 @@ def test_rejection_takes_what_it_is_not_told_from_the_cap(loading) -> None:
         ("nnodes: 3, n_gpus_per_node: '${trainer.nnodes}'", 1),
     ],
 )
-def test_engines_are_spread_over_what_divides_unless_told(loading, trainer: str, size: int) -> None:
+def test_engines_are_spread_over_what_divides_unless_set(loading, trainer: str, size: int) -> None:
     text = f"trainer: {{{trainer}}}\ndata: {{train_batch_size: 504}}\n"
     loaded = loading(text)
     assert not loaded.errors
     assert loaded.config.engine_devices == size
     fits = "" if size == 2 else ", derived from the devices and the model"
     assert str(loaded.origins["actor_rollout_ref.rollout.tensor_model_parallel_size"]) == f"default{fits}"
-    told = loading(text, "actor_rollout_ref.rollout.tensor_model_parallel_size=5")
-    assert told.config.engine_devices == 5
-    assert [problem.code for problem in told.errors] == ["C708"]
+    reported = loading(text, "actor_rollout_ref.rollout.tensor_model_parallel_size=5")
+    assert reported.config.engine_devices == 5
+    assert [problem.code for problem in reported.errors] == ["C708"]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.y*ml")), ids=lambda f: f.parent.name)
@@ -293,18 +293,18 @@ def test_the_backend_comes_from_the_file_or_is_asked_for(loading) -> None:
 
 @pytest.mark.parametrize("backend", ["fsdp", "megatron"])
 def test_a_backend_that_is_not_installed(loading, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    def told(loaded: Loaded) -> list[tuple[str, str, str | None]]:
+    def reported(loaded: Loaded) -> list[tuple[str, str, str | None]]:
         return [(p.severity, p.key, p.file) for p in loaded.problems if p.code == "C701"]
 
     key = "actor_rollout_ref.actor.strategy"
     text = f"actor_rollout_ref: {{actor: {{strategy: {backend}}}, rollout: {{name: hf}}}}"
-    assert not told(loading(text))
+    assert not reported(loading(text))
     monkeypatch.setattr("iiverl_core.registry.registry.entry_points", lambda group: ())
     BACKENDS.reload()
     try:
-        assert told(loaded := loading(text)) == [("unsupported", key, loaded.path)]
+        assert reported(loaded := loading(text)) == [("unsupported", key, loaded.path)]
         asked = loading("actor_rollout_ref: {rollout: {name: hf}}", backend=backend)
-        assert told(asked) == [("unsupported", key, "command line")]
+        assert reported(asked) == [("unsupported", key, "command line")]
     finally:
         monkeypatch.undo()
         BACKENDS.reload()
@@ -349,9 +349,11 @@ def test_relative_paths_are_looked_up_from_the_working_folder(loading, tmp_path:
     monkeypatch.chdir(tmp_path)
     assert not [p for p in loading(text).problems if p.key == "data.train_files"]
     monkeypatch.chdir("elsewhere")
-    told = [p.message for p in loading(text).problems if p.key == "data.train_files"]
+    reported = [p.message for p in loading(text).problems if p.key == "data.train_files"]
     cwd = tmp_path / "elsewhere"
-    assert told == [f"not found: train.jsonl (looked in {cwd}); it exists in {tmp_path}, so run from there"]
+    assert reported == [
+        f"not found: train.jsonl (looked in {cwd}); it exists in {tmp_path}, so run from there"
+    ]
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a file holds, loading answers; and what is wrong is told at its line."""
+"""Whatever a file holds, loading answers; and what is wrong is reported at its line."""
 
 import tempfile
 from pathlib import Path
@@ -89,11 +89,11 @@ def test_a_wrong_type_is_told_at_its_line(path: str, blank: int, others: list[st
     text = "# comment\n" * blank
     text += yaml.safe_dump(nested({**dict.fromkeys(right, "${data.seed}"), path: wrong}), sort_keys=False)
     name = path.rpartition(".")[2]
-    told = [p for p in loaded(text).problems if p.key == path and p.severity == "error"]
-    assert len(told) == 1
-    assert told[0].line is not None
-    assert text.splitlines()[told[0].line - 1].strip().startswith(f"{name}:")
-    assert "expected" in told[0].message
+    reported = [p for p in loaded(text).problems if p.key == path and p.severity == "error"]
+    assert len(reported) == 1
+    assert reported[0].line is not None
+    assert text.splitlines()[reported[0].line - 1].strip().startswith(f"{name}:")
+    assert "expected" in reported[0].message
 
 
 @given(st.sampled_from(PATHS), st.integers(0, 40))
@@ -103,10 +103,10 @@ def test_a_letter_left_out_is_told_at_its_line(path: str, at: int) -> None:
     typo = f"{section}.{name[:at]}{name[at + 1 :]}"
     if typo in PATHS or typo.endswith("."):
         return
-    told = [p for p in loaded(yaml.safe_dump(nested({typo: 1}))).errors if p.key == typo]
-    assert len(told) == 1
-    assert told[0].message.startswith("unknown key")
-    assert told[0].line == typo.count(".") + 1
+    reported = [p for p in loaded(yaml.safe_dump(nested({typo: 1}))).errors if p.key == typo]
+    assert len(reported) == 1
+    assert reported[0].message.startswith("unknown key")
+    assert reported[0].line == typo.count(".") + 1
 
 
 def test_most_typos_of_one_letter_are_recognised() -> None:
@@ -125,8 +125,8 @@ def test_most_typos_of_one_letter_are_recognised() -> None:
 def test_a_reference_brings_the_value_or_is_told_at_its_line(path: str, target: str) -> None:
     text = yaml.safe_dump(nested({path: f"${{{target}}}"}))
     answer = loaded(text)
-    if told := [p for p in answer.errors if p.key == path]:
-        assert told[0].line == path.count(".") + 1
+    if reported := [p for p in answer.errors if p.key == path]:
+        assert reported[0].line == path.count(".") + 1
         return
     brought, original = value_of(answer.config, path), value_of(answer.config, target)
     if type(brought) is type(original):

@@ -1,15 +1,17 @@
-"""How a registry finds what other packages offer, and what it says of those that it cannot use."""
+"""A registry finds the infos of other packages, and reports those that it cannot use."""
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from iiverl_core.config import load
 from iiverl_core.errors import ConfigError
-from iiverl_core.registry import Info, Registry
+from iiverl_core.registry import ENGINES, EngineInfo, Info, Registry
 from iiverl_core.registry import registry as mechanism
 
 GROUP = "iiverl.things"
@@ -90,11 +92,11 @@ def test_what_cannot_be_used_is_named_with_the_reason(offering: Callable[..., Re
     }
     with pytest.raises(ConfigError) as caught:
         things.find("ownn", "some.key", also=" and more")
-    told = str(caught.value)
-    assert told.startswith(
+    message = str(caught.value)
+    assert message.startswith(
         "some.key: unknown thing 'ownn'; did you mean own? There are own, mine, away, x and more.\n"
     )
-    assert all(f"\n{entry}: {reason}" in told for entry, reason in things.broken.items())
+    assert all(f"\n{entry}: {reason}" in message for entry, reason in things.broken.items())
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,25 @@ def test_code_that_does_not_exist(code: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         thing("x", code=code).load()
     assert str(caught.value) == told
+
+
+def test_the_engine_of_another_package_checks_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    module = ModuleType("offered_engine")
+    module.problem = lambda facts: f"has {facts.heads} heads" if facts.heads != 2 else None
+    module.ENGINE = EngineInfo(name="tiny", summary="", code="", check_model="offered_engine:problem")
+    monkeypatch.setitem(sys.modules, "offered_engine", module)
+    entry = EntryPoint("tiny", "offered_engine:ENGINE", ENGINES.group)
+    monkeypatch.setattr(mechanism, "entry_points", lambda group: [entry] if group == ENGINES.group else [])
+    ENGINES.reload()
+    request.addfinalizer(ENGINES.reload)
+    shape = '"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1'
+    problems = {}
+    for heads in (2, 4):
+        (tmp_path / "config.json").write_text(f'{{{shape}, "num_attention_heads": {heads}}}')
+        (tmp_path / "run.yaml").write_text("actor_rollout_ref: {rollout: {name: tiny}}")
+        loaded = load(tmp_path / "run.yaml", [f"actor_rollout_ref.model.path={tmp_path}"])
+        problems[heads] = [p.message for p in loaded.problems if p.code == "C709"]
+    assert problems[2] == []
+    assert len(problems[4]) == 1 and "has 4 heads" in problems[4][0]

@@ -56,13 +56,13 @@ def test_nothing_is_broken_and_no_word_means_two_things() -> None:
 
 @pytest.mark.parametrize("info", ALGORITHMS, ids=lambda info: info.name)
 def test_an_algorithm_says_the_same_in_its_file(info: AlgorithmInfo) -> None:
-    told = ast.get_docstring(ast.parse(info.file.read_text(encoding="utf-8")))
-    assert told is not None and info.documentation == told
+    docstring = ast.get_docstring(ast.parse(info.file.read_text(encoding="utf-8")))
+    assert docstring is not None and info.documentation == docstring
     if info.name in (*AGGREGATIONS, *KL_KINDS):  # several in a file, whose docstring has a table of them
-        row = next(line for line in told.splitlines() if line.startswith(f"| `{info.name}`"))
+        row = next(line for line in docstring.splitlines() if line.startswith(f"| `{info.name}`"))
         assert re.findall(r"`([^`]+)`", row.split("|")[1]) == list(info.names)
     else:
-        assert info.summary == first_sentence(told)
+        assert info.summary == first_sentence(docstring)
 
 
 def test_what_is_read_are_settings_and_keys() -> None:
