@@ -20,6 +20,7 @@ from iiverl_cli.arguments import (
 from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
+from iiverl_cli.runs import runs
 from iiverl_core.installation import install_command
 
 EXIT_REFUSED = 2
@@ -40,6 +41,7 @@ config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, 
 app.add_typer(config_app, name="config")
 app.command("plan")(plan)
 app.command("algorithms")(algorithms)
+app.command("runs")(runs)
 app.add_typer(reward_app, name="reward")
 
 

@@ -2,19 +2,32 @@
 
 from iiverl_core.telemetry.flops import mfu, peak_flops, training_flops
 from iiverl_core.telemetry.generations import Generation, pick
-from iiverl_core.telemetry.history import read_history
-from iiverl_core.telemetry.metrics import Stats, batch_metrics, perf_metrics, seqlen_metrics, token_timings
+from iiverl_core.telemetry.history import METRICS_FILE, read_history
+from iiverl_core.telemetry.metrics import (
+    SCORE,
+    Stats,
+    batch_metrics,
+    perf_metrics,
+    seqlen_metrics,
+    token_timings,
+)
 from iiverl_core.telemetry.progress import Progress
 from iiverl_core.telemetry.report import report
+from iiverl_core.telemetry.run_record import RUN_FILE, RunRecord, RunRecorder, read_run
 from iiverl_core.telemetry.samples import SampleNumbers, write_samples, write_scored
 from iiverl_core.telemetry.timers import Phase, Timers, duration
 from iiverl_core.telemetry.trackers import Tracker, make_trackers
 from iiverl_core.telemetry.validation import validation_metrics
 
 __all__ = [
+    "METRICS_FILE",
+    "RUN_FILE",
+    "SCORE",
     "Generation",
     "Phase",
     "Progress",
+    "RunRecord",
+    "RunRecorder",
     "SampleNumbers",
     "Stats",
     "Timers",
@@ -27,6 +40,7 @@ __all__ = [
     "perf_metrics",
     "pick",
     "read_history",
+    "read_run",
     "report",
     "seqlen_metrics",
     "token_timings",
