@@ -68,3 +68,14 @@ def test_no_ground_truth_in_any_row(validate: Callable[..., Result], tmp_path: P
     result = validate(data)
     assert result.exit_code == 2
     assert f"error: no row of {tmp_path}/train.jsonl has a ground truth" in result.stderr
+
+
+def test_a_reward_function_is_checked_but_not_called(validate: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "called.py").write_text(f"def compute_score(**_): open({str(tmp_path / 'called')!r}, 'w')\n")
+    result = validate(f"custom_reward_function.path={tmp_path}/called.py")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "called").exists()
+    (tmp_path / "wrong.py").write_text("def score(response): return 0\ncompute_score = score\n")
+    result = validate(f"custom_reward_function.path={tmp_path}/wrong.py")
+    assert result.exit_code == 2
+    assert "error: custom_reward_function.name: compute_score(response) in " in result.stderr

@@ -80,7 +80,7 @@ def test_a_conversation_that_may_not_be_cut_is_refused() -> None:
 def test_a_chat_that_the_template_refuses_or_drops_is_told() -> None:
     tokenizer = reward_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
-    with pytest.raises(PromptError, match="does not take: no system"):
+    with pytest.raises(PromptError, match="rejects: no system"):
         ConversationWriter(tokenizer).ids(chat_prompt(), "5")
     tokenizer.chat_template = "{% if false %}x{% endif %}"
     with pytest.raises(PromptError, match="no tokens"):

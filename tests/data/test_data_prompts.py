@@ -236,7 +236,7 @@ def test_a_prompt_too_long_is_an_error_that_says_how_long(
         f"{path}, row 1 (the first is 0): the prompt has 6 tokens, and data.max_prompt_length is 4. "
         "2 of 4 prompts are too long; the longest has 9 tokens.\n"
         "Raise data.max_prompt_length, or drop such prompts (data.filter_overlong_prompts: true), "
-        "or cut them off (data.truncation: left or right)."
+        "or truncate them (data.truncation: left or right)."
     )
 
 
@@ -309,7 +309,7 @@ def test_a_chat_that_the_template_refuses_is_named(
 ) -> None:
     tokenizer = cast(PreTrainedTokenizerFast, _with_first_token(tiny_tokenizer))
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(DataError, match=r"row 0 .* does not take: System role not supported"):
+    with pytest.raises(DataError, match=r"row 0 .* rejects: System role not supported"):
         load(write(tmp_path / "a.jsonl", [chat("x")]), tokenizer)
 
 

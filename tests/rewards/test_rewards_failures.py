@@ -35,7 +35,7 @@ def test_the_diagnosis_names_shares_kinds_and_three_distinct_details():
     ]
     assert lines[7] == "  … and 3 other messages"
     assert lines[8].startswith(
-        "reward_api.max_failed_fraction allows 10.0%. What to do: mend the reward function"
+        "reward_api.max_failed_fraction allows 10.0%. What to do: fix the reward function"
     )
     assert isinstance(caught.value, IIVerlError)
 

@@ -121,7 +121,7 @@ def test_what_is_no_finite_number_is_no_score(scorer_of, make_sample: Make, scor
     bad, good = collected(scorer, make_sample(), make_sample(key=(0, 1))).values()
     assert isinstance(bad, Failed)
     assert bad.kind == "bad_response"
-    assert f"the score comes to {score}" in bad.detail
+    assert f"the score is {score}" in bad.detail
     assert good == Scored(1.0, {"reward_model": 1.0})
 
 

@@ -181,7 +181,7 @@ def test_the_token_is_sent_and_shown_nowhere(scoring, monkeypatch, caplog) -> No
     ("columns", "message"),
     [
         ({"verification": INFO}, r"row 3 .*'verification_info' .*no such column.*verification"),
-        ({"verification_info": "{'type'}"}, r"row 3 .*is no JSON"),
+        ({"verification_info": "{'type'}"}, r"row 3 .*is not JSON"),
         ({"verification_info": "[1]"}, "a JSON object"),
         ({"verification_info": '{"answer": {}}'}, "type missing; there is answer"),
         ({"verification_info": None}, "a JSON object"),

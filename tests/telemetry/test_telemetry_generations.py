@@ -219,7 +219,7 @@ def test_a_tracker_that_takes_no_responses_is_reported_once_and_goes_on(
             tracker.log({"a": 1.0}, step)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
-    assert "tracker wandb could not take the responses of step 1 (TypeError: too long)" in told[0]
-    assert "tracker wandb could not take step 2 (ConnectionError" in told[1]  # not hidden by the first
+    assert "tracker wandb could not log the responses of step 1 (TypeError: too long)" in told[0]
+    assert "tracker wandb could not log step 2 (ConnectionError" in told[1]  # not hidden by the first
     assert broken.steps == [1, 2, 3]
     assert len((tmp_path / "generations.jsonl").read_text().splitlines()) == 3

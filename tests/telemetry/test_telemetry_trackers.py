@@ -231,7 +231,7 @@ def test_swanlab_is_given_names_config_and_steps(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "swanlab"])
 def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setitem(sys.modules, name, None)  # importing it fails as if it were not there
-    with pytest.raises(IIVerlError, match=rf"trainer\.logger asks for {name}.*\n.*uv pip install {name}"):
+    with pytest.raises(IIVerlError, match=rf"trainer\.logger lists {name}.*\n.*uv pip install {name}"):
         make(["console", name], tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_a_tracker_that_fails_is_reported_once_and_the_others_go_on(
             tracker.log({"a": 1.0}, step)
         tracker.close()
     (record,) = caplog.records
-    assert "tracker wandb could not take step 1 (ConnectionError: network is down)" in record.getMessage()
+    assert "tracker wandb could not log step 1 (ConnectionError: network is down)" in record.getMessage()
     assert broken.tried == [1, 2]  # the network may be back
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 

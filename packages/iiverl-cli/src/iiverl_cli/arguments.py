@@ -1,4 +1,4 @@
-"""The arguments of all commands that read a configuration, and loading it."""
+"""Arguments of the commands that read a configuration, and the function that loads it."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,28 +14,27 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Values that replace the file's, as in trainer.total_epochs=1.",
+        help="Values that override the file's, such as trainer.total_epochs=1.",
         show_default=False,
     ),
 ]
 ConfigPath = Annotated[
     str | None,
     typer.Option(
-        "--config_path", "--config-path", metavar="CONFIG", help="The YAML file, in place of CONFIG."
+        "--config_path", "--config-path", metavar="CONFIG", help="The YAML file, instead of CONFIG."
     ),
 ]
 Backend = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Training backend, such as fsdp or megatron, over the actor's `strategy` in the file; by default that, "
-        "else fsdp.",
+        help="Training backend, such as fsdp or megatron. Default: the actor's `strategy` in the file, or fsdp.",
     ),
 ]
 AllowUnknown = Annotated[
     bool,
     typer.Option(
-        "--allow-unknown", help="Warn about unknown keys and leave them out, as in files of later versions."
+        "--allow-unknown", help="Warn about unknown keys, such as those of later versions, and ignore them."
     ),
 ]
 

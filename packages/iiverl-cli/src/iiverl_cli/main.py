@@ -1,6 +1,6 @@
-"""The command `iiverl`: reads its arguments, loads the configuration, and calls the core.
+"""The command `iiverl`: parse arguments, load the configuration, and call the core.
 
-Nothing heavy is imported before the configuration is known to be right.
+Heavy packages are imported only once the configuration is known to be valid.
 """
 
 import importlib.metadata
@@ -25,7 +25,7 @@ from iiverl_core.installation import install_command
 
 EXIT_REFUSED = 2
 EXIT_UNSUPPORTED = 3
-"""Nothing is wrong, and this version or this machine cannot run it."""
+"""The configuration is valid, but this version or this machine cannot run it."""
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -37,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=HELP,
 )
-config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, context_settings=HELP)
+config_app = typer.Typer(help="Show a configuration.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(config_app, name="config")
 app.command("plan")(plan)
 app.command("algorithms")(algorithms)
@@ -73,7 +73,7 @@ def train_ppo(
     backend: Backend = None,
     allow_unknown: AllowUnknown = False,
 ) -> None:
-    """Train with PPO, GRPO or a relative of theirs."""
+    """Train with PPO, GRPO or a related algorithm."""
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     report_problems(loaded.problems, running=True)
     if loaded.obstacles:
@@ -94,16 +94,16 @@ def validate(
         bool,
         typer.Option(
             "--deep",
-            help="Also import your code, ask the reward server, and read and tokenize the datasets, as a run does "
-            "before it starts its workers.",
+            help="Also import your code, query the reward server, and read and tokenize the datasets, as a run does "
+            "before it starts its workers. Your functions are not called.",
         ),
     ] = False,
     allow_unknown: AllowUnknown = False,
 ) -> None:
-    """Check a configuration, and the files that it names, without running it.
+    """Check a configuration and the files that it names, without running it.
 
-    Exits with 0 if it can run here; with 2 if the configuration or a file that it names has to be corrected; with 3 if
-    both are right and this version or this machine cannot run them.
+    Exits with 0 if it can run here; with 2 if the configuration or a file that it names has to be fixed; with 3 if both
+    are valid, but this version or this machine cannot run them.
     """
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     report_problems(loaded.problems)
@@ -134,14 +134,14 @@ def show_config(
     config_path: ConfigPath = None,
     backend: Backend = None,
     allow_unknown: AllowUnknown = False,
-    changed: Annotated[bool, typer.Option("--changed", help="Leave out what is a default.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Omit defaults.")] = False,
     describe: Annotated[
         bool, typer.Option("--describe", help="Put each key's description above it.")
     ] = False,
 ) -> None:
     """Print the whole configuration as YAML, and where each value comes from.
 
-    Of an invalid file too, with defaults in place of what is invalid; the exit code is then 2.
+    If the file is invalid, defaults replace invalid values, and the exit code is 2.
     """
     from iiverl_core.config import show
 

@@ -1,4 +1,4 @@
-"""What commands print and how they end: tables, problems of a configuration, and exit codes."""
+"""Output of commands: problems of a configuration, tables, and how a run ends."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised as an exception so that the cleanup after Ctrl-C runs after it too."""
+    """SIGTERM as an exception, so that the cleanup after Ctrl-C runs for it too."""
 
 
 @contextmanager
@@ -50,8 +50,8 @@ def clean_exit() -> Iterator[None]:
 def format_table(rows: Sequence[tuple[str, ...]], *, align: str = "<", rule: bool = False) -> str:
     """Lay out rows of cells in columns as wide as their widest cell.
 
-    `align` gives `<` or `>` per column, and its last character holds for all further ones. With `rule`, a line is
-    drawn below the first row.
+    `align` has `<` or `>` per column, and its last character applies to all further ones. With `rule`, a line is drawn
+    below the first row.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     signs = align + align[-1] * len(widths)
@@ -67,7 +67,7 @@ def format_table(rows: Sequence[tuple[str, ...]], *, align: str = "<", rule: boo
 
 
 def report_problems(problems: "Sequence[Problem]", *, running: bool = False) -> None:
-    """Write problems to the terminal, a line each."""
+    """Print the problems of a configuration, one per line."""
     from iiverl_core.config import render
 
     if problems:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from iiverl_core.memory import MemoryPlan, Pass, RoleMemory
 
 GB = 10**9
-"""Bytes per GB in the tables. A driver's 80 GB is 85 of these; the difference is left for uncounted memory."""
+"""Bytes per GB in the tables. A driver's 80 GB is 85 of these; the difference is reserved for uncounted memory."""
 WIDTH = 80
 STATES = ("weights", "gradients", "optimizer", "gathered")
 EXIT_TOO_LARGE = 3
-"""Exit code for a valid configuration that does not fit; 2 stays for one that is wrong."""
+"""Exit code for a valid configuration that does not fit; an invalid one exits with 2."""
 
 
 def plan(
@@ -35,13 +35,13 @@ def plan(
     backend: Backend = None,
     allow_unknown: AllowUnknown = False,
     device_memory: Annotated[
-        float, typer.Option("--device-memory", metavar="GB", min=0.001, help="Memory of a device.")
+        float, typer.Option("--device-memory", metavar="GB", min=0.001, help="Memory per device.")
     ] = 80,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
 ) -> None:
-    """Count the memory that a run needs on each device, from the configuration and each model's config.json.
+    """Estimate the memory that a run needs per device, from the configuration and each model's config.json.
 
-    Exits with 2 if the configuration is wrong, with 3 if the run does not fit.
+    Exits with 2 if the configuration is invalid, with 3 if the run does not fit.
     """
     from iiverl_core.errors import ConfigError
     from iiverl_core.memory import find_facts, plan_memory
@@ -75,7 +75,7 @@ def _show(run: "RunConfig", planned: "MemoryPlan") -> None:
 
 
 def _wrapped(line: str) -> str:
-    """Break a line at spaces where it is wider than `WIDTH`; keys and paths stay whole, to be copied."""
+    """Wrap a line at spaces; keys and paths stay whole, so that they can be copied."""
     return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
@@ -96,7 +96,6 @@ def _heading(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
 
 
 def _models(planned: "MemoryPlan") -> str:
-    """A column per model, so that the table is narrow whatever a run holds."""
     states = [kind for kind in STATES if any(getattr(model.states, kind) for model in planned.roles)]
     works = [_largest(model) for model in planned.roles]
     rows = [(kind, [getattr(model.states, kind) for model in planned.roles]) for kind in states]

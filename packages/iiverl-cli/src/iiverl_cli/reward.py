@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from iiverl_reward_client import Outcome
 
 PROTOCOLS = ("auto", "reward", "v1", "openrlhf", "slime")
-_BOXED = ("math_verifiable", "llm_judge")  # types whose answer is looked for in a box
-_SHOWN = 10
-_TEXT = 60
+_BOXED = ("math_verifiable", "llm_judge")  # types whose answer is in a box
+_MAX_DIFFERENCES = 10
+_TEXT_WIDTH = 60
 
 reward_app = typer.Typer(
     help="Check a reward server, and score earlier samples again.",
@@ -35,7 +35,7 @@ def check(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Values that replace the file's, as in reward_api.timeout=60.",
+            help="Values that override the file's, such as reward_api.timeout=60.",
             show_default=False,
         ),
     ] = None,
@@ -43,14 +43,14 @@ def check(
         int, typer.Option(min=0, max=100, help="Rows of the training dataset to score answers to.")
     ] = 3,
 ) -> None:
-    """Check a run's reward server and dataset: is it there, can it verify the rows, what does it score?
+    """Check a run's reward server and dataset: does it answer, can it verify the rows, how does it score answers?
 
-    Exits with 2 where something is wrong, with 1 where the server does not answer.
+    Exits with 2 if something is wrong, with 1 if the server does not answer.
     """
     from iiverl_core.config import load, render
 
     loaded = load(config, overrides or (), None)
-    # A model or an engine that cannot run here, where a cluster's run is prepared, keeps no server from being checked.
+    # The server can be checked even if the model or the engine cannot run on this machine.
     wrong = [
         each for each in loaded.obstacles if each.severity == "error" or each.key.startswith("reward_api.")
     ]
@@ -93,7 +93,7 @@ def rescore(
 ) -> None:
     """Score the samples of an earlier run again, and report what changed.
 
-    Exits with 2 where something is wrong, with 1 where nothing could be scored.
+    Exits with 2 if something is wrong, with 1 if nothing could be scored.
     """
     if protocol not in PROTOCOLS:
         raise typer.BadParameter(f"one of {', '.join(PROTOCOLS)}, not {protocol}", param_hint="--protocol")
@@ -102,11 +102,9 @@ def rescore(
 
         files = dump_files(dump)
         if out is not None and out.resolve() in [file.resolve() for file in files]:
-            raise typer.BadParameter(
-                f"{out} is one of the files that are read; name another file", param_hint="--out"
-            )
+            raise typer.BadParameter(f"{out} is one of the input files; use another one", param_hint="--out")
         table = read_dumps(dump)
-        outcomes = _rescored(table, url, token_env, protocol, max_workers)
+        outcomes = _rescore(table, url, token_env, protocol, max_workers)
         comparison = compare(table, outcomes)
         _report_comparison(comparison, len(outcomes), len(files))
         if out is not None:
@@ -118,10 +116,10 @@ def rescore(
         raise typer.Exit(1)
 
 
-def _rescored(
+def _rescore(
     table: "pa.Table", urls: Sequence[str], token_env: str | None, protocol: str, max_workers: int
 ) -> "list[Outcome]":
-    """Connect, see that a server answers, and score with a progress bar."""
+    """Connect, check that a server answers, and score with a progress bar."""
     import os
     import sys
 
@@ -155,9 +153,9 @@ def _rescored(
         if away := {server: each for server, each in pings.items() if isinstance(each, Failed)}:
             reasons = "; ".join(f"{server} ({each.kind}: {each.detail})" for server, each in away.items())
             if len(away) == len(pings):
-                raise IIVerlError(f"no reward server answers: {reasons}. Start it, or correct --url.")
+                raise IIVerlError(f"no reward server answers: {reasons}. Start it, or fix --url.")
             typer.echo(
-                f"warning: these reward servers do not answer, and the others are used: {reasons}", err=True
+                f"warning: these reward servers do not answer; the others are used: {reasons}", err=True
             )
         task = bar.add_task("scoring", total=len(table))
         return rescore(table, client, lambda: bar.advance(task))
@@ -215,7 +213,7 @@ def _verdict(found: "RewardCheck") -> int:
             scores[tried.answer].append(tried.outcome.score)
     if scores["right"] and max(scores["right"]) <= max(scores["wrong"]):
         typer.echo(
-            "note: no row's own answer, written as \\boxed{…}, scores more than a wrong one: see that the server finds "
+            "note: no row's own answer, written as \\boxed{…}, scores more than a wrong one: check that the server finds "
             "the box, and that the dataset's answers are right",
             err=True,
         )
@@ -240,10 +238,10 @@ def _report_comparison(found: "Comparison", samples: int, files: int) -> None:
     if found.differences:
         typer.echo()
         rows = [("file", "row", "before", "after", "text")]
-        for each in found.differences[:_SHOWN]:
+        for each in found.differences[:_MAX_DIFFERENCES]:
             text = repr(each.text)
-            text = text if len(text) <= _TEXT else f"…{text[1 - _TEXT :]}"
+            text = text if len(text) <= _TEXT_WIDTH else f"…{text[1 - _TEXT_WIDTH :]}"
             rows.append((each.file, str(each.row), f"{each.before:.3f}", f"{each.after:.3f}", text))
         typer.echo(format_table(rows))
-        if len(found.differences) > _SHOWN:
-            typer.echo(f"… and {len(found.differences) - _SHOWN} smaller differences")
+        if (more := len(found.differences) - _MAX_DIFFERENCES) > 0:
+            typer.echo(f"… and {more} smaller differences")

@@ -1,4 +1,4 @@
-"""From datasets to prompts: what reads rows, turns them into tokens, and decides the order in which they are used."""
+"""Read datasets, turn their rows into prompts, and decide the order in which prompts are used."""
 
 from iiverl_core.data.conversation import (
     ConversationWriter,

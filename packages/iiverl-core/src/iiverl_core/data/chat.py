@@ -1,4 +1,4 @@
-"""Prompts and conversations as the text that a model is given."""
+"""Render prompts and conversations as text for a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class PromptError(ValueError):
-    """What is wrong with one prompt, as the end of a sentence that begins with its place."""
+    """An invalid prompt; the message completes a sentence that begins with the prompt's position."""
 
 
 def render(prompt: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Write a chat with the tokenizer's template, up to where the assistant answers; leave a string as it is.
+    """Render a chat with the tokenizer's template, up to the assistant's turn; return a string unchanged.
 
     Raises:
-        PromptError: the prompt is neither, or the template does not take this chat.
+        PromptError: the prompt is neither, or the template rejects the chat.
     """
     if isinstance(prompt, str):
         return prompt
@@ -30,10 +30,10 @@ def write_chat(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    """Write messages with the tokenizer's template, and where asked the beginning of the assistant's answer.
+    """Render messages with the tokenizer's template, optionally with the start of the assistant's turn.
 
     Raises:
-        PromptError: the template does not take this chat.
+        PromptError: the template rejects the chat.
     """
     try:
         return str(
@@ -44,17 +44,17 @@ def write_chat(
             )
         )
     except (TemplateError, ValueError, TypeError) as error:
-        raise PromptError(f"is a chat that the tokenizer's chat template does not take: {error}") from error
+        raise PromptError(f"is a chat that the tokenizer's chat template rejects: {error}") from error
 
 
 def as_messages(prompt: Any) -> list[dict[str, Any]]:
-    """Check a chat and give its messages, without the empty fields that column formats fill in.
+    """Check a chat and return its messages, without the empty fields that column formats add.
 
     Raises:
-        PromptError: it is no chat, or a message lacks its role or its content.
+        PromptError: it is not a chat, or a message has no role or content.
     """
     if isinstance(prompt, Mapping) and all(isinstance(field, list) for field in prompt.values()):
-        # A list of structs, as datasets before version 4 wrote it: one list for each field.
+        # A list of structs as datasets before version 4 wrote it: one list per field.
         prompt = [dict(zip(prompt, fields, strict=True)) for fields in zip(*prompt.values(), strict=True)]
     if prompt is None:
         raise PromptError("is empty (null)")
@@ -70,16 +70,16 @@ def as_messages(prompt: Any) -> list[dict[str, Any]]:
 def _message(message: Any, number: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise PromptError(
-            f"is no chat: its message {number} is of type {type(message).__name__}, not {{role, content}}"
+            f"is not a chat: its message {number} is of type {type(message).__name__}, not {{role, content}}"
         )
     for name in ("role", "content"):
         value = message.get(name)
         if value is None:
             fields = ", ".join(field for field in message if message[field] is not None) or "nothing"
-            raise PromptError(f"is no chat: its message {number} has no {name} (it has {fields})")
+            raise PromptError(f"is not a chat: its message {number} has no {name} (it has {fields})")
         if not isinstance(value, str):
             parts = " (images and other parts are not read)" if isinstance(value, list) else ""
             raise PromptError(
-                f"is no chat: the {name} of its message {number} is of type {type(value).__name__}, not a string{parts}"
+                f"is not a chat: the {name} of its message {number} is of type {type(value).__name__}, not a string{parts}"
             )
     return {field: value for field, value in message.items() if value is not None}

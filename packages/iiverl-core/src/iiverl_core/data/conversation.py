@@ -1,4 +1,4 @@
-"""A prompt and the response to it as the token ids that a reward model with a tokenizer of its own is given."""
+"""Write a prompt and its response as token ids for a reward model with its own tokenizer."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 class ConversationWriter:
     """Writes whole conversations with a reward model's `tokenizer`.
 
-    A chat becomes its messages and the response as the assistant's, through the tokenizer's chat template: without a
-    beginning of another answer, and with no special tokens but the template's. The template decides what the model
-    sees; some leave out an answer's reasoning. A prompt that is a plain string is followed by the response, with the
-    special tokens that the tokenizer itself puts around a text; `written_bos`, the beginning-of-sentence token of the
-    tokenizer that wrote the prompt, is taken off first, since to another tokenizer it is mere text.
+    A chat, with the response as the assistant's message, is rendered with the tokenizer's chat template, without the
+    start of another turn and with no special tokens but the template's. The template decides what the model sees; some
+    omit the reasoning of a response. A plain string is followed by the response, with the special tokens that the
+    tokenizer itself adds to a text; `written_bos`, the beginning-of-sequence token of the tokenizer that wrote the
+    prompt, is removed first, since it is plain text to another tokenizer.
 
-    Of a conversation of more than `max_length` tokens (None: no bound), `truncation` cuts off the beginning (`left`) or
-    the end (`right`), or refuses it (`error`). A prompt that the policy is given shortened (`data.truncation`) stands
-    here in full where it is a chat.
+    `truncation` cuts off the beginning (`left`) or the end (`right`) of a conversation of more than `max_length` tokens
+    (None: no limit), or rejects it (`error`). A chat that is truncated for the policy (`data.truncation`) is complete
+    here.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -37,18 +37,18 @@ class ConversationWriter:
     truncation: Truncation = "right"
 
     def ids(self, prompt: Prompt, response: str) -> list[int]:
-        """Give the token ids of a prompt and a response, which is without special tokens.
+        """Return the token ids of a prompt and a response without special tokens.
 
         Raises:
             ConfigError: the prompt is a chat, and the tokenizer has no chat template.
-            PromptError: the template does not take the chat or writes nothing, or the conversation is too long.
+            PromptError: the template rejects the chat or renders nothing, or the conversation is too long.
         """
         ids = (
             self._text_ids(prompt, response) if prompt.chat is None else self._chat_ids(prompt.chat, response)
         )
         if not ids:
             raise PromptError(
-                "is a conversation of no tokens for the reward model; look at its chat template"
+                "is a conversation without tokens for the reward model; check its chat template"
             )
         if self.max_length is None or len(ids) <= self.max_length:
             return ids
@@ -63,8 +63,8 @@ class ConversationWriter:
         if not self.tokenizer.chat_template:
             raise ConfigError(
                 f"reward_model.model.path: the tokenizer {self.tokenizer.name_or_path} has no chat template, and the "
-                "prompts are chats.\nSave one with a chat_template beside the reward model; or, where the reward model "
-                "was trained on the policy's own tokens, set reward_model.model.input_tokenizer to null."
+                "prompts are chats.\nSave one with a chat_template beside the reward model; or, if the reward model was "
+                "trained on the policy's own tokens, set reward_model.model.input_tokenizer to null."
             )
         messages = [*chat, {"role": "assistant", "content": response}]
         text = write_chat(messages, self.tokenizer, add_generation_prompt=False)
@@ -76,30 +76,29 @@ class ConversationWriter:
 
 
 def load_conversation_writer(run: RunConfig) -> ConversationWriter | None:
-    """Load what writes the conversations that the reward model reads; None where it reads the policy's own tokens.
+    """Load the writer of the reward model's conversations; None if it reads the policy's own tokens or there is none.
 
-    That is so if `input_tokenizer` is None, or if the run has no reward model. Otherwise its value does not matter: the
-    responses are text by then, which the tokenizer that the policy works with made of them.
+    It reads the policy's tokens if `input_tokenizer` is None. Other values of that key do not matter, since the
+    policy's tokenizer has decoded the responses.
 
     Raises:
-        ConfigError: a tokenizer cannot be read, or sequences are to be cut to `reward_model.max_length` that are not
-            written anew.
+        ConfigError: a tokenizer cannot be read, or `reward_model.max_length` would cut the policy's own sequences.
     """
-    asked = run.rewards.conversation
-    if asked is None:
+    settings = run.rewards.conversation
+    if settings is None:
         return None
-    if asked.input_tokenizer is not None:
+    if settings.input_tokenizer is not None:
         written_bos = load_tokenizer(run).bos_token
         return ConversationWriter(
             load_reward_tokenizer(run.roles["reward"]),
             written_bos if isinstance(written_bos, str) else None,
-            asked.max_length,
-            asked.truncation,
+            settings.max_length,
+            settings.truncation,
         )
     longest = run.rollout.prompt_length + run.rollout.response_length
-    if asked.max_length is not None and asked.max_length < longest:
+    if settings.max_length is not None and settings.max_length < longest:
         raise ConfigError(
-            f"reward_model.max_length is {asked.max_length}, and with reward_model.model.input_tokenizer: null the "
+            f"reward_model.max_length is {settings.max_length}, and with reward_model.model.input_tokenizer: null the "
             f"model reads prompt and response as they are, up to {longest} tokens.\n"
             "Set reward_model.max_length to null, or data.max_prompt_length and data.max_response_length to less."
         )
@@ -109,8 +108,8 @@ def load_conversation_writer(run: RunConfig) -> ConversationWriter | None:
 def to_reward_tokens(rollout: Rollout, writer: ConversationWriter) -> TokenSequence | Failed:
     """Write the whole conversation in the reward model's tokens, none of them trained.
 
-    A conversation that cannot be written, or is too long if nothing may be cut off (`reward_model.truncation: error`),
-    is a failure of the kind `function`.
+    A conversation that cannot be written, or is too long with `reward_model.truncation: error`, is a failure of kind
+    `function`.
 
     Raises:
         ConfigError: the prompt is a chat, and the reward model's tokenizer has no chat template.
@@ -122,10 +121,10 @@ def to_reward_tokens(rollout: Rollout, writer: ConversationWriter) -> TokenSeque
 
 
 def check_conversations(writer: ConversationWriter, prompts: Iterable[Prompt]) -> None:
-    """See that prompts, with a word for a response, can be shown to the reward model.
+    """Check that prompts, with a one-word response, can be written for the reward model.
 
     Raises:
-        ConfigError: one cannot; names its row.
+        ConfigError: a prompt cannot; names its row.
     """
     for prompt in prompts:
         try:

@@ -1,4 +1,4 @@
-"""Datasets and models on the Hugging Face Hub, and what to say if one cannot be loaded."""
+"""Load datasets from the Hugging Face Hub, and explain why a dataset or model cannot be loaded."""
 
 import re
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from iiverl_core.config.model_facts import find_config
 from iiverl_core.data_files import no_such_split
 from iiverl_core.errors import ConfigError, DataError
 
-HUB_SECONDS = 10.0  # that the Hub has to answer in
+HUB_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset on the Hub: `org/name`, and where given one of its configurations, and a branch, tag or commit."""
+    """A dataset on the Hub: `org/name`, optionally with a configuration and a branch, tag or commit."""
 
     repo: str
     config: str | None = None
@@ -39,7 +39,7 @@ class HubDataset:
 
 
 def load_hub(wanted: HubDataset, split: str) -> Dataset:
-    """Download one split, or take it from the cache.
+    """Load one split from the Hub or the cache.
 
     `split` may also be an expression of the datasets library, such as `train[:1000]` or `train+validation`.
 
@@ -56,17 +56,17 @@ def load_hub(wanted: HubDataset, split: str) -> Dataset:
     try:
         builder.download_and_prepare()
         rows = builder.as_dataset(split=split)
-    except Exception as error:  # network, disk and parsing fail in as many types as there are libraries below
+    except Exception as error:  # network, disk and parser errors have many types
         raise DataError(f"{wanted} cannot be loaded: {_reason(error.__cause__ or error)}") from error
     if not isinstance(rows, Dataset):
-        raise DataError(f"{wanted}: the split {split!r} is not one set of rows.")
+        raise DataError(f"{wanted}: the split {split!r} is not a single dataset.")
     return rows
 
 
 def check_model(key: str, path: str) -> None:
-    """See that the Hub has the model that the configuration's `key` names, if it is neither a folder nor in the cache.
+    """Check that the Hub has the model that the key names, if it is neither a folder nor in the cache.
 
-    One request tells; the libraries that load a model ask for each of its files, again and again, before they give up.
+    This takes one request; the libraries that load a model request each of its files several times before they give up.
 
     Raises:
         ConfigError: the Hub has no such model, or cannot be reached.
@@ -75,9 +75,9 @@ def check_model(key: str, path: str) -> None:
         return
     forms = "It names a folder with a model's files, or a model on the Hugging Face Hub (org/name)."
     try:
-        huggingface_hub.HfApi().model_info(path, timeout=HUB_SECONDS)
+        huggingface_hub.HfApi().model_info(path, timeout=HUB_TIMEOUT_S)
     except GatedRepoError:
-        return  # whoever loads it says how to ask for access
+        return  # loading it explains how to get access
     except HFValidationError as error:
         raise ConfigError(f"{key}: there is no folder {path}.\n{forms}") from error
     except RepositoryNotFoundError as error:
@@ -86,8 +86,8 @@ def check_model(key: str, path: str) -> None:
             "the model is private, log in with `hf auth login` or set HF_TOKEN."
         ) from error
     except HfHubHTTPError:
-        return  # the Hub has trouble of its own, which may pass
-    except Exception as error:  # a network fails in as many types as there are libraries below
+        return  # a temporary problem of the Hub
+    except Exception as error:  # network errors have many types
         raise ConfigError(
             f"{key}: there is no folder {path}, and the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached for "
             f"it ({type(error).__name__}).\n{forms}"
@@ -100,8 +100,8 @@ def _builder(wanted: HubDataset) -> DatasetBuilder:
     except (DatasetNotFoundError, RepositoryNotFoundError) as error:
         raise _not_found(wanted, error) from error
     except ConnectionError as error:
-        raise _unreachable(wanted, "it was never loaded") from error
-    except Exception as error:  # the loader's other errors have general types
+        raise _unreachable(wanted, "it was never downloaded") from error
+    except Exception as error:  # the loader's other errors have generic types
         raise _not_loaded(wanted, error) from error
 
 
@@ -109,7 +109,7 @@ def _unreachable(wanted: HubDataset, why: str) -> DataError:
     return DataError(
         f"The Hub at {datasets.config.HF_ENDPOINT} cannot be reached for {wanted}, and the cache "
         f"({datasets.config.HF_DATASETS_CACHE}) does not have it: {why}.\n"
-        "Load it once where there is a network, with the same HF_HOME, or name local files instead."
+        "Download it once with network access and the same HF_HOME, or use local files instead."
     )
 
 
@@ -117,12 +117,12 @@ def _not_found(wanted: HubDataset, error: Exception) -> DataError:
     if "Revision" in str(error) and wanted.revision:
         return DataError(
             f"The dataset {wanted.repo} has no revision {wanted.revision!r} on {datasets.config.HF_ENDPOINT}.\n"
-            "A revision is a branch, a tag or a commit, written after @; without one, main is taken."
+            "A revision is a branch, a tag or a commit, written after @; the default is main."
         )
     if "gated" in str(error):
         return DataError(
             f"The dataset {wanted.repo} on {datasets.config.HF_ENDPOINT} is gated.\n"
-            "Ask for access on its page, then log in with `hf auth login` or set HF_TOKEN."
+            "Request access on its page, then log in with `hf auth login` or set HF_TOKEN."
         )
     return DataError(
         f"There is no dataset {wanted.repo} on {datasets.config.HF_ENDPOINT}, and no such path in {Path.cwd()}.\n"
@@ -134,7 +134,7 @@ def _not_loaded(wanted: HubDataset, error: Exception) -> DataError:
     if "scripts are no longer supported" in str(error):
         return DataError(
             f"{wanted.repo} needs a loading script, and scripts are not run.\n"
-            f"If the Hub has converted it, {wanted.repo}@refs/convert/parquet works; else save it as parquet."
+            f"If the Hub has converted it, use {wanted.repo}@refs/convert/parquet; otherwise save it as parquet."
         )
     if "find cache" in str(error) or "in the cache" in str(error):
         return _unreachable(wanted, str(error).splitlines()[0])
@@ -155,7 +155,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _check_cached_revision(wanted: HubDataset, builder: DatasetBuilder) -> None:
-    """Refuse a copy of another revision, which `datasets` gives out of its cache where the Hub does not answer."""
+    """Reject a copy of another revision, which `datasets` takes from its cache if the Hub does not answer."""
     if not isinstance(builder, Cache):
         return
     revision = wanted.revision or "main"
@@ -165,5 +165,5 @@ def _check_cached_revision(wanted: HubDataset, builder: DatasetBuilder) -> None:
     if builder.hash != commit and (wanted.revision or name.is_file()):
         raise DataError(
             f"The Hub at {datasets.config.HF_ENDPOINT} cannot be reached for {wanted}, and the copy in the cache is of "
-            f"another revision ({builder.hash}).\nConnect, or ask for {wanted.repo}@{builder.hash}."
+            f"another revision ({builder.hash}).\nConnect, or use {wanted.repo}@{builder.hash}."
         )

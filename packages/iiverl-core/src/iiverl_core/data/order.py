@@ -1,4 +1,4 @@
-"""The order in which prompts are used, as a function of seed, epoch and position."""
+"""The order of prompts as a function of seed, epoch and position."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,10 +10,10 @@ from iiverl_core.errors import DataError
 
 @dataclass(frozen=True)
 class PromptOrder:
-    """Which prompts each step trains on.
+    """The prompts of each step.
 
-    An epoch is a permutation of `size` prompts, cut into batches; the last, partial batch is dropped. The batch of a
-    step depends on nothing but the four fields and the step, so that a resumed run keeps no state beyond its step.
+    An epoch is a permutation of `size` prompts, cut into batches; a partial last batch is dropped. The batch of a step
+    depends only on the four fields and the step, so a resumed run needs no state beyond its step.
 
     Raises:
         DataError: the dataset is smaller than one batch.
@@ -34,14 +34,11 @@ class PromptOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
+        """Number of full batches in an epoch."""
         return self.size // self.batch_size
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
-        """Give the epoch of a step, and the prompts of its batch, (batch_size,) int64.
-
-        Steps and epochs count from 0: `batch(0)` is the first of the run.
-        """
+        """Return the epoch of a step and the prompts of its batch, (batch_size,) int64; both count from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         if not self.shuffle:
@@ -51,11 +48,11 @@ class PromptOrder:
 
 @lru_cache(maxsize=2)
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """A random order of `size` things, (size,) int64, read-only; the same everywhere, for ever.
+    """Return a random permutation, (size,) int64, read-only; the same on every platform and version.
 
-    Each thing gets a random key and the keys are sorted. The keys are the raw output of Philox4x64-10 under the key
-    (seed, epoch): a published function (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011) whose stream
-    numpy promises to keep, which it does not for `Generator.permutation`.
+    It sorts random keys, the raw output of Philox4x64-10 with the key (seed, epoch): a published function (Salmon et
+    al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011) whose stream numpy guarantees, unlike that of
+    `Generator.permutation`.
     """
     philox = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64))
     order = np.argsort(philox.random_raw(size), kind="stable")

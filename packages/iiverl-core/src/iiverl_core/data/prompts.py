@@ -1,4 +1,4 @@
-"""Rows become prompts: chat template, tokens, the length filter and truncation."""
+"""Turn rows into prompts: chat template, tokenization, length filter and truncation."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ Truncation: TypeAlias = Literal["error", "left", "right"]
 
 @dataclass(frozen=True)
 class _Part:
-    """The prompts of one source.
+    """The prompts of one dataset.
 
     `ids` (T,) int32 holds the tokens of all its rows; prompt i is `ids[starts[i] : stops[i]]` and row `rows[i]`.
     """
@@ -52,10 +52,10 @@ class _Part:
 
 
 class PromptSet(Sequence[Prompt]):
-    """The prompts of one or several sources, one after another.
+    """The concatenated prompts of one or several datasets.
 
-    Token ids are held in memory; the chat and the other columns are read when a prompt is asked for. `columns` names
-    them, over all sources; one that a row's source lacks is None. `ground_truth_key` is `data.ground_truth_key`.
+    Token ids are held in memory; the chat and the other columns are read on access. `columns` names the columns of all
+    datasets; one that a row's dataset does not have is None. `ground_truth_key` is `data.ground_truth_key`.
     """
 
     def __init__(
@@ -113,17 +113,17 @@ class PromptSet(Sequence[Prompt]):
 
     @property
     def name(self) -> str:
-        """The sources, as the user wrote them."""
+        """The names of the datasets, as the user wrote them."""
         return ", ".join(part.table.name for part in self._parts)
 
     def place(self, index: int) -> str:
-        """Name the source of a prompt and its row there."""
+        """Describe the dataset of a prompt and its row there."""
         number = bisect_right(self._ends, index)
         part = self._parts[number]
         return _place(part.table, int(part.rows[index - self._ends[number] + len(part.rows)]))
 
     def without_ground_truth(self) -> np.ndarray:
-        """Find the prompts that have no ground truth, (M,) int64, without decoding any of them."""
+        """Find the prompts without a ground truth, (M,) int64, without decoding any."""
         return np.flatnonzero([not is_given(truth) for truth in self._ground_truths()])
 
     def fingerprint(self) -> dict[str, Any]:
@@ -173,18 +173,18 @@ def load_prompts(
     truncation: Truncation = "error",
     console: Console | None = None,
 ) -> PromptSet:
-    """Read datasets and tokenize all their prompts.
+    """Read datasets and tokenize all prompts.
 
-    A chat goes through the tokenizer's chat template, up to where the assistant answers. A string is tokenized as it
-    stands, as text that a base model continues: without a template, with the tokens that the tokenizer itself puts
-    before a text. `filter_overlong` drops prompts over `max_prompt_length` tokens; `truncation` says what becomes of
-    those that stay: `left` cuts off their beginning, `right` their end. `prompt_key`, `ground_truth_key` and
-    `data_source_key` are the columns that `data` names; see `iiverl_core.columns` for a ground truth without a key.
-    `console` gets a line on each source, and a progress bar if it is a terminal; it is standard error unless given.
+    A chat is rendered with the tokenizer's chat template, up to the assistant's turn. A string is tokenized as it is,
+    as text that a base model continues: without a template, with the tokens that the tokenizer itself adds before a
+    text. `filter_overlong` drops prompts of more than `max_prompt_length` tokens; otherwise `truncation` cuts off their
+    beginning (`left`) or end (`right`). `prompt_key`, `ground_truth_key` and `data_source_key` are column names; see
+    `iiverl_core.columns` for the ground truth without a key. `console`, by default standard error, gets a line per
+    dataset, and a progress bar if it is a terminal.
 
     Raises:
-        DataError: a dataset cannot be read or is empty, a column that is named is missing, a row has no valid prompt,
-            prompts are too long, or none is left.
+        DataError: a dataset cannot be read or is empty, a named column is missing, a row has no valid prompt, or
+            prompts are too long or all dropped.
     """
     console = console or Console(stderr=True)
     names = [files] if isinstance(files, str) else files
@@ -202,7 +202,7 @@ def load_prompts(
             shortest.append(int(part.lengths.min()))
             kept = _drop_overlong(part, max_prompt_length) if filter_overlong else part
             console.print(
-                _account(part, kept, max_prompt_length), markup=False, highlight=False, soft_wrap=True
+                _count(part, kept, max_prompt_length), markup=False, highlight=False, soft_wrap=True
             )
             parts.append(_truncate(kept, max_prompt_length, truncation))
     if not any(len(part.rows) for part in parts):
@@ -241,9 +241,9 @@ def _tokenize(
 def _encode(
     prompts: Sequence[Any], table: Table, first: int, tokenizer: "PreTrainedTokenizerBase"
 ) -> Sequence[Sequence[int]]:
-    """Token ids of a few prompts, of which the first is row `first`.
+    """Encode a few prompts, the first of which is row `first`.
 
-    A template writes its own special tokens; before a plain string the tokenizer puts its usual ones.
+    A template writes its own special tokens; to a plain string the tokenizer adds its usual ones.
     """
     texts = []
     for row, prompt in enumerate(prompts, start=first):
@@ -253,7 +253,7 @@ def _encode(
             texts.append(render(prompt, tokenizer))
         except PromptError as error:
             raise DataError(
-                f"{_place(table, row)}: the prompt {error}.\nCorrect the row or remove it."
+                f"{_place(table, row)}: the prompt {error}.\nFix the row or remove it."
             ) from error
     plain = [isinstance(prompt, str) for prompt in prompts]
     if all(plain):
@@ -270,7 +270,7 @@ def _require_template(table: Table, tokenizer: "PreTrainedTokenizerBase") -> Non
         raise DataError(
             f"The prompts of {table.name} are chats, and the tokenizer {tokenizer.name_or_path} has no chat template.\n"
             "Set data.tokenizer to the tokenizer of an instruct model of the same family, or save one with a "
-            "chat_template; or make the prompts plain strings, which need none."
+            "chat_template; or use plain strings as prompts, which need none."
         )
 
 
@@ -289,14 +289,14 @@ def _truncate(part: _Part, limit: int, truncation: Truncation) -> _Part:
             f"{_place(part.table, int(part.rows[overlong[0]]))}: the prompt has {first} tokens, and "
             f"data.max_prompt_length is {limit}. {len(overlong)} of {len(part.rows)} prompts are too long; the longest "
             f"has {longest} tokens.\nRaise data.max_prompt_length, or drop such prompts (data.filter_overlong_prompts: "
-            "true), or cut them off (data.truncation: left or right)."
+            "true), or truncate them (data.truncation: left or right)."
         )
     starts = np.maximum(part.starts, part.stops - limit) if truncation == "left" else part.starts
     stops = np.minimum(part.stops, part.starts + limit) if truncation == "right" else part.stops
     return _Part(part.table, part.ids, part.rows, starts, stops)
 
 
-def _account(read: _Part, kept: _Part, limit: int) -> str:
+def _count(read: _Part, kept: _Part, limit: int) -> str:
     dropped = len(read.rows) - len(kept.rows)
     tail = f", {dropped} longer than {limit} tokens dropped" if dropped else ""
     count = f"{len(read.rows)} prompt{'s' if len(read.rows) != 1 else ''}"

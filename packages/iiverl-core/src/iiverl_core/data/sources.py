@@ -1,4 +1,4 @@
-"""Where rows come from: local files, `save_to_disk` folders, datasets on the Hugging Face Hub."""
+"""Read rows from local files, `save_to_disk` folders and datasets on the Hugging Face Hub."""
 
 import glob
 import sys
@@ -31,9 +31,9 @@ ROWS_PER_READ = 1000  # rows converted to Python objects at a time
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """One source of rows: `name` as the user wrote it, the place that it means, and the split wanted.
+    """A dataset as the user names it: where it is, and the requested split.
 
-    A single file, and a folder with a single `Dataset`, have no splits and are taken whole.
+    A single file, and a folder with a single `Dataset`, have no splits and are read whole.
     """
 
     name: str
@@ -43,9 +43,9 @@ class DatasetRef:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and their columns; `name` says where they come from, as the user wrote it.
+    """The rows and columns of a dataset; `name` is what the user wrote.
 
-    Rows of a `Dataset` stay on disk, mapped into memory; those of a text file are held as Python objects.
+    Rows of a `Dataset` are memory-mapped; those of a text file are Python objects.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Table:
         return len(self.rows)
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """One row; a column that it lacks may be missing in it."""
+        """Return a row; a column without a value may be missing."""
         return self.rows[index]
 
     def column(self, name: str) -> Iterator[list[Any]]:
-        """The values of one column, a few at a time; None where a row lacks it."""
+        """Yield the values of a column, a few rows at a time; None if a row has no value."""
         if isinstance(self.rows, Dataset):
             rows = self.rows.select_columns(name)
             for start in range(0, len(rows), ROWS_PER_READ):
@@ -71,10 +71,10 @@ class Table:
 
 
 def parse_dataset(name: str, split: str) -> DatasetRef:
-    """Decide what a name means.
+    """Resolve the name of a dataset.
 
-    A path that exists is local, whatever it looks like. Of the rest, a name that starts with `/`, `.` or `~`, or ends
-    in a file suffix, can only be a path; `org/name`, with `:config` and `@revision` where wanted, is a Hub dataset.
+    A path that exists is local. Otherwise, a name that starts with `/`, `.` or `~`, or ends in a file suffix, can only
+    be a path; `org/name`, optionally with `:config` and `@revision`, is a Hub dataset.
 
     Raises:
         DataError: a path that does not exist, or a name of neither form.
@@ -89,10 +89,10 @@ def parse_dataset(name: str, split: str) -> DatasetRef:
 
 
 def load_table(source: DatasetRef) -> Table:
-    """Read one source.
+    """Read a dataset.
 
     Raises:
-        DataError: it cannot be read, has no such split, or has no rows.
+        DataError: it cannot be read, or has no such split or no rows.
     """
     with _bars_only_on_terminals():
         if isinstance(source.place, HubDataset):
@@ -110,10 +110,10 @@ def load_table(source: DatasetRef) -> Table:
 
 
 def load_tables(names: Sequence[str], splits: Sequence[str]) -> list[Table]:
-    """Read several sources, with one split for all of them or one for each.
+    """Read several datasets, with one split for all or one for each.
 
     Raises:
-        DataError: a source cannot be read, or the splits are neither one nor as many as the sources.
+        DataError: a dataset cannot be read, or there are neither one split nor as many as datasets.
     """
     if len(splits) not in (1, len(names)):
         raise DataError(
@@ -135,7 +135,7 @@ def _load_file(name: str, path: Path) -> Table:
 
 def _read_parquet(path: Path) -> Dataset:
     if not pyarrow.parquet.read_metadata(path).num_rows:
-        return Dataset.from_dict({})  # the loader does not take a file without rows
+        return Dataset.from_dict({})  # the loader rejects a file without rows
     data_files = glob.escape(str(path.absolute()))
     return datasets.load_dataset("parquet", data_files=data_files, split="train")
 
@@ -144,7 +144,7 @@ def _read_arrow(path: Path) -> Dataset:
     with pa.memory_map(str(path)) as source:
         try:
             return Dataset(pa.ipc.open_file(source).read_all())
-        except pa.ArrowInvalid:  # not Arrow's file format but its stream, which save_to_disk writes
+        except pa.ArrowInvalid:  # Arrow's stream format, which save_to_disk writes
             source.seek(0)
             return Dataset(pa.ipc.open_stream(source).read_all())
 
@@ -158,7 +158,7 @@ def _load_folder(source: DatasetRef, path: Path) -> Table:
     check_saved(source.name, path)
     try:
         loaded = datasets.load_from_disk(path)
-    except Exception as error:  # the library raises whatever it comes across; the folder is at fault
+    except Exception as error:  # whatever the library raises, the folder is invalid
         raise DataError(f"The save_to_disk folder {source.name} cannot be read: {error}") from error
     if isinstance(loaded, Dataset):
         return _table(source.name, loaded)

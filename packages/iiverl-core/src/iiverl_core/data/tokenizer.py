@@ -1,4 +1,4 @@
-"""The tokenizers that a run's configuration names."""
+"""Load the tokenizers of a run."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(run: RunConfig) -> "PreTrainedTokenizerBase":
-    """Load `data.tokenizer`, or the actor's own where that is null.
+    """Load `data.tokenizer`, or the actor's tokenizer if that is null.
 
     Raises:
         ConfigError: there is no such tokenizer, or it cannot be read.
@@ -32,12 +32,12 @@ def load_reward_tokenizer(role: RoleConfig) -> "PreTrainedTokenizerBase":
 
 
 def one_start(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Drop the beginning-of-sentence token that a tokenizer puts before a text that already has one."""
+    """Drop the beginning-of-sequence token that a tokenizer adds to a text that already has one."""
     return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
 
 
 def _load(key: str, path: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer  # brings torch, which reading data does without
+    from transformers import AutoTokenizer  # imports torch
 
     check_model(key, path)
     try:

@@ -1,6 +1,7 @@
-"""What scores a response: built-in rules, users' functions, reward servers and reward models behind one protocol,
-`Scorer`, which works while others are still being generated. An outcome is a score or a typed failure, never a made-up
-zero."""
+"""Score responses with built-in rules, user functions, reward servers and reward models, behind one protocol.
+
+A `Scorer` works while other responses are still being generated. An outcome is a score or a typed failure, never a
+made-up zero."""
 
 from iiverl_core.rewards.build import (
     add_reward_model,

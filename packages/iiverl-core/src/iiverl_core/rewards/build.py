@@ -1,4 +1,4 @@
-"""Choose the scorer of a run."""
+"""Build the scorer of a run, and check its inputs before the run."""
 
 import logging
 from collections.abc import Iterable
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_scorer(run: RunConfig) -> Scorer | None:
-    """Build what scores the rollouts; None if that is a reward model alone.
+    """Build the scorer of `run.rewards.source`; None if only a reward model scores.
 
-    A reward model comes in by `add_reward_model`, once there are workers to run it.
+    `add_reward_model` adds the reward model once workers are running.
 
     Raises:
         ConfigError: the function cannot be loaded, or the server's address or token is invalid.
@@ -38,29 +38,29 @@ def make_scorer(run: RunConfig) -> Scorer | None:
 
 
 def server_scorer(run: RunConfig) -> Scorer:
-    """Build what asks a reward server."""
+    """Build a scorer that sends rollouts to a reward server."""
     return RemoteScorer(run.rewards.api, make_client(run.rewards.api))
 
 
 def function_scorer(run: RunConfig) -> Scorer:
-    """Build what calls the user's function."""
+    """Build a scorer that calls the user's function."""
     return FunctionScorer(load_custom_function(run.rewards.function))
 
 
 def rule_scorer(run: RunConfig) -> Scorer:
-    """Build what applies the built-in rules."""
+    """Build a scorer that applies the built-in rules."""
     return FunctionScorer(score_by_rule)
 
 
 def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSequences) -> Scorer:
-    """Put the reward model, which `score` reaches, around what `make_scorer` gave.
+    """Combine the reward model, called through `score`, with the scorer that `make_scorer` returned.
 
-    As in verl, the model takes the place of the built-in rules. If another source is configured as well, verl ignores
-    it; here its score and the model's are added. The components of a score are named after the sources:
-    `reward_model` and, for example, `reward_api`.
+    As in verl, the model replaces the built-in rules. If another source is configured as well, verl ignores it; here
+    the two scores are added. The components of a score are named after the sources: `reward_model` and, for example,
+    `reward_api`.
 
-    If `reward_model.model.input_tokenizer` is null, `score` gets the rollouts' own sequences. Otherwise it gets the
-    conversation in the reward model's tokens (`iiverl_core.data.to_reward_tokens`).
+    If `reward_model.model.input_tokenizer` is null, `score` is called with the rollouts' own sequences; otherwise, with
+    the conversations in the reward model's tokens (`iiverl_core.data.to_reward_tokens`).
 
     Raises:
         ConfigError: a tokenizer cannot be read.
@@ -77,10 +77,11 @@ def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSequence
 
 
 def check_reward_model(run: RunConfig) -> None:
-    """See that the reward model, where there is one, can be given what it reads: its tokenizer and its bounds.
+    """Check the tokenizer and the length limit of the reward model, if the run has one.
 
     Raises:
-        ConfigError: a tokenizer cannot be read, or `reward_model.max_length` bounds what is not written anew.
+        ConfigError: a tokenizer cannot be read, or `reward_model.max_length` would cut sequences that the model reads
+            as they are.
     """
     if run.uses_reward_model:
         from iiverl_core.data import load_conversation_writer
@@ -89,17 +90,17 @@ def check_reward_model(run: RunConfig) -> None:
 
 
 def check_ground_truths(run: RunConfig, prompts: "PromptSet") -> None:
-    """See that what scores by a ground truth is given one; warn of single rows without.
+    """Check that rows have a ground truth, if the scorer needs one; warn if only some have none.
 
-    The built-in rules take one, and so does a user's function that names `ground_truth` among its parameters. What a
-    reward server verifies is in a column of its own, a reward model takes none, and other sources decide by themselves.
+    The built-in rules need one, and so does a user function with a parameter `ground_truth`. A reward server reads a
+    column of its own, a reward model needs none, and other sources are not checked.
 
     Raises:
-        ConfigError: no row has one; names the columns there are.
+        ConfigError: no row has a ground truth; names the columns there are.
     """
-    custom = run.rewards.function
     if run.rewards.source not in ("rules", "custom_reward_function"):
         return
+    custom = run.rewards.function
     function = custom.name if run.rewards.source == "custom_reward_function" else None
     if function and not load_custom_function(custom).takes_ground_truth:
         return
@@ -118,11 +119,11 @@ def check_ground_truths(run: RunConfig, prompts: "PromptSet") -> None:
 
 
 def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
-    """See that every prompt can be scored, as far as that shows before the run.
+    """Check that the prompts can be scored, as far as that can be known before the run.
 
-    For a reward model with a tokenizer of its own, the first prompts are written with it. For the built-in rules,
-    every prompt needs a data source that has one, and a ground truth. What a reward server verifies is checked by
-    `check_before_run`; other sources decide by themselves what they can score.
+    For a reward model with a tokenizer of its own, the first prompts are tokenized with it. For the built-in rules,
+    every prompt needs a data source with a rule, and a ground truth. `check_before_run` checks the rows for a reward
+    server; other sources are not checked.
 
     Raises:
         ConfigError: a prompt cannot be scored; names its row.
@@ -137,10 +138,10 @@ def check_prompts(run: RunConfig, prompts: Iterable[Prompt]) -> None:
 
 
 def score_by_rule(rollout: Rollout) -> Outcome:
-    """Score a rollout by the built-in rule of its data source; the score's info has the extracted answer as `pred`.
+    """Score a rollout by the built-in rule of its data source; the extracted answer is `pred` in the score's info.
 
     Raises:
-        UnknownDataSource: there is none.
+        UnknownDataSource: no rule scores the data source.
     """
     rule = rule_for(rollout.prompt.data_source)
     try:

@@ -1,4 +1,4 @@
-"""A reward server and the datasets that it is to score, looked at without a model: what `iiverl reward check` tells."""
+"""Check a reward server and the datasets it scores, without a model, for `iiverl reward check` and before a run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ WRONG_ANSWER = r"\boxed{this is not the answer}"
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """A server, the seconds in which it answered a ping, and what it says of itself, if it says anything."""
+    """A server, the seconds it took to answer a ping, and its capabilities if it reports them."""
 
     url: str
     ping: float | Failed
@@ -28,7 +28,7 @@ class ServerAnswer:
 
 @dataclass(frozen=True)
 class TriedAnswer:
-    """What a row's made-up answer was given: `answer` is an obviously wrong one, or the row's own."""
+    """The outcome of an answer made up for a row: an obviously wrong one, or the row's own."""
 
     row: int
     type: str
@@ -38,7 +38,7 @@ class TriedAnswer:
 
 @dataclass(frozen=True)
 class RewardCheck:
-    """What a look at servers and datasets found; `rows` names each dataset and counts its rows that were checked."""
+    """The results of `check_rewards`; `rows` has the name of each dataset and the number of its rows checked."""
 
     servers: list[ServerAnswer]
     rows: list[tuple[str, int]]
@@ -46,13 +46,13 @@ class RewardCheck:
 
 
 def check_rewards(run: RunConfig, rows: int) -> RewardCheck:
-    """Ask the servers, check the first rows of the datasets, and score made-up answers to `rows` training prompts.
+    """Query the servers, check the first rows of the datasets, and score made-up answers to `rows` training prompts.
 
-    The rows are checked as before a run. Prompts are sent as plain text, without the model's chat template, since that
-    needs no tokenizer.
+    The rows are checked as before a run. Prompts are sent as plain text, without the model's chat template, so that no
+    tokenizer is needed.
 
     Raises:
-        ConfigError: no reward server is configured, or a row is not what the servers verify.
+        ConfigError: no reward server is configured, or the servers cannot verify a row.
         DataError: a dataset cannot be read.
         IIVerlError: no server answers.
     """
@@ -62,41 +62,41 @@ def check_rewards(run: RunConfig, rows: int) -> RewardCheck:
             "Set it to true, and reward_api.api_url to the server's address."
         )
     with make_client(run.rewards.api) as client:
-        told, datasets = _look(run, client)
+        capabilities, datasets = _check(run, client)
         pings = client.ping()
-        servers = [ServerAnswer(url, pings[url], told[url]) for url in told]
-        tried = _try(client, datasets[0][1][:rows], run.rewards.api.verification_info_column)
+        servers = [ServerAnswer(url, pings[url], each) for url, each in capabilities.items()]
+        tried = _score_made_up(client, datasets[0][1][:rows], run.rewards.api.verification_info_column)
     return RewardCheck(servers, [(name, len(prompts)) for name, prompts in datasets], tried)
 
 
 def check_before_run(run: RunConfig) -> None:
-    """See that the reward server is there and verifies what the first rows of the datasets hold.
+    """Check that the reward server answers and can verify the first rows of the datasets.
 
     Raises:
-        ConfigError: a row is not what the servers verify.
+        ConfigError: the servers cannot verify a row.
         DataError: a dataset cannot be read.
         IIVerlError: no server answers.
     """
     with make_client(run.rewards.api) as client:
-        _look(run, client)
+        _check(run, client)
 
 
-def _look(
+def _check(
     run: RunConfig, client: SyncRewardClient
 ) -> tuple[dict[str, Capabilities | None], list[tuple[str, list[Prompt]]]]:
-    """Ask the servers what they verify, and hold the datasets' first rows against it."""
-    told = check_server(client)
+    """Query the servers' capabilities, and check the datasets' first rows against them."""
+    capabilities = check_server(client)
     datasets = _datasets(run)
     for name, prompts in datasets:
         try:
-            check_rows(run, prompts, told)
+            check_rows(run, prompts, capabilities)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
-    return told, datasets
+    return capabilities, datasets
 
 
 def _datasets(run: RunConfig) -> list[tuple[str, list[Prompt]]]:
-    """Read the first rows of each dataset that a run reads, as prompts without tokens; those to train on come first."""
+    """Read the first rows of each dataset of a run as prompts without tokens; training data comes first."""
     data, trainer = run.data, run.trainer
     tables = load_tables(data.train_files, data.train_split)
     if data.val_files and (trainer.val_before_train or trainer.val_only or trainer.test_freq > 0):
@@ -132,20 +132,20 @@ def _text(prompt: Any, number: int, prompt_key: str) -> str:
         ) from None
 
 
-def _try(client: SyncRewardClient, prompts: Sequence[Prompt], column: str) -> list[TriedAnswer]:
-    """Score an obviously wrong answer to each prompt, and its own one where `verification_info` has it."""
+def _score_made_up(client: SyncRewardClient, prompts: Sequence[Prompt], column: str) -> list[TriedAnswer]:
+    """Score a wrong answer to each prompt, and the row's own if `verification_info` has one."""
     tries: list[tuple[int, str, Literal["wrong", "right"]]] = []
     samples: list[RewardSample] = []
     for prompt in prompts:
         info = prompt.columns.get(column) or ""
-        read = _as_mapping(info)
-        answer = read.get("answer")
+        document = _as_mapping(info)
+        answer = document.get("answer")
         value = answer.get("value") if isinstance(answer, Mapping) else None
         responses: dict[Literal["wrong", "right"], str] = {"wrong": WRONG_ANSWER}
         if value is not None:
             responses["right"] = rf"\boxed{{{value}}}"
         for kind, response in responses.items():
-            tries.append((prompt.row, str(read.get("type", "")), kind))
+            tries.append((prompt.row, str(document.get("type", "")), kind))
             samples.append(
                 RewardSample(
                     id=f"{prompt.row}-{kind}",
@@ -161,7 +161,7 @@ def _try(client: SyncRewardClient, prompts: Sequence[Prompt], column: str) -> li
 
 
 def _as_mapping(info: Any) -> Mapping[str, Any]:
-    """Read a row's verification info as far as it is a JSON object; servers of other protocols take other things."""
+    """Read a row's verification info if it is a JSON object; other protocols may use something else."""
     if isinstance(info, str):
         try:
             info = json.loads(info)

@@ -1,4 +1,4 @@
-"""A user's own reward function: finding it in its file, and turning what it does into an outcome."""
+"""Load a user's reward function from its file, and turn what it returns or raises into an outcome."""
 
 import asyncio
 import inspect
@@ -30,21 +30,21 @@ from iiverl_core.samples import Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
 _SIGNALS = (
-    "it called signal.signal, which Python allows on the main thread only, and reward functions run on another one; "
-    "a score that it gave nevertheless is not to be trusted. With Math-Verify, switch its timeouts off: "
+    "it called signal.signal, which Python allows on the main thread only, and reward functions run on another thread; "
+    "a score that it returned nevertheless cannot be trusted. With Math-Verify, turn its timeouts off: "
     "parse(…, parsing_timeout=None), verify(…, timeout_seconds=None)"
 )
 
-# What may come out of a user's code without meaning that this program is to end.
+# Exceptions of user code that must not end the program.
 _USER_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 
 
 @dataclass(frozen=True, slots=True)
 class CustomFunction:
-    """Scores a rollout by a user's `function`, which the file at `path` defines.
+    """Scores a rollout with a user's `function`, defined in the file at `path`.
 
-    The function gets `data_source`, `solution_str` (the response), `ground_truth` and `extra_info` (the row's other
-    columns, see `extra_info_of`) by keyword, and `kwargs` as well.
+    The function is called with the keywords `data_source`, `solution_str` (the response), `ground_truth`, `extra_info`
+    (the row's other columns, see `extra_info_of`), and `kwargs`.
     """
 
     function: Callable[..., Any]
@@ -53,12 +53,12 @@ class CustomFunction:
 
     @property
     def takes_ground_truth(self) -> bool:
-        """Whether the function names `ground_truth` among its parameters, rather than taking it unseen by `**kwargs`."""
+        """Whether the function has a parameter `ground_truth`; `**kwargs` does not count."""
         signature = _signature(self.function)
         return signature is not None and "ground_truth" in signature.parameters
 
     def __call__(self, rollout: Rollout) -> Outcome | Awaitable[Outcome]:
-        """Score a rollout, or give a coroutine that does if the function is one; never raises for a user's error."""
+        """Return the outcome, or an awaitable of it if the function is a coroutine function; user errors never raise."""
         prompt = rollout.prompt
         try:
             with noticed_signal_use() as signal_use:
@@ -84,7 +84,7 @@ class CustomFunction:
         return Failed("function", detail=_SIGNALS) if signal_use else self._outcome(value)
 
     def _outcome(self, returned: Any) -> Outcome:
-        """Turn the return into an outcome; a failure names the function, its file, and the returns that are scores."""
+        """Turn the return value into an outcome; a failure names the function, its file and valid return values."""
         outcome = outcome_of_return(returned)
         if not isinstance(outcome, Failed):
             return outcome
@@ -99,8 +99,8 @@ def load_custom_function(config: CustomRewardFunctionConfig) -> CustomFunction:
     """Load the function that `custom_reward_function.{path,name,reward_kwargs}` describe.
 
     Raises:
-        ConfigError: there is no such file or function, importing the file fails, or the function does not take the
-            arguments that it will be given.
+        ConfigError: there is no such file or function, importing the file fails, or the function cannot be called with
+            these arguments.
     """
     if config.path is None:
         raise ConfigError("custom_reward_function.path is not set: there is no function to load")
@@ -111,16 +111,16 @@ def load_custom_function(config: CustomRewardFunctionConfig) -> CustomFunction:
 
 
 def outcome_of_return(returned: Any) -> Outcome:
-    """Turn what a reward function returned into an outcome.
+    """Turn the return value of a reward function into an outcome.
 
     A finite number is the score. So is `score` of a mapping, whose other finite numbers become `components` and the
-    rest `info`. Anything else is a failure that names what came back.
+    rest `info`. Anything else is a failure that names the return value.
     """
     if not isinstance(returned, Mapping):
         score = _number(returned)
         if score is None:
             return Failed(
-                "function", detail=f"returned {repr_with_type(returned)}, which is no finite number"
+                "function", detail=f"returned {repr_with_type(returned)}, which is not a finite number"
             )
         return Scored(score)
     if "score" not in returned:
@@ -128,10 +128,8 @@ def outcome_of_return(returned: Any) -> Outcome:
         return Failed("function", detail=f"returned a dict without 'score'; its keys: {keys}")
     score = _number(returned["score"])
     if score is None:
-        what = repr_with_type(returned["score"])
-        return Failed(
-            "function", detail=f"returned a dict whose 'score' is {what}, which is no finite number"
-        )
+        detail = f"returned a dict whose 'score' is {repr_with_type(returned['score'])}, which is not a finite number"
+        return Failed("function", detail=detail)
     components: dict[str, float] = {}
     info: dict[str, Any] = {}
     for key, value in returned.items():
@@ -146,7 +144,7 @@ def outcome_of_return(returned: Any) -> Outcome:
 
 
 def _number(value: Any) -> float | None:
-    """Give a Python or numpy number or truth value as a float; None for anything else and for what is not finite."""
+    """Convert a Python or numpy number or bool to a float; None for anything else or if it is not finite."""
     if not isinstance(value, Real | np.bool_):
         return None
     try:
@@ -157,11 +155,10 @@ def _number(value: Any) -> float | None:
 
 
 def _check_signature(function: Callable[..., Any], config: CustomRewardFunctionConfig, path: Path) -> None:
-    """See that the function takes the arguments that it will be given."""
     if clash := sorted(set(config.reward_kwargs) & set(REWARD_ARGUMENTS)):
         raise ConfigError(
-            f"custom_reward_function.reward_kwargs: {', '.join(clash)} cannot be given here; "
-            "every sample brings its own"
+            f"custom_reward_function.reward_kwargs: {', '.join(clash)} cannot be set here; "
+            "each sample has its own"
         )
     signature = _signature(function)
     arguments = (*REWARD_ARGUMENTS, *config.reward_kwargs)
@@ -170,7 +167,7 @@ def _check_signature(function: Callable[..., Any], config: CustomRewardFunctionC
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """Give a function's signature; None for those functions written in C that have none to look at."""
+    """Return a function's signature; None for functions written in C that have none."""
     try:
         return inspect.signature(function)
     except ValueError:
@@ -179,10 +176,10 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 @contextmanager
 def noticed_signal_use() -> Iterator[list[str]]:
-    """Fill the list that it gives with the threads, other than the main one, that call `signal.signal` meanwhile.
+    """Yield a list of the threads, other than the main one, that call `signal.signal` within the block.
 
-    Timeouts made of signals, as Math-Verify has by default, raise ValueError there; libraries that catch it answer
-    "not equal", which would be scored as 0 like any wrong answer. So the call itself has to be seen.
+    Timeouts based on signals, such as Math-Verify's default, raise ValueError there; libraries that catch it return
+    "not equal", which would be scored as 0 like any wrong answer. So the call itself has to be noticed.
     """
     threads: list[str] = []
     set_handler = signal.signal

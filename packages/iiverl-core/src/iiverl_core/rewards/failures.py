@@ -1,4 +1,4 @@
-"""How many samples may go without a score before a run stops."""
+"""Apply the configured policy to samples that could not be scored."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,18 @@ from iiverl_reward_client import Failed, FailureKind, Outcome, Scored
 _DETAILS_SHOWN = 3
 
 _NEXT_STEPS: dict[FailureKind, str] = {
-    "transport": "see that the reward server runs and that its address is right",
-    "timeout": "see why scoring takes so long, or allow it more time",
+    "transport": "check that the reward server is running and that its address is right",
+    "timeout": "find out why scoring takes so long, or allow more time",
     "overload": "send fewer requests at a time, or add reward servers",
-    "bad_request": "see that the dataset's rows are what the reward server expects",
-    "bad_response": "see what the reward server or the reward model answers",
-    "server": "see the reward server's log",
-    "function": "mend the reward function, or the rows of the dataset that it cannot score",
+    "bad_request": "check that the dataset's rows are what the reward server expects",
+    "bad_response": "check what the reward server or the reward model returns",
+    "server": "check the reward server's log",
+    "function": "fix the reward function, or the rows of the dataset that it cannot score",
 }
 
 
 class TooManyFailures(IIVerlError):  # noqa: N818
-    """Too many of a step's samples could not be scored for the step to mean anything."""
+    """Too many samples of a step could not be scored."""
 
 
 def check_failures(
@@ -31,11 +31,11 @@ def check_failures(
     """Count a step's failures by kind, most frequent first.
 
     Raises:
-        TooManyFailures: a larger share than `max_failed_fraction` failed, or every sample did.
+        TooManyFailures: a larger fraction than `max_failed_fraction` failed, or every sample did.
     """
     failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
     by_kind: Counter[FailureKind] = Counter(failure.kind for failure in failed)
-    # With no score at all there is nothing to learn from, whatever share may fail.
+    # With no score at all there is nothing to learn from, whatever fraction may fail.
     if failed and (len(failed) == len(outcomes) or len(failed) > max_failed_fraction * len(outcomes)):
         raise TooManyFailures(
             f"{describe_failures(failed, len(outcomes))}\n"
@@ -46,7 +46,7 @@ def check_failures(
 
 
 def describe_failures(failed: Sequence[Failed], total: int) -> str:
-    """Say how many of `total` samples failed, of which kinds, and the first distinct reasons."""
+    """Describe failures: how many of `total` samples, their kinds, and the first distinct reasons."""
     counts = Counter(failure.kind for failure in failed).most_common()
     kinds = ", ".join(f"{kind} {count}" for kind, count in counts)
     lines = [f"{len(failed)} of {total} samples could not be scored ({len(failed) / total:.1%}): {kinds}."]
@@ -62,10 +62,10 @@ def describe_failures(failed: Sequence[Failed], total: int) -> str:
 def apply_failure_policy(
     outcomes: Mapping[SampleId, Outcome], config: RewardAPIConfig
 ) -> dict[SampleId, Outcome]:
-    """Do with failed samples what `reward_api.on_failure` says.
+    """Apply `reward_api.on_failure` to failed samples.
 
     Raises:
-        IIVerlError: it says `fail` and there is one.
+        IIVerlError: it is `fail` and a sample failed.
     """
     failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
     if not failed or config.on_failure == "exclude":

@@ -1,4 +1,4 @@
-"""Scoring by a Python function, on a thread beside the generation."""
+"""Score with a Python function, on a thread next to generation."""
 
 import asyncio
 import inspect
@@ -13,31 +13,31 @@ from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Outcome
 
 ScoreFunction: TypeAlias = Callable[[Rollout], Outcome | Awaitable[Outcome]]
-"""Gives a rollout's outcome, or something to await for it. What goes wrong with a rollout is a `Failed`; an exception
-is a fault of the program and ends the run."""
+"""Returns a rollout's outcome, or an awaitable of it. A rollout that cannot be scored is a `Failed`; an exception is a
+bug and ends the run."""
 
 _CLOSING_SECONDS = 1.0
 
 
 class FunctionScorer:
-    """A `Scorer` that calls one function for one rollout at a time, in the order in which they were submitted.
+    """A `Scorer` that calls a function for one rollout at a time, in order of submission.
 
-    All calls come from one thread of the scorer's own, with one event loop for those that are awaited. So the function
-    need not be thread-safe, and scoring goes on while others are still being generated.
+    All calls come from one thread that the scorer owns, with one event loop for awaitables, so the function need not be
+    thread-safe.
     """
 
     def __init__(self, function: ScoreFunction) -> None:
         self._function = function
         self.busy_spans: list[Span] = []
         self._changed = threading.Condition()
-        # Under the condition's lock: what waits, what waits or is being scored, and what is done.
+        # Guarded by the condition's lock. `_pending` includes the rollout being scored.
         self._waiting: deque[Rollout] = deque()
         self._pending: set[SampleId] = set()
         self._outcomes: dict[SampleId, Outcome] = {}
         self._spans: list[Span] = []
         self._error: BaseException | None = None
         self._closed = False
-        # A daemon, because a function that never returns must not keep the program from ending.
+        # A daemon, because a function that never returns must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="iiverl-rewards", daemon=True)
         self._thread.start()
 
@@ -47,12 +47,7 @@ class FunctionScorer:
         return covered(self.busy_spans)
 
     def submit(self, rollout: Rollout) -> None:
-        """Take one finished rollout and return at once.
-
-        Raises:
-            RuntimeError: the scorer is closed.
-            ValueError: a rollout of this id was submitted since the last `collect`.
-        """
+        """Queue a rollout; see `Scorer.submit`. Raises `RuntimeError` if the scorer is closed."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("the scorer is closed")
@@ -63,14 +58,14 @@ class FunctionScorer:
             self._changed.notify_all()
 
     def collect(self) -> Mapping[SampleId, Outcome]:
-        """Wait for all that was submitted since the last call, and return an outcome for each.
+        """Wait for all outcomes; see `Scorer.collect`.
 
         Raises:
-            RuntimeError: the scorer is closed, or was while this waited.
-            BaseException: what the function raised. The scorer is of no more use then.
+            RuntimeError: the scorer is closed, or was closed while this waited.
+            BaseException: the function raised it. The scorer cannot be used any more.
         """
         with self._changed:
-            # Waiting for a lock without a timeout is what Ctrl-C interrupts at once.
+            # Ctrl-C interrupts a wait without a timeout at once.
             self._changed.wait_for(lambda: not self._pending or self._closed or self._error is not None)
             if self._error is not None:
                 raise self._error
@@ -81,10 +76,7 @@ class FunctionScorer:
             return outcomes
 
     def close(self) -> None:
-        """Drop what was submitted and not collected, and end the thread.
-
-        A call that runs is given a second to end, and then left alone.
-        """
+        """Drop pending rollouts and end the thread; a running call has a second to finish and is then abandoned."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -92,7 +84,6 @@ class FunctionScorer:
         self._thread.join(_CLOSING_SECONDS)
 
     def _work(self) -> None:
-        """Score until closed; the body of the thread."""
         try:
             with asyncio.Runner() as loop:
                 while (rollout := self._next()) is not None:
@@ -101,13 +92,13 @@ class FunctionScorer:
                     if inspect.isawaitable(outcome):
                         outcome = loop.run(_awaited(outcome))
                     self._finish(rollout.id, outcome, (began, time.monotonic()))
-        except BaseException as error:  # whatever it is, the thread that waits must hear of it
+        except BaseException as error:  # the waiting thread must see it, whatever it is
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
     def _next(self) -> Rollout | None:
-        """Wait for a rollout; None once the scorer is closed."""
+        """Wait for the next rollout; None once the scorer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return None if self._closed else self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""Scoring by a reward model, which the workers run together once all rollouts of a step are there."""
+"""Score with a reward model, which the workers run together once all rollouts of a step are finished."""
 
 import math
 import time
@@ -14,22 +14,22 @@ RewardModelInput: TypeAlias = SequenceRef | TokenSequence
 """The sequence that a reward model reads: the rollout's own, or one rewritten in the model's tokens."""
 
 ScoreSequences: TypeAlias = Callable[[Mapping[SampleId, RewardModelInput]], Sequence[float]]
-"""Gives a reward model's score of each sequence, in their order. NaN and infinity become failures."""
+"""Returns the reward model's score of each sequence, in order. NaN and infinity become failures."""
 
 Rewrite: TypeAlias = Callable[[Rollout], RewardModelInput | Failed]
-"""Gives the sequence that the reward model reads for a rollout, or the reason why there is none."""
+"""Returns the sequence that the reward model reads for a rollout, or a failure."""
 
 
 class ModelScorer:
-    """A `Scorer` around a reward model, and where there is one around another scorer, whose scores are added.
+    """A `Scorer` that runs a reward model and adds the scores of an optional other scorer.
 
-    The processes of a sharded model work together, so `score` is called once for all rollouts that were submitted since
-    the last `collect`, in the order of their ids, and not at all if there is none. It gets the last sequence of each
-    rollout or, with `rewrite`, that function's, which is called on a thread as rollouts are submitted. The other scorer
-    gets the rollouts at once, and goes on while the model works.
+    The processes of a sharded model work together, so `score` is called once for all rollouts submitted since the last
+    `collect`, ordered by id, and not at all if there are none. It is called with the last sequence of each rollout or,
+    with `rewrite`, the sequences that `rewrite` returns; that function runs on a thread as rollouts are submitted. The
+    other scorer gets the rollouts immediately and works while the model does.
 
-    A score comes with the components `reward_model` and, of the other scorer, `other_name`, beside the other's own
-    components and info. A rollout that one of the two could not score has no score.
+    A score has the components `reward_model` and, for the other scorer, `other_name`, in addition to that scorer's own
+    components and info. A rollout that one of the two cannot score has no score.
     """
 
     def __init__(
@@ -53,12 +53,7 @@ class ModelScorer:
         return covered(self.busy_spans)
 
     def submit(self, rollout: Rollout) -> None:
-        """Take one finished rollout and return at once.
-
-        Raises:
-            RuntimeError: the scorer is closed.
-            ValueError: a rollout of this id was submitted since the last `collect`.
-        """
+        """Queue a rollout; see `Scorer.submit`. Raises `RuntimeError` if the scorer is closed."""
         if self._closed:
             raise RuntimeError("the scorer is closed")
         if rollout.id in self._inputs:
@@ -68,57 +63,58 @@ class ModelScorer:
         self._inputs[rollout.id] = self._thread.submit(self._rewrite, rollout)
 
     def collect(self) -> Mapping[SampleId, Outcome]:
-        """Ask the model for all rollouts submitted since the last call, wait for the other scorer, and put both together.
+        """Run the model on all submitted rollouts, wait for the other scorer, and combine the two.
 
         Raises:
-            RuntimeError: the scorer is closed, or the model gave another number of scores than it got sequences.
-            BaseException: what the model, `rewrite` or the other scorer raised. The scorer is of no more use then.
+            RuntimeError: the scorer is closed, or the model returned a wrong number of scores.
+            BaseException: the model, `rewrite` or the other scorer raised it. The scorer cannot be used any more.
         """
         if self._closed:
             raise RuntimeError("the scorer is closed")
         inputs = {id: self._inputs[id].result() for id in sorted(self._inputs)}
         began = time.monotonic()
-        by_model = self._ask_model(inputs)
+        by_model = self._score_inputs(inputs)
         self.busy_spans = [(began, time.monotonic())] if inputs else []
         outcomes: dict[SampleId, Outcome] = by_model
         if self._other is not None:
             by_other = self._other.collect()
-            outcomes = {id: self._together(by_model[id], by_other[id]) for id in by_model}
+            outcomes = {id: self._combine(by_model[id], by_other[id]) for id in by_model}
             self.busy_spans += self._other.busy_spans
         self._inputs.clear()
         return outcomes
 
     def close(self) -> None:
-        """Drop what was submitted and not collected, and close the other scorer."""
+        """Drop pending rollouts, and close the other scorer."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._inputs.clear()
         if self._other is not None:
             self._other.close()
 
-    def _ask_model(self, inputs: Mapping[SampleId, RewardModelInput | Failed]) -> dict[SampleId, Outcome]:
-        """Score what the model can read; the rest keeps its failure."""
+    def _score_inputs(self, inputs: Mapping[SampleId, RewardModelInput | Failed]) -> dict[SampleId, Outcome]:
         readable = {id: each for id, each in inputs.items() if not isinstance(each, Failed)}
         scores = self._score(readable) if readable else ()
         if len(scores) != len(readable):
-            raise RuntimeError(f"the reward model gave {len(scores)} scores for {len(readable)} sequences")
+            raise RuntimeError(
+                f"the reward model returned {len(scores)} scores for {len(readable)} sequences"
+            )
         by_id = dict(zip(readable, map(float, scores), strict=True))
         return {id: each if isinstance(each, Failed) else _scored(by_id[id]) for id, each in inputs.items()}
 
-    def _together(self, by_model: Outcome, by_other: Outcome) -> Outcome:
+    def _combine(self, by_model: Outcome, by_other: Outcome) -> Outcome:
         if isinstance(by_model, Failed):
             return by_model
         if isinstance(by_other, Failed):
             return by_other
-        own = {self._other_name: by_other.score, **by_model.components}
-        return _scored(by_model.score + by_other.score, {**by_other.components, **own}, by_other.info)
+        sources = {self._other_name: by_other.score, **by_model.components}
+        return _scored(by_model.score + by_other.score, {**by_other.components, **sources}, by_other.info)
 
 
 def _scored(
     score: float, components: Mapping[str, float] | None = None, info: Mapping[str, Any] | None = None
 ) -> Outcome:
     if not math.isfinite(score):
-        detail = f"with the reward model the score comes to {score}, which is no finite number"
+        detail = f"with the reward model the score is {score}, which is not a finite number"
         return Failed("bad_response", detail=detail)
     return Scored(score, components or {"reward_model": score}, info or {})
 

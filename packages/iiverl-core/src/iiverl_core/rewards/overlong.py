@@ -1,4 +1,4 @@
-"""A punishment for responses that come near to the length at which they are cut off."""
+"""Penalize responses that come close to the length limit."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ from iiverl_core.samples import SampleId
 from iiverl_reward_client import Outcome, Scored
 
 OVERLONG_PENALTY = "overlong_penalty"
-"""The component of a score that tells the punishment."""
+"""The component of a score that holds the penalty."""
 
 
 def shape_overlong(
@@ -20,15 +20,15 @@ def shape_overlong(
 ) -> dict[SampleId, Outcome]:
     """Lower the scores of long responses: the soft overlong punishment of DAPO (arXiv:2503.14476, equation 13).
 
-    With L the most tokens a response may have (`limit`), c those of the `buffer` before it, and |y| the tokens of a
-    response (`lengths`), end of sentence included, a score gets
+    With L the maximum tokens of a response (`limit`), c the `buffer` before it, and |y| the tokens of the response
+    (`lengths`), end of sequence included, this is added to each score:
 
         min((L - c - |y|) / c, 0) · factor
 
-    added: nothing up to L - c tokens, and from there linearly down to -factor at L. With a factor of 1 that is the
-    paper's; its last case, of responses that are too long, is that of L tokens here, where a response is cut off.
-    Every score tells its part as the component `overlong_penalty`, 0 included. Failures, and constants that `apply_failure_policy`
-    put in their place, stay what they are. The shaping is meant for training: validation tells what the scorer said.
+    It is 0 up to L - c tokens and falls linearly to -factor at L. With a factor of 1 that is the paper's; its last case,
+    responses that are too long, corresponds to L tokens here, where a response is cut off. Each score has the penalty,
+    even 0, as the component `overlong_penalty`. Failures, and constants that `apply_failure_policy` put in their place,
+    do not change. Shaping is for training only; validation reports the scorer's scores.
 
     Raises:
         ValueError: the buffer is not between 1 and the limit.

@@ -1,4 +1,4 @@
-"""Scoring on a reward server, while others are still being generated."""
+"""Score on a reward server while other responses are still being generated."""
 
 import json
 import logging
@@ -29,14 +29,14 @@ from iiverl_reward_client import (
 
 logger = logging.getLogger(__name__)
 
-OUTAGE: set[FailureKind] = {"transport", "timeout", "overload", "server"}  # what may pass if one waits
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two looks at a server that is away
+OUTAGE: set[FailureKind] = {"transport", "timeout", "overload", "server"}  # may be over after a while
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between pings of a server that does not answer
 ROWS_CHECKED = 100
 
 
 @dataclass
 class _Sent:
-    """A sample on its way: when it was sent, and how long it took once that is known."""
+    """A submitted sample: when it was sent, and how long it took once that is known."""
 
     sample: RewardSample
     future: Future[Outcome]
@@ -48,11 +48,10 @@ class _Sent:
 
 
 class RemoteScorer:
-    """A `Scorer` that asks a reward server.
+    """A `Scorer` that sends rollouts to a reward server.
 
-    A server that is away for a moment is the client's business: it retries. Where more than `max_failed_fraction` of
-    what was submitted still comes back without a score for reasons that may pass, `collect` waits for the server up to
-    `outage_patience` seconds and sends those samples again.
+    The client retries short outages. If more than `max_failed_fraction` of the samples still have no score because of
+    an outage, `collect` waits for the server up to `outage_patience` seconds and sends those samples again.
     """
 
     def __init__(self, config: RewardAPIConfig, client: SyncRewardClient) -> None:
@@ -76,22 +75,22 @@ class RemoteScorer:
         outcomes = self._wait()
         deadline = time.monotonic() + self._config.outage_patience
         pause = FIRST_PAUSE
-        while away := self._missing(outcomes):
+        while unscored := self._unscored(outcomes):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
             logger.warning(
-                "%s\nWaiting for the reward server, %.0f s more at the most; the samples are kept.",
+                "%s\nWaiting for the reward server for up to %.0f s; the samples are kept.",
                 describe_failures(failed, len(outcomes)),
                 left,
             )
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
             if any(not isinstance(answer, Failed) for answer in self._client.ping().values()):
-                for id in away:
+                for id in unscored:
                     self._send(id, self._submitted[id].sample)
-                outcomes |= self._wait(away)
+                outcomes |= self._wait(unscored)
         self.busy_spans = [(sent.at, sent.at + (sent.seconds or 0.0)) for sent in self._submitted.values()]
         self._submitted.clear()
         return outcomes
@@ -107,7 +106,7 @@ class RemoteScorer:
         self._submitted[id] = sent
 
     def _wait(self, ids: Iterable[SampleId] | None = None) -> dict[SampleId, Outcome]:
-        """Wait for the outcomes of these samples, or of all; a score tells in how many seconds it came."""
+        """Wait for the outcomes of these samples, or of all; `seconds` in a score's info is the time it took."""
         outcomes: dict[SampleId, Outcome] = {}
         for id in list(ids or self._submitted):
             sent = self._submitted[id]
@@ -118,16 +117,14 @@ class RemoteScorer:
             outcomes[id] = outcome
         return outcomes
 
-    def _missing(self, outcomes: Mapping[SampleId, Outcome]) -> list[SampleId]:
-        """Samples worth sending again, where there are so many that the step would not count."""
-        away = [
-            id for id, outcome in outcomes.items() if isinstance(outcome, Failed) and outcome.kind in OUTAGE
-        ]
-        return away if len(away) > self._config.max_failed_fraction * len(outcomes) else []
+    def _unscored(self, outcomes: Mapping[SampleId, Outcome]) -> list[SampleId]:
+        """Return the samples to send again: those an outage left unscored, if they are too many for the step."""
+        ids = [id for id, each in outcomes.items() if isinstance(each, Failed) and each.kind in OUTAGE]
+        return ids if len(ids) > self._config.max_failed_fraction * len(outcomes) else []
 
 
 def reward_sample(rollout: Rollout, column: str) -> RewardSample:
-    """Write a rollout as reward servers take it."""
+    """Convert a rollout to the sample that reward servers are sent."""
     return RewardSample(
         id="-".join(map(str, rollout.id)),
         llm_output=rollout.prompt.text + rollout.raw_text,
@@ -139,10 +136,10 @@ def reward_sample(rollout: Rollout, column: str) -> RewardSample:
 
 
 def make_client(config: RewardAPIConfig) -> SyncRewardClient:
-    """Connect to the servers that the configuration names.
+    """Connect to the configured servers.
 
     Raises:
-        ConfigError: an address or the token makes no sense.
+        ConfigError: an address or the token is invalid.
     """
     try:
         client = RewardClient(
@@ -161,31 +158,32 @@ def make_client(config: RewardAPIConfig) -> SyncRewardClient:
 
 
 def check_server(client: SyncRewardClient) -> dict[str, Capabilities | None]:
-    """See that every server answers, and ask what it can verify; None where it does not say.
+    """Check that the servers answer, and return their capabilities; None for a server that does not report them.
 
     Raises:
-        IIVerlError: none of them answers.
-        ConfigError: one of them refuses, for want of the right token.
+        IIVerlError: no server answers.
+        ConfigError: a server refuses the token.
     """
     answers = client.ping()
     away = {url: answer for url, answer in answers.items() if isinstance(answer, Failed)}
     for url, failure in away.items():
         message = f"the reward server {url} does not answer ({failure.kind}: {failure.detail})"
         if len(away) == len(answers):
-            raise IIVerlError(f"{message}. Start it, or mend reward_api.api_url.")
+            raise IIVerlError(f"{message}. Start it, or fix reward_api.api_url.")
         logger.warning("%s; the others are used", message)
-    told = client.capabilities()
-    for url, answer in told.items():
+    capabilities = client.capabilities()
+    for url, answer in capabilities.items():
         if isinstance(answer, Failed) and answer.kind == "bad_request":
             raise ConfigError(f"the reward server {url} refuses: {answer.detail}. See reward_api.token_env.")
-    return {url: None if isinstance(answer, Failed) else answer for url, answer in told.items()}
+    return {url: None if isinstance(answer, Failed) else answer for url, answer in capabilities.items()}
 
 
 def check_rows(run: RunConfig, prompts: Iterable[Prompt], servers: Mapping[str, Capabilities | None]) -> None:
-    """See that the first rows hold what the servers verify.
+    """Check that the servers can verify the first rows.
 
     Raises:
-        ConfigError: a row has no `verification_info_column`, no JSON object in it, or a type that a server lacks.
+        ConfigError: a row has no `verification_info_column`, no JSON object in it, or a type that a server does not
+            verify.
     """
     column = run.rewards.api.verification_info_column
     if run.rewards.api.protocol in ("openrlhf", "slime"):
@@ -205,12 +203,11 @@ def check_rows(run: RunConfig, prompts: Iterable[Prompt], servers: Mapping[str, 
 
 
 def _verification_type(info: Any, place: str) -> str:
-    """Read the `type` of a row's verification info."""
     if isinstance(info, str):
         try:
             info = json.loads(info)
         except ValueError as error:
-            raise ConfigError(f"{place}: {info[:60]!r} is no JSON: {error}") from None
+            raise ConfigError(f"{place}: {info[:60]!r} is not JSON: {error}") from None
     if not isinstance(info, Mapping):
         raise ConfigError(f"{place}: a JSON object with 'type' and 'answer' is needed, not {info!r}")
     missing = [name for name in ("type", "answer") if info.get(name) is None]

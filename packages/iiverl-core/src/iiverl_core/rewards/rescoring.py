@@ -1,4 +1,4 @@
-"""Scoring the files of an earlier run again, to see what another reward server, or a mended one, says of them."""
+"""Score the samples of an earlier run again, to compare another or a fixed reward server with the old one."""
 
 import json
 import math
@@ -18,7 +18,7 @@ _SAME = 1e-9
 
 @dataclass(frozen=True)
 class Difference:
-    """A sample whose score is another now: the row of its file, both scores, and what the model wrote."""
+    """A sample whose score changed: its file and row, both scores, and the response."""
 
     file: str
     row: int
@@ -31,8 +31,8 @@ class Difference:
 class Comparison:
     """Scores before and after.
 
-    Of the samples that have both, `same`, `higher` and `lower` count them, and the means are over these; `gained` have
-    a score only now, and `failed` have none now. `differences` begins with the largest.
+    `same`, `higher` and `lower` count the samples that have both, and the means are over these. `gained` counts samples
+    with only a new score; `failed` have no new one. `differences` starts with the largest.
     """
 
     same: int
@@ -46,12 +46,12 @@ class Comparison:
 
 
 def read_dumps(place: Path) -> pa.Table:
-    """Read a file of scored samples, or all below a folder in the order of their steps, with the column `file` added.
+    """Read a file of scored samples, or all files below a folder in order of steps, and add the column `file`.
 
-    These are the files of `reward_api.save_dir`, also as II-VERL writes them.
+    These are the files of `reward_api.save_dir`, or those that II-VERL writes.
 
     Raises:
-        ConfigError: there is no such file, or it is of another kind.
+        ConfigError: there is no such file, or it is not of this kind.
     """
     files = dump_files(place)
     tables = [_read(file, str(file.relative_to(place)) if place.is_dir() else file.name) for file in files]
@@ -64,10 +64,10 @@ def read_dumps(place: Path) -> pa.Table:
 
 
 def dump_files(place: Path) -> list[Path]:
-    """List the parquet files that a path means, in the order of their steps.
+    """List the parquet files at or below a path, in order of steps.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there are none.
     """
     if place.is_file():
         return [place]
@@ -81,7 +81,7 @@ def dump_files(place: Path) -> list[Path]:
 
 
 def rescore(table: pa.Table, client: SyncRewardClient, advance: Callable[[], None]) -> list[Outcome]:
-    """Score the rows of a table again, in order; `advance` is called for each that is done."""
+    """Score the rows of a table again, in order; `advance` is called after each."""
     names = ["llm_output", "verification_info", *(["response"] if "response" in table.column_names else [])]
     samples = [_sample(i, **row) for i, row in enumerate(table.select(names).to_pylist())]
     outcomes: dict[str, Outcome] = {}
@@ -92,7 +92,7 @@ def rescore(table: pa.Table, client: SyncRewardClient, advance: Callable[[], Non
 
 
 def compare(table: pa.Table, outcomes: Sequence[Outcome]) -> Comparison:
-    """Hold the new outcomes against the scores in the table."""
+    """Compare the new outcomes with the scores in the table."""
     old = _scores(table)
     pairs = [
         (i, before, outcome.score)
@@ -115,7 +115,7 @@ def compare(table: pa.Table, outcomes: Sequence[Outcome]) -> Comparison:
 
 
 def with_outcomes(table: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
-    """Add what the samples were given now: `new_score`, `new_outcome`, `new_detail` and `new_components` (JSON)."""
+    """Add the new outcomes as columns `new_score`, `new_outcome`, `new_detail` and `new_components` (JSON)."""
     scored = [outcome if isinstance(outcome, Scored) else None for outcome in outcomes]
     failed = [outcome if isinstance(outcome, Failed) else None for outcome in outcomes]
     columns = {
@@ -139,7 +139,7 @@ def _read(file: Path, name: str) -> pa.Table:
         raise ConfigError(f"{file} cannot be read as parquet: {error}") from error
     if missing := [column for column in _NEEDED if column not in table.column_names]:
         raise ConfigError(
-            f"{file} has no column {' or '.join(missing)}, so it is no file of reward_api.save_dir. "
+            f"{file} has no column {' or '.join(missing)}, so it is not a file of reward_api.save_dir. "
             f"It has: {', '.join(table.column_names)}."
         )
     table = table.drop_columns("file") if "file" in table.column_names else table
@@ -149,7 +149,7 @@ def _read(file: Path, name: str) -> pa.Table:
 def _sample(
     number: int, llm_output: str, verification_info: str | None, response: str | None = None
 ) -> RewardSample:
-    """Write a row as it is sent; the prompt is what stands before the response, where that is known."""
+    """Convert a row to a sample; the prompt is the text before the response, if that is known."""
     known = response is not None and llm_output.endswith(response)
     return RewardSample(
         id=str(number),
@@ -161,7 +161,7 @@ def _sample(
 
 
 def _scores(table: pa.Table) -> list[float | None]:
-    """Give the server's scores in a table; a constant in the place of a failed sample's score is none."""
+    """Return the server's scores in a table; None for a failed sample, even if it has a constant instead of a score."""
     scores = table["score"].to_pylist()
     nothing = [None] * len(scores)
     outcomes = table["outcome"].to_pylist() if "outcome" in table.column_names else nothing
@@ -175,7 +175,7 @@ def _scores(table: pa.Table) -> list[float | None]:
 
 
 def _server_part(score: float, components: str | None) -> float:
-    """Take off a score what a reward model and the punishment of long responses added to the server's."""
+    """Return the server's part of a score, without a reward model's score and the overlong penalty."""
     parts = json.loads(components) if components else {}
     return parts.get("reward_api", score - parts.get("overlong_penalty", 0.0))
 

@@ -1,4 +1,4 @@
-"""The seam between the loop and what scores."""
+"""The interface between the training loop and scoring."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
@@ -7,7 +7,7 @@ from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Outcome
 
 Span: TypeAlias = tuple[float, float]
-"""Start and end of something, in seconds of `time.monotonic`."""
+"""Start and end in seconds of `time.monotonic`."""
 
 
 class Scorer(Protocol):
@@ -15,36 +15,36 @@ class Scorer(Protocol):
 
     @property
     def busy_spans(self) -> Sequence[Span]:
-        """When the rollouts last collected were being scored; spans may overlap."""
+        """When the last collected rollouts were being scored; spans may overlap."""
         ...
 
     @property
     def busy_seconds(self) -> float:
-        """Wall time in which at least one of the rollouts last collected was being scored: `covered(busy_spans)`."""
+        """Wall time in which at least one of them was being scored: `covered(busy_spans)`."""
         ...
 
     def submit(self, rollout: Rollout) -> None:
-        """Take one finished rollout and return at once.
+        """Queue a finished rollout and return immediately.
 
         Raises:
-            ValueError: a rollout of this id was submitted since the last `collect`.
+            ValueError: a rollout with this id was submitted since the last `collect`.
         """
         ...
 
     def collect(self) -> Mapping[SampleId, Outcome]:
-        """Wait for all that was submitted since the last call, and return an outcome for each.
+        """Wait for the outcomes of all rollouts submitted since the last call.
 
-        What breaks the scorer itself is raised here, and the scorer is of no more use then.
+        An error of the scorer itself is raised here, and the scorer cannot be used any more.
         """
         ...
 
     def close(self) -> None:
-        """Free threads and connections; what was submitted and not collected is dropped."""
+        """Free threads and connections, and drop pending rollouts."""
         ...
 
 
 def covered(spans: Iterable[Span]) -> float:
-    """Measure the union of spans of time, in seconds."""
+    """Return the length of the union of time spans, in seconds."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(spans):
         total += max(0.0, stop - max(start, end))

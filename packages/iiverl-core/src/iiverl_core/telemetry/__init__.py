@@ -1,4 +1,4 @@
-"""Metrics and timings of a run, the trackers that take them, live progress, sample dumps, and the final report."""
+"""Metrics, timings, trackers, live progress, sample dumps and the final report of a run."""
 
 from iiverl_core.telemetry.flops import mfu, peak_flops, training_flops
 from iiverl_core.telemetry.generations import Generation, pick

@@ -1,4 +1,4 @@
-"""Two live bars at the bottom of a terminal: the run, and the current phase of its step."""
+"""Draw two live bars at the bottom of a terminal: the run, and the current phase of its step."""
 
 import logging
 import sys
@@ -19,22 +19,22 @@ MIN_BAR_WIDTH = 6
 LABEL_WIDTH = 14
 
 
-class Shown(Protocol):
-    """State to draw: steps done and in all, how the run goes, and the current phase."""
+class ProgressState(Protocol):
+    """The state to draw: the step, the total number of steps, and the current phase."""
 
     step: int
     total: int
     phase_now: Phase | None
 
     def describe(self) -> str:
-        """Describe how the run goes, as parts with two spaces between them."""
+        """Describe the run, as parts separated by two spaces."""
         ...
 
 
 class Bars:
-    """Draws the progress of a run whenever `refresh` is called, by any thread."""
+    """Draws the progress of a run on each call of `refresh`, from any thread."""
 
-    def __init__(self, stream: TextIO, progress: Shown) -> None:
+    def __init__(self, stream: TextIO, progress: ProgressState) -> None:
         self._progress = progress
         self._running = False
         self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
@@ -48,7 +48,7 @@ class Bars:
         return takes_escape_codes(stream)
 
     def start(self) -> None:
-        """Show the bars; from here on, printed and logged lines appear above them."""
+        """Show the bars; from now on, printed and logged lines appear above them."""
         streams = {sys.stdout: "stdout", sys.stderr: "stderr"}
         self._running = True
         self.refresh()
@@ -58,7 +58,7 @@ class Bars:
                 handler.setStream(getattr(sys, streams[handler.stream]))
 
     def refresh(self) -> None:
-        """Draw the bars as things are now, also after a `pause`."""
+        """Redraw the bars, also after `pause`."""
         with self._lock:
             if not self._running:
                 return
@@ -74,7 +74,7 @@ class Bars:
             self._live.refresh()
 
     def pause(self) -> None:
-        """Take the bars off the terminal until the next `refresh`."""
+        """Remove the bars from the terminal until the next `refresh`."""
         with self._lock:
             if self._live is not None:
                 self._live.transient = True
@@ -82,7 +82,7 @@ class Bars:
                 self._live = None
 
     def stop(self) -> None:
-        """Leave the run's bar as it stands and give the terminal back."""
+        """Leave the run's bar as it is and restore the terminal."""
         for handler, stream in self._handlers:
             handler.setStream(stream)
         self._handlers.clear()
@@ -93,7 +93,7 @@ class Bars:
                 self._live = None
 
     def log(self, line: str) -> None:
-        """Print a line as it is, whatever its length, above the bars."""
+        """Print a line above the bars, without wrapping it."""
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _draw(self) -> Table:
@@ -114,19 +114,19 @@ class Bars:
         for label, bar, text in zip(labels, bars, texts, strict=True):
             table.add_row(*([label, bar, text] if width else [label, text]))
         if self._running and not phase:
-            table.add_row("")  # keeps the height, so that the bars do not jump between phases
+            table.add_row("")  # keeps the height constant between phases
         return table
 
 
 def fit_row(labels: Sequence[str], texts: Sequence[str], columns: int) -> tuple[int, list[str]]:
-    """Find the width of the bars between labels and texts (0 for none), and the texts that fit beside them.
+    """Return the width of the bars between labels and texts (0 for no bars), and the texts that fit.
 
-    Bars become narrower before anything else gives way; then whole parts of the texts are left out, the last first.
+    Bars shrink first; then whole parts of the texts are dropped, the last first.
     """
     label = max(LABEL_WIDTH, *map(len, labels))
-    room = columns - label - 2 - max(map(len, texts))
-    if room >= MIN_BAR_WIDTH:
-        return min(BAR_WIDTH, room), list(texts)
+    width = columns - label - 2 - max(map(len, texts))
+    if width >= MIN_BAR_WIDTH:
+        return min(BAR_WIDTH, width), list(texts)
     fitting = []
     for text in texts:
         parts = text.split("  ")
@@ -137,7 +137,6 @@ def fit_row(labels: Sequence[str], texts: Sequence[str], columns: int) -> tuple[
 
 
 def _stream_handlers() -> Iterator[logging.StreamHandler]:
-    """Find every logging handler that writes to a stream."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for logger in loggers:
         for handler in getattr(logger, "handlers", []):

@@ -1,4 +1,4 @@
-"""A curve over training steps: smoothed, drawn with characters, and drawn as a picture."""
+"""Smooth a curve over training steps, and draw it as text and as a PNG."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ DOT_COLOUR, LINE_COLOUR = "#9ecae1", "#08519c"
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
-    """Average each value with its neighbours: `window` values in all, of which those beyond an end are left out."""
+    """Average each value with its neighbours in a centred window, cut off at the ends."""
     sums = [0.0, *accumulate(values)]
     n, reach = len(values), window // 2
     spans = [(max(0, i - reach), min(n, i + reach + 1)) for i in range(n)]
@@ -18,12 +18,12 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
 
 
 def trend_window(n: int) -> int:
-    """Give the window that shows the trend of `n` values and keeps its bends: about a fifteenth of them, odd."""
+    """Return an odd window of about n/15 values, which smooths a curve and keeps its shape."""
     return n // 15 | 1
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers in [low, high], in steps of 1, 2 or 5 times a power of ten; `about` says how many."""
+    """Return about `about` round numbers in [low, high], in steps of 1, 2 or 5 times a power of ten."""
     span = (high - low) / max(about, 1)
     power = 10.0 ** math.floor(math.log10(span))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span * 0.7)
@@ -34,7 +34,7 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
 def draw_text(
     steps: Sequence[int], values: Sequence[float], title: str, *, width: int = 80, colour: bool
 ) -> str:
-    """Draw at least two values as dots, and their moving average as a line, in `width` columns and 18 rows."""
+    """Draw at least two values as dots and their moving average as a line, in `width` columns and 18 rows."""
     import plotext
 
     low, high = _limits(values)
@@ -58,7 +58,7 @@ def draw_text(
 
 
 def draw_png(path: Path, steps: Sequence[int], values: Sequence[float], title: str) -> None:
-    """Draw the values lightly and their moving average boldly, as a PNG."""
+    """Draw the values as dots and their moving average as a line, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -82,8 +82,8 @@ def draw_png(path: Path, steps: Sequence[int], values: Sequence[float], title: s
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    room = (high - low) * 0.05 or max(abs(high) * 0.1, 0.1)
-    return low - room, high + room
+    margin = (high - low) * 0.05 or max(abs(high) * 0.1, 0.1)
+    return low - margin, high + margin
 
 
 def _labelled(ticks: Sequence[float]) -> tuple[list[float], list[str]]:

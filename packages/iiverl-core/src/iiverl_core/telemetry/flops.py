@@ -1,4 +1,4 @@
-"""How much of a device's arithmetic a training step uses: model FLOPs utilisation (MFU)."""
+"""Model FLOPs utilization (MFU) of a training step."""
 
 import re
 from collections.abc import Iterable
@@ -27,16 +27,16 @@ PEAKS: tuple[tuple[str, float], ...] = (
     ("MI300X", 1307e12),
     ("MI325X", 1307e12),
 )
-"""Dense bf16 FLOP/s of a device, from its maker's data sheet, under words of its name; the first match counts."""
+"""Dense bf16 FLOP/s by words of the device name, from data sheets; the first match counts."""
 
 
 def training_flops(parameters: int, layers: int, heads: int, head_dim: int, lengths: Iterable[int]) -> int:
-    """Count the FLOPs of one forward and backward pass of a transformer over sequences of these `lengths`.
+    """Count the FLOPs of a forward and backward pass of a transformer over sequences of these `lengths`.
 
-    6·parameters·tokens + 6·layers·heads·head_dim·Σ length²: the matrices, and attention that is causal and so half of
-    a full square (the counting of PaLM, arXiv:2204.02311, appendix B, with that half). `parameters` are those that
-    multiply: every matrix, the embedding and the output layer included and norms left out, which for Llama 2 7B is
-    6 738 149 376 of 6 738 415 616. A model's full count is as good: it gives 0.004 % more. `heads` are query heads.
+    6·parameters·tokens + 6·layers·heads·head_dim·Σ length²: the matrices, and causal attention as half of the full
+    square (PaLM, arXiv:2204.02311, appendix B, with that half). `parameters` counts the weights of all matrices,
+    including the embedding and the output layer but no norms: 6 738 149 376 of 6 738 415 616 for Llama 2 7B. The
+    model's full count gives 0.004 % more. `heads` are query heads.
     """
     lengths = tuple(lengths)
     matrices = 6 * parameters * sum(lengths)
@@ -45,9 +45,9 @@ def training_flops(parameters: int, layers: int, heads: int, head_dim: int, leng
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Give the dense bf16 FLOP/s of a device by the name that torch gives it, or None where it is not known.
+    """Return the dense bf16 FLOP/s of a device by its name in torch, or None if unknown.
 
-    A slice of a device (MIG) has a share of its peak that the name does not tell, and so has None.
+    The name of a MIG slice does not tell its fraction of the peak, so it is unknown.
     """
     words = set(re.split(r"[^A-Z0-9]+", device_name.upper()))
     if "MIG" in words:
@@ -56,6 +56,6 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def mfu(flops: float, seconds: float, device_name: str, devices: int) -> float | None:
-    """Give the share of the peak of `devices` like devices that `flops` in `seconds` is; None if it is not known."""
+    """Return `flops` in `seconds` as a fraction of the peak of `devices` devices; None if the peak is unknown."""
     peak = peak_flops(device_name)
     return None if peak is None or seconds <= 0 else flops / (seconds * peak * devices)

@@ -1,4 +1,4 @@
-"""Responses of a validation to be read in the trackers: which ones, and how they are written."""
+"""Choose and format validation responses for the trackers."""
 
 import random
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from iiverl_reward_client import Failed, Scored
 
 @dataclass(frozen=True)
 class Generation:
-    """A response as it is shown: to which row of the dataset, and what became of it.
+    """A response to a row of the dataset, and its outcome, as shown to the user.
 
-    `member` is its number among the row's responses. `score` is None where scoring failed, and `failure` says how.
-    `ground_truth` is the string it is, or else JSON.
+    `member` is its index among the row's responses. `score` is None if scoring failed, and `failure` describes why.
+    `ground_truth` is the string, or JSON if it is not a string.
     """
 
     row: int
@@ -28,23 +28,22 @@ class Generation:
 
     @property
     def name(self) -> str:
-        """Name it the same at each validation."""
+        """The name of the response, the same at each validation."""
         return f"row {self.row}" if self.member == 0 else f"row {self.row}, response {self.member + 1}"
 
     @property
     def verdict(self) -> str:
-        """Say the score, or why there is none, on a line."""
+        """The score, or the reason why there is none, on one line."""
         if self.score is not None:
             return f"score {self.score:.4g}"
         return _shortened(self.failure or "not scored", 120)
 
 
 def pick(rollouts: Sequence[Rollout], k: int, seed: int = 0) -> list[Generation]:
-    """Choose k responses to show, in the order of rows.
+    """Choose k responses, ordered by row.
 
-    They are spread at random over the rows, a first response to each before a second one to any. Which ones depends on
-    rows and `seed` alone: it is the same prompts at each validation, and those of a smaller k are among those of a
-    larger one.
+    Rows are chosen at random, and the first response to each row comes before a second one to any. The choice depends
+    only on rows and `seed`, so each validation shows the same prompts, and a larger k adds to those of a smaller one.
     """
     priority = {each.prompt.row: random.Random(f"{seed} {each.prompt.row}").random() for each in rollouts}
     picked = sorted(rollouts, key=lambda each: (each.id.member, priority[each.prompt.row]))[:k]
@@ -52,7 +51,7 @@ def pick(rollouts: Sequence[Rollout], k: int, seed: int = 0) -> list[Generation]
 
 
 def as_markdown(generation: Generation) -> str:
-    """Write a response with its prompt as Markdown; texts are indented, so that nothing in them is taken for Markdown."""
+    """Format a response with its prompt as Markdown; texts are indented, so that nothing in them is read as Markdown."""
     parts = {
         "prompt": generation.prompt,
         "response": generation.response,
@@ -65,7 +64,7 @@ def as_markdown(generation: Generation) -> str:
 
 
 def as_lines(generation: Generation, width: int = 240) -> list[str]:
-    """Write a response with its prompt on a few lines, each text cut in the middle to `width` characters."""
+    """Format a response with its prompt on a few lines, each text shortened in the middle to `width` characters."""
     head = ", ".join(filter(None, [generation.data_source, generation.name]))
     lines = [
         f"  {head}: {generation.verdict}",
@@ -97,7 +96,7 @@ def _indented(text: str) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Put a text on one line, and cut a long one in the middle: its end says as much as its beginning."""
+    """Put a text on one line, and shorten it in the middle: its end matters as much as its beginning."""
     line = " ".join(text.split())
     if len(line) <= width:
         return line

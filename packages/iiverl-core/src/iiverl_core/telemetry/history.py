@@ -1,7 +1,4 @@
-"""The file of metrics that a run leaves, `metrics.jsonl`: written a line a step, and read back whole.
-
-Beside it lies `generations.jsonl`, a line for each response that was kept to be read.
-"""
+"""Write and read `metrics.jsonl`, a line per step, and write `generations.jsonl`, a line per logged response."""
 
 import json
 import math
@@ -21,24 +18,24 @@ GENERATIONS_FILE = "generations.jsonl"
 class JsonLines:
     """Writes `{"step": N, "time": unix seconds, name: value, …}` per line, in strict JSON: null if a value is not finite.
 
-    A resumed run goes on in the same file.
+    A resumed run appends to the file.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._file = _opened(folder / METRICS_FILE)
+        self._file = _open(folder / METRICS_FILE)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write the line of a step and flush it."""
+        """Write a step's line and flush it."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps({"step": step, "time": time.time(), **finite}, allow_nan=False, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Add the responses to `generations.jsonl`, `{"step": N, "row": …, "prompt": …, …}` a line."""
-        with _opened(self._folder / GENERATIONS_FILE) as file:
+        """Append the responses to `generations.jsonl`, a line `{"step": N, "row": …, "prompt": …, …}` each."""
+        with _open(self._folder / GENERATIONS_FILE) as file:
             for row in rows:
                 file.write(json.dumps({"step": step, **asdict(row)}, ensure_ascii=False).encode() + b"\n")
 
@@ -47,11 +44,10 @@ class JsonLines:
         self._file.close()
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Open a file of lines to go on in it."""
+def _open(path: Path) -> BinaryIO:
     file = path.open("ab+")
     if file.tell() and not _ends_with_newline(path):
-        file.write(b"\n")  # a killed run leaves half a line, which must not swallow the next one
+        file.write(b"\n")  # ends the partial line of a killed run
     return file
 
 
@@ -62,10 +58,10 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Read the metrics of each step from a run's folder, in the order of steps; an empty list where there are none.
+    """Read the metrics of each step from a run's folder, ordered by step; an empty list if there are none.
 
-    Lines of the same step are joined. A step lower than the one before it means that the run was resumed or started
-    again: earlier lines from that step on are superseded. Half a line, left by a kill, is skipped.
+    Lines of the same step are merged. A step lower than the one before it means that the run was resumed or restarted:
+    earlier lines from that step on are superseded. The partial line of a killed run is skipped.
     """
     path = folder / METRICS_FILE
     history: list[dict[str, Any]] = []
@@ -89,7 +85,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def validation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Pick the mean validation score of each data source from the metrics of a step."""
+    """Return the mean validation score of each data source from the metrics of a step."""
     prefix, of_several = "val/test_score/", re.compile(r"/(mean|best|worst|maj)@\d+$")
     return {
         name.removeprefix(prefix): value
@@ -99,5 +95,5 @@ def validation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def is_finite_number(value: Any) -> TypeGuard[float]:
-    """Tell whether a value of the file is a number; null stands for one that is not finite."""
+    """Return whether a value of the file is a finite number; other numbers are null there."""
     return isinstance(value, int | float) and math.isfinite(value)

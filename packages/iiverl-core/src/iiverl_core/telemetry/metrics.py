@@ -1,4 +1,4 @@
-"""The metrics of a step that the controller knows by itself, under the names that dashboards hold."""
+"""Compute the metrics of a step that need no worker, under the names that dashboards use."""
 
 import logging
 from collections import Counter
@@ -17,7 +17,7 @@ Stats: TypeAlias = tuple[float, float, float]
 
 GIB = 1024**3
 SCORE = "critic/score/mean"
-"""The metric that a run is judged by: what the scorer gave, before any KL penalty."""
+"""The main metric of a run: the mean score, before any KL penalty."""
 
 
 def batch_metrics(
@@ -29,11 +29,11 @@ def batch_metrics(
 ) -> dict[str, float]:
     """Describe the rollouts of a step: scores, rewards, failures and lengths.
 
-    `rewards` holds the reward after KL of each scored rollout; without it a reward is its score. `token_stats` holds
-    what workers say of per-token arrays (`advantages`, `returns`, `values`), and becomes `critic/{name}/…`. A failed
-    rollout has no score and counts in `reward/failed`, a number of rollouts; if all failed there is no `critic/score`.
-    `clip_ratio` is the share of responses that the length limit ended, and of prompts at `max_prompt_length` tokens.
-    Metrics of other packages stand last.
+    `rewards` holds the reward after KL of each scored rollout, by default the score. `token_stats` are the workers'
+    statistics of per-token arrays (`advantages`, `returns`, `values`), logged as `critic/{name}/…`. `reward/failed`
+    counts failed rollouts, which have no score; if all failed there is no `critic/score`. `clip_ratio` is the fraction
+    of responses ended by the length limit, and of prompts of `max_prompt_length` tokens. Metrics of other packages come
+    last.
     """
     scored = {r.id: r.outcome for r in rollouts if isinstance(r.outcome, Scored)}
     scores = {id: outcome.score for id, outcome in scored.items()}
@@ -46,20 +46,22 @@ def batch_metrics(
     metrics |= _stats("response_length", [r.response_length for r in rollouts])
     metrics |= _stats("prompt_length", [r.prompt_length for r in rollouts])
     if rollouts:
-        metrics["response_length/clip_ratio"] = _share([r.finish_reason == "length" for r in rollouts])
-        metrics["prompt_length/clip_ratio"] = _share([r.prompt_length >= max_prompt_length for r in rollouts])
+        metrics["response_length/clip_ratio"] = _fraction([r.finish_reason == "length" for r in rollouts])
+        metrics["prompt_length/clip_ratio"] = _fraction(
+            [r.prompt_length >= max_prompt_length for r in rollouts]
+        )
     return metrics | _external(rollouts)
 
 
 def _external(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Compute the metrics of other packages; one that raises is left out, since a metric does not end a run."""
+    """Compute the metrics of other packages; one that raises is skipped, since a metric must not end a run."""
     metrics: dict[str, float] = {}
     for metric in METRICS.external:
         try:
             value = metric.load()(rollouts)
         except Exception as error:
             logger.warning(
-                "metric %s is left out of this step: %s: %s", metric.name, type(error).__name__, error
+                "metric %s is skipped in this step: %s: %s", metric.name, type(error).__name__, error
             )
         else:
             metrics |= {} if value is None else {metric.name: float(value)}
@@ -67,10 +69,10 @@ def _external(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def seqlen_metrics(lengths: Sequence[int], ranks: int, balanced: Sequence[float] = ()) -> dict[str, float]:
-    """Describe how evenly tokens lie over `ranks`: if each takes the next rollouts, and after balancing.
+    """Describe how evenly tokens are spread over `ranks`: if each takes the next rollouts, and after balancing.
 
-    `lengths` are tokens of each rollout, prompt and response; `balanced` the tokens of each rank as trained, empty if
-    there was no update. All values are tokens on a rank.
+    `lengths` are the tokens of each rollout, prompt and response; `balanced` the tokens of each rank as trained, empty
+    if there was no update. All values are tokens per rank.
     """
     cuts = [len(lengths) * rank // ranks for rank in range(ranks + 1)]
     before = [sum(lengths[a:b]) for a, b in pairwise(cuts)]
@@ -96,11 +98,11 @@ def perf_metrics(
     max_memory_reserved: int | None = None,
     cpu_memory_used: int | None = None,
 ) -> dict[str, float]:
-    """Say how fast a step was and what memory it took; what is None is left out.
+    """Describe the speed and memory of a step; values that are None are omitted.
 
-    `total_tokens` counts prompts and responses; `perf/throughput` is tokens a second and a device. `mfu` is by model
-    (`actor`, `critic`). Memory comes in bytes (peak of the fullest device; used on the host) and goes out in GiB,
-    under names that say `gb`.
+    `total_tokens` counts prompts and responses; `perf/throughput` is tokens per second and device. `mfu` is by model
+    (`actor`, `critic`). Memory is given in bytes (peak of the fullest device; used on the host) and logged in GiB,
+    under names with `gb`.
     """
     known: dict[str, float | None] = {
         "perf/total_num_tokens": total_tokens,
@@ -117,7 +119,7 @@ def perf_metrics(
 def token_timings(
     timings: Mapping[str, float], *, response_tokens: int, total_tokens: int
 ) -> dict[str, float]:
-    """Turn the `timing_s/…` of a step into milliseconds a token: a response token for `gen`, any token for the rest."""
+    """Convert the `timing_s/…` of a step to milliseconds per token: response tokens for `gen`, all tokens otherwise."""
     per_token = {}
     for name in ("gen", "ref", "values", "adv", "update_critic", "update_actor"):
         tokens = response_tokens if name == "gen" else total_tokens
@@ -136,12 +138,11 @@ def _named(name: str, stats: Stats) -> dict[str, float]:
     return {f"{name}/{kind}": float(value) for kind, value in zip(("mean", "max", "min"), stats, strict=True)}
 
 
-def _share(flags: Sequence[bool]) -> float:
+def _fraction(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
 
 
 def _component_means(scored: Sequence[Scored]) -> dict[str, float]:
-    """Average each component over the samples that have it."""
     values: dict[str, list[float]] = {}
     for outcome in scored:
         for component, value in outcome.components.items():
@@ -150,7 +151,7 @@ def _component_means(scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def _failure_kind(outcome: Outcome | None) -> str | None:
-    """Say how scoring failed, also where a constant took the place of the score; None where it did not."""
+    """Return the failure kind, even if a constant replaced the score; None if scoring did not fail."""
     if isinstance(outcome, Failed):
         return outcome.kind
     return outcome.info.get("failed") if isinstance(outcome, Scored) else None

@@ -1,4 +1,4 @@
-"""The display of a run in progress: two live bars on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: two live bars on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
@@ -44,27 +44,27 @@ class Progress:
         self._last_step = self._last_line = time.perf_counter()
         self._bars = Bars(self._stream, self) if Bars.fit(self._stream) else None
         self._input = InputWatcher(before=self._bars.pause if self._bars else lambda: None)
-        self._waiting: list[str] = []
-        self._writing = threading.Lock()
+        self._pending: list[str] = []
+        self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> "Progress":
         self._last_step = time.perf_counter()
         self._input.start()
         if self._bars:
             self._bars.start()
-        self._heart.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.phase_now = None
         self._stop.set()
-        self._heart.join()
+        self._thread.join()
         self._input.stop()
         if self._bars:
             self._bars.stop()
-        self._write_waiting()
+        self._flush()
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -76,7 +76,7 @@ class Progress:
             self.phase_now = outer
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that `step` is done; its metrics give its reward and, in `timing_s/step`, its time."""
+        """Show that `step` is done; its metrics hold the reward and, as `timing_s/step`, the time."""
         now = time.perf_counter()
         self._seconds.append(metrics.get("timing_s/step", now - self._last_step))
         self._mean = sum(self._seconds) / len(self._seconds)
@@ -86,7 +86,7 @@ class Progress:
             self.log(f"step {step}/{self.total}  {self.describe()}")
 
     def describe(self) -> str:
-        """Say how the run goes: `reward 0.412  0.82 s/step  1m12s left`; the time is a mean of the last steps."""
+        """Describe the run: `reward 0.412  0.82 s/step  1m12s left`; the time is a mean of the last steps."""
         parts = [] if self._reward is None else [f"reward {self._reward:.3f}"]
         if self._mean is not None:
             parts.append(f"{self._mean:.2f} s/step")
@@ -95,17 +95,16 @@ class Progress:
         return "  ".join(parts)
 
     def log(self, line: str) -> None:
-        """Print a line, above the bars if there are bars; while a debugger or a prompt reads, the line waits."""
+        """Print a line, above any bars; while a debugger or a prompt reads input, the line waits."""
         self._last_line = time.perf_counter()
-        with self._writing:
-            self._waiting.append(line)
+        with self._lock:
+            self._pending.append(line)
         if not self._input.pending():
-            self._write_waiting()
+            self._flush()
 
-    def _write_waiting(self) -> None:
-        """Print the lines that wait, in their order."""
-        with self._writing:
-            lines, self._waiting = self._waiting, []
+    def _flush(self) -> None:
+        with self._lock:
+            lines, self._pending = self._pending, []
             for line in lines:
                 if self._bars:
                     self._bars.log(line)
@@ -114,12 +113,12 @@ class Progress:
             if lines and not self._bars:
                 self._stream.flush()
 
-    def _beat(self) -> None:
-        """Redraw the bars; without bars, print the current phase whenever nothing was printed for a while."""
+    def _run(self) -> None:
+        """Redraw the bars; without bars, print the current phase if nothing was printed for a while."""
         while not self._stop.wait(REFRESH_SECONDS if self._bars else self._every / 20):
             if self._input.pending():
                 continue
-            self._write_waiting()
+            self._flush()
             phase = self.phase_now
             if self._bars:
                 self._bars.refresh()

@@ -1,4 +1,4 @@
-"""The report at the end of a run: the curve of its reward, its results, and where its files are."""
+"""Report a finished run: the reward curve, the results, and the paths of its files."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from iiverl_core.telemetry.timers import duration
 logger = logging.getLogger(__name__)
 
 PICTURE = "reward.png"
-TITLE_WIDTH = 72  # a longer name of an experiment stands in the summary below the curve alone
+TITLE_WIDTH = 72  # a longer experiment name appears only below the curve
 
 
 def report(
@@ -33,12 +33,12 @@ def report(
     ended_well: bool = True,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Draw the reward's curve in the terminal and to `{folder}/reward.png`, and sum up the run.
+    """Draw the reward curve in the terminal and to `{folder}/reward.png`, and summarize the run.
 
-    All of it is read from the `metrics.jsonl` in `folder`. `total_steps` is the planned number, which reveals an
-    interrupted run; `samples` is the folder of sample dumps; `next_line` proposes the next thing to do, by default to
-    look at the samples or TensorBoard, unless the run failed and an error follows. A run without steps or without
-    rewards has a report too, one with a single reward has no curve, and a picture that cannot be drawn is a warning.
+    Everything is read from `metrics.jsonl` in `folder`. `total_steps` is the planned number, to recognize an interrupted
+    run; `samples` is the folder of sample dumps; `next_line` suggests the next thing to do, by default to look at the
+    samples or TensorBoard, and is omitted unless `ended_well`. A run with fewer than two rewards has no curve, and a
+    picture that cannot be drawn is a warning.
     """
     records = read_history(folder)
     trained = [record for record in records if record["step"] > 0]
@@ -54,7 +54,7 @@ def report(
 
 
 def first_and_last(rewards: Sequence[float]) -> tuple[float, float, int]:
-    """Give the mean of the first and of the last tenth of the rewards, and how many a tenth is (at least one)."""
+    """Return the means of the first and the last tenth of the rewards, and the size of a tenth (at least one)."""
     n = max(1, len(rewards) // 10)
     return sum(rewards[:n]) / n, sum(rewards[-n:]) / n, n
 
@@ -69,7 +69,7 @@ def _draw(
     try:
         draw_png(picture, steps, values, title)
     except (ImportError, OSError) as error:
-        logger.warning("the reward's curve was not saved as %s: %s", picture, error)
+        logger.warning("the reward curve was not saved as %s: %s", picture, error)
 
 
 def _headline(experiment: str, trained: Sequence[dict[str, Any]], total_steps: int | None) -> str:
@@ -96,7 +96,7 @@ def _facts(
     if failed:
         yield (
             "failed",
-            f"{failed:.0f} samples had no score and taught nothing, see reward/failed in the metrics",
+            f"{failed:.0f} samples had no score and were not trained on, see reward/failed in the metrics",
         )
     for name, scores in _validations(records).items():
         first = f"{scores[0]:.3f} -> " if len(scores) > 1 else ""
@@ -123,7 +123,7 @@ def _change(rewards: Sequence[float]) -> str:
 
 
 def _validations(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Collect the mean test score of each data source, in the order of steps."""
+    """Collect the mean test scores of each data source, ordered by step."""
     scores: dict[str, list[float]] = {}
     for record in records:
         for source, score in validation_scores(record).items():
@@ -139,7 +139,7 @@ def _next(folder: Path, samples: Path | None) -> str:
         return f"read what the model wrote in the last step:\n  {_tool('python')} -c {shlex.quote(code)}"
     if (folder / TENSORBOARD_FOLDER).exists():
         return f"look at every metric: {_tensorboard(folder)}"
-    return "set trainer.rollout_data_dir to keep the samples of each step, and read what the model writes"
+    return "set trainer.rollout_data_dir to save the samples of each step, and read what the model writes"
 
 
 def _tensorboard(folder: Path) -> str:
@@ -147,7 +147,7 @@ def _tensorboard(folder: Path) -> str:
 
 
 def _tool(name: str) -> str:
-    """Write a command so that it is found: as the shell knows it, or by its path in this environment."""
+    """Return a command by its name if the shell finds it, or by its path in this environment."""
     beside = Path(sys.executable).with_name(name)
     if not beside.exists() or ((known := shutil.which(name)) and Path(known).absolute() == beside):
         return name
@@ -155,13 +155,13 @@ def _tool(name: str) -> str:
 
 
 def _show(path: Path) -> str:
-    """Write a path as it is reached from here, where it lies below."""
+    """Write a path relative to the working directory if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _can_print(text: str) -> bool:
-    """Tell whether the terminal's encoding has the characters that the curve is drawn with."""
+    """Return whether the terminal's encoding has the characters of the curve."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The samples of a step as a parquet file, so that what lies behind a point of a curve can be opened and read."""
+"""Write the samples of a step, and the requests to a reward server with its answers, as parquet files."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from iiverl_reward_client import Failed, Outcome, Scored
 
 
 class SampleNumbers(TypedDict, total=False):
-    """What is known of a sample beside the sample itself; what is absent is null in the file.
+    """Numbers computed for a sample; those that are absent are null in the file.
 
     `reward` is the score after KL, `baseline` the score of the greedy response to the same prompt, `advantage` the mean
-    over the response's tokens, and each `…_log_prob_sum` the log-probability of the whole response in nats, at the
-    sampling temperature: under the policy before the update, and under the reference.
+    over the response's tokens, and `…_log_prob_sum` the log-probability of the whole response in nats, at the sampling
+    temperature: under the policy before the update, and under the reference.
     """
 
     reward: float
@@ -54,7 +54,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-
 SCORED_COLUMNS = [
     ("id", pa.string()),
     ("data_source", pa.string()),
@@ -71,6 +70,7 @@ SCORED_COLUMNS = [
     ("member", pa.int64()),
     ("weights_version", pa.int64()),
 ]
+"""`llm_output`, `verification_info`, `score`, and `id` and `data_source` if the dataset has them, are II-VERL's columns."""
 
 
 def write_samples(
@@ -79,11 +79,11 @@ def write_samples(
     rollouts: Sequence[Rollout],
     numbers: Mapping[SampleId, SampleNumbers] | None = None,
 ) -> Path:
-    """Write the samples of a training step to `{folder}/{step}.parquet`, in the order of groups and members.
+    """Write the samples of a training step to `{folder}/{step}.parquet`, ordered by group and member.
 
-    `outcome` is `scored`, the kind of the failure, or null where nothing scored the sample; a failed sample has no
-    score. `ground_truth` is the string it is, or else JSON; `components` is JSON. The file appears whole or not at
-    all, and replaces the one of the same step.
+    `outcome` is `scored`, the kind of the failure, or null if the sample was not scored; a failed sample has no score.
+    `ground_truth` is the string, or JSON if it is not a string; `components` is JSON. The file is written atomically and
+    replaces the one of the same step.
     """
     numbers = numbers or {}
     ordered = sorted(rollouts, key=lambda rollout: rollout.id)
@@ -94,11 +94,10 @@ def write_samples(
 
 
 def write_scored(folder: Path, split: Split, step: int, rollouts: Sequence[Rollout], column: str) -> Path:
-    """Write a step's rollouts; `column` is where the dataset has its verification info.
+    """Write what a reward server was sent and answered to `{folder}/{split}/{step}.parquet`.
 
-    The step is the training step, so a resumed run overwrites its own steps and nothing else. `outcome` is `scored` or
-    the kind of the failure, whose reason is in `detail` and whose tries are in `attempts`; `seconds` is how long a score
-    took.
+    `column` holds the dataset's verification info. `outcome` is `scored` or the kind of the failure, with its reason in
+    `detail` and the number of attempts in `attempts`; `seconds` is how long scoring took.
     """
     rows = [_scored_row(rollout, column) for rollout in rollouts]
     absent = {name for name in ("id", "data_source") if all(row[name] is None for row in rows)}
@@ -109,7 +108,7 @@ def write_scored(folder: Path, split: Split, step: int, rollouts: Sequence[Rollo
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a file that appears whole or not at all, with the folders above it."""
+    """Write a file atomically, and create its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -166,7 +165,7 @@ def _scored_row(rollout: Rollout, column: str) -> dict[str, Any]:
 
 
 def _scored_outcome(outcome: Outcome | None) -> dict[str, Any]:
-    """Describe an outcome, a constant that took the place of a score included."""
+    """Describe an outcome, also a constant that replaced a score."""
     match outcome:
         case Scored(score, components, info):
             return {
@@ -183,22 +182,22 @@ def _scored_outcome(outcome: Outcome | None) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str | None:
-    """Write a ground truth: the string it is, or else JSON; None where there is none."""
+    """Write a value as the string it is, or as JSON; None stays None."""
     return value if value is None else utf8(value) if isinstance(value, str) else to_json(value)
 
 
 def to_json(value: Any) -> str:
-    """Write a value as JSON; what JSON does not know becomes what is nearest to it."""
+    """Write a value as JSON; values that JSON does not support are converted."""
     return utf8(json.dumps(value, ensure_ascii=False, default=_plain))
 
 
 def _plain(value: Any) -> Any:
-    """Turn what JSON does not know into what it knows: a mapping, an array or number of numpy, or else its text."""
+    """Convert a mapping, a numpy array or number, or else the value's text."""
     if isinstance(value, Mapping):
         return dict(value)
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def utf8(text: str) -> str:
-    """Replace what UTF-8 cannot hold: half a surrogate pair, such as a scorer may give back."""
+    """Replace unpaired surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")

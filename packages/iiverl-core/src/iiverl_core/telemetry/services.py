@@ -1,7 +1,4 @@
-"""Trackers that write for another program: TensorBoard, Weights & Biases, MLflow, SwanLab.
-
-Each imports its package when it is built, and nothing before.
-"""
+"""Trackers for TensorBoard, Weights & Biases, MLflow and SwanLab. Each imports its package when it is built."""
 
 import re
 import time
@@ -24,7 +21,7 @@ class TensorBoard:
     def __init__(self, setup: TrackerSetup) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        # By name, since protobuf makes these modules' classes at run time, where no type checker sees them.
+        # By name, since protobuf creates these classes at run time, where no type checker sees them.
         events = import_module("tensorboard.compat.proto.event_pb2")
         self._summaries = import_module("tensorboard.compat.proto.summary_pb2")
         self._event, self._session = events.Event, events.SessionLog
@@ -32,12 +29,12 @@ class TensorBoard:
         self._started = False
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one scalar a metric, and flush, so that a live view follows."""
+        """Write one scalar per metric, and flush for live views."""
         value = self._summaries.Summary.Value
         self._write([value(tag=name, simple_value=number) for name, number in metrics.items()], step)
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Write one text a response; that of the same row has the same tag at each step."""
+        """Write one text per response; the same row has the same tag at each step."""
         self._write([self._text(f"{GENERATIONS}/{row.name}", as_markdown(row)) for row in rows], step)
 
     def _text(self, tag: str, text: str) -> Any:
@@ -53,7 +50,7 @@ class TensorBoard:
 
     def _write(self, values: list[Any], step: int) -> None:
         if not self._started:
-            # Makes TensorBoard drop an earlier run's values from this step on.
+            # TensorBoard drops an earlier run's values from this step on.
             start = self._session(status=self._session.START)
             self._writer.add_event(self._event(step=step, wall_time=time.time(), session_log=start))
             self._started = True
@@ -67,7 +64,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases; `wandb login`, `WANDB_MODE` and the like work as they always do."""
+    """A run of Weights & Biases; `wandb login`, `WANDB_MODE` and the like work as usual."""
 
     def __init__(self, setup: TrackerSetup) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
@@ -83,7 +80,7 @@ class Wandb:
         self._run.log(dict(metrics), step=step)
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Log the responses of the step as a table of its own."""
+        """Log the responses of the step as a table."""
         columns = ["step", "input", "output", "score", "failure", "ground_truth", "data_source", "row"]
         data = [
             [step, r.prompt, r.response, r.score, r.failure, r.ground_truth, r.data_source, r.name]
@@ -97,9 +94,9 @@ class Wandb:
 
 
 class MLflow:
-    """A run of MLflow in the experiment named by the project, where `MLFLOW_TRACKING_URI` says."""
+    """A run of MLflow at `MLFLOW_TRACKING_URI`, in the experiment named by the project."""
 
-    PARAMS_A_REQUEST = 100
+    PARAMS_PER_REQUEST = 100
     PARAM_LENGTH = 500
 
     def __init__(self, setup: TrackerSetup) -> None:
@@ -109,18 +106,18 @@ class MLflow:
         mlflow.set_experiment(setup.project)
         mlflow.start_run(run_name=setup.experiment)
         params = ((key, str(value)[: self.PARAM_LENGTH]) for key, value in _flatten(setup.config))
-        while chunk := dict(islice(params, self.PARAMS_A_REQUEST)):
+        while chunk := dict(islice(params, self.PARAMS_PER_REQUEST)):
             mlflow.log_params(chunk)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the step; MLflow takes no `@` in a name, and so `mean@4` becomes `mean_at_4`."""
+        """Log the step; MLflow allows no `@` in names, so `mean@4` becomes `mean_at_4`."""
         legal = {
             re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_")): value for name, value in metrics.items()
         }
         self._mlflow.log_metrics(legal, step=step)
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Keep the responses as an artifact, `generations/step_N.json`."""
+        """Save the responses as the artifact `generations/step_N.json`."""
         content = {"step": step, "generations": [asdict(row) for row in rows]}
         self._mlflow.log_dict(content, f"generations/step_{step}.json")
 
@@ -130,7 +127,7 @@ class MLflow:
 
 
 class SwanLab:
-    """An experiment of SwanLab; `swanlab login` and `SWANLAB_MODE` work as they always do."""
+    """An experiment of SwanLab; `swanlab login` and `SWANLAB_MODE` work as usual."""
 
     def __init__(self, setup: TrackerSetup) -> None:
         import swanlab  # pyright: ignore[reportMissingImports]
@@ -150,7 +147,7 @@ class SwanLab:
         self._swanlab.log(dict(metrics), step=step)
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Log one text a response."""
+        """Log one text per response."""
         texts = [self._swanlab.Text(as_markdown(row), caption=f"{row.name}: {row.verdict}") for row in rows]
         self._swanlab.log({GENERATIONS: texts}, step=step)
 

@@ -1,4 +1,4 @@
-"""What the terminal can draw, and whether something in this process is reading input from it."""
+"""Find out what a terminal can draw, and whether this process is reading input from it."""
 
 import builtins
 import os
@@ -9,20 +9,20 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-QUIET_SECONDS = 0.7  # after an answer, in which a debugger asks the next question
+QUIET_SECONDS = 0.7  # after an input, when a debugger may ask for the next one
 
 
 def takes_escape_codes(stream: TextIO) -> bool:
-    """Tell whether `stream` is a terminal that is not `dumb`, and the user has not set `NO_COLOR`."""
+    """Return whether `stream` is a terminal that is not `dumb`, and `NO_COLOR` is not set."""
     known = os.environ.get("TERM", "") not in ("", "dumb")
     return stream.isatty() and known and not os.environ.get("NO_COLOR")
 
 
 class InputWatcher:
-    """Knows while something in this process reads an answer: `input()` and with it pdb, and editors that read keys.
+    """Notices when something in this process reads input: `input()`, and so pdb, and editors that read keys.
 
-    `before` is called before `input()` writes its prompt, from the thread that asks. `breakpoint()` stays as it is: a
-    function around it would be the frame in which pdb stops.
+    `before` is called before `input()` writes its prompt, on the same thread. `breakpoint()` is not wrapped, since pdb
+    would stop in the wrapper's frame.
     """
 
     def __init__(self, before: Callable[[], None]) -> None:
@@ -35,17 +35,17 @@ class InputWatcher:
         self._replacement = self._input
 
     def start(self) -> None:
-        """Begin to notice."""
+        """Start watching."""
         self._read_keys_before = _reads_keys()
         self._original, builtins.input = builtins.input, self._replacement
 
     def stop(self) -> None:
-        """Give `input` back, unless somebody else has replaced it since."""
+        """Restore `input`, unless something else has replaced it since."""
         if builtins.input is self._replacement:
             builtins.input = self._original
 
     def pending(self) -> bool:
-        """Tell whether an answer is being read, or was a moment ago."""
+        """Return whether input is being read, or was a moment ago."""
         return (
             self._reading > 0
             or time.monotonic() < self._quiet_until
@@ -65,8 +65,8 @@ class InputWatcher:
 
 
 def _reads_keys() -> bool:
-    """Tell whether the terminal gives a program each key at once, and not whole lines."""
+    """Return whether the terminal passes on each key rather than whole lines."""
     try:
         return not termios.tcgetattr(sys.__stdin__)[3] & termios.ICANON  # type: ignore[arg-type]
-    except (termios.error, TypeError, ValueError, OSError):  # no terminal, or no standard input at all
+    except (termios.error, TypeError, ValueError, OSError):  # no terminal or no standard input
         return False

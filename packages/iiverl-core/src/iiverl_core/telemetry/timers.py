@@ -1,4 +1,4 @@
-"""How long things take, and how a time is written for a person."""
+"""Measure how long things take, and format durations and counts."""
 
 import time
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 
 class Timers:
-    """Wall-clock seconds of the parts of a step, by the names of the metrics `timing_s/…`.
+    """Wall-clock seconds of the parts of a step, by their metric names `timing_s/…`.
 
-    Parts may lie inside each other; a part that is timed more than once in a step is added up.
+    Parts may be nested; times of the same part are added up.
     """
 
     def __init__(self) -> None:
@@ -16,7 +16,7 @@ class Timers:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes, also if it raises, to `timing_s/{name}`."""
+        """Add the time of the block, even if it raises, to `timing_s/{name}`."""
         start = time.perf_counter()
         try:
             yield
@@ -25,13 +25,13 @@ class Timers:
             self._seconds[key] = self._seconds.get(key, 0.0) + time.perf_counter() - start
 
     def drain(self) -> dict[str, float]:
-        """Return the times measured since the last call, and reset them."""
+        """Return and reset the times measured since the last call."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 
 
 def duration(seconds: float) -> str:
-    """Write a duration in at most two units: `8s`, `1m12s`, `3h05m`, `2d04h`."""
+    """Format a duration in at most two units: `8s`, `1m12s`, `3h05m`, `2d04h`."""
     whole = max(0, round(seconds))
     minutes, s = divmod(whole, 60)
     hours, m = divmod(minutes, 60)
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 class Phase:
-    """A part of a step, such as generation: how many of its `total` items are done, and how many tokens."""
+    """A part of a step, such as generation, with counts of its `total` items and tokens done."""
 
     def __init__(self, name: str, total: int | None = None) -> None:
         self.name, self.total = name, total
@@ -52,12 +52,12 @@ class Phase:
         self.started = time.perf_counter()
 
     def advance(self, n: int = 1, tokens: int = 0) -> None:
-        """Count `n` items more, and the tokens in them."""
+        """Count `n` more items and their tokens."""
         self.done += n
         self.tokens += tokens
 
     def describe(self) -> str:
-        """Say how far it is: `384/512  12.3k tok/s  20s`."""
+        """Describe the progress: `384/512  12.3k tok/s  20s`."""
         seconds = time.perf_counter() - self.started
         parts = [f"{self.done}/{self.total}"] if self.total else [str(self.done)] if self.done else []
         if self.tokens and seconds > 0:
@@ -66,7 +66,7 @@ class Phase:
 
 
 def short(x: float) -> str:
-    """Write a count in few characters: `950`, `12.3k`, `1.2M`."""
+    """Format a count briefly: `950`, `12.3k`, `1.2M`."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if x >= size:
             return f"{x / size:.1f}{unit}"

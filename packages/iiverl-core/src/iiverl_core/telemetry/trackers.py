@@ -1,4 +1,4 @@
-"""Trackers of a run's metrics and of a few responses: console, file and services, side by side."""
+"""Track a run's metrics and a few responses: console, file and services."""
 
 import logging
 import shutil
@@ -35,18 +35,18 @@ class TrackerSetup:
 
 
 class Tracker(Protocol):
-    """Takes the metrics of each step. A step may come in several calls, each with other metrics."""
+    """Receives the metrics of each step, which may come in several calls with different metrics."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Take metrics of one step."""
+        """Log metrics of a step."""
         ...
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Take responses of the validation at a step, to be read."""
+        """Log responses of the validation at a step."""
         ...
 
     def close(self) -> None:
-        """Write out what is left; nothing is logged afterwards."""
+        """Flush and close; nothing is logged afterwards."""
         ...
 
 
@@ -58,21 +58,21 @@ KEY_FIGURES: dict[str, tuple[str, ...]] = {
     "entropy": ("actor/entropy", "actor/entropy_loss"),
     "clip": ("actor/pg_clipfrac",),
 }
-"""Metrics of the console's line, by their label there, the most important first; of several, the first that a step has."""
+"""Metrics in the console's line by label, most important first; of several metrics, the first that a step has."""
 
 FILE_COLUMNS = 120
-"""Width of lines that do not go to a terminal."""
+"""Width of lines if there is no terminal."""
 
 
 class Console:
-    """A line of key figures per step, and a few lines per response. Every other metric is in the files."""
+    """Logs a line of key figures per step and a few lines per response; other metrics are in the files."""
 
     def __init__(self, log: Callable[[str], None], total_steps: int | None = None) -> None:
         self._log = log
         self._of_total = "" if total_steps is None else f"/{total_steps}"
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Print the line of a step, and another if there was a validation; nothing if neither has a key figure."""
+        """Log the line of a step, and another one for a validation; neither without key figures."""
         columns = shutil.get_terminal_size((FILE_COLUMNS, 24)).columns
         if figures := key_figures(metrics):
             parts = [f"step {step}{self._of_total}", *figures]
@@ -85,7 +85,7 @@ class Console:
             self._log(textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False))
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Print the responses, each text shortened to a few lines."""
+        """Log the responses, each on a few lines."""
         self._log(
             "\n".join([f"responses at step {step}:", *(line for row in rows for line in as_lines(row))])
         )
@@ -95,7 +95,7 @@ class Console:
 
 
 def number(value: float) -> str:
-    """Write a number for a person and for `float()`: whole numbers whole, others with at least four digits."""
+    """Format a number so that `float()` can read it: whole numbers exactly, others with at least four digits."""
     if isinstance(value, int):
         return str(value)
     if abs(value) < 1e15 and (value.is_integer() or abs(value) >= 1000):
@@ -104,9 +104,9 @@ def number(value: float) -> str:
 
 
 def key_figures(metrics: Mapping[str, float]) -> list[str]:
-    """Write the key figures of a step, the most important first: `reward 0.412`, …, `12.3 s`, `4.6k tok/s`.
+    """Format the key figures of a step, most important first: `reward 0.412`, …, `12.3 s`, `4.6k tok/s`.
 
-    Tokens per second are those of all devices together.
+    Tokens per second are those of all devices.
     """
     figures = [
         f"{label} {value:.3g}"
@@ -124,41 +124,41 @@ def key_figures(metrics: Mapping[str, float]) -> list[str]:
 
 
 class Trackers:
-    """Several trackers as one. One that fails does not end the run: it is reported once, and the others go on."""
+    """Several trackers as one. If one fails, it is reported once, and the others and the run continue."""
 
     def __init__(self, trackers: Mapping[str, Tracker]) -> None:
         self._trackers = dict(trackers)
         self._reported: set[tuple[str, str]] = set()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Give the step to each tracker."""
+        """Log the metrics with each tracker."""
         plain = {name: value if type(value) is int else float(value) for name, value in metrics.items()}
-        self._each("metrics", f"could not take step {step}", lambda tracker: tracker.log(plain, step))
+        self._each("metrics", f"could not log step {step}", lambda tracker: tracker.log(plain, step))
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
-        """Give the responses to each tracker."""
-        what = f"could not take the responses of step {step}"
-        self._each("responses", what, lambda tracker: tracker.log_generations(rows, step))
+        """Log the responses with each tracker."""
+        action = f"could not log the responses of step {step}"
+        self._each("responses", action, lambda tracker: tracker.log_generations(rows, step))
 
     def close(self) -> None:
         """Close each tracker."""
-        self._each("metrics", "did not close", lambda tracker: tracker.close())
+        self._each("metrics", "could not be closed", lambda tracker: tracker.close())
 
-    def _each(self, kind: str, what: str, give: Callable[[Tracker], None]) -> None:
+    def _each(self, kind: str, problem: str, call: Callable[[Tracker], None]) -> None:
         for name, tracker in self._trackers.items():
             try:
-                give(tracker)
+                call(tracker)
             except Exception as error:
-                self._report(name, kind, what, error)
+                self._report(name, kind, problem, error)
 
-    def _report(self, name: str, kind: str, what: str, error: Exception) -> None:
+    def _report(self, name: str, kind: str, problem: str, error: Exception) -> None:
         if (name, kind) in self._reported:
             return
         self._reported.add((name, kind))
         logger.warning(
-            "tracker %s %s (%s: %s). The run goes on; the other trackers have every step, and this is logged once.",
+            "tracker %s %s (%s: %s). The run and the other trackers continue; this is logged once.",
             name,
-            what,
+            problem,
             type(error).__name__,
             error,
         )
@@ -174,10 +174,10 @@ def make_trackers(
     log: Callable[[str], None] = print,
     total_steps: int | None = None,
 ) -> Tracker:
-    """Build the trackers of these names and join them; see `TrackerSetup`.
+    """Build the trackers with these names and combine them; see `TrackerSetup`.
 
     Raises:
-        ConfigError: a name that is not in the registry.
+        ConfigError: a name is not in the registry.
         IIVerlError: a tracker's package is not installed, or the tracker cannot start.
     """
     setup = TrackerSetup(folder, project, experiment, config, log, total_steps)
@@ -206,9 +206,9 @@ def _make(name: str, setup: TrackerSetup) -> Tracker:
     try:
         return load_code(info.code, name)(setup)
     except Exception as error:
-        what = f"{name} could not start ({type(error).__name__}: {error}).\nFix the cause"
+        problem = f"{name} could not start ({type(error).__name__}: {error}).\nFix the cause"
         if isinstance(error, ModuleNotFoundError) and error.name == info.package:
-            what = f"the package {name} is not installed.\nInstall it ({install_command(name)})"
+            problem = f"the package {name} is not installed.\nInstall it ({install_command(name)})"
         raise IIVerlError(
-            f"trainer.logger asks for {name}: {what}, or take {name} out of trainer.logger."
+            f"trainer.logger lists {name}: {problem}, or remove {name} from trainer.logger."
         ) from error

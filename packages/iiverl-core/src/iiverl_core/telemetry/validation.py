@@ -1,6 +1,6 @@
-"""What a validation says: how good an answer is, and how good the best, the worst and the most frequent of several are.
+"""Compute the metrics of a validation.
 
-With N responses asked for each prompt, and for each data source,
+With N responses per prompt, for each data source:
 
 | metric | mean over prompts of |
 |---|---|
@@ -10,11 +10,11 @@ With N responses asked for each prompt, and for each data source,
 | `maj@N` | the score of the most frequent answer |
 
 `best@k` is exact: with the m scores of a prompt in ascending order, the i-th is the highest of k in C(i-1, k-1) of
-C(m, k) draws. It is the unbiased pass@k of Chen et al. 2021 (arXiv:2107.03374, eq. 1), for scores other than 0 and 1 too.
+C(m, k) draws. It is the unbiased pass@k of Chen et al. 2021 (arXiv:2107.03374, eq. 1), generalized to any scores.
 
-A failed response has no score and is left out. Its prompt then has m < N: `best@k` with k > m is the best of those m.
-So a prompt counts in every metric alike, `best@k` never falls with k, and failures can only make it smaller. A prompt
-without a score counts in none.
+A failed response has no score and is left out. Its prompt then has m < N scores, and `best@k` with k > m is the best of
+these. So a prompt counts the same in every metric, `best@k` never falls with k, and failures can only make it smaller.
+A prompt without scores is not counted.
 """
 
 from collections import Counter
@@ -25,16 +25,16 @@ from iiverl_core.samples import Rollout
 from iiverl_reward_client import Failed, Outcome, Scored
 
 ANSWER = "pred"
-"""Where a scorer tells, in `Scored.info` or `Scored.components`, which answer it found in the response."""
+"""The key of the answer that a scorer extracted, in `Scored.info` or `Scored.components`."""
 
 
 def validation_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Describe the rollouts of a validation.
 
-    `val/test_score/{data_source}` is the mean over all responses that have a score, and the metrics of several
-    responses stand below it, where prompts have several; a row without a data source is of `unknown`. `maj@N` is there
-    where a scorer tells answers. `val/failed` counts responses whose scoring failed, also where a constant took the
-    place of the score. `val/response_length/mean` is in tokens, `clip_ratio` the share that the length limit ended.
+    `val/test_score/{data_source}` is the mean over all scored responses, and the metrics of several responses are below
+    that name; the data source of a row without one is `unknown`. `maj@N` exists if the scorer extracts answers.
+    `val/failed` counts responses whose scoring failed, even if a constant replaced the score.
+    `val/response_length/mean` is in tokens, `clip_ratio` the fraction ended by the length limit.
     """
     metrics: dict[str, float] = {}
     for source, prompts in _by_data_source(rollouts).items():
@@ -54,7 +54,7 @@ def validation_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def best_of(scores: Sequence[float], k: int) -> float:
-    """Expect the highest of k scores drawn without replacement; of all of them, where there are fewer than k."""
+    """Return the expected highest of k scores drawn without replacement; the highest of all if there are fewer."""
     m = len(scores)
     k = min(k, m)
     draws = comb(m, k)
@@ -62,9 +62,9 @@ def best_of(scores: Sequence[float], k: int) -> float:
 
 
 def majority(outcomes: Sequence[Scored]) -> float:
-    """Give the mean score of the responses with the most frequent answer; of several, the one that comes first.
+    """Return the mean score of the responses with the most frequent answer; in a tie, the first one.
 
-    Responses in which no answer was found have no vote, unless none has an answer.
+    Responses without an answer have no vote, unless none has an answer.
     """
     answers = [_answer(outcome) for outcome in outcomes]
     votes = Counter([answer for answer in answers if answer is not None] or answers)
@@ -73,7 +73,7 @@ def majority(outcomes: Sequence[Scored]) -> float:
 
 
 def _by_data_source(rollouts: Sequence[Rollout]) -> dict[str, list[list[Outcome | None]]]:
-    """Collect the outcomes of each prompt, in the order of members, and the prompts of each data source."""
+    """Group the outcomes, ordered by member, by prompt and data source."""
     sources: dict[str, dict[int, list[Outcome | None]]] = {}
     for rollout in sorted(rollouts, key=lambda rollout: rollout.id.member):
         prompts = sources.setdefault(rollout.prompt.data_source or "unknown", {})
@@ -93,7 +93,6 @@ def _of_several(prompts: Sequence[Sequence[Scored]], n: int) -> dict[str, float]
 
 
 def _answer(outcome: Scored) -> str | None:
-    """Read the answer that was found in a response; None where there is none."""
     answer = outcome.info.get(ANSWER, outcome.components.get(ANSWER))
     return None if answer is None else str(answer).strip() or None
 

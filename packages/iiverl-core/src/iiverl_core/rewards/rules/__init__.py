@@ -1,4 +1,4 @@
-"""The built-in rules: one pure function a file, which scores a response by its data set's own convention."""
+"""Built-in rules: one pure function per file that scores a response by the convention of its dataset."""
 
 from iiverl_core.rewards.rules.by_data_source import (
     RULES,

@@ -1,4 +1,4 @@
-"""Which rule scores which data source. A data source without a rule is an error before the run, never a zero."""
+"""Map data sources to rules. A data source without a rule is an error before the run, never a zero."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from iiverl_core.samples import Prompt
 
 @dataclass(frozen=True)
 class Rule:
-    """How the responses of a data source are scored.
+    """How responses of a data source are scored.
 
-    `score` is a pure function from a response, of any text, and its row's ground truth to a score between 0 and 1; it
-    raises `ValueError` for a ground truth that is not what the rule needs. `answer` gives what the response answers,
-    written so that equal answers are written alike, or None: responses to a prompt vote with it.
+    `score` is a pure function of a response (any text) and the row's ground truth that returns a score between 0 and 1;
+    it raises `ValueError` for a ground truth that the rule cannot use. `answer` extracts the answer of a response in a
+    normal form, or None; responses to a prompt vote with it.
     """
 
     score: Callable[[str, Any], float]
@@ -31,14 +31,11 @@ RULES: dict[str, Rule] = {
     "HuggingFaceH4/MATH-*": Rule(math.score, math.answer),
     "hiyouga/geometry3k": Rule(geometry3k.score, math.answer),
 }
-"""Rules by data source; a `*` in a name stands for any text."""
+"""Rules by data source; `*` in a name matches any text."""
 
 _NEED_A_SANDBOX = frozenset({"apps", "codecontests", "codeforces", "taco"})
 
-_OWN_FUNCTION = (
-    "give a Python file that defines compute_score(data_source, solution_str, ground_truth, extra_info) "
-    "as custom_reward_function.path"
-)
+_CUSTOM_FUNCTION = "set custom_reward_function.path to a Python file that defines compute_score(data_source, solution_str, ground_truth, extra_info)"
 
 
 class UnknownDataSource(ConfigError):  # noqa: N818
@@ -56,27 +53,27 @@ class UnknownDataSource(ConfigError):  # noqa: N818
         place = f"{self.where}: " if self.where else ""
         if not self.data_source:
             return (
-                f"{place}there is no data_source, which the built-in rules are chosen by. Add the column "
+                f"{place}there is no data_source, by which the built-in rules are chosen. Add the column "
                 f"data_source ({', '.join(RULES)}) to the dataset, name the column that holds it as data.data_source_key, "
-                f"or {_OWN_FUNCTION}."
+                f"or {_CUSTOM_FUNCTION}."
             )
         problem = f"{place}no built-in rule scores the data_source {self.data_source!r}"
         if self.data_source in _NEED_A_SANDBOX:
             return (
-                f"{problem}: its programs have to be run in a sandbox, which a reward server has (verification "
-                f"type code_verifiable). Score it there, or {_OWN_FUNCTION}."
+                f"{problem}: its programs have to run in a sandbox, which a reward server provides (verification "
+                f"type code_verifiable). Score it there, or {_CUSTOM_FUNCTION}."
             )
         by_lower_case = {name.lower(): name for name in RULES}
         near = get_close_matches(self.data_source.lower(), by_lower_case, n=2, cutoff=0.6)
         meant = f" (did you mean {' or '.join(by_lower_case[name] for name in near)}?)" if near else ""
-        return f"{problem}{meant}. Known: {', '.join(RULES)}. For another one, {_OWN_FUNCTION}."
+        return f"{problem}{meant}. Known: {', '.join(RULES)}. For other data sources, {_CUSTOM_FUNCTION}."
 
 
 def rule_for(data_source: str) -> Rule:
     """Find the rule of a data source.
 
     Raises:
-        UnknownDataSource: there is none.
+        UnknownDataSource: there is no rule.
     """
     for name, rule in RULES.items():
         if fnmatchcase(data_source, name):
@@ -85,11 +82,11 @@ def rule_for(data_source: str) -> Rule:
 
 
 def check_data_sources(prompts: Iterable[Prompt]) -> None:
-    """See that every prompt has a rule, and the ground truth that the rule needs.
+    """Check that every prompt has a rule, and the ground truth that the rule needs.
 
     Raises:
         UnknownDataSource: a data source has no rule.
-        ConfigError: a ground truth is missing, or is nothing that the rule could compare with.
+        ConfigError: a ground truth is missing or invalid.
     """
     rules: dict[str, Rule] = {}
     for prompt in prompts:
@@ -108,11 +105,11 @@ def _check_ground_truth(prompt: Prompt, rule: Rule) -> None:
         raise ConfigError(
             f"{place}: there is no ground truth for the built-in rule to compare with. Give the row "
             f"reward_model.ground_truth or ground_truth, name the column that holds it as data.ground_truth_key, or "
-            f"{_OWN_FUNCTION}."
+            f"{_CUSTOM_FUNCTION}."
         )
     try:
         rule.score("", prompt.ground_truth)
     except ValueError as error:
         raise ConfigError(
-            f"{place}: {error}. Every response to it would score 0: mend or drop the row."
+            f"{place}: {error}. Every response to it would score 0: fix or drop the row."
         ) from None

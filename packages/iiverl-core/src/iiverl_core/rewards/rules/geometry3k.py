@@ -1,22 +1,21 @@
-"""The rule of `hiyouga/geometry3k`: nine tenths for the answer, one tenth for the form."""
+"""The rule of `hiyouga/geometry3k`: nine tenths for the answer, one tenth for the format."""
 
 from iiverl_core.rewards.rules import math
 
-_FORMAT_SHARE = 0.1
+_FORMAT_WEIGHT = 0.1
 
 
 def score(response: str, ground_truth: str) -> float:
     r"""Score 0.9 · accuracy + 0.1 · format.
 
-    Accuracy is that of the MATH rule. Format is 1 where the response begins with `<think>`, and `</think>` and then a
-    `\boxed{…}` follow. The shares are verl's, which compares answers symbolically where this rule compares their
-    normal forms.
+    Accuracy is the MATH rule's. Format is 1 if the response begins with `<think>`, and `</think>` and then a
+    `\boxed{…}` follow. The weights are verl's, which compares answers symbolically; this rule compares normal forms.
 
     Raises:
         ValueError: the ground truth is empty.
     """
     accuracy = math.score(response, ground_truth)
-    return (1.0 - _FORMAT_SHARE) * accuracy + _FORMAT_SHARE * _format(response)
+    return (1.0 - _FORMAT_WEIGHT) * accuracy + _FORMAT_WEIGHT * _format(response)
 
 
 def _format(response: str) -> float:

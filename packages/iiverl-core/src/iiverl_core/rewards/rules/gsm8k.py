@@ -3,8 +3,8 @@
 import re
 from decimal import Decimal, InvalidOperation
 
-# "#### -1,234.50": a blank after the marker, commas only between groups of three digits. What follows must not carry
-# the number on ("3/4", "1,2", "2^5"), since its first part is not the answer then.
+# "#### -1,234.50": a blank after the marker, commas only between groups of three digits. The number must not continue
+# ("3/4", "1,2", "2^5"), since its first part is not the answer then.
 _ANSWER = re.compile(
     r"""\#\#\#\#[ \t]+
         (?P<sign>[-+−]?)(?:\\?\$)?(?P<inner_sign>[-−]?)
@@ -15,20 +15,20 @@ _ANSWER = re.compile(
 
 
 def score(response: str, ground_truth: str | int | float) -> float:
-    """Score 1 where the last `#### number` of the response is the ground truth as a number, else 0.
+    """Score 1 if the last `#### number` of the response equals the ground truth, else 0.
 
     Strict as in verl: without the marker there is no answer. Commas, dollar signs, trailing zeros and a full stop do
-    not matter. The ground truth may be the number or a solution that ends in `#### number`, as the data set has it.
+    not matter. The ground truth may be the number or a solution that ends in `#### number`, as in the dataset.
 
     Raises:
-        ValueError: the ground truth is no number.
+        ValueError: the ground truth is not a number.
     """
     expected = _ground_truth(ground_truth)
     return 1.0 if _last_number(response) == expected else 0.0
 
 
 def answer(response: str) -> str | None:
-    """Give the number that a response ends with, written plainly, or None where there is none."""
+    """Return the number after the last marker in plain notation, or None if there is none."""
     number = _last_number(response)
     return None if number is None else f"{number.normalize():f}"
 

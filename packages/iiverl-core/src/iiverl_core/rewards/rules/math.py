@@ -1,4 +1,4 @@
-r"""The rule of the MATH data sets: the last `\boxed{…}` is the answer, and equal answers are written alike."""
+r"""The rule of the MATH datasets: the last `\boxed{…}` is the answer, compared in normal form."""
 
 import re
 
@@ -10,7 +10,7 @@ _UNBRACED = re.compile(r"[^$\n]*")
 
 
 def score(response: str, ground_truth: str) -> float:
-    r"""Score 1 where the last box of the response is the ground truth in normal form, else 0; no box: 0.
+    r"""Score 1 if the last box of the response equals the ground truth in normal form, else 0; 0 without a box.
 
     The ground truth may be the answer or a solution with the answer in a box. Answers are compared as strings after
     `normal_form`, as in Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH Dataset"
@@ -30,16 +30,16 @@ def score(response: str, ground_truth: str) -> float:
 
 
 def answer(response: str) -> str | None:
-    """Give what the last box of a response holds, in normal form, or None where there is none."""
+    """Return the content of a response's last box in normal form, or None if there is none."""
     boxed = last_boxed(response)
     return None if boxed is None else normal_form(boxed)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Give what the last `\boxed{…}` of a text holds, or None where there is none or its brace is never closed.
+    r"""Return the content of the last `\boxed{…}` of a text, or None if there is none or its brace is not closed.
 
-    A box without braces, as in `$\boxed 5$`, ends at the next dollar sign or at the end of its line. An unclosed last
-    box is an answer that was cut off: an earlier box does not stand in for it.
+    A box without braces, as in `$\boxed 5$`, ends at the next dollar sign or at the end of the line. An unclosed last
+    box is an answer that was cut off: an earlier box does not replace it.
     """
     boxes = list(_BOX.finditer(text))
     if not boxes:

@@ -1,11 +1,11 @@
-r"""One spelling for each answer of a mathematics data set.
+r"""Normalize answers of mathematics datasets.
 
-Two answers are equal when their normal forms are the same string, as evaluations of MATH have it since Hendrycks et
-al. (arXiv:2103.03874). Nothing is computed, so `\frac{2}{4}` is not `\frac{1}{2}` and `x+1` is not `1+x`; only a
-decimal is written as the fraction that it is.
+Two answers are equal if their normal forms are the same string, as in evaluations of MATH since Hendrycks et al.
+(arXiv:2103.03874). Nothing is computed, so `\frac{2}{4}` is not `\frac{1}{2}` and `x+1` is not `1+x`; only a decimal
+is written as a fraction.
 
-The passes run in the order of this file. Each takes time linear in the length of the answer, which comes from a model
-and may be anything.
+The passes run in the order of this file. Each takes time linear in the length of the answer, which a model wrote and
+may be anything.
 """
 
 import re
@@ -39,7 +39,7 @@ _CHARACTERS = str.maketrans(
 )
 
 _LAYOUT = _spellings(
-    # Between digits, "10,\!236" and "10{,}236" can only be thousands, wherever they stand.
+    # Between digits, "10,\!236" and "10{,}236" can only be thousands.
     (r"(?<=\d)(?:,\\!|\{,\}|\\,) ?(?=\d{3}(?!\d))", ""),
     (r"\\?[$%]|(?<!\\)\\!", ""),
     (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])", " "),
@@ -56,12 +56,12 @@ _NAMES = _spellings(
     (r"\\ne(?![a-zA-Z])", r"\\neq"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-    # A list in words, and a mixed number before its space goes.
+    # A list in words, and a mixed number before its space is removed.
     (r"\\text ?\{ ?,? ?(?:and|or) ?\}| (?:and|or) ", ","),
     (r"(?<=\d) (\d+) ?/ ?(\d+)", r"\\frac{\1}{\2}"),
 )
 
-# A space parts "\pi r" and "1 2"; every other one is for the eye.
+# A space separates "\pi r" and "1 2"; all others are cosmetic.
 _SPACE = re.compile(r"(\\[a-zA-Z]+ (?=[a-zA-Z])|\d (?=\d))| ")
 
 _UNITS = (
@@ -71,8 +71,8 @@ _UNITS = (
 )
 
 _WORDS = _spellings(
-    # Text after a quantity is its unit and goes, with its exponent. "a.m." and "p.m." tell times apart and stay, and
-    # so does text between two numbers, which would become one.
+    # Text after a quantity is its unit and is removed with its exponent. "a.m." and "p.m." distinguish times and stay,
+    # and so does text between two numbers, which would become one.
     (
         r"(?<=[^+\-*/=(,\[{<>&|:_^])"
         r"(?:\\(?:text|mbox|hbox|textrm)\{(?![ap]\.?m\b)[^{}]*\}|\\mathrm\{[^{}]{2,}\})"
@@ -104,14 +104,14 @@ _ENDS = _spellings(
 )
 
 _THOUSANDS = re.compile(r"(-?[0-9]{1,3})((?:[, ][0-9]{3})+)((?:\.[0-9]+)?)")
-# A decimal of more digits than these is a rounded result, which no common fraction spells.
+# A decimal with more digits is a rounded result, which no common fraction equals.
 _DECIMAL = re.compile(r"(-?)([0-9]{0,15})\.([0-9]{1,15})")
 
 
 def normal_form(answer: str) -> str:
-    r"""Rewrite an answer so that equal answers, written in the usual ways, become equal strings.
+    r"""Rewrite an answer so that the usual spellings of equal answers become equal strings.
 
-    Spaces, `\left`, units, degree, percent and dollar signs go; `\dfrac12`, `1/2` and `0.5` become `\frac{1}{2}`;
+    Spaces, `\left`, units, degree, percent and dollar signs are removed; `\dfrac12`, `1/2` and `0.5` become `\frac{1}{2}`;
     `1,234` becomes `1234`.
     """
     text = " ".join(answer.translate(_CHARACTERS).split())
@@ -129,7 +129,7 @@ def _rewrite(text: str, spellings: _Spellings) -> str:
 
 
 def _without_thousands(text: str) -> str:
-    """Join "1,234" and "1 234", where that is the whole answer: "(100,200)" is a point."""
+    """Join "1,234" and "1 234" if that is the whole answer: "(100,200)" is a point."""
     number = _THOUSANDS.fullmatch(text)
     return number[1] + re.sub("[, ]", "", number[2]) + number[3] if number else text
 
