@@ -114,7 +114,7 @@ def test_a_file_in_place_of_the_folder_costs_no_score(
     folder.write_text("")
     outcomes = score(VersionedServer("1"), folder, SAMPLE, replace(SAMPLE, llm_output="x"))
     assert all(isinstance(outcome, Scored) for outcome in outcomes)
-    assert caplog.text.count("cannot be kept") == 1
+    assert caplog.text.count("cannot be cached") == 1
 
 
 def test_a_score_that_took_a_retry_is_kept(tmp_path: Path) -> None:

@@ -46,12 +46,12 @@ def test_reward(server: Server, llm_output: str, answer: str, body: bytes) -> No
 @pytest.mark.parametrize(
     ("verification_info", "body"),
     [
-        ("{", b'{"detail":"verification_info is no JSON: '),
-        ("[" * 100_000, b'{"detail":"verification_info is no JSON: '),
-        ("9" * 5000, b'{"detail":"verification_info is no JSON: '),
-        ("[]", b'{"detail":"verification_info is a JSON object, not list"}'),
-        ('{"answer": {"value": "1"}}', b'{"detail":"verification_info lacks \'type\'"}'),
-        ('{"type": "math_verifiable"}', b'{"detail":"verification_info lacks \'answer\'"}'),
+        ("{", b'{"detail":"verification_info is not JSON: '),
+        ("[" * 100_000, b'{"detail":"verification_info is not JSON: '),
+        ("9" * 5000, b'{"detail":"verification_info is not JSON: '),
+        ("[]", b'{"detail":"verification_info must be a JSON object, not list"}'),
+        ('{"answer": {"value": "1"}}', b'{"detail":"verification_info has no \'type\'"}'),
+        ('{"type": "math_verifiable"}', b'{"detail":"verification_info has no \'answer\'"}'),
         (
             '{"type": "x", "answer": {}}',
             b'{"detail":"verification_info has the unknown type \'x\'; known: math',

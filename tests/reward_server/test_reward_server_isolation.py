@@ -82,7 +82,7 @@ def test_a_slow_verifier_delays_no_other(start: Any, own: Any) -> None:
         ("end", "server", "end: the verifier's process was ended by signal 9"),
         ("leave", "function", "leave: SystemExit: no more (own.py, line 13)"),
         ("fault", "function", "fault: ValueError: what is x (own.py, line 17)"),
-        ("nothing", "function", "nothing: returned nan of type float, which is no finite number"),
+        ("nothing", "function", "nothing: returned nan of type float, which is not a finite number"),
     ],
 )
 def test_what_goes_wrong_in_a_users_verifier(start: Any, own: Any, name: str, kind: str, detail: str) -> None:

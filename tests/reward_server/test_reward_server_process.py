@@ -220,7 +220,7 @@ def test_a_verifiers_signature_is_checked_at_the_start(
     ended = CliRunner().invoke(app, ["reward-server", "--port", "0", "--verifier", "own.py:f"])
     assert ended.exit_code == 2
     assert ended.stderr == (
-        f"error: the verifier {tmp_path / 'own.py'}:f cannot be used: {said}; a verifier is a function of one "
+        f"error: the verifier {tmp_path / 'own.py'}:f cannot be used: {said}; a verifier must be a function of one "
         "argument: def f(submission: Submission) -> float | dict\n"
     )
 

@@ -14,7 +14,7 @@ from iiverl_reward_client.verifiers import (
     math_verifiable,
     swe_verifiable,
 )
-from iiverl_reward_client.verifiers.returned import NoScoreError, parts_of
+from iiverl_reward_client.verifiers.worker import NoScoreError, parts_of
 
 
 def submission(type: str, response: str, answer: Any) -> Submission:

@@ -26,7 +26,7 @@ def test_a_mapping_is_written_as_json():
 
 @pytest.mark.parametrize("info", [None, 3, ["x"], b"{}"])
 def test_anything_else_is_refused(info):
-    with pytest.raises(TypeError, match="verification_info is a JSON string or a mapping"):
+    with pytest.raises(TypeError, match="verification_info must be a JSON string or a mapping"):
         request_payload("out", info)
 
 
@@ -63,14 +63,14 @@ def test_a_finite_number_is_a_score(body, expected):
         ('{"score": 1', "score"),
         (b"\xff\xfe", 'expected {"score": number}'),
         ("[" * 100_000, 'expected {"score": number}'),
-        ('{"score": NaN}', "no finite number: nan"),
-        ('{"score": Infinity}', "no finite number: inf"),
-        ('{"score": 1e999}', "no finite number: inf"),
-        ('{"score": 1' + "0" * 400 + "}", "no finite number: 1000"),
-        ('{"score": "1.0"}', "no finite number: '1.0'"),
-        ('{"score": true}', "no finite number: True"),
-        ('{"score": null}', "no finite number: None"),
-        ('{"score": [1]}', "no finite number: [1]"),
+        ('{"score": NaN}', "not a finite number: nan"),
+        ('{"score": Infinity}', "not a finite number: inf"),
+        ('{"score": 1e999}', "not a finite number: inf"),
+        ('{"score": 1' + "0" * 400 + "}", "not a finite number: 1000"),
+        ('{"score": "1.0"}', "not a finite number: '1.0'"),
+        ('{"score": true}', "not a finite number: True"),
+        ('{"score": null}', "not a finite number: None"),
+        ('{"score": [1]}', "not a finite number: [1]"),
     ],
 )
 def test_a_success_without_a_score_is_a_bad_response(body, detail):

@@ -18,7 +18,7 @@ PACKAGES = Path(iiverl_reward_client.__file__).parents[1]
 
 CALLER = """
 import sys
-from iiverl_reward_client.verifiers.sandbox.own import NamespaceSandbox
+from iiverl_reward_client.verifiers.sandbox.namespace_sandbox import NamespaceSandbox
 print(NamespaceSandbox().run(sys.stdin.read()))
 """
 SLEEPER = """
@@ -102,9 +102,9 @@ os.setgroups([]); os.setgid(54321); os.setuid(54321)
 for name in ('iiverl_reward_client', 'iiverl_reward_client.verifiers', 'iiverl_reward_client.verifiers.sandbox'):
     package = sys.modules[name] = types.ModuleType(name)
     package.__path__ = [{str(PACKAGES)!r} + '/' + name.replace('.', '/')]
-from iiverl_reward_client.verifiers.sandbox.own import NamespaceSandbox
-from iiverl_reward_client.verifiers.sandbox.seam import Limits
-from iiverl_reward_client.verifiers.sandbox.probe import leaks
+from iiverl_reward_client.verifiers.sandbox.namespace_sandbox import NamespaceSandbox
+from iiverl_reward_client.verifiers.sandbox.base import Limits
+from iiverl_reward_client.verifiers.sandbox.self_test import leaks
 sandbox = NamespaceSandbox(sys.argv[1] or None)
 print(leaks(sandbox))
 execution = sandbox.run({PROBE!r}, limits=Limits(processes=8, wall_seconds=5))

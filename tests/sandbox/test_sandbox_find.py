@@ -13,7 +13,7 @@ from iiverl_reward_client.verifiers.sandbox import (
     SandboxUnavailable,
     find_sandbox,
 )
-from iiverl_reward_client.verifiers.sandbox.probe import leaks
+from iiverl_reward_client.verifiers.sandbox.self_test import leaks
 
 
 class NoSandbox:
@@ -71,5 +71,5 @@ def test_a_machine_without_user_namespaces_is_told_what_to_do(sandbox: Sandbox) 
 
 def test_another_system_is_told_that_it_has_no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(SandboxUnavailable, match=r"namespaces are Linux's.*FUSION_SANDBOX_URL"):
+    with pytest.raises(SandboxUnavailable, match=r"namespaces need Linux.*FUSION_SANDBOX_URL"):
         find_sandbox(None)

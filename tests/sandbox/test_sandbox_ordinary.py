@@ -107,5 +107,5 @@ def test_another_language_is_refused_by_its_name(sandbox: Sandbox) -> None:
 
 
 def test_limits_are_positive() -> None:
-    with pytest.raises(ValueError, match="processes is positive, not 0"):
+    with pytest.raises(ValueError, match="processes must be positive, not 0"):
         Limits(processes=0)

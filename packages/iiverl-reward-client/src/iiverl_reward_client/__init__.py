@@ -1,4 +1,4 @@
-"""Scores from outside: a score or a typed failure, never a made-up zero. Needs httpx and nothing else of iiverl."""
+"""Client and server for rewards: each sample gets a score or a typed failure, never a made-up zero."""
 
 from iiverl_reward_client.asyncio_transport import AsyncioTransport
 from iiverl_reward_client.client import RewardClient

@@ -1,4 +1,4 @@
-"""Servers' addresses, and keeping secrets out of what people read."""
+"""Parse the addresses of servers, and keep secrets out of messages."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,25 +8,25 @@ from typing import Any
 import httpx
 
 _HIDDEN = "[secret]"
-# A shorter value of a query is too likely to be an ordinary word or number.
+# A shorter query value is too likely to be an ordinary word or number.
 _SHORTEST_QUERY_SECRET = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Address:
-    """Where a server is: `url` without user name and password, `shown` without the query too."""
+    """A server's address: `url` has no user name and password, `shown` no query either."""
 
     url: httpx.URL = field(repr=False)
     shown: str
     authorization: str | None = field(repr=False)
 
     def at(self, path: str) -> httpx.URL:
-        """Give the URL of `path` below this address; the empty path is the address itself."""
+        """Return the URL of `path` below this address; an empty path means the address itself."""
         return self.url.copy_with(path=self.url.path.rstrip("/") + path) if path else self.url
 
 
 class Secrets:
-    """Strings that nobody is to read; `hide` takes them out of a text."""
+    """Strings that must not be shown; `hide` removes them from a text."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self._secrets = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
@@ -50,17 +50,17 @@ class Secrets:
 
 
 def read_addresses(urls: str | Sequence[str], token: str | None) -> tuple[list[Address], Secrets]:
-    """Take servers' URLs apart: where they are, what authorises a request, and what has to stay secret.
+    """Parse the URLs of servers into addresses and secrets.
 
     Raises:
-        ValueError: no URL, one that is not http or https, credentials in both URL and token, or a token that no HTTP
-            header can hold. No message holds a secret.
+        ValueError: there is no URL, one is not http or https, both URL and token have credentials, or the token is
+            invalid in an HTTP header. Messages hold no secret.
     """
     given = [urls] if isinstance(urls, str) else list(urls)
     if not given:
         raise ValueError("give the URL of at least one reward server")
     if token is not None and (not token.isascii() or not token.isprintable() or not token or " " in token):
-        raise ValueError("the token is empty, or holds characters that no HTTP header can carry")
+        raise ValueError("the token is empty, or has characters that are invalid in an HTTP header")
     addresses, secrets = [], [token or ""]
     for text in given:
         url = _parsed(text)
@@ -83,7 +83,7 @@ def _parsed(text: str) -> httpx.URL:
     except (httpx.InvalidURL, TypeError):
         url = None
     if url is None or url.scheme not in ("http", "https") or not url.host:
-        # What is no URL may hold a password all the same, so it is told by its beginning alone.
+        # An invalid URL may still hold a password, so only its beginning is shown.
         beginning = str(text).partition("://")[0][:8] if "://" in str(text) else "text without ://"
         raise ValueError(f"a reward server's URL looks like http://host:8000; got {beginning}…") from None
     return url

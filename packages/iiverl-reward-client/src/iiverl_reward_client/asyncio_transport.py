@@ -1,7 +1,7 @@
 """HTTP/1.1 over asyncio, as an httpx transport that stays cheap with hundreds of connections.
 
-httpx's own transport looks at every connection of its pool at every request, so its cost grows with concurrency. Here
-a request takes the connection that was used last, or opens one; how many there are is for the caller to bound.
+httpx's own transport scans its connection pool at every request, so its cost grows with concurrency. Here a request
+takes the most recently used connection or opens one; the caller bounds their number.
 """
 
 import asyncio
@@ -11,10 +11,10 @@ from typing import TypeAlias, cast
 import h11
 import httpx
 
-_LONGEST_ANSWER = 64 * 2**20
+_MAX_RESPONSE_BYTES = 64 * 2**20
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# A server may close a connection just when a request is on its way to it; only one that rested this long is suspect.
-_RESTED_SECONDS = 1.0
+# A server may close a connection while a request is on its way; retry only on one that was idle for this long.
+_IDLE_SECONDS = 1.0
 _HAPPY_EYEBALLS_SECONDS = 0.25
 
 _Origin: TypeAlias = tuple[str, str, int]
@@ -22,10 +22,10 @@ _Answer: TypeAlias = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class AsyncioTransport(httpx.AsyncBaseTransport):
-    """Sends httpx requests over connections that are kept and used again; answers are read whole.
+    """Sends httpx requests over persistent connections and reads responses whole.
 
-    Of httpx's timeouts it takes `connect` and `read`, the latter for the whole answer. Proxies, HTTP/2 and
-    environment variables for proxies are httpx's own transport's business. Belongs to one event loop.
+    Of httpx's timeouts it uses `connect` and `read`, the latter for the whole response. It has no proxies, no HTTP/2,
+    and ignores environment variables; use httpx's own transport for these. It belongs to one event loop.
     """
 
     def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
@@ -33,10 +33,10 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         self._idle: dict[_Origin, list[_Connection]] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and give its answer.
+        """Send a request and return the response.
 
         Raises:
-            httpx.TransportError: no connection, no answer in time, or none that is HTTP.
+            httpx.TransportError: no connection, no response in time, or one that is not HTTP.
         """
         content = await request.aread()
         timeouts = request.extensions.get("timeout", {})
@@ -48,13 +48,13 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             try:
                 return await self._exchange(connection, idle, request, content, timeouts.get("read"))
             except (httpx.NetworkError, httpx.RemoteProtocolError):
-                if connection.heard or connection.rested < _RESTED_SECONDS:
+                if connection.heard or connection.idle_seconds < _IDLE_SECONDS:
                     raise
         connection = await self._connect(origin, timeouts.get("connect"))
         return await self._exchange(connection, idle, request, content, timeouts.get("read"))
 
     async def aclose(self) -> None:
-        """Close the connections that are at rest."""
+        """Close the idle connections."""
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
@@ -93,7 +93,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 
 
 def _newest_open(idle: list["_Connection"]) -> "_Connection | None":
-    """Take the connection that was used last out of `idle`, passing over closed ones."""
+    """Remove and return the most recently used open connection of `idle`."""
     while idle:
         connection = idle.pop()
         if connection.reusable:
@@ -102,7 +102,7 @@ def _newest_open(idle: list["_Connection"]) -> "_Connection | None":
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, with one request on it at a time."""
+    """One connection, with one request at a time."""
 
     def __init__(self) -> None:
         self._http = h11.Connection(h11.CLIENT)
@@ -111,10 +111,10 @@ class _Connection(asyncio.Protocol):
         self._response: h11.Response | None = None
         self._body: list[bytes] = []
         self._body_length = 0
-        self._rests_since = 0.0
-        # Whether a byte of the answer has come, and how long the connection rested before the request, in seconds.
+        self._idle_since = 0.0
+        # Whether a byte of the response has arrived, and how long the connection was idle before, in seconds.
         self.heard = False
-        self.rested = 0.0
+        self.idle_seconds = 0.0
 
     @property
     def reusable(self) -> bool:
@@ -126,10 +126,10 @@ class _Connection(asyncio.Protocol):
         )
 
     async def exchange(self, request: httpx.Request, content: bytes, seconds: float | None) -> _Answer:
-        """Send a request and wait for its answer, `seconds` at most."""
+        """Send a request and wait for its response for at most `seconds`."""
         assert self._transport is not None
         loop = asyncio.get_running_loop()
-        self.heard, self.rested = False, loop.time() - self._rests_since
+        self.heard, self.idle_seconds = False, loop.time() - self._idle_since
         self._response, self._body, self._body_length = None, [], 0
         answer = self._answer = loop.create_future()
         timer = None
@@ -157,7 +157,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:  # bytes that nobody asked for
+        if self._answer is None:  # unsolicited bytes
             self.close()
             return
         self.heard = True
@@ -184,7 +184,7 @@ class _Connection(asyncio.Protocol):
         return b"".join(part for part in parts if part)
 
     def _read(self) -> None:
-        """Take what has come so far; finish the answer where it is whole."""
+        """Process the received data, and finish the response once it is complete."""
         try:
             while self._answer is not None and not self._answer.done():
                 event = self._http.next_event()
@@ -202,8 +202,8 @@ class _Connection(asyncio.Protocol):
     def _take(self, data: bytes) -> None:
         self._body.append(data)
         self._body_length += len(data)
-        if self._body_length > _LONGEST_ANSWER:
-            self._fail(httpx.RemoteProtocolError(f"the answer is longer than {_LONGEST_ANSWER} bytes"))
+        if self._body_length > _MAX_RESPONSE_BYTES:
+            self._fail(httpx.RemoteProtocolError(f"the answer is longer than {_MAX_RESPONSE_BYTES} bytes"))
 
     def _finish(self) -> None:
         assert self._answer is not None and self._response is not None and self._transport is not None
@@ -212,7 +212,7 @@ class _Connection(asyncio.Protocol):
             self._http.start_next_cycle()
         else:
             self.close()
-        self._rests_since = asyncio.get_running_loop().time()
+        self._idle_since = asyncio.get_running_loop().time()
         self._answer.set_result(
             (response.status_code, list(response.headers.raw_items()), b"".join(self._body))
         )

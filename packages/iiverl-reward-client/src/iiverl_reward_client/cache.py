@@ -1,4 +1,4 @@
-"""Scores on disk, so that the same output is not scored twice by the same version of a server."""
+"""Cache scores on disk, so that the same version of a server does not score the same output twice."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ _log = logging.getLogger(__name__)
 
 
 class ScoreCache:
-    """Scores by what was scored and by the server's version, a file each; failures are never kept.
+    """Scores by sample and server version, one file each; failures are never cached.
 
-    Several processes may share a folder. A file that cannot be read counts as absent, and a score that cannot be
-    written is told once in the log: neither costs a score.
+    Several processes may share a folder. A file that cannot be read counts as absent; if a score cannot be written, a
+    warning is logged once.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder).expanduser()
-        self._told = False
+        self._warned = False
 
     def get(self, protocol: str, version: str, sample: RewardSample) -> Scored | None:
-        """Look a score up."""
+        """Look up a score."""
         file = self._file(protocol, version, sample)
         try:
             answer = None if file is None else parsed(file.read_bytes())
@@ -46,7 +46,7 @@ class ScoreCache:
         )
 
     def put(self, protocol: str, version: str, sample: RewardSample, scored: Scored) -> None:
-        """Keep a score."""
+        """Store a score."""
         file = self._file(protocol, version, sample)
         if file is None:
             return
@@ -54,13 +54,12 @@ class ScoreCache:
         try:
             _write(file, json.dumps(content))
         except OSError as error:
-            if not self._told:
-                _log.warning("scores cannot be kept in %s: %s", self._folder, error)
-                self._told = True
+            if not self._warned:
+                _log.warning("scores cannot be cached in %s: %s", self._folder, error)
+                self._warned = True
 
     def _file(self, protocol: str, version: str, sample: RewardSample) -> Path | None:
-        """Name the file of a sample; None if it holds something that has no name in JSON, such as a label that the
-        protocol does not send."""
+        """Return the path of a sample's file; None if JSON cannot represent it, such as a label that is not sent."""
         try:
             info, label = (
                 dict(value) if isinstance(value, Mapping) else value
@@ -75,7 +74,7 @@ class ScoreCache:
 
 
 def _write(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
     try:

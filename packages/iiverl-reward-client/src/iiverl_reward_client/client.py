@@ -1,4 +1,4 @@
-"""The asynchronous client: samples in, an outcome for each, from one reward server or several."""
+"""The asynchronous client: score samples on one or several reward servers."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from iiverl_reward_client.addresses import read_addresses
 from iiverl_reward_client.asyncio_transport import AsyncioTransport
 from iiverl_reward_client.cache import ScoreCache
 from iiverl_reward_client.dialects import Capabilities, ProtocolName
-from iiverl_reward_client.dispatcher import Dispatcher, Settings
+from iiverl_reward_client.dispatcher import Dispatcher, DispatchOptions
 from iiverl_reward_client.endpoint import Breaker, Endpoint
 from iiverl_reward_client.exchange import Sender
 from iiverl_reward_client.outcomes import Failed, Outcome
@@ -24,26 +24,26 @@ from iiverl_reward_client.streaming import stream
 
 
 class RewardClient:
-    """Scores samples on reward servers. Every sample comes to a `Scored` or a `Failed`; scoring never raises for one.
+    """Scores samples on reward servers. Each sample gets a `Scored` or a `Failed`; scoring never raises for a sample.
 
     Args:
-        urls: of one server or several that score alike; each request goes to the one with the fewest under way. For
-            `openrlhf` and `slime` the URL is the one that is posted to, for the others the paths are added to it.
-        token: sent as `Authorization: Bearer …` to these URLs, and shown nowhere.
-        protocol: `reward` is `POST /reward`, a sample a request; `v1` is `POST /v1/rewards`, many a request; `auto`
-            finds out which of the two each server speaks.
-        max_workers: requests under way at most, over all servers. Fewer where a server says it is overloaded.
-        batch_size: samples in a request at most, where the protocol takes several.
-        timeouts, retries, breaker: see there.
-        cache_dir: folder for scores that are not to be asked for again; none by default. It is used where the
-            server's version is known: `/v1/rewards` tells it, and for other servers `server_version` does.
-        server_version: of servers that do not tell theirs.
-        transport: what carries the requests, any of httpx's asynchronous transports; a lean one of this package by
-            default. For a proxy give `httpx.AsyncHTTPTransport(proxy=…)`.
+        urls: One server, or several equivalent ones; each request goes to the one with the fewest in flight. For
+            `openrlhf` and `slime` it is the full URL, for the other protocols paths are appended.
+        token: Sent as `Authorization: Bearer …` to these URLs, and never shown.
+        protocol: `reward` is `POST /reward`, one sample per request; `v1` is `POST /v1/rewards`, many per request;
+            `auto` detects which of the two each server supports.
+        max_workers: Maximum requests in flight over all servers; fewer if a server is overloaded.
+        batch_size: Maximum samples per request, if the protocol allows several.
+        timeouts, retries, breaker: See `Timeouts`, `Retries` and `Breaker`.
+        cache_dir: Folder to cache scores in; none by default. It is used only if the server's version is known, from
+            `/v1/rewards` or `server_version`.
+        server_version: Version of servers that do not report one.
+        transport: An asynchronous httpx transport; by default a lean one of this package. For a proxy, use
+            `httpx.AsyncHTTPTransport(proxy=…)`.
 
     Raises:
-        TypeError: an argument is of a wrong type.
-        ValueError: an argument has an invalid value. No message holds a secret.
+        TypeError: an argument has a wrong type.
+        ValueError: an argument is invalid. Messages hold no secret.
     """
 
     def __init__(
@@ -77,15 +77,15 @@ class RewardClient:
         _check_count("batch_size", batch_size)
         self._addresses, self._secrets = read_addresses(urls, token)
         self._protocol: ProtocolName = protocol
-        settings = Settings(
+        options = DispatchOptions(
             protocol, timeouts or Timeouts(), retries or Retries(), batch_size, server_version
         )
         self._window = 4 * max_workers * batch_size
-        self._sender = Sender(transport or AsyncioTransport(), settings.timeouts)
+        self._sender = Sender(transport or AsyncioTransport(), options.timeouts)
         self._dispatcher = Dispatcher(
             [Endpoint(a, breaker or Breaker(), _known_dialect(protocol)) for a in self._addresses],
             self._sender,
-            settings,
+            options,
             max_workers,
             ScoreCache(cache_dir) if cache_dir is not None else None,
             self._secrets,
@@ -97,7 +97,7 @@ class RewardClient:
 
     @property
     def max_workers(self) -> int:
-        """Requests under way at most; may be changed at any time."""
+        """Maximum requests in flight; may be changed at any time."""
         return self._dispatcher.max_workers
 
     @max_workers.setter
@@ -106,11 +106,11 @@ class RewardClient:
         self._dispatcher.max_workers = value
 
     def submit(self, sample: RewardSample) -> asyncio.Future[Outcome]:
-        """Take a sample and return at once, on the event loop's thread; the future will hold the outcome.
+        """Queue a sample and return a future of its outcome; call this on the event loop's thread.
 
         Raises:
             TypeError: `sample` is not a `RewardSample`.
-            RuntimeError: the client is closed, or was used on another event loop before.
+            RuntimeError: the client is closed, or belongs to another event loop.
         """
         checked(sample)
         if self._closed:
@@ -122,29 +122,29 @@ class RewardClient:
         return await self.submit(sample)
 
     async def score_batch(self, samples: Iterable[RewardSample]) -> list[Outcome]:
-        """Score samples and give their outcomes in the same order.
+        """Score samples and return their outcomes in the same order.
 
         Raises:
-            TypeError: one of them is not a `RewardSample`; then none is sent.
+            TypeError: one of them is not a `RewardSample`; none is sent then.
         """
         return await asyncio.gather(*map(self.submit, [checked(sample) for sample in samples]))
 
     def score_stream(
         self, samples: Iterable[RewardSample] | AsyncIterable[RewardSample]
     ) -> AsyncIterator[tuple[RewardSample, Outcome]]:
-        """Score samples and give each with its outcome as it finishes.
+        """Score samples and yield each with its outcome as it finishes.
 
-        `samples` is read while others are being scored, ahead of them by a few times what can be under way. What it
-        raises is raised here. An iterable that waits for something must be an asynchronous one.
+        `samples` is consumed lazily, ahead of scoring by a few times the samples in flight; what it raises is raised
+        here. An iterable that blocks must be asynchronous.
 
         Raises:
-            TypeError: `samples` is not iterable (at the call), or yields something else than a `RewardSample`.
+            TypeError: `samples` is not iterable (at the call), or yields something other than a `RewardSample`.
         """
         _check_types(samples=(samples, Iterable | AsyncIterable))
         return stream(samples, self.submit, self._window)
 
     async def capabilities(self) -> dict[str, Capabilities | Failed | None]:
-        """Ask every server what it can do: None where it does not speak `/v1/rewards`."""
+        """Query the capabilities of each server; None for one without `/v1/rewards`."""
         answers = await asyncio.gather(*[ask_capabilities(self._sender, a) for a in self._addresses])
         return {
             address.shown: self._hidden(answer) if isinstance(answer, Failed) else answer
@@ -152,7 +152,7 @@ class RewardClient:
         }
 
     async def ping(self) -> dict[str, float | Failed]:
-        """See which servers answer: the seconds that took, or why there was no answer."""
+        """Ping each server; return the seconds it took to answer, or the failure."""
 
         async def timed(index: int) -> float | Failed:
             began = time.perf_counter()
@@ -185,7 +185,7 @@ class RewardClient:
 
 
 def _check_types(**arguments: tuple[Any, Any]) -> None:
-    """Raise TypeError for the first argument, given as (value, type), that is not of its type."""
+    """Raise `TypeError` for the first argument, given as (value, type), of a wrong type."""
     for name, (value, wanted) in arguments.items():
         if not isinstance(value, wanted):
             raise TypeError(f"{name} cannot be of type {type(value).__name__}")
@@ -198,5 +198,5 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _known_dialect(protocol: ProtocolName):
-    """Give the dialect that can be spoken without asking the server first."""
+    """Return the dialect if it is known without probing the server."""
     return None if protocol in ("auto", "v1") else DIALECTS[protocol]

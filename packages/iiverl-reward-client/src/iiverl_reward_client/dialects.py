@@ -1,4 +1,4 @@
-"""The protocols of reward servers: how samples are written into a request, and what its answer says of each."""
+"""The protocols of reward servers: write samples into requests and read responses."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +18,17 @@ from iiverl_reward_client.sample import RewardSample
 
 ProtocolName: TypeAlias = Literal["auto", "reward", "v1", "openrlhf", "slime"]
 
-_SHOWN = 120
-_PASSING: set[FailureKind] = {"transport", "timeout", "overload", "server"}
+_MAX_SHOWN = 120
+_TRANSIENT: set[FailureKind] = {"transport", "timeout", "overload", "server"}
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What one request came to for one sample.
+    """The result of one request for one sample.
 
-    `retry` where another may go better, `retry_after` seconds from now; `alone` where the sample has to be sent by
-    itself before it is known whether it is at fault.
+    `retry` says that another attempt may succeed, after `retry_after` seconds; `alone` that the sample has to be sent
+    by itself to find out whether it caused the failure.
     """
 
     outcome: Outcome
@@ -39,7 +39,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an answer says of each sample of its request, in order, and of the server's version."""
+    """A parsed response: an attempt per sample of the request, in order, and the server's version."""
 
     attempts: list[Attempt]
     server_version: str | None = None
@@ -49,15 +49,15 @@ class Reading:
 class Dialect:
     """One protocol.
 
-    Requests are `POST`s of JSON to `path` below the server's URL. `item` writes what is sent of a sample, as one or
-    several JSON texts, and raises TypeError or ValueError where JSON has no word for it; `body` joins the items of a
-    request; `read` takes the answer of status 200 apart. `ping` is the path of a GET that shows whether the server is
-    there, and `pongs` says that only 200 answers it.
+    Requests `POST` JSON to `path` below the server's URL. `item` encodes a sample as one or several JSON texts, and
+    raises `TypeError` or `ValueError` if JSON cannot represent it; `body` joins the items of a request; `read` parses a
+    response with status 200. `ping` is the path of a `GET` that shows whether the server is up; with `ping_is_200`, it
+    must return 200.
     """
 
     path: str
     ping: str
-    pongs: bool
+    ping_is_200: bool
     batches: bool
     item: Callable[[RewardSample], tuple[str, ...]]
     body: Callable[[Sequence[tuple[str, ...]]], str]
@@ -66,10 +66,10 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a server of the `/v1/rewards` protocol says of itself.
+    """The capabilities that a server of the `/v1/rewards` protocol reports.
 
-    `types` are those of `verification_info` that it verifies; `unavailable` gives others with the reason;
-    `max_batch` counts samples in a request, `max_body_bytes` its bytes.
+    `types` are the `verification_info` types that it verifies; `unavailable` has the reason for each that it cannot;
+    `max_batch` is the maximum samples per request, `max_body_bytes` the maximum bytes.
     """
 
     protocol: str
@@ -81,7 +81,7 @@ class Capabilities:
 
 
 def read_capabilities(body: str | bytes) -> Capabilities | None:
-    """Read the answer of `GET /v1/capabilities`; None where it is another protocol's."""
+    """Parse the response to `GET /v1/capabilities`; None if it is another protocol's."""
     answer = parsed(body)
     if not isinstance(answer, dict) or not str(answer.get("protocol", "")).startswith("iiverl-rewards/1"):
         return None
@@ -97,8 +97,8 @@ def read_capabilities(body: str | bytes) -> Capabilities | None:
 
 
 def after_failure(failure: Failed) -> Attempt:
-    """Say what the failure of a whole request means for each of its samples."""
-    return Attempt(failure, failure.kind in _PASSING)
+    """Return what the failure of a whole request means for each of its samples."""
+    return Attempt(failure, failure.kind in _TRANSIENT)
 
 
 def _positive(value: Any) -> int | None:
@@ -114,7 +114,7 @@ def _label(sample: RewardSample) -> Any:
     return dict(label) if isinstance(label, Mapping) else label
 
 
-# POST /reward: one sample a request.
+# POST /reward: one sample per request.
 
 
 def _reward_item(sample: RewardSample) -> tuple[str, ...]:
@@ -125,13 +125,13 @@ def _reward_read(body: bytes, samples: Sequence[RewardSample]) -> Reading:
     return Reading([Attempt(outcome_of_success(body))])
 
 
-# POST /v1/rewards: many samples a request, a result for each.
+# POST /v1/rewards: many samples per request, a result for each.
 
 
 def _v1_item(sample: RewardSample) -> tuple[str, ...]:
     info = sample.verification_info
     if not isinstance(info, str | Mapping):
-        raise TypeError(f"verification_info is a JSON string or a mapping, not {type(info).__name__}")
+        raise TypeError(f"verification_info must be a JSON string or a mapping, not {type(info).__name__}")
     return (
         _to_json(
             {
@@ -167,7 +167,7 @@ def _v1_result(result: Any, sample: RewardSample) -> Attempt:
         return _v1_error(result["error"])
     score = finite_number(result.get("score"))
     if score is None:
-        return _bad(f"the score is no finite number: {_brief(repr(result.get('score')))}")
+        return _bad(f"the score is not a finite number: {_brief(repr(result.get('score')))}")
     info = result.get("info")
     return Attempt(
         Scored(score, _finite_parts(result.get("components")), info if isinstance(info, dict) else {})
@@ -177,13 +177,12 @@ def _v1_result(result: Any, sample: RewardSample) -> Attempt:
 def _v1_error(error: Any) -> Attempt:
     kind: FailureKind | None = error.get("kind") if isinstance(error, dict) else None
     if kind is None or kind not in get_args(FailureKind):
-        return _bad(f"the server reports an error of no known kind: {_brief(repr(error))}")
+        return _bad(f"the server reports an error of unknown kind: {_brief(repr(error))}")
     wait = finite_number(error.get("retry_after"))
-    return Attempt(Failed(kind, detail=str(error.get("detail", ""))), kind in _PASSING, wait)
+    return Attempt(Failed(kind, detail=str(error.get("detail", ""))), kind in _TRANSIENT, wait)
 
 
 def _finite_parts(parts: Any) -> dict[str, float]:
-    """Keep what of a mapping is finite numbers."""
     if not isinstance(parts, dict):
         return {}
     numbers = {name: finite_number(value) for name, value in parts.items()}
@@ -215,7 +214,7 @@ def _openrlhf_read(body: bytes, samples: Sequence[RewardSample]) -> Reading:
     for i, reward in enumerate(rewards):
         number = finite_number(reward)
         if number is None:
-            attempts.append(_bad(f"the reward is no finite number: {_brief(repr(reward))}"))
+            attempts.append(_bad(f"the reward is not a finite number: {_brief(repr(reward))}"))
         else:
             parts = _finite_parts({name: column[i] for name, column in columns.items()})
             attempts.append(Attempt(Scored(number, parts)))
@@ -249,7 +248,7 @@ def _all_bad(detail: str, count: int) -> list[Attempt]:
 
 
 def _brief(body: str | bytes) -> str:
-    return shortened(as_text(body), _SHOWN)
+    return shortened(as_text(body), _MAX_SHOWN)
 
 
 REWARD = Dialect("/reward", "/ping", True, False, _reward_item, _first, _reward_read)

@@ -1,7 +1,6 @@
-"""Schedule samples: the queue between those who submit samples and the servers.
+"""Schedule samples: the queue between callers and servers.
 
-Every submitted sample comes to exactly one outcome. There is no background chatter: servers are probed only while
-samples wait.
+Every submitted sample gets exactly one outcome. Servers are probed only while samples wait.
 """
 
 import asyncio
@@ -24,13 +23,13 @@ from iiverl_reward_client.protocol import failure_of_status
 from iiverl_reward_client.retrying import Retries, RetryBudget, Timeouts, retry_after
 from iiverl_reward_client.sample import RewardSample
 
-# Refusals that may be one sample's fault: the others of its request deserve to be sent without it.
+# A single sample may have caused these; the others of the request are sent without it.
 _PERHAPS_ONE_SAMPLE = (400, 413, 422)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How samples are sent; `RewardClient` explains each."""
+class DispatchOptions:
+    """Options for sending samples, see `RewardClient`."""
 
     protocol: ProtocolName
     timeouts: Timeouts
@@ -41,7 +40,7 @@ class Settings:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A sample on its way: how often it was sent, and what happened last."""
+    """A submitted sample: how often it was sent, and its last failure."""
 
     sample: RewardSample
     future: asyncio.Future[Outcome]
@@ -54,8 +53,8 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Order:
-    """One request: where it goes, and the samples in it, each with what is sent of it."""
+class _Request:
+    """One request: its destination, and its samples with their encoded items."""
 
     endpoint: Endpoint
     permit: RequestPermit
@@ -65,13 +64,13 @@ class _Order:
 
 
 class Dispatcher:
-    """Sends samples to endpoints, and again where that may help. Belongs to one event loop."""
+    """Sends samples to endpoints, and retries them. Belongs to one event loop."""
 
     def __init__(
         self,
         endpoints: list[Endpoint],
         sender: Sender,
-        settings: Settings,
+        options: DispatchOptions,
         max_workers: int,
         cache: ScoreCache | None,
         secrets: Secrets,
@@ -79,10 +78,10 @@ class Dispatcher:
         self.max_workers = max_workers
         self._endpoints = endpoints
         self._sender = sender
-        self._settings = settings
+        self._options = options
         self._cache = cache
         self._secrets = secrets
-        self._budget = RetryBudget(settings.retries)
+        self._budget = RetryBudget(options.retries)
         self._queue: deque[_Job] = deque()
         self._unfinished: set[asyncio.Future[Outcome]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,16 +92,16 @@ class Dispatcher:
         self._outage: asyncio.TimerHandle | None = None
 
     def submit(self, sample: RewardSample) -> asyncio.Future[Outcome]:
-        """Take a sample and return at once; the future will hold its outcome.
+        """Queue a sample and return a future of its outcome.
 
         Raises:
-            RuntimeError: another event loop has used this before.
+            RuntimeError: the client belongs to another event loop.
         """
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
         elif self._loop is not loop:
-            raise RuntimeError("a RewardClient belongs to one event loop; make another one for this loop")
+            raise RuntimeError("a RewardClient belongs to one event loop; create another one for this loop")
         if not self._unfinished:
             self._budget.reset()
         self._budget.add_sample()
@@ -114,7 +113,7 @@ class Dispatcher:
         return job.future
 
     async def aclose(self) -> None:
-        """End all requests; what has no outcome yet is cancelled."""
+        """End all requests, and cancel futures without an outcome."""
         for timer in (self._wake, self._outage):
             if timer is not None:
                 timer.cancel()
@@ -125,41 +124,39 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # Choosing what to send where.
+    # Scheduling.
 
     def _pump_soon(self) -> None:
-        # Put off until the others of this turn of the loop have spoken, so that samples submitted together can share
-        # requests.
+        # Deferred to the next iteration of the loop, so that samples submitted together can share requests.
         if not self._pump_due and self._loop is not None:
             self._pump_due = True
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Send as much as can be sent."""
         self._pump_due = False
         try:
-            while (order := self._next_order()) is not None:
-                self._spawn(self._work(order))
+            while (request := self._next_request()) is not None:
+                self._spawn(self._work(request))
         except Exception as error:
             self._fail_waiting(error)
 
-    async def _work(self, order: _Order | None) -> None:
-        """Send one request, and then the next as long as there is one."""
-        while order is not None:
-            await self._send(order)
+    async def _work(self, request: _Request | None) -> None:
+        """Send a request, and further ones as long as there are any."""
+        while request is not None:
+            await self._send(request)
             try:
-                order = self._next_order()
+                request = self._next_request()
             except Exception as error:
                 self._fail_waiting(error)
                 return
             if self._queue and self._in_flight < self.max_workers:
                 self._pump_soon()
 
-    def _next_order(self) -> _Order | None:
-        """Take the next request off the queue, if one can be sent now."""
+    def _next_request(self) -> _Request | None:
+        """Take the next request from the queue, if one can be sent now."""
         assert self._loop is not None
         while self._in_flight < self.max_workers and (job := self._head()) is not None:
-            # One moment for all three decisions: a pause that ends between two of them would be seen by neither.
+            # The same time for all three decisions: none would notice a pause that ends between two of them.
             now = self._loop.time()
             self._probe_where_due(now)
             endpoint = self._choose(job, now)
@@ -170,33 +167,33 @@ class Dispatcher:
             jobs, items = self._take(endpoint, endpoint.dialect)
             if jobs:
                 self._in_flight += 1
-                return _Order(endpoint, endpoint.begin(now), endpoint.dialect, jobs, items)
+                return _Request(endpoint, endpoint.begin(now), endpoint.dialect, jobs, items)
         return None
 
     def _head(self) -> _Job | None:
-        """Look at the next sample that still wants an outcome."""
+        """Return the next sample without an outcome."""
         while self._queue and self._queue[0].future.done():
             self._queue.popleft()
         return self._queue[0] if self._queue else None
 
     def _choose(self, job: _Job, now: float) -> Endpoint | None:
-        """Choose the server with the fewest requests under way, another than the one where the sample failed."""
+        """Choose the server with the fewest requests in flight, preferably not the one where the sample failed."""
         free = [endpoint for endpoint in self._endpoints if endpoint.room(now, self.max_workers) > 0]
         return min(free, key=lambda e: (e is job.failed_at, e.in_flight, e.last_used), default=None)
 
     def _take(self, endpoint: Endpoint, dialect: Dialect) -> tuple[list[_Job], list[tuple[str, ...]]]:
-        """Take the samples of one request off the queue: as many as spread what waits over the free requests."""
+        """Take the samples of one request from the queue, so many that the queue is spread over all free requests."""
         assert self._loop is not None
         most, most_bytes = 1, math.inf
         if dialect.batches:
             free = self.max_workers - self._in_flight
-            most = min(self._settings.batch_size, math.ceil(len(self._queue) / free))
+            most = min(self._options.batch_size, math.ceil(len(self._queue) / free))
             if endpoint.capabilities is not None:
                 most = min(most, endpoint.capabilities.max_batch or most)
                 most_bytes = endpoint.capabilities.max_body_bytes or most_bytes
         jobs: list[_Job] = []
         items: list[tuple[str, ...]] = []
-        size = 64  # what stands around the items
+        size = 64  # bytes around the items
         while len(jobs) < most and (job := self._head()) is not None:
             if jobs and job.alone:
                 break
@@ -204,7 +201,7 @@ class Dispatcher:
                 item = dialect.item(job.sample)
             except (
                 Exception
-            ) as error:  # a caller's mapping may raise anything, and costs no other sample its score
+            ) as error:  # a caller's mapping may raise anything; other samples are not affected
                 detail = f"the sample cannot be sent: {str(error) or type(error).__name__}"
                 self._finish(job, Failed("bad_request", job.attempts, detail))
                 continue
@@ -222,65 +219,64 @@ class Dispatcher:
                 break
         return jobs, items
 
-    # Sending, and what comes of it.
+    # Sending.
 
-    async def _send(self, order: _Order) -> None:
-        """Send one request, and see to its samples."""
+    async def _send(self, request: _Request) -> None:
+        """Send one request, and finish or retry its samples."""
         try:
-            attempts = await self._ask(order)
-            for job, attempt in zip(order.jobs, attempts, strict=True):
-                self._settle(job, attempt, order.endpoint)
-        except Exception as error:  # a fault of the program, for those who wait to see
-            for job in order.jobs:
+            attempts = await self._ask(request)
+            for job, attempt in zip(request.jobs, attempts, strict=True):
+                self._finish_or_retry(job, attempt, request.endpoint)
+        except Exception as error:  # a bug, which the callers must see
+            for job in request.jobs:
                 if not job.future.done():
                     job.future.set_exception(error)
         finally:
-            order.endpoint.in_flight -= 1
+            request.endpoint.in_flight -= 1
             self._in_flight -= 1
 
-    async def _ask(self, order: _Order) -> list[Attempt]:
-        """Send one request, tell the endpoint how it went, and give what it came to for each sample."""
+    async def _ask(self, request: _Request) -> list[Attempt]:
+        """Send one request, update the endpoint, and return an attempt per sample."""
         assert self._loop is not None
-        endpoint, dialect, jobs = order.endpoint, order.dialect, order.jobs
-        body = dialect.body(order.items).encode()
+        endpoint, dialect, jobs = request.endpoint, request.dialect, request.jobs
+        body = dialect.body(request.items).encode()
         try:
             response = await self._sender.post(endpoint.address, dialect.path, body)
         except httpx.RequestError as error:
-            return [self._refused(order, failure_of(error), None)] * len(jobs)
+            return [self._refused(request, failure_of(error), None)] * len(jobs)
         status, content = response.status_code, response.content
         if status != 200:
             attempt = self._refused(
-                order, failure_of_status(status, content), retry_after(response.headers.get("Retry-After"))
+                request, failure_of_status(status, content), retry_after(response.headers.get("Retry-After"))
             )
             if len(jobs) > 1 and status in _PERHAPS_ONE_SAMPLE:
                 attempt = replace(attempt, alone=True)
             return [attempt] * len(jobs)
-        self._succeeded(endpoint, order.permit)
+        self._succeeded(endpoint, request.permit)
         reading = dialect.read(content, [job.sample for job in jobs])
         if any(_is_overload(attempt) for attempt in reading.attempts):
-            endpoint.slow_down(order.permit, self._loop.time(), self.max_workers)
-        attempts = [self._told(endpoint, attempt) for attempt in reading.attempts]
+            endpoint.slow_down(request.permit, self._loop.time(), self.max_workers)
+        attempts = [self._sanitize(endpoint, attempt) for attempt in reading.attempts]
         self._to_cache(endpoint, reading.server_version, jobs, attempts)
         return attempts
 
-    def _refused(self, order: _Order, failure: Failed, wait: float | None) -> Attempt:
-        """Tell the endpoint that a whole request failed, and give what that means for each of its samples."""
+    def _refused(self, request: _Request, failure: Failed, wait: float | None) -> Attempt:
+        """Record the failure of a whole request, and return what it means for each sample."""
         assert self._loop is not None
-        now, endpoint = self._loop.time(), order.endpoint
+        now, endpoint = self._loop.time(), request.endpoint
         failure = self._named(endpoint, failure)
         attempt = after_failure(failure)
         if not attempt.retry:
-            self._succeeded(endpoint, order.permit)  # a server that refuses is at work
+            self._succeeded(endpoint, request.permit)  # a server that refuses is up
             return attempt
-        endpoint.failed(order.permit, now, failure)
+        endpoint.failed(request.permit, now, failure)
         if failure.kind in ("overload", "timeout"):
-            endpoint.slow_down(order.permit, now, self.max_workers)
+            endpoint.slow_down(request.permit, now, self.max_workers)
         if wait is not None:
             endpoint.pause(now + wait)
         return attempt
 
-    def _settle(self, job: _Job, attempt: Attempt, endpoint: Endpoint) -> None:
-        """Finish a sample, or see that it is sent again."""
+    def _finish_or_retry(self, job: _Job, attempt: Attempt, endpoint: Endpoint) -> None:
         assert self._loop is not None
         if job.future.done():
             return
@@ -289,10 +285,10 @@ class Dispatcher:
             return
         if attempt.alone:
             job.alone = True
-            job.attempts -= 1  # the request was refused, and nobody knows yet whether for this sample
+            job.attempts -= 1  # this sample may not have caused the refusal
             self._queue.appendleft(job)
             return
-        retries = self._settings.retries
+        retries = self._options.retries
         job.failure = replace(attempt.outcome, attempts=job.attempts)
         job.failed_at = endpoint
         if not attempt.retry or job.attempts > retries.limit:
@@ -303,7 +299,7 @@ class Dispatcher:
             self._finish(job, replace(job.failure, detail=detail))
             return
         if job.expiry is None:
-            job.expiry = self._loop.call_at(job.started + self._settings.timeouts.sample, self._expire, job)
+            job.expiry = self._loop.call_at(job.started + self._options.timeouts.sample, self._expire, job)
         self._loop.call_later(
             max(retries.delay(job.attempts), attempt.retry_after or 0.0), self._requeue, job
         )
@@ -314,9 +310,9 @@ class Dispatcher:
             self._pump_soon()
 
     def _expire(self, job: _Job) -> None:
-        """Give a sample up whose time is over, wherever it is."""
+        """Fail a sample whose time is over."""
         if not job.future.done() and job.failure is not None:
-            seconds = self._settings.timeouts.sample
+            seconds = self._options.timeouts.sample
             detail = f"{job.failure.detail}; given up {seconds:g} s after the first attempt"
             self._finish(job, replace(job.failure, attempts=job.attempts, detail=detail))
 
@@ -326,8 +322,8 @@ class Dispatcher:
         if not job.future.done():
             job.future.set_result(outcome)
 
-    def _told(self, endpoint: Endpoint, attempt: Attempt) -> Attempt:
-        """Hide what is secret from whoever reads an outcome, and name the server in a failure."""
+    def _sanitize(self, endpoint: Endpoint, attempt: Attempt) -> Attempt:
+        """Hide secrets in an outcome, and name the server in a failure."""
         outcome = attempt.outcome
         if isinstance(outcome, Failed):
             return replace(attempt, outcome=self._named(endpoint, outcome))
@@ -338,7 +334,7 @@ class Dispatcher:
     def _named(self, endpoint: Endpoint, failure: Failed) -> Failed:
         return replace(failure, detail=f"{endpoint.address.shown}: {self._secrets.hide(failure.detail)}")
 
-    # Servers that are away.
+    # Unavailable servers.
 
     def _succeeded(self, endpoint: Endpoint, permit: RequestPermit) -> None:
         endpoint.succeeded(permit, self.max_workers)
@@ -355,7 +351,7 @@ class Dispatcher:
     async def _probe(self, endpoint: Endpoint) -> None:
         assert self._loop is not None
         try:
-            seen = await probe(self._sender, endpoint.address, self._settings.protocol)
+            seen = await probe(self._sender, endpoint.address, self._options.protocol)
         except Exception as error:
             self._fail_waiting(error)
             return
@@ -370,12 +366,12 @@ class Dispatcher:
         self._pump_soon()
 
     def _wait_for_a_server(self, now: float) -> None:
-        """See that the queue goes on when a server comes back, and that it does not wait for ever."""
+        """Schedule the next attempt to use a server, and the end of the wait."""
         assert self._loop is not None
         if any(endpoint.in_use(now) for endpoint in self._endpoints):
-            return  # it is busy, and the end of a request will go on
+            return  # it is busy; the end of a request continues
         if self._outage is None:
-            self._outage = self._loop.call_later(self._settings.timeouts.sample, self._give_up)
+            self._outage = self._loop.call_later(self._options.timeouts.sample, self._give_up)
         times = [endpoint.wakes_at() for endpoint in self._endpoints if not endpoint.probing]
         if self._wake is not None:
             self._wake.cancel()
@@ -383,7 +379,7 @@ class Dispatcher:
             self._wake = self._loop.call_at(first, self._pump)
 
     def _give_up(self) -> None:
-        """Fail what waits, when no server could be used for too long."""
+        """Fail waiting samples if no server could be used for too long."""
         assert self._loop is not None
         self._outage = None
         now = self._loop.time()
@@ -391,21 +387,21 @@ class Dispatcher:
             return
         last = [e.last_failure for e in self._endpoints if e.last_failure is not None]
         kind = last[0].kind if last else "timeout"
-        told = "; ".join(failure.detail for failure in last)
-        detail = f"no reward server could be used for {self._settings.timeouts.sample:g} s ({told})"
+        causes = "; ".join(failure.detail for failure in last)
+        detail = f"no reward server could be used for {self._options.timeouts.sample:g} s ({causes})"
         while (job := self._head()) is not None:
             self._queue.popleft()
             self._finish(job, Failed(kind, job.attempts, detail))
 
     def _fail_waiting(self, error: Exception) -> None:
-        """Raise a fault of the program where it is seen: in everyone who waits, instead of letting them wait for ever."""
+        """Raise a bug in all waiting callers, instead of letting them wait forever."""
         while (job := self._head()) is not None:
             job.future.set_exception(error)
 
     # The cache.
 
     def _from_cache(self, endpoint: Endpoint, job: _Job) -> bool:
-        """Finish a sample that this server's version has scored before."""
+        """Finish a sample from the cache; return whether it was there."""
         version = self._version(endpoint)
         if self._cache is None or version is None:
             return False
@@ -427,11 +423,11 @@ class Dispatcher:
                 self._cache.put(self._protocol(endpoint), version, job.sample, attempt.outcome)
 
     def _version(self, endpoint: Endpoint) -> str | None:
-        told = endpoint.capabilities.server_version if endpoint.capabilities is not None else None
-        return told or self._settings.server_version
+        version = endpoint.capabilities.server_version if endpoint.capabilities is not None else None
+        return version or self._options.server_version
 
     def _protocol(self, endpoint: Endpoint) -> str:
-        return "v1" if endpoint.dialect is V1 else self._settings.protocol
+        return "v1" if endpoint.dialect is V1 else self._options.protocol
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._loop is not None

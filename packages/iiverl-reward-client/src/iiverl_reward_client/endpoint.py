@@ -1,7 +1,7 @@
-"""One server as the client sees it: whether it can be used, how many requests it bears, what protocol it speaks.
+"""The client's view of a server: whether it is available, its concurrency limit and its protocol.
 
-A server that keeps failing is set aside. When its time is over it is probed, and a probe that is answered lets one
-request through; only when that succeeds is the server in full use again.
+The breaker opens for a server that keeps failing. After a while the server is probed; if it answers, one request is
+let through, and if that succeeds, the server is in full use again.
 """
 
 import math
@@ -16,9 +16,9 @@ from iiverl_reward_client.outcomes import Failed
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """When a server is set aside: after so many `failures` in a row, of those that are worth a retry.
+    """Stops using a server after `failures` retryable failures in a row.
 
-    It is probed again after about `seconds`, twice as many each further time, `longest` at most.
+    The server is probed after about `seconds`; this doubles each further time, up to `longest`.
     """
 
     failures: int = 5
@@ -33,14 +33,14 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class RequestPermit:
-    """One request under way: when it was sent, and before which change of the server's state."""
+    """A request in flight: when it was sent, and the epoch of the server's state then."""
 
     sent: float
     epoch: int
 
 
 class Endpoint:
-    """A server's state. Times are the event loop's, in seconds."""
+    """The state of a server. Times are the event loop's, in seconds."""
 
     def __init__(self, address: Address, breaker: Breaker, dialect: Dialect | None) -> None:
         self.address = address
@@ -61,32 +61,32 @@ class Endpoint:
         self._epoch = 0
 
     def room(self, now: float, max_workers: int) -> int:
-        """Say how many more requests the server may be sent."""
+        """Return how many more requests may be sent to the server."""
         if self.state in ("unknown", "open") or now < self._paused_until:
             return 0
         most = 1 if self.state == "trial" else int(min(self._limit, max_workers))
         return max(0, most - self.in_flight)
 
     def in_use(self, now: float) -> bool:
-        """Say whether the server takes requests, if perhaps no more than it has now."""
+        """Return whether the server accepts requests, even if it is at its limit."""
         return self.state == "closed" and now >= self._paused_until
 
     def wants_probe(self, now: float) -> bool:
-        """Say whether it is time to look whether the server is there."""
+        """Return whether it is time to probe the server."""
         return not self.probing and self.state in ("unknown", "open") and now >= self.wakes_at()
 
     def wakes_at(self) -> float:
-        """Give the time at which the server can be looked at again; in the past for one in use."""
+        """Return the time of the next possible use or probe; in the past for a server in use."""
         return max(self._paused_until, self._retry_at if self.state == "open" else 0.0)
 
     def begin(self, now: float) -> RequestPermit:
-        """Note that a request is sent."""
+        """Record that a request is sent."""
         self.in_flight += 1
         self.last_used = now
         return RequestPermit(now, self._epoch)
 
     def succeeded(self, permit: RequestPermit, max_workers: int) -> None:
-        """Note an answer that shows the server at work; it may bear a little more."""
+        """Record a response that shows the server is up, and raise its limit slightly."""
         if permit.epoch != self._epoch:
             return
         if self.state == "trial":
@@ -97,40 +97,37 @@ class Endpoint:
             self._limit = math.inf
 
     def failed(self, permit: RequestPermit, now: float, failure: Failed) -> None:
-        """Note that the server failed; set it aside if it keeps doing so."""
+        """Record a failure; open the breaker after several."""
         if permit.epoch != self._epoch:
             return
         self.last_failure = failure
         self._failures += 1
         if self.state == "trial" or self._failures >= self._breaker.failures:
-            self._set_aside(now)
+            self._open_breaker(now)
 
     def slow_down(self, permit: RequestPermit, now: float, max_workers: int) -> None:
-        """Note that the server cannot keep up: from now on half as many requests at a time.
-
-        Requests that were under way when it was first told say nothing new.
-        """
+        """Halve the concurrency limit of an overloaded server, once for all requests in flight at that time."""
         if permit.sent >= self._lowered_at:
             self._limit = max(1.0, min(self._limit, max_workers) / 2)
             self._lowered_at = now
 
     def pause(self, until: float) -> None:
-        """Send nothing until then."""
+        """Send nothing until this time."""
         self._paused_until = max(self._paused_until, until)
 
     def found(self, dialect: Dialect, capabilities: Capabilities | None) -> None:
-        """Note that a probe was answered."""
+        """Record an answered probe."""
         self.dialect, self.capabilities = dialect, capabilities
         self._enter("closed" if self.state == "unknown" else "trial")
 
     def missed(self, now: float, failure: Failed) -> None:
-        """Note that a probe failed."""
+        """Record a failed probe."""
         self.last_failure = failure
-        self._set_aside(now)
+        self._open_breaker(now)
 
-    def _set_aside(self, now: float) -> None:
+    def _open_breaker(self, now: float) -> None:
         seconds = min(self._breaker.longest, self._breaker.seconds * 2.0 ** min(self._openings, 60))
-        # Clients that lost the server together should not all come back together.
+        # Clients that lost the server at the same time should not all return at once.
         self._retry_at = now + seconds * random.uniform(0.5, 1.0)
         self._openings += 1
         self._enter("open")

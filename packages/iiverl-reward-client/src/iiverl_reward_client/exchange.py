@@ -1,4 +1,4 @@
-"""One request and its answer: sending it, and telling what went wrong."""
+"""Send a request, and classify its failure."""
 
 import httpx
 
@@ -14,32 +14,24 @@ _JSON = ("Content-Type", "application/json")
 class Sender:
     """Sends requests through an httpx transport.
 
-    It goes past `httpx.AsyncClient`, whose cookies, redirects and logging a reward server has no use for: a token goes
-    to the address it was given for and to no other.
+    It bypasses `httpx.AsyncClient`, whose cookies, redirects and logging are not needed: a token is sent only to the
+    address it was given for.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport, timeouts: Timeouts) -> None:
         self._transport = transport
-        self._urls: dict[tuple[Address, str], httpx.URL] = {}  # joining URLs costs more than it should
+        self._urls: dict[tuple[Address, str], httpx.URL] = {}  # joining URLs is slow
         read = timeouts.read
         self._extensions = {
             "timeout": {"connect": timeouts.connect, "read": read, "write": read, "pool": read}
         }
 
     async def post(self, address: Address, path: str, body: bytes) -> httpx.Response:
-        """Send JSON and read the answer.
-
-        Raises:
-            httpx.RequestError: there was none.
-        """
+        """Send JSON and read the response; raises `httpx.RequestError` if there is none."""
         return await self._send("POST", address, path, body)
 
     async def get(self, address: Address, path: str) -> httpx.Response:
-        """Ask and read the answer.
-
-        Raises:
-            httpx.RequestError: there was none.
-        """
+        """Send a GET and read the response; raises `httpx.RequestError` if there is none."""
         return await self._send("GET", address, path, None)
 
     async def aclose(self) -> None:
@@ -65,7 +57,7 @@ class Sender:
 
 
 def failure_of(error: httpx.RequestError) -> Failed:
-    """Say what kind of failure a request without an answer is."""
+    """Classify a request without a response."""
     detail = str(error) or type(error).__name__
     if isinstance(error, httpx.TimeoutException):
         return Failed("timeout", detail=detail)

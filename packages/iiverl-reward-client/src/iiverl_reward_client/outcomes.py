@@ -1,4 +1,4 @@
-"""Outcomes of scoring: a score, or a failure of a certain kind."""
+"""Outcomes of scoring: a score, or a typed failure."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ FailureKind: TypeAlias = Literal[
     "timeout",  # no answer in time
     "overload",  # the server said it is busy (429, 503) until the retries ran out
     "bad_request",  # the server refused the sample (other 4xx)
-    "bad_response",  # an answer that is no score: malformed, missing, NaN, infinite
+    "bad_response",  # an invalid score: malformed, missing, NaN, infinite
     "server",  # the server failed (5xx)
     "function",  # a Python function raised, or returned no score
 ]
@@ -18,7 +18,7 @@ FailureKind: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A finite score, with what it is made of (`components`) and what else the scorer had to say (`info`).
+    """A finite score, its parts (`components`) and further output of the scorer (`info`).
 
     Raises:
         ValueError: the score is not a finite number.
@@ -30,12 +30,12 @@ class Scored:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.score):
-            raise ValueError(f"a score is a finite number, not {self.score}")
+            raise ValueError(f"a score must be a finite number, not {self.score}")
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No score, after `attempts` tries; `detail` is for the person who reads it and holds no secret."""
+    """No score after this number of attempts; `detail` is for humans and holds no secret."""
 
     kind: FailureKind
     attempts: int = 1

@@ -1,4 +1,4 @@
-"""Looking whether a server is there, and what protocol it speaks."""
+"""Check whether a server is up, and detect its protocol."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ DIALECTS: dict[ProtocolName, Dialect] = {"reward": REWARD, "v1": V1, "openrlhf":
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A server that answers."""
+    """A server that answered."""
 
     dialect: Dialect
     capabilities: Capabilities | None = None
@@ -35,16 +35,16 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A server that does not; `wait` is how many seconds it asks to be left alone."""
+    """A server that did not answer; `wait` is its `Retry-After` in seconds."""
 
     failure: Failed
     wait: float | None = None
 
 
 async def probe(sender: Sender, address: Address, protocol: ProtocolName) -> Found | Missed:
-    """See whether a server can be used, and find the protocol that it speaks where `protocol` leaves that open.
+    """Check whether a server can be used, and detect its protocol if that is `auto`.
 
-    A server that refuses the question is there all the same; only one that fails, or that is too busy, is not.
+    A server that refuses the request is up; one that fails or is too busy is not.
     """
     asks = protocol in ("auto", "v1")
     try:
@@ -63,7 +63,7 @@ async def probe(sender: Sender, address: Address, protocol: ProtocolName) -> Fou
 
 
 async def ask_capabilities(sender: Sender, address: Address) -> Capabilities | Failed | None:
-    """Ask a server what it can do; None where it speaks another protocol."""
+    """Query a server's capabilities; None if it uses another protocol."""
     try:
         response = await sender.get(address, _CAPABILITIES)
     except httpx.RequestError as error:
@@ -74,18 +74,17 @@ async def ask_capabilities(sender: Sender, address: Address) -> Capabilities | F
 
 
 async def ping(sender: Sender, address: Address, protocol: ProtocolName) -> Failed | None:
-    """See whether a server answers; None where it does.
+    """Return None if a server answers, or else the failure.
 
-    `/ping` has to be answered by 200. OpenRLHF's and slime's servers have no such thing: there, any answer will do
-    that is no failure of the server's.
+    `/ping` must return 200. The servers of OpenRLHF and slime have no such path: any status below 500 is an answer.
     """
     dialect = DIALECTS.get(protocol, REWARD)
     try:
         response = await sender.get(address, dialect.ping)
     except httpx.RequestError as error:
         return failure_of(error)
-    well = response.status_code == 200 if dialect.pongs else response.status_code < 500
-    return None if well else _failed(response)
+    ok = response.status_code == 200 if dialect.ping_is_200 else response.status_code < 500
+    return None if ok else _failed(response)
 
 
 def _failed(response: httpx.Response) -> Failed:

@@ -1,7 +1,7 @@
-"""The reward server's wire protocol as pure functions: what is sent, and what an answer means.
+"""The wire protocol of `POST /reward` as pure functions.
 
-One sample is one `POST /reward` with the JSON object of `request_payload`. The server answers 200 with
-`{"score": number}`, and anything else with `{"detail": …}`; `outcome_of` turns either into an `Outcome`.
+A request has one sample, the JSON object of `request_payload`. The server responds with 200 and `{"score": number}`, or
+with another status and `{"detail": …}`; `outcome_of` turns either into an `Outcome`.
 """
 
 import json
@@ -18,12 +18,12 @@ _BODY_LENGTH = 120
 def request_payload(llm_output: str, verification_info: str | Mapping[str, Any]) -> dict[str, str]:
     """Build the JSON object of `POST /reward`.
 
-    `llm_output` is prompt and response together, decoded with special tokens kept. `verification_info` is a JSON
-    document in a string, which passes through unread, or a mapping, which is written as JSON.
+    `llm_output` is the prompt and the response, decoded with special tokens. `verification_info` is a JSON document as a
+    string, which is sent unchanged, or a mapping, which is written as JSON.
 
     Raises:
-        TypeError: `verification_info` is neither a string nor a mapping, or holds what JSON cannot.
-        ValueError: `verification_info` holds NaN or an infinity, which JSON has no word for.
+        TypeError: `verification_info` is neither a string nor a mapping, or JSON cannot represent it.
+        ValueError: `verification_info` holds NaN or an infinity.
     """
     if isinstance(verification_info, Mapping):
         document = json.dumps(dict(verification_info), ensure_ascii=False, allow_nan=False)
@@ -31,15 +31,15 @@ def request_payload(llm_output: str, verification_info: str | Mapping[str, Any])
         document = verification_info
     else:
         raise TypeError(
-            f"verification_info is a JSON string or a mapping, not {type(verification_info).__name__}"
+            f"verification_info must be a JSON string or a mapping, not {type(verification_info).__name__}"
         )
     return {"llm_output": llm_output, "verification_info": document}
 
 
 def outcome_of(status: int, body: str | bytes, attempts: int = 1) -> Outcome:
-    """Say what the server's answer means. No answer ever raises, and none but a finite number is a score.
+    """Interpret a response. No response raises, and only a finite number is a score.
 
-    A score's answer may hold more than the score: the rest is `Scored.info`. `attempts` is passed on to `Failed`.
+    Fields other than the score become `Scored.info`. `attempts` is passed to `Failed`.
     """
     if status == 200:
         return outcome_of_success(body, attempts)
@@ -47,14 +47,14 @@ def outcome_of(status: int, body: str | bytes, attempts: int = 1) -> Outcome:
 
 
 def failure_of_status(status: int, body: str | bytes, attempts: int = 1) -> Failed:
-    """Say what an answer with another status than 200 means."""
-    said = server_detail(body)
-    detail = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+    """Interpret a response with a status other than 200."""
+    text = server_detail(body)
+    detail = f"HTTP {status}: {text}" if text else f"HTTP {status}"
     return Failed(failure_kind(status), attempts, detail)
 
 
 def outcome_of_success(body: str | bytes, attempts: int = 1) -> Outcome:
-    """Read the body of an answer with status 200."""
+    """Interpret the body of a response with status 200."""
     answer = parsed(body)
     if not isinstance(answer, dict) or "score" not in answer:
         detail = f'expected {{"score": number}}, got {shortened(as_text(body), _BODY_LENGTH)!r}'
@@ -63,12 +63,12 @@ def outcome_of_success(body: str | bytes, attempts: int = 1) -> Outcome:
     number = finite_number(score)
     if number is None:
         shown = shortened(repr(score), _BODY_LENGTH)
-        return Failed("bad_response", attempts, f"the score is no finite number: {shown}")
+        return Failed("bad_response", attempts, f"the score is not a finite number: {shown}")
     return Scored(number, info=answer)
 
 
 def failure_kind(status: int) -> FailureKind:
-    """Say what kind of failure an HTTP status means."""
+    """Return the failure kind of an HTTP status."""
     if status in (429, 503):
         return "overload"
     if status == 408:
@@ -81,7 +81,7 @@ def failure_kind(status: int) -> FailureKind:
 
 
 def finite_number(score: Any) -> float | None:
-    """Give a JSON number as a float; None where it is of another type, not finite, or too large for a float."""
+    """Convert a JSON number to a float; None if it has another type, is not finite, or is too large."""
     if isinstance(score, bool) or not isinstance(score, int | float):
         return None
     try:
@@ -92,18 +92,18 @@ def finite_number(score: Any) -> float | None:
 
 
 def server_detail(body: str | bytes) -> str:
-    """Find what the server says went wrong: `detail` of a JSON object, else the body as it is."""
+    """Return the server's error message: `detail` of a JSON object, or else the body."""
     answer = parsed(body)
     if isinstance(answer, dict) and "detail" in answer:
         detail = answer["detail"]
-        said = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
+        text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
     else:
-        said = as_text(body)
-    return shortened(" ".join(said.split()), _DETAIL_LENGTH)
+        text = as_text(body)
+    return shortened(" ".join(text.split()), _DETAIL_LENGTH)
 
 
 def parsed(body: str | bytes) -> Any:
-    """Parse JSON; None for what is no JSON, or nested or long beyond what Python reads."""
+    """Parse JSON; None if it is invalid or exceeds Python's limits."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -116,5 +116,5 @@ def as_text(body: str | bytes) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """Cut a text that is too long for a message."""
+    """Shorten a text for a message."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

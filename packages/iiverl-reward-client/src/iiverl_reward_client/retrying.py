@@ -1,4 +1,4 @@
-"""When a failed request is tried again: full jitter, `Retry-After`, and a bound over the whole batch."""
+"""Retry policy: full jitter, `Retry-After`, and a limit for the whole batch."""
 
 import math
 import random
@@ -9,11 +9,11 @@ from email.utils import parsedate_to_datetime
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds that things may take.
+    """Timeouts in seconds.
 
-    `connect`: until a connection stands. `read`: from there to the end of the answer. `sample`: for one sample from
-    its first request on, retries and waiting for a server to come back included; also the longest that samples wait
-    while no server can be used.
+    `connect`: to open a connection. `read`: from then to the end of the response. `sample`: for one sample from its
+    first request on, including retries and waiting for a server; also the longest that samples wait while no server can
+    be used.
     """
 
     connect: float = 5.0
@@ -23,16 +23,16 @@ class Timeouts:
     def __post_init__(self) -> None:
         for name in ("connect", "read", "sample"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"the timeout {name!r} is a positive number of seconds")
+                raise ValueError(f"the timeout {name!r} must be a positive number of seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
     """How often and how soon a sample is sent again after a transport failure, a timeout, 408, 429 or 5xx.
 
-    `limit` retries a sample at most, the n-th after a random time between 0 and `first_delay * factor**(n-1)` seconds,
-    `longest_delay` at most (full jitter). Over a whole batch there are at most `floor + share * samples` of them, so
-    that an outage does not become a storm. A batch is what is scored from one moment of rest to the next.
+    A sample has at most `limit` retries, the n-th after a random time between 0 and `first_delay * factor**(n-1)`
+    seconds, at most `longest_delay` (full jitter). A whole batch has at most `floor + share * samples` retries, so that
+    an outage does not cause a storm. A batch ends when no sample is pending.
     """
 
     limit: int = 5
@@ -48,7 +48,7 @@ class Retries:
                 raise ValueError(f"Retries.{name} must not be negative")
 
     def delay(self, retry: int) -> float:
-        """Draw the seconds to wait before the `retry`-th retry, counted from 1."""
+        """Draw the delay in seconds before the `retry`-th retry, counted from 1."""
         try:
             bound = self.first_delay * self.factor ** (retry - 1)
         except OverflowError:
@@ -57,30 +57,30 @@ class Retries:
 
 
 class RetryBudget:
-    """Counts the retries that a batch has left."""
+    """Counts the remaining retries of a batch."""
 
     def __init__(self, retries: Retries) -> None:
         self._retries = retries
         self._left = float(retries.floor)
 
     def add_sample(self) -> None:
-        """Allow for one sample more."""
+        """Add the share of one sample."""
         self._left += self._retries.share
 
     def spend(self) -> bool:
-        """Take one retry, if there is one left."""
+        """Use a retry if one is left; return whether it was."""
         if self._left < 1:
             return False
         self._left -= 1
         return True
 
     def reset(self) -> None:
-        """Begin a new batch."""
+        """Start a new batch."""
         self._left = float(self._retries.floor)
 
 
 def retry_after(header: str | None) -> float | None:
-    """Read `Retry-After`, seconds or an HTTP date, as seconds from now; None where there is none that can be read."""
+    """Parse `Retry-After`, seconds or an HTTP date, as seconds from now; None if it is missing or invalid."""
     if header is None:
         return None
     text = header.strip()

@@ -1,4 +1,4 @@
-"""A drop-in for code written against II-Thought's `rl_verifier` client."""
+"""A drop-in replacement for II-Thought's `rl_verifier` client."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class VerificationFailed(RuntimeError):  # noqa: N818
-    """A sample that could not be scored; `failure` says why."""
+    """A sample could not be scored; `failure` has the reason."""
 
     def __init__(self, failure: Failed) -> None:
         super().__init__(
@@ -28,8 +28,8 @@ class VerificationFailed(RuntimeError):  # noqa: N818
 class RLVerifierClient:
     """Scores outputs as plain floats over `POST /reward`, with the signature of II-Thought's client.
 
-    A made-up `default_value` cannot be told from a score afterwards, so each use of one is told in the log; new code
-    is better off with `RewardClient`. Delays and timeouts are seconds; a delay is drawn between 0 and its bound.
+    A `default_value` cannot be distinguished from a score later, so each use is logged; prefer `RewardClient` in new
+    code. Delays and timeouts are in seconds; a delay is drawn between 0 and its bound.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RLVerifierClient:
         max_retry_delay: float = 10.0,
         retry_backoff_factor: float = 2.0,
     ) -> None:
-        # With no bound over the batch: `max_retries` is what this signature promises.
+        # No limit for the batch, since this signature promises `max_retries` per sample.
         retries = Retries(
             limit=max_retries,
             first_delay=initial_retry_delay,
@@ -67,7 +67,7 @@ class RLVerifierClient:
     def verify_safe(
         self, llm_output: str, verification_info: str | Mapping[str, Any], default_value: float = 0.0
     ) -> float:
-        """Score one output; `default_value` where there is no score."""
+        """Score one output; return `default_value` if there is no score."""
         outcome = self._client.score(RewardSample("", llm_output, verification_info))
         return _or_default([outcome], default_value)[0]
 
@@ -78,7 +78,7 @@ class RLVerifierClient:
         default_value: float = 0.0,
         progress_bar: bool = True,
     ) -> list[float]:
-        """Score pairs of output and `verification_info`, in order; `default_value` where there is no score."""
+        """Score pairs of output and `verification_info`, in order; `default_value` replaces missing scores."""
         self._client.client.max_workers = max_workers
         futures = [self._client.submit(RewardSample("", output, info)) for output, info in inputs]
         outcomes = []
@@ -105,7 +105,7 @@ class RLVerifierClient:
 
 
 def _or_default(outcomes: Sequence[Outcome], default_value: float) -> list[float]:
-    """Take the scores out, and tell of those that are none."""
+    """Return the scores, with a warning about those that are missing."""
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     if failed:
         _log.warning(
@@ -116,6 +116,6 @@ def _or_default(outcomes: Sequence[Outcome], default_value: float) -> list[float
 
 
 def _show_progress(done: int, total: int) -> None:
-    """Count on one line of a terminal, a hundred times at most."""
+    """Show a counter on a terminal, with at most a hundred updates."""
     if sys.stderr.isatty() and (done == total or done % max(1, total // 100) == 0):
         print(f"\rscored {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)

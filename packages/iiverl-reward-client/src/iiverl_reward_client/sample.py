@@ -1,4 +1,4 @@
-"""Define the sample that is sent to a reward server."""
+"""The sample that is sent to a reward server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RewardSample:
-    """One output of a model, and what a reward server needs to judge it.
+    """One output of a model, and what a reward server needs to score it.
 
-    `llm_output` is prompt and response together, decoded with special tokens kept; `prompt` and `response` are the
-    same apart, for servers that take them so. `verification_info` is a JSON document in a string, or a mapping.
-    `label` is the reference answer of OpenRLHF's and slime's protocols; where it is None they are sent
-    `verification_info`. `id` is the caller's own; it need not be unique.
+    `llm_output` is the prompt and the response, decoded with special tokens; `prompt` and `response` are the two parts,
+    for servers that need them separately. `verification_info` is a JSON document as a string, or a mapping. `label` is
+    the reference answer in the protocols of OpenRLHF and slime, by default `verification_info`. `id` is chosen by the
+    caller and need not be unique.
 
     Only the texts are checked here. `verification_info` and `label` come from datasets: if one cannot be sent, that
-    sample alone comes to a `Failed` of kind `bad_request`.
+    sample gets a `Failed` of kind `bad_request`.
 
     Raises:
         TypeError: `id`, `llm_output`, `prompt` or `response` is not a string.

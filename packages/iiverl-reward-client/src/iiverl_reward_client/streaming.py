@@ -1,4 +1,4 @@
-"""Outcomes as they come, of samples that may still be coming themselves."""
+"""Stream outcomes as they finish, while samples are still arriving."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
@@ -12,22 +12,22 @@ async def stream(
     submit: Callable[[RewardSample], asyncio.Future[Outcome]],
     window: int,
 ) -> AsyncIterator[tuple[RewardSample, Outcome]]:
-    """Submit samples as they come, `window` at most without an outcome that was taken, and give each as it finishes."""
+    """Submit samples as they arrive, with at most `window` outcomes not yet consumed, and yield each as it finishes."""
     finished: asyncio.Queue[tuple[RewardSample, asyncio.Future[Outcome]] | None] = asyncio.Queue()
-    room = asyncio.Semaphore(window)
-    under_way: set[asyncio.Future[Outcome]] = set()
-    taken = 0
+    slots = asyncio.Semaphore(window)
+    pending: set[asyncio.Future[Outcome]] = set()
+    consumed = 0
 
     def finish(sample: RewardSample, future: asyncio.Future[Outcome]) -> None:
-        under_way.discard(future)
+        pending.discard(future)
         finished.put_nowait((sample, future))
 
     async def feed() -> int:
         count = 0
         async for sample in _asynchronous(samples):
-            await room.acquire()
+            await slots.acquire()
             future = submit(sample)
-            under_way.add(future)
+            pending.add(future)
             future.add_done_callback(lambda done, sample=sample: finish(sample, done))
             count += 1
         return count
@@ -35,17 +35,17 @@ async def stream(
     feeder = asyncio.create_task(feed())
     feeder.add_done_callback(lambda _: finished.put_nowait(None))
     try:
-        while not feeder.done() or taken < feeder.result():
+        while not feeder.done() or consumed < feeder.result():
             item = await finished.get()
             if item is None:
                 continue
             sample, future = item
-            taken += 1
-            room.release()
+            consumed += 1
+            slots.release()
             yield sample, future.result()
     finally:
         feeder.cancel()
-        for future in list(under_way):
+        for future in list(pending):
             future.cancel()
 
 

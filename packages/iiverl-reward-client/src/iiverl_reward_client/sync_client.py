@@ -1,4 +1,4 @@
-"""The synchronous face: the same client on an event loop in a thread of its own."""
+"""The synchronous client: a `RewardClient` on an event loop in its own thread."""
 
 import asyncio
 import concurrent.futures
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 class SyncRewardClient:
-    """Gives a `RewardClient` methods that any thread may call. It takes the client over, and closes it.
+    """Wraps a `RewardClient` in methods that any thread may call. It owns the client and closes it.
 
-    The client must not have been used before. The thread is a daemon: a program may end without `close`.
+    The client must not have been used before. The thread is a daemon, so a program may exit without `close`.
     """
 
     def __init__(self, client: RewardClient) -> None:
@@ -35,7 +35,7 @@ class SyncRewardClient:
         return f"Sync{self.client!r}"
 
     def submit(self, sample: RewardSample) -> concurrent.futures.Future[Outcome]:
-        """Take a sample and return at once; the future will hold its outcome. Cancelling it drops the sample.
+        """Queue a sample and return a future of its outcome. Cancelling the future drops the sample.
 
         Raises:
             TypeError: `sample` is not a `RewardSample`.
@@ -47,7 +47,7 @@ class SyncRewardClient:
             if self._closed:
                 raise RuntimeError("the reward client is closed")
             self._arrived.append((sample, future))
-            if len(self._arrived) == 1:  # else the loop has been woken for those before
+            if len(self._arrived) == 1:  # otherwise the loop has been woken already
                 self._loop.call_soon_threadsafe(self._take_arrived)
         return future
 
@@ -56,34 +56,34 @@ class SyncRewardClient:
         return self.submit(sample).result()
 
     def score_batch(self, samples: Iterable[RewardSample]) -> list[Outcome]:
-        """Score samples and give their outcomes in the same order.
+        """Score samples and return their outcomes in the same order.
 
         Raises:
-            TypeError: one of them is not a `RewardSample`; then none is sent.
+            TypeError: one of them is not a `RewardSample`; none is sent then.
         """
         futures = list(map(self.submit, [checked(sample) for sample in samples]))
         return [future.result() for future in futures]
 
     def score_stream(self, samples: Iterable[RewardSample]) -> Iterator[tuple[RewardSample, Outcome]]:
-        """Score samples, all submitted at once, and give each with its outcome as it finishes.
+        """Score samples, all submitted at once, and yield each with its outcome as it finishes.
 
         Raises:
-            TypeError: one of them is not a `RewardSample`; then none is sent.
+            TypeError: one of them is not a `RewardSample`; none is sent then.
         """
         sample_of = {self.submit(sample): sample for sample in [checked(sample) for sample in samples]}
         finished = concurrent.futures.as_completed(sample_of)
         return ((sample_of[future], future.result()) for future in finished)
 
     def capabilities(self) -> dict[str, Capabilities | Failed | None]:
-        """Ask every server what it can do: None where it does not speak `/v1/rewards`."""
+        """Query the capabilities of each server; None for one without `/v1/rewards`."""
         return self._await(self.client.capabilities())
 
     def ping(self) -> dict[str, float | Failed]:
-        """See which servers answer: the seconds that took, or why there was no answer."""
+        """Ping each server; return the seconds it took to answer, or the failure."""
         return self._await(self.client.ping())
 
     def close(self) -> None:
-        """Close the connections and end the thread; futures without an outcome are cancelled."""
+        """Close the connections, end the thread, and cancel futures without an outcome."""
         with self._lock:
             if self._closed:
                 return
@@ -117,7 +117,7 @@ class SyncRewardClient:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _take_arrived(self) -> None:
-        """Hand over what was submitted since the loop was woken."""
+        """Submit the samples that arrived since the loop was woken."""
         with self._lock:
             arrived = list(self._arrived)
             self._arrived.clear()
@@ -127,12 +127,12 @@ class SyncRewardClient:
                 continue
             try:
                 _link(self.client.submit(sample), future)
-            except Exception as error:  # one sample's fault keeps no other from being scored
+            except Exception as error:  # other samples are not affected
                 future.set_exception(error)
 
 
 def _link(inner: asyncio.Future[Outcome], outer: concurrent.futures.Future[Outcome]) -> None:
-    """Let the future of the loop decide the one that other threads hold."""
+    """Resolve the future that other threads hold from the loop's future."""
 
     def decide(done: asyncio.Future[Outcome]) -> None:
         if done.cancelled():

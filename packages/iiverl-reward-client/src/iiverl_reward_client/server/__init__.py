@@ -1,6 +1,6 @@
-"""The reward server: verifiers behind HTTP, each type with its own places and queue. Needs the extra `server`.
+"""The reward server: verifiers behind HTTP, each with its own workers and queue. Requires the extra `server`.
 
-Names are imported when they are first used, so that the command can say what is missing if the extra is not installed.
+Names are imported on first use, so that the command can report missing packages if the extra is not installed.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The HTTP face: `/reward` and `/ping` as existing clients speak them, `/v1/*` in batches, `/metrics`."""
+"""The HTTP application: `/reward` and `/ping` as existing clients use them, `/v1/*` in batches, `/metrics`."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ _STATUS: dict[FailureKind, int] = {
     "function": 500,
 }
 _CLIENT_GONE = 499
-_TOKEN = [Security(HTTPBearer(auto_error=False))]  # for the document alone: Guard is what refuses
+_TOKEN = [Security(HTTPBearer(auto_error=False))]  # only for the OpenAPI document; Guard checks the token
 _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": messages.Detail, "description": "The bearer token is missing or wrong."},
     413: {"model": messages.Detail, "description": "The body or the batch is too large."},
@@ -49,15 +49,15 @@ _REWARD_ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class _Json(JSONResponse):
-    """JSON in ASCII: half a surrogate pair, which an `id` may hold, has no UTF-8."""
+    """JSON in ASCII, since UTF-8 cannot encode unpaired surrogates, which an `id` may hold."""
 
     def render(self, content: Any) -> bytes:
-        """Write without white space, as clients of `/reward` know it."""
+        """Write JSON without white space, as clients of `/reward` expect."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def create_app(scoring: Scoring) -> FastAPI:
-    """Build the application around verifiers, which its caller starts and closes."""
+    """Build the application around verifiers, which the caller starts and closes."""
     settings = scoring.settings
     app = FastAPI(
         title="iiverl rewards",
@@ -87,7 +87,7 @@ def create_app(scoring: Scoring) -> FastAPI:
 def _add_old_routes(app: FastAPI, scoring: Scoring) -> None:
     @app.get("/ping", response_model=messages.Ping)
     async def ping() -> Response:
-        """Say that the server is there."""
+        """Check that the server is up."""
         return _Json({"status": "ok", "message": "the reward server is running"})
 
     @app.post(
@@ -133,7 +133,7 @@ def _add_batch_routes(app: FastAPI, scoring: Scoring) -> None:
         dependencies=_TOKEN,
     )
     async def capabilities() -> Response:
-        """Say what can be verified here, and how much at a time."""
+        """Return what the server can verify, and its limits."""
         return _Json(
             {
                 "protocol": PROTOCOL,
@@ -147,7 +147,7 @@ def _add_batch_routes(app: FastAPI, scoring: Scoring) -> None:
 
     @app.get("/v1/health", response_model=messages.Health)
     async def health() -> Response:
-        """Say how busy the server is."""
+        """Return how busy the server is."""
         return _Json({"status": "ok", "in_flight": scoring.in_flight, "waiting": scoring.waiting})
 
 
@@ -168,7 +168,7 @@ async def _all(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
-    """Do the work, and give it up when the client goes away: nobody would read the result."""
+    """Await the work, and cancel it if the client disconnects."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())
     try:
@@ -180,7 +180,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | 
 
 
 async def _malformed(request: Request, error: Exception) -> _Json:
-    """Tell what is wrong with a body, in FastAPI's form but without giving back what was sent."""
+    """Report an invalid body in FastAPI's format, without repeating the body."""
     assert isinstance(error, RequestValidationError)
     detail = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
     return _error(422, detail)

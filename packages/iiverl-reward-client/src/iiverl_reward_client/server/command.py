@@ -22,9 +22,9 @@ def main(
     0 after SIGINT or SIGTERM while serving, 130 or 143 if one arrives before, 2 for bad input. Messages go to stderr.
 
     Args:
-        arguments: by default those of the process.
-        program: name to show in the help.
-        install: command to show if a dependency is missing.
+        arguments: Command-line arguments, by default the process's.
+        program: Name to show in the help.
+        install: Command to show if a dependency is missing.
     """
     options = _parser(program).parse_args(arguments)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
@@ -46,7 +46,7 @@ def _serve(options: Namespace) -> int:
         settings = load_settings(options.env_file).model_copy(
             update={name: value for name, value in given.items() if value is not None}
         )
-        serve(settings, options.verifier, tell=_print)
+        serve(settings, options.verifier, log=_print)
     except SettingsError as error:
         _print(f"error: {error}")
         return 2
@@ -95,7 +95,7 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 @contextmanager
 def _sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM end the start of the server in an orderly way, so that no worker process is left behind."""
+    """Exit cleanly on SIGTERM while the server starts, so that no worker process is left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What every request passes before it is read: who asks, and how much is sent. Counts answers, too."""
+"""Middleware that checks the token and size of each request, and counts responses."""
 
 import asyncio
 import hmac
@@ -12,9 +12,9 @@ _BODY_SECONDS = 60.0
 
 
 class Guard:
-    """Refuses requests without the token (401), too large (413), or too slow in sending their body (408).
+    """Rejects requests without the token (401), too large (413), or too slow in sending their body (408).
 
-    A body is read whole before anything else happens, so that nothing beyond `max_body_bytes` is ever held.
+    The body is read before anything else, and never more than `max_body_bytes` of it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Guard:
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer an ASGI request, or pass it on."""
+        """Handle an ASGI request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -70,7 +70,7 @@ class Guard:
         return self._expected is None or hmac.compare_digest(given, self._expected)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """Read the body; None where it is too large."""
+        """Read the body; None if it is too large."""
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             return None
@@ -88,7 +88,7 @@ class Guard:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Give the body once more, and then what comes after it: that the client has gone."""
+    """Replay the body, and then receive further messages, such as a disconnect."""
     given = False
 
     async def replay() -> Message:

@@ -1,4 +1,4 @@
-"""Places and a queue for one type, so that a slow verifier delays no other."""
+"""A worker limit and a queue per type, so that a slow verifier does not delay others."""
 
 import asyncio
 import math
@@ -9,11 +9,11 @@ from iiverl_reward_client.outcomes import Scored
 from iiverl_reward_client.verifiers import VerifierError
 
 _LONGEST_WAIT = 60.0
-_WEIGHT = 0.1  # of the newest in the running mean of seconds
+_WEIGHT = 0.1  # of the newest duration in the running mean
 
 
 class Lane:
-    """Runs at most `places` at a time; at most `queue` more wait in order, and any beyond that are turned away."""
+    """Runs at most `places` at a time; up to `queue` more wait in order, and any others are rejected."""
 
     def __init__(self, places: int, queue: int) -> None:
         self._count = places
@@ -25,14 +25,14 @@ class Lane:
 
     @property
     def in_flight(self) -> int:
-        """How many are being verified now."""
+        """Number of samples being verified."""
         return len(self._running)
 
     async def run(self, work: Callable[[], Awaitable[Scored]]) -> Scored:
-        """Do the work when there is a place.
+        """Do the work once there is a free place.
 
-        A caller that is cancelled while it waits gives up its place in the queue. Work that has begun goes on to its
-        end and holds its place until then, since to stop it would cost a new process.
+        A caller that is cancelled while it waits leaves the queue. Work that has started runs to its end, since stopping
+        it would cost a new process.
 
         Raises:
             VerifierError: the queue is full (kind `overload`), or the work raised it.
@@ -50,7 +50,7 @@ class Lane:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Drop what is being verified."""
+        """Cancel everything that is being verified."""
         tasks = list(self._running)
         for task in tasks:
             task.cancel()
@@ -68,6 +68,6 @@ class Lane:
         self._places.release()
 
     def _wait(self) -> float:
-        """Guess in how many whole seconds half the queue will be gone."""
+        """Estimate in how many whole seconds half the queue will be processed."""
         seconds = self.waiting / 2 * self._mean_seconds / self._count
         return float(math.ceil(min(max(seconds, 1.0), _LONGEST_WAIT)))

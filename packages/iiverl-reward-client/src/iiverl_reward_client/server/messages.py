@@ -1,4 +1,4 @@
-"""The JSON documents of the protocol, as they are checked and published."""
+"""The JSON documents of the protocol, for validation and the OpenAPI document."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from iiverl_reward_client.outcomes import FailureKind
 class RewardRequest(BaseModel):
     """One sample, as `POST /reward` takes it."""
 
-    llm_output: str = Field(description="Prompt and response together, special tokens kept.")
+    llm_output: str = Field(description="Prompt and response, with special tokens.")
     verification_info: str = Field(description="A JSON document with `type` and `answer`.")
 
 
@@ -24,11 +24,11 @@ class Sample(BaseModel):
     """One sample of a batch."""
 
     id: str = Field(description="Returned with the result.")
-    llm_output: str = Field(description="Prompt and response together, special tokens kept.")
+    llm_output: str = Field(description="Prompt and response, with special tokens.")
     prompt: str | None = Field(None, description="The prompt alone.")
     response: str | None = Field(
         None,
-        description="The response alone; without it, what follows the server's answer marker is verified.",
+        description="The response alone; by default the text after the server's answer marker.",
     )
     verification_info: str | dict[str, Any] = Field(
         description="`type` and `answer`; may be JSON in a string."
@@ -36,7 +36,7 @@ class Sample(BaseModel):
 
 
 class BatchRequest(BaseModel):
-    """Samples to be scored."""
+    """Samples to score."""
 
     samples: list[Sample]
 
@@ -50,7 +50,7 @@ class Error(BaseModel):
 
 
 class ScoredResult(BaseModel):
-    """A sample's score, and what it is made of."""
+    """A sample's score and its parts."""
 
     id: str
     score: float
@@ -68,12 +68,12 @@ class FailedResult(BaseModel):
 class BatchResponse(BaseModel):
     """A result for each sample, in order."""
 
-    server_version: str = Field(description="Changes with whatever may change a score.")
+    server_version: str = Field(description="Changes with anything that may change a score.")
     results: list[ScoredResult | FailedResult]
 
 
 class Capabilities(BaseModel):
-    """What the server can do."""
+    """The server's types and limits."""
 
     protocol: str
     server_version: str
@@ -99,6 +99,6 @@ class Ping(BaseModel):
 
 
 class Detail(BaseModel):
-    """What is wrong with a request, or the server."""
+    """An error of a request or of the server."""
 
     detail: Any

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""Prometheus metrics of the server."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ _SCORES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 class Metrics:
-    """Counters of one server; `exposition` writes them as text."""
+    """The metrics of one server; `exposition` writes them as text."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -40,12 +40,12 @@ class Metrics:
         )
 
     def watch(self, type: str, in_flight: Callable[[], float], waiting: Callable[[], float]) -> None:
-        """Show how many samples of a type are under way, as the functions say when asked."""
+        """Report the samples in flight and waiting for a type from these functions."""
         self._in_flight.labels(type).set_function(in_flight)
         self._waiting.labels(type).set_function(waiting)
 
     def count(self, type: str, result: Scored | VerifierError, seconds: float) -> None:
-        """Count a sample's result. `type` is one the server knows, or `unknown`."""
+        """Count a sample's result; `type` is a known type or `unknown`."""
         if isinstance(result, Scored):
             self._scores.labels(type).observe(result.score)
         else:
@@ -53,5 +53,5 @@ class Metrics:
         self._seconds.labels(type).observe(seconds)
 
     def exposition(self) -> bytes:
-        """Write all of it in Prometheus's text format."""
+        """Write the metrics in Prometheus's text format."""
         return generate_latest(self._registry)

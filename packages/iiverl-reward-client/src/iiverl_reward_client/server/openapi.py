@@ -8,7 +8,7 @@ from iiverl_reward_client.server.settings import Settings
 
 
 def document() -> str:
-    """Write the document as JSON, the same for every installation."""
+    """Write the OpenAPI document as JSON, the same for every installation."""
     return json.dumps(create_app(Scoring(Settings())).openapi(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Which verifiers a server has: those built in, those of installed packages, and those of files."""
+"""Find the verifiers of a server: built-in ones, and those of installed packages and files."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -26,32 +26,32 @@ _SCORING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A verifier, and how many submissions it verifies at a time."""
+class RegisteredVerifier:
+    """A verifier and its concurrency limit."""
 
     verifier: Verifier
     places: int
 
 
-def find_verifiers(settings: Settings, files: Sequence[str] = ()) -> dict[str, Entry]:
-    """Give the verifier of each type. `files` are users' own as `file.py:function`; the function's name is the type.
+def find_verifiers(settings: Settings, files: Sequence[str] = ()) -> dict[str, RegisteredVerifier]:
+    """Return the verifiers by type. `files` are user verifiers as `file.py:function`; the function's name is the type.
 
-    Installed packages offer theirs by the entry point group `iiverl.verifiers`, whose names are the types.
+    Installed packages register verifiers in the entry point group `iiverl.verifiers`, under the name of their type.
 
     Raises:
         SettingsError: there is no such file, or two verifiers have the same type.
     """
-    entries = _built_in(settings)
+    verifiers = _built_in(settings)
     installed = [(each.name, each.value.split(" ")[0]) for each in entry_points(group=GROUP)]
     for type, target in (*installed, *_of_files(files)):
-        if type in entries:
+        if type in verifiers:
             raise SettingsError(f"verifier {target}: there is a verifier of the type {type!r} already")
-        entries[type] = Entry(_function(settings, target), settings.workers)
-    return entries
+        verifiers[type] = RegisteredVerifier(_function(settings, target), settings.workers)
+    return verifiers
 
 
 def version_of(settings: Settings, files: Sequence[str] = ()) -> str:
-    """Name what scores here: the package's version, and a digest of the settings and files that bear on scores."""
+    """Return the package's version with a digest of the settings and files that affect scores."""
     digest = hashlib.sha256()
     for name in _SCORING:
         digest.update(f"{name}={getattr(settings, name)!r}\n".encode())
@@ -63,7 +63,7 @@ def version_of(settings: Settings, files: Sequence[str] = ()) -> str:
     return f"{version('iiverl-reward-client')}+{digest.hexdigest()[:12]}"
 
 
-def _built_in(settings: Settings) -> dict[str, Entry]:
+def _built_in(settings: Settings) -> dict[str, RegisteredVerifier]:
     here = "iiverl_reward_client.verifiers"
     key = settings.llm_judge_api_key
     code = CodeVerifier(
@@ -83,10 +83,10 @@ def _built_in(settings: Settings) -> dict[str, Entry]:
     mathematics = _function(settings, f"{here}.math_verifiable:score", check_math)
     edits = _function(settings, f"{here}.swe_verifiable:score", check_swe)
     return {
-        "math_verifiable": Entry(mathematics, settings.workers),
-        "code_verifiable": Entry(code, settings.sandbox_places),
-        "swe_verifiable": Entry(edits, settings.workers),
-        "llm_judge": Entry(judge, settings.judge_places),
+        "math_verifiable": RegisteredVerifier(mathematics, settings.workers),
+        "code_verifiable": RegisteredVerifier(code, settings.sandbox_places),
+        "swe_verifiable": RegisteredVerifier(edits, settings.workers),
+        "llm_judge": RegisteredVerifier(judge, settings.judge_places),
     }
 
 
@@ -103,7 +103,7 @@ def _function(
 
 
 def _of_files(files: Sequence[str]) -> list[tuple[str, str]]:
-    """List the verifiers of files as (type, target)."""
+    """Parse the verifiers of files as (type, target)."""
     found: list[tuple[str, str]] = []
     for written in files:
         place, _, name = written.rpartition(":")
@@ -111,6 +111,6 @@ def _of_files(files: Sequence[str]) -> list[tuple[str, str]]:
         if path.suffix != ".py" or not name:
             raise SettingsError(f"verifier {written}: expected file.py:function")
         if not path.is_file():
-            raise SettingsError(f"verifier {written}: {path} does not exist or is no file")
+            raise SettingsError(f"verifier {written}: {path} does not exist or is not a file")
         found.append((name, f"{path}:{name}"))
     return found

@@ -1,4 +1,4 @@
-"""Running the server until it is told to stop."""
+"""Run the server until it is stopped."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ from iiverl_reward_client.server.settings import Settings, SettingsError, variab
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection, so that they close it
-_STOP_SECONDS = 10  # that requests under way have to finish
+_STOP_SECONDS = 10  # for requests in flight to finish
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def serve(settings: Settings, files: Sequence[str] = (), tell: Callable[[str], None] = print) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished first, and no process is left behind.
+def serve(settings: Settings, files: Sequence[str] = (), log: Callable[[str], None] = print) -> None:
+    """Serve until SIGINT or SIGTERM; requests in flight are finished first, and no process is left behind.
 
-    `files` are users' verifiers as `file.py:function`. `tell` gets lines for whoever started the server.
+    `files` are user verifiers as `file.py:function`. `log` is called with lines for the user.
 
     Raises:
         SettingsError: the address cannot be listened on, or a verifier named in `files` cannot be used.
@@ -30,11 +30,11 @@ def serve(settings: Settings, files: Sequence[str] = (), tell: Callable[[str], N
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     scoring = Scoring(settings, files)
     with _listening(settings.bind_host, settings.bind_port) as listener:
-        asyncio.run(_serve(scoring, files, listener, tell))
+        asyncio.run(_serve(scoring, files, listener, log))
 
 
 async def _serve(
-    scoring: Scoring, files: Sequence[str], listener: socket.socket, tell: Callable[[str], None]
+    scoring: Scoring, files: Sequence[str], listener: socket.socket, log: Callable[[str], None]
 ) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
@@ -51,10 +51,10 @@ async def _serve(
         for written in files:
             if reason := scoring.unavailable.get(written.rpartition(":")[2]):
                 raise SettingsError(reason)
-        _introduce(scoring, listener, tell)
+        _log_start(scoring, listener, log)
         if threading.current_thread() is threading.main_thread():
-            # uvicorn raises the signal once more when it has stopped, for whoever handled it before: itself, so that
-            # to be told to stop is an ordinary end.
+            # After stopping, uvicorn raises the signal again for the previous handler. That is uvicorn too, so that a
+            # signal is an ordinary end.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, server.handle_exit)
         await server.serve(sockets=[listener])
@@ -62,14 +62,14 @@ async def _serve(
         await scoring.close()
 
 
-def _introduce(scoring: Scoring, listener: socket.socket, tell: Callable[[str], None]) -> None:
+def _log_start(scoring: Scoring, listener: socket.socket, log: Callable[[str], None]) -> None:
     host, port = listener.getsockname()[:2]
-    tell(f"reward server on http://{f'[{host}]' if ':' in host else host}:{port}")
-    tell(f"verifies: {', '.join(scoring.types)}")
+    log(f"reward server on http://{f'[{host}]' if ':' in host else host}:{port}")
+    log(f"verifies: {', '.join(scoring.types)}")
     for type, reason in scoring.unavailable.items():
-        tell(f"does not verify {type}: {reason}")
+        log(f"does not verify {type}: {reason}")
     if scoring.settings.bind_host not in _LOOPBACK and scoring.settings.token is None:
-        tell(f"warning: anyone who reaches {host} can use it; set {variable_of('token')} to ask for a token")
+        log(f"warning: anyone who reaches {host} can use it; set {variable_of('token')} to ask for a token")
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -86,7 +86,7 @@ def _listening(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error}. Set {variable_of('bind_host')} and "
             f"{variable_of('bind_port')}, or --host and --port."
         ) from None
-    # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, which this one does not,
-    # and without it an answer's last packet waits for the client's delayed acknowledgement, 40 ms.
+    # Connections inherit this. asyncio sets it only on sockets whose protocol is given as TCP, unlike this one; without
+    # it a response's last packet waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

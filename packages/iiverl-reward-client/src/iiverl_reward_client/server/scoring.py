@@ -1,4 +1,4 @@
-"""From a request's sample to its result: what is asked, by which verifier, in which lane."""
+"""Score the samples of requests with the verifiers of their types."""
 
 import asyncio
 import json
@@ -22,10 +22,10 @@ Result = Scored | VerifierError
 
 
 class Scoring:
-    """The verifiers of a server, each with its lane. `files` are users' verifiers as `file.py:function`.
+    """The verifiers of a server, each with its lane. `files` are user verifiers as `file.py:function`.
 
     Raises:
-        SettingsError: a user's verifier is not there, or has the type of another.
+        SettingsError: a user verifier does not exist, or has the type of another.
     """
 
     def __init__(self, settings: Settings, files: Sequence[str] = ()) -> None:
@@ -33,41 +33,43 @@ class Scoring:
         self.version = version_of(settings, files)
         self.unavailable: dict[str, str] = {}
         self.metrics = Metrics()
-        self._entries = find_verifiers(settings, files)
-        self._lanes = {type: Lane(entry.places, settings.queue) for type, entry in self._entries.items()}
+        self._verifiers = find_verifiers(settings, files)
+        self._lanes = {
+            type: Lane(registered.places, settings.queue) for type, registered in self._verifiers.items()
+        }
         for type, lane in self._lanes.items():
             self.metrics.watch(type, lambda lane=lane: lane.in_flight, lambda lane=lane: lane.waiting)
 
     @property
     def types(self) -> list[str]:
-        """The types that can be verified here."""
-        return [type for type in self._entries if type not in self.unavailable]
+        """The types that this server can verify."""
+        return [type for type in self._verifiers if type not in self.unavailable]
 
     @property
     def in_flight(self) -> int:
-        """How many samples are being verified."""
+        """Number of samples being verified."""
         return sum(lane.in_flight for lane in self._lanes.values())
 
     @property
     def waiting(self) -> int:
-        """How many samples wait for a place."""
+        """Number of samples waiting for a place."""
         return sum(lane.waiting for lane in self._lanes.values())
 
     async def start(self) -> None:
-        """Make all verifiers ready; those that cannot be are `unavailable`, with the reason."""
-        await asyncio.gather(*(self._start(type) for type in self._entries))
+        """Start all verifiers; those that fail are `unavailable`, with the reason."""
+        await asyncio.gather(*(self._start(type) for type in self._verifiers))
 
     async def close(self) -> None:
-        """Drop what is under way, and free processes and connections."""
+        """Cancel samples in flight, and free processes and connections."""
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
-        await asyncio.gather(*(entry.verifier.close() for entry in self._entries.values()))
+        await asyncio.gather(*(registered.verifier.close() for registered in self._verifiers.values()))
 
     async def score(
         self, llm_output: str, prompt: str | None, response: str | None, info: str | Mapping[str, Any]
     ) -> Result:
-        """Score one sample; whatever happens, the result says it.
+        """Score one sample; any failure is part of the result.
 
-        `response` is verified where it is given, otherwise what follows the last answer marker of `llm_output`.
+        If `response` is None, the text after the last answer marker of `llm_output` is verified.
         """
         arrived = time.monotonic()
         type = "unknown"
@@ -89,15 +91,15 @@ class Scoring:
 
     async def _start(self, type: str) -> None:
         try:
-            await self._entries[type].verifier.start()
+            await self._verifiers[type].verifier.start()
         except UnavailableError as error:
             self.unavailable[type] = error.detail
 
     def _known(self, type: Any) -> str:
-        if not isinstance(type, str) or type not in self._entries:
+        if not isinstance(type, str) or type not in self._verifiers:
             shown = repr(type)[:80]
             raise BadAnswerError(
-                f"verification_info has the unknown type {shown}; known: {', '.join(self._entries)}"
+                f"verification_info has the unknown type {shown}; known: {', '.join(self._verifiers)}"
             )
         return type
 
@@ -105,7 +107,7 @@ class Scoring:
         type, settings = submission.type, self.settings
         if type in self.unavailable:
             raise UnavailableError(self.unavailable[type])
-        verifier = self._entries[type].verifier
+        verifier = self._verifiers[type].verifier
         verifier.check(submission.answer)
         scored = await self._lanes[type].run(lambda: verifier.verify(submission))
         if settings.use_format_verifier and type in BUILT_IN:
@@ -114,19 +116,19 @@ class Scoring:
 
 
 def _read(info: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read a `verification_info` as far as all types have it in common.
+    """Parse a `verification_info` and check the fields that all types have.
 
     Raises:
-        BadAnswerError: it is no JSON object, or lacks `type` or `answer`.
+        BadAnswerError: it is not a JSON object, or has no `type` or `answer`.
     """
     if isinstance(info, str):
         try:
             info = json.loads(info)
         except (ValueError, RecursionError) as error:
-            raise BadAnswerError(f"verification_info is no JSON: {str(error)[:200]}") from None
+            raise BadAnswerError(f"verification_info is not JSON: {str(error)[:200]}") from None
     if not isinstance(info, Mapping):
-        raise BadAnswerError(f"verification_info is a JSON object, not {type(info).__name__}")
+        raise BadAnswerError(f"verification_info must be a JSON object, not {type(info).__name__}")
     for name in ("type", "answer"):
         if name not in info:
-            raise BadAnswerError(f"verification_info lacks {name!r}")
+            raise BadAnswerError(f"verification_info has no {name!r}")
     return info

@@ -1,4 +1,4 @@
-"""The server's settings, from the environment or a `.env` file; the environment goes first."""
+"""The server's settings, from the environment or a `.env` file; the environment takes precedence."""
 
 import os
 import re
@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 _UNPREFIXED = ("use_format_verifier", "fusion_sandbox_url", "llm_judge_")
 
-# Bound, and not simply host and port: clusters put REWARD_SERVER_PORT into every environment beside a service that is
-# called reward-server, and it holds an address.
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 _QUOTED = re.compile(r"""(?:"((?:[^"\\]|\\.)*)"|'([^']*)')\s*(?:#.*)?$""")
 _ESCAPE = re.compile(r"\\(.)")
@@ -18,16 +16,16 @@ _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 class SettingsError(Exception):
-    """A setting, or what it names, is not what the server needs; says which, and what to do."""
+    """A setting, or a file that it names, is invalid."""
 
 
 def variable_of(name: str) -> str:
-    """Name the environment variable of a setting."""
+    """Return the environment variable of a setting."""
     return name.upper() if name.startswith(_UNPREFIXED) else f"REWARD_SERVER_{name.upper()}"
 
 
 class Settings(BaseModel):
-    """What can be set, with defaults. `variable_of` names the environment variable of each."""
+    """Settings with defaults; `variable_of` returns the environment variable of each."""
 
     model_config = ConfigDict(frozen=True, alias_generator=variable_of, populate_by_name=True, extra="ignore")
 
@@ -43,6 +41,7 @@ class Settings(BaseModel):
     llm_judge_max_tokens: int = Field(default=1024, gt=0, description="Maximum tokens of a judgement.")
     llm_judge_temperature: float = Field(default=0.0, ge=0, description="Sampling temperature of the judge.")
 
+    # Not host and port: Kubernetes sets REWARD_SERVER_PORT, which holds an address, next to a service reward-server.
     bind_host: str = Field(
         default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces."
     )
@@ -88,11 +87,11 @@ class Settings(BaseModel):
 def load_settings(env_file: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from `environ` (by default the process's) and from a `.env` file.
 
-    `env_file` names the file, which must then be there; by default it is `.env` in the working directory, if there is
-    one. An empty value counts as not set.
+    `env_file` must exist; by default it is `.env` in the working directory, if that exists. An empty value counts as
+    unset.
 
     Raises:
-        SettingsError: the file cannot be read, or a value is not of its setting's kind; names it without its value.
+        SettingsError: the file cannot be read, or a setting is invalid; the message does not hold its value.
     """
     path = Path(".env") if env_file is None else Path(env_file)
     values: dict[str, str] = {}
@@ -104,7 +103,7 @@ def load_settings(env_file: str | Path | None = None, environ: Mapping[str, str]
     try:
         return Settings.model_validate({key: value for key, value in values.items() if value}, by_name=False)
     except ValidationError as error:
-        # Values are left out: one of them may be a secret.
+        # Values are omitted, since one of them may be a secret.
         problems = "; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())
         raise SettingsError(f"settings of the reward server: {problems}") from None
 

@@ -1,5 +1,5 @@
-"""What scores a response: functions for mathematics, edits and users' own kinds, which run in processes that can be
-killed; programs in a sandbox; a language model as a judge. A score is finite, and a failure says of what kind it is."""
+"""Verifiers of responses: functions, built in or the user's, in processes that can be killed; programs in a sandbox; a
+language model as a judge. A score is finite, and a failure is typed."""
 
 from iiverl_reward_client.verifiers.verifier import (
     BadAnswerError,

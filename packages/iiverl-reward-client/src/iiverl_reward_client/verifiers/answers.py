@@ -1,4 +1,4 @@
-"""The shape that `answer` has, by type. Checked before anything is verified, so that a bad row is told at once."""
+"""Check the shape of `answer` by type, before verification, so that invalid rows are reported immediately."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,27 +7,27 @@ from iiverl_reward_client.verifiers.verifier import BadAnswerError
 
 
 def check_math(answer: Any) -> None:
-    """See that an answer is `{"value": text}`, the text not blank; raises `BadAnswerError`."""
+    """Check that an answer is `{"value": text}` with text that is not blank; raises `BadAnswerError`."""
     if not _text(answer, "value", "math_verifiable: answer").strip():
         raise BadAnswerError("math_verifiable: answer.value is blank")
 
 
 def check_swe(answer: Any) -> None:
-    """See that an answer is `{"input": text, "ground_truth": text}`; raises `BadAnswerError`."""
+    """Check that an answer is `{"input": text, "ground_truth": text}`; raises `BadAnswerError`."""
     _text(answer, "input", "swe_verifiable: answer")
     _text(answer, "ground_truth", "swe_verifiable: answer")
 
 
 def check_judge(answer: Any) -> None:
-    """See that an answer is `{"value": text}`; raises `BadAnswerError`."""
+    """Check that an answer is `{"value": text}`; raises `BadAnswerError`."""
     _text(answer, "value", "llm_judge: answer")
 
 
 def check_code(answer: Any) -> None:
-    """See that an answer is `{"test_cases": [{"input": text, "output": text}, …], "language"?: text}`.
+    """Check that an answer is `{"test_cases": [{"input": text, "output": text}, …], "language"?: text}`.
 
     Raises:
-        BadAnswerError: it is not, or there is no test case.
+        BadAnswerError: it is not, or has no test case.
     """
     cases = answer.get("test_cases") if isinstance(answer, Mapping) else None
     if not isinstance(cases, list) or not cases:

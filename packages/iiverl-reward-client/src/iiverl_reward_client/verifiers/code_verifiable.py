@@ -1,4 +1,4 @@
-"""`code_verifiable`: the share of test cases that a program in a response passes, each run in a sandbox."""
+"""`code_verifiable`: the fraction of test cases that a program in a response passes, run in a sandbox."""
 
 import asyncio
 import time
@@ -23,11 +23,11 @@ _NAME = "code_verifiable"
 
 
 class CodeVerifier:
-    """Runs the last fenced block of a response's language once for each test case.
+    """Runs the last fenced block in the requested language once per test case.
 
-    `case_seconds` bounds one run and `seconds` all runs of a submission. A program that overruns the first fails that
-    case. When the time for all is over, the cases left are failed if the program overran before, since it is the
-    program that took the time; otherwise there is no score.
+    `case_seconds` limits one run, `seconds` all runs of a submission. A program that exceeds the first fails that case.
+    If the time for all is over, the remaining cases are failed if the program timed out before, since it used up the
+    time; otherwise there is no score.
     """
 
     def __init__(self, fusion_url: str | None, *, places: int, case_seconds: float, seconds: float) -> None:
@@ -38,7 +38,7 @@ class CodeVerifier:
         self._sandbox: Sandbox | None = None
 
     async def start(self) -> None:
-        """Find a sandbox; raises `UnavailableError` with the reason when there is none."""
+        """Find a sandbox; raises `UnavailableError` with the reason if there is none."""
         from iiverl_reward_client.verifiers.sandbox import SandboxUnavailable, find_sandbox
 
         try:
@@ -47,11 +47,11 @@ class CodeVerifier:
             raise UnavailableError(f"{_NAME} needs a sandbox: {error}") from None
 
     def check(self, answer: Any) -> None:
-        """See that an answer has the type's shape."""
+        """Check the shape of an answer."""
         check_code(answer)
 
     async def verify(self, submission: Submission) -> Scored:
-        """Run the program; a response without a block of the language has 0.0."""
+        """Run the program; a response without a block in the language scores 0.0."""
         language = submission.answer.get("language", "python")
         source = last_code_block(submission.response, language)
         cases: list[dict[str, str]] = submission.answer["test_cases"]
@@ -61,7 +61,7 @@ class CodeVerifier:
         return await loop.run_in_executor(self._threads, self._run_all, source, cases, language)
 
     async def close(self) -> None:
-        """Run no further case; a run that is going on ends by its own limit."""
+        """Start no further case; a current run ends at its own limit."""
         self._sandbox = None
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
@@ -96,7 +96,7 @@ class CodeVerifier:
 
 
 def _same(output: str, expected: str) -> bool:
-    """Compare as judges of programming contests do: white space at ends of lines and of the whole does not count."""
+    """Compare as in programming contests: ignore white space at the ends of lines and of the text."""
     return [line.rstrip() for line in output.strip().splitlines()] == [
         line.rstrip() for line in expected.strip().splitlines()
     ]

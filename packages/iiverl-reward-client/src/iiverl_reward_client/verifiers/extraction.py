@@ -1,6 +1,6 @@
-"""Finding the answer in a model's text: the response in a whole conversation, the last box, the last block of code.
+"""Extract answers from a model's text: the response of a conversation, the last box, the last block of code.
 
-All of it takes time linear in the text, whatever a model wrote.
+Each function takes time linear in the text, whatever a model wrote.
 """
 
 import re
@@ -14,16 +14,16 @@ _ALIASES = {"py": "python", "python3": "python", "c++": "cpp", "js": "javascript
 
 
 def split_turn(llm_output: str, marker: str) -> tuple[str | None, str]:
-    """Cut a whole conversation behind its last `marker`: what comes before and with it, and the response.
+    """Split a conversation after its last `marker` into prompt (including the marker) and response.
 
-    Without a marker all of it is the response, and the prompt is None.
+    Without a marker everything is the response, and the prompt is None.
     """
     before, found, response = llm_output.rpartition(marker)
     return (before + found, response) if found else (None, llm_output)
 
 
 def last_box(text: str) -> str | None:
-    r"""Give what stands in the last `\boxed{…}` that is closed, braces in it being balanced; None if there is none."""
+    r"""Return the content of the last closed `\boxed{…}`, with balanced braces; None if there is none."""
     stack: list[int | None] = []
     openings = {match.end() - 1: match.end() for match in _BOX.finditer(text)}
     last: tuple[int, int] | None = None
@@ -38,7 +38,7 @@ def last_box(text: str) -> str | None:
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
-    """List the fenced blocks that are closed, as (language in lower case, code); the language may be empty."""
+    """List the closed fenced blocks as (language in lower case, code); the language may be empty."""
     blocks: list[tuple[str, str]] = []
     position = 0
     while opening := _OPENING.search(text, position):
@@ -53,7 +53,7 @@ def code_blocks(text: str) -> list[tuple[str, str]]:
 
 
 def last_code_block(text: str, language: str | None = None) -> str | None:
-    """Give the code of the last closed fenced block, of one language if it is named; None if there is none."""
+    """Return the code of the last closed fenced block, optionally of one language; None if there is none."""
     wanted = None if language is None else _ALIASES.get(language.lower(), language.lower())
     for found, code in reversed(code_blocks(text)):
         if wanted in (None, found):

@@ -1,4 +1,4 @@
-"""The format score: whether a response has the outer form of a reasoning model's answer."""
+"""The format score: whether a response has the format of a reasoning model's answer."""
 
 import re
 
@@ -6,10 +6,10 @@ from iiverl_reward_client.outcomes import Scored
 from iiverl_reward_client.verifiers.extraction import code_blocks, last_box
 from iiverl_reward_client.verifiers.verifier import Submission
 
-ANSWER_SHARE, FORMAT_SHARE = 0.9, 0.1
+ANSWER_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1
 
-# Han (with extensions), kana, Bopomofo, Hangul and their punctuation. The bars and blocks of special tokens as in
-# <｜Assistant｜> and <｜end▁of▁sentence｜> lie outside.
+# Han (with extensions), kana, Bopomofo, Hangul and their punctuation. The bars and blocks of special tokens such as
+# <｜Assistant｜> and <｜end▁of▁sentence｜> are not included.
 _CJK = re.compile(
     "[\u1100-\u11ff\u2e80-\u2fdf\u3000-\u30ff\u3100-\u312f\u3130-\u318f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f]"
@@ -20,10 +20,10 @@ _NEEDS_CODE = {"code_verifiable", "swe_verifiable"}
 
 
 def format_score(submission: Submission, end_token: str) -> float:
-    """Give 1.0 where the response has all of the form, else 0.0.
+    """Return 1.0 if the response has the complete format, else 0.0.
 
-    It has a `<think>…</think>` block, which the prompt may have opened; ends with `end_token`; holds no CJK text; and
-    has a box (mathematics) or a fenced block (code).
+    It must have a `<think>…</think>` block, which the prompt may have opened, end with `end_token`, contain no CJK text,
+    and have a box (mathematics) or a fenced block (code).
     """
     response = submission.response
     if (submission.prompt or "").rstrip().endswith("<think>"):
@@ -41,7 +41,7 @@ def format_score(submission: Submission, end_token: str) -> float:
 
 
 def with_format(scored: Scored, format_score: float) -> Scored:
-    """Blend an answer's score with its format score, 0.9 to 0.1; both are components of the result."""
-    blended = ANSWER_SHARE * scored.score + FORMAT_SHARE * format_score
+    """Combine the answer's score (0.9) and the format score (0.1); both are components of the result."""
+    blended = ANSWER_WEIGHT * scored.score + FORMAT_WEIGHT * format_score
     components = {**scored.components, "answer": scored.score, "format": format_score}
     return Scored(blended, components, scored.info)

@@ -1,11 +1,11 @@
-"""A verifier that is a Python function of a submission, run in worker processes."""
+"""Verify with a Python function of a submission, in worker processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from iiverl_reward_client.outcomes import FailureKind, Scored
-from iiverl_reward_client.verifiers.processes import WorkerError, WorkerLimits, WorkerPool
+from iiverl_reward_client.verifiers.processes import VerifierProcessError, WorkerLimits, WorkerPool
 from iiverl_reward_client.verifiers.verifier import Submission, UnavailableError, VerifierError
 
 
@@ -13,9 +13,8 @@ class FunctionVerifier:
     """Scores by the function at `target`, in `places` processes.
 
     The function takes a `Submission` and returns a finite number, or a dict with `score`; it may be a coroutine
-    function. One with a `check` is this package's own: what it raises is a failure of kind `server`. Without one it is
-    a user's: what it raises is of kind `function`, and `start` waits until it is loaded, since its author wants to hear
-    at once if it cannot be.
+    function. With a `check` it is one of this package, and an exception is a failure of kind `server`. Otherwise it is
+    the user's: an exception is of kind `function`, and `start` waits until it is loaded, to report errors early.
     """
 
     def __init__(
@@ -32,21 +31,21 @@ class FunctionVerifier:
         self._pool = WorkerPool(target, places, limits, hidden_variables)
 
     async def start(self) -> None:
-        """See that a user's function can be loaded; raises `UnavailableError` when it cannot."""
+        """Check that a user's function can be loaded; raises `UnavailableError` if not."""
         if self._check is not None:
             return
         try:
             await self._pool.start()
-        except WorkerError as error:
+        except VerifierProcessError as error:
             raise UnavailableError(f"the verifier {self._target} cannot be used: {error}") from None
 
     def check(self, answer: Any) -> None:
-        """Check an answer's shape, where the type has one."""
+        """Check the shape of an answer, if the type has one."""
         if self._check is not None:
             self._check(answer)
 
     async def verify(self, submission: Submission) -> Scored:
-        """Score a submission in the next free process."""
+        """Score a submission in the next idle process."""
         try:
             reply = await self._pool.call(asdict(submission))
         except VerifierError as failed:

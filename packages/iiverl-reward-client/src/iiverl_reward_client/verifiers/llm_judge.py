@@ -1,4 +1,4 @@
-"""`llm_judge`: a language model behind an OpenAI-compatible server says whether a response matches a reference."""
+"""`llm_judge`: a language model on an OpenAI-compatible server decides whether a response matches a reference."""
 
 import math
 import re
@@ -20,7 +20,7 @@ _VERDICT = re.compile(r"VERDICT:[\s*]*(NO\s+MATCH|MATCH)\b", re.IGNORECASE)
 
 
 class JudgeVerifier:
-    """Asks `model` at `base_url` (`…/v1`); scores 1.0 for a match, else 0.0."""
+    """Queries `model` at `base_url` (`…/v1`); scores 1.0 for a match, else 0.0."""
 
     def __init__(
         self,
@@ -40,22 +40,22 @@ class JudgeVerifier:
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Open a client; raises `UnavailableError` when model or address are not set."""
+        """Open a client; raises `UnavailableError` if the model or the address is not set."""
         settings = {"LLM_JUDGE_MODEL": self._model, "LLM_JUDGE_BASE_URL": self._base_url}
         if missing := [name for name, value in settings.items() if not value]:
             raise UnavailableError(f"llm_judge needs {' and '.join(missing)} to be set on the server")
         if not re.match(r"https?://[^/\s]", self._base_url or ""):
             raise UnavailableError("llm_judge: LLM_JUDGE_BASE_URL is not an address like http://host:8000/v1")
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        limits = httpx.Limits(max_connections=None)  # the server bounds how many judgements run at a time
+        limits = httpx.Limits(max_connections=None)  # the server limits concurrent judgements
         self._client = httpx.AsyncClient(timeout=self._seconds, headers=headers, limits=limits)
 
     def check(self, answer: Any) -> None:
-        """See that an answer has the type's shape."""
+        """Check the shape of an answer."""
         check_judge(answer)
 
     async def verify(self, submission: Submission) -> Scored:
-        """Ask the judge once."""
+        """Query the judge once."""
         if self._client is None or self._base_url is None:
             raise VerifierError("server", "llm_judge has not been started")
         body = {"model": self._model, "messages": _messages(submission), **self._options}
@@ -66,7 +66,7 @@ class JudgeVerifier:
             raise VerifierError("timeout", f"the judge took longer than {self._seconds:g} s") from None
         except httpx.HTTPError as error:
             raise VerifierError("transport", f"the judge: {type(error).__name__}: {error}") from None
-        return Scored(_verdict(_said(answer)))
+        return Scored(_verdict(_completion_text(answer)))
 
     async def close(self) -> None:
         """Close the client."""
@@ -84,17 +84,17 @@ def _messages(submission: Submission) -> list[dict[str, str]]:
     return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": shown}]
 
 
-def _said(answer: httpx.Response) -> str:
-    """Give the text of a chat completion.
+def _completion_text(answer: httpx.Response) -> str:
+    """Return the text of a chat completion.
 
     Raises:
-        VerifierError: the judge answered with an error, or with something else.
+        VerifierError: the response is an error, or not a chat completion.
     """
     status = answer.status_code
     if status in (429, 503):
         raise VerifierError("overload", f"the judge is busy (HTTP {status})", _retry_after(answer))
     if status != 200:
-        # A refusal concerns this server's settings (model, key, address), never the sample: it is not bad_request.
+        # A refusal is due to this server's settings (model, key, address), not the sample: it is not bad_request.
         kind: FailureKind = "timeout" if status in (408, 504) else "server"
         raise VerifierError(kind, f"the judge answered HTTP {status}")
     try:
@@ -102,19 +102,19 @@ def _said(answer: httpx.Response) -> str:
     except (ValueError, LookupError, TypeError):
         content = None
     if not isinstance(content, str):
-        raise VerifierError("bad_response", "the judge's answer is no chat completion with text")
+        raise VerifierError("bad_response", "the judge's answer is not a chat completion with text")
     return content
 
 
-def _verdict(said: str) -> float:
-    """Read the last verdict in what the judge said.
+def _verdict(text: str) -> float:
+    """Parse the last verdict in the judge's text.
 
     Raises:
         VerifierError: there is none.
     """
-    verdicts = _VERDICT.findall(said)
+    verdicts = _VERDICT.findall(text)
     if not verdicts:
-        raise VerifierError("bad_response", f"the judge gave no verdict; it ended with {said[-80:]!r}")
+        raise VerifierError("bad_response", f"the judge gave no verdict; it ended with {text[-80:]!r}")
     return float(verdicts[-1].upper() == "MATCH")
 
 

@@ -1,4 +1,4 @@
-r"""`math_verifiable`: the last `\boxed{…}` of a response against a reference, compared by Math-Verify."""
+r"""`math_verifiable`: compare the last `\boxed{…}` of a response with a reference, using Math-Verify."""
 
 import logging
 
@@ -7,12 +7,12 @@ from math_verify import parse, verify
 from iiverl_reward_client.verifiers.extraction import last_box
 from iiverl_reward_client.verifiers.verifier import BadAnswerError, Submission
 
-# It warns at each start that its own time limits are off; the process that it runs in is killed instead.
+# It warns at each start that its timeouts are off; its process is killed instead.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def score(submission: Submission) -> float:
-    """Give 1.0 where the last box equals the reference, else 0.0. A response without a box has 0.0.
+    """Return 1.0 if the last box equals the reference, else 0.0; a response without a box scores 0.0.
 
     Raises:
         BadAnswerError: Math-Verify finds nothing to compare with in the reference.

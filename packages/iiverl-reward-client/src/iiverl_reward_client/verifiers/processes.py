@@ -1,4 +1,4 @@
-"""Worker processes: each runs one submission at a time, and is killed and replaced when that takes too long."""
+"""Worker processes that run one submission at a time, and are killed and replaced if it takes too long."""
 
 import asyncio
 import json
@@ -16,26 +16,26 @@ from iiverl_reward_client.verifiers.verifier import VerifierError
 
 _log = logging.getLogger(__name__)
 
-_START_LIMIT = 120.0  # seconds: a verifier may import a large library
-_RESTART_PAUSE = 1.0
+_START_TIMEOUT_S = 120.0  # seconds: a verifier may import a large library
+_RESTART_DELAY_S = 1.0
 _REPLY_BYTES = 16 * 2**20
-_LOOK_EVERY = 0.1  # seconds between looks at a worker's memory
+_MEMORY_CHECK_S = 0.1
 
 
-class WorkerError(Exception):
-    """A worker process could not load its function, or ended before it had."""
+class VerifierProcessError(Exception):
+    """A worker process could not load its function."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """What one submission may cost: seconds of wall time, and bytes of resident memory (kept on Linux only)."""
+    """Limits per submission: seconds of wall time, and bytes of resident memory (on Linux only)."""
 
     seconds: float = 10.0
     memory_bytes: int = 2 * 2**30
 
 
 class WorkerPool:
-    """Up to `size` processes that each have loaded the function at `target` (see `worker`)."""
+    """Up to `size` processes that have loaded the function at `target` (see `worker`)."""
 
     def __init__(
         self, target: str, size: int, limits: WorkerLimits, hidden_variables: Sequence[str] = ()
@@ -48,26 +48,26 @@ class WorkerPool:
         self._processes: set[asyncio.subprocess.Process] = set()
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[int]] = set()
-        self._count = 0  # of processes, those that are starting included
+        self._count = 0  # of processes, including those that are starting
         self._closed = False
 
     async def start(self) -> None:
-        """Start one process and see that it is usable; the others, and all without this call, start when needed.
+        """Start one process and check that it is usable; all others start on demand.
 
         Raises:
-            WorkerError: it is not; says why.
+            VerifierProcessError: it is not usable.
         """
-        self._idle.put_nowait(await self._started())
+        self._idle.put_nowait(await self._start_process())
         self._count += 1
 
     async def call(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a message to a free process, and give its reply.
+        """Send a message to an idle process, and return its reply.
 
         Raises:
-            VerifierError: it took too long or too much memory, or the process ended; another replaces it.
+            VerifierError: it took too long or too much memory, or the process ended; the process is replaced.
         """
         line = json.dumps(message).encode() + b"\n"
-        process = await self._free()
+        process = await self._take_idle()
         try:
             reply = await self._exchange(process, line)
         except BaseException:
@@ -77,7 +77,7 @@ class WorkerPool:
         return reply
 
     async def close(self) -> None:
-        """Kill all processes, with what they started, and wait until they are gone."""
+        """Kill all processes and their children, and wait until they are gone."""
         self._closed = True
         for task in self._starting:
             task.cancel()
@@ -86,21 +86,20 @@ class WorkerPool:
             self._end(process)
         await asyncio.gather(*self._ending)
 
-    async def _free(self) -> asyncio.subprocess.Process:
-        """Wait for a process that has nothing to do."""
+    async def _take_idle(self) -> asyncio.subprocess.Process:
         if self._idle.empty() and self._count < self._size:
             self._count += 1
             self._start_in_background()
         try:
-            async with asyncio.timeout(_START_LIMIT):
+            async with asyncio.timeout(_START_TIMEOUT_S):
                 while (process := await self._idle.get()).returncode is not None:
-                    self._replace(process)  # it ended while nobody asked anything of it
+                    self._replace(process)  # it ended while idle
                 return process
         except TimeoutError:
             raise VerifierError("server", "no worker process could be started") from None
 
     async def _exchange(self, process: asyncio.subprocess.Process, line: bytes) -> dict[str, Any]:
-        """Send a line and await the reply, under the limits."""
+        """Send a line and await the reply within the limits."""
         answer = asyncio.create_task(_ask(process, line))
         watch = asyncio.create_task(_memory_above(process.pid, self._limits.memory_bytes))
         try:
@@ -124,22 +123,22 @@ class WorkerPool:
             self._start_in_background()
 
     def _start_in_background(self) -> None:
-        task = asyncio.create_task(self._restarted())
+        task = asyncio.create_task(self._restart())
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
-    async def _restarted(self) -> None:
-        """Start a process, again and again until one is usable."""
+    async def _restart(self) -> None:
+        """Start processes until one is usable."""
         while True:
             try:
-                self._idle.put_nowait(await self._started())
+                self._idle.put_nowait(await self._start_process())
                 return
-            except (WorkerError, OSError) as error:
+            except (VerifierProcessError, OSError) as error:
                 _log.error("a worker process for %s cannot start: %s", self._target, error)
-                await asyncio.sleep(_RESTART_PAUSE)
+                await asyncio.sleep(_RESTART_DELAY_S)
 
-    async def _started(self) -> asyncio.subprocess.Process:
-        # -P: the folder that the server was started in is no place to import from.
+    async def _start_process(self) -> asyncio.subprocess.Process:
+        # -P: do not import from the working directory.
         command = (sys.executable, "-P", "-m", "iiverl_reward_client.verifiers.worker")
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -149,22 +148,22 @@ class WorkerPool:
             stdout=asyncio.subprocess.PIPE,
             env={key: value for key, value in os.environ.items() if key not in self._hidden},
             limit=_REPLY_BYTES,
-            start_new_session=True,  # Ctrl-C is for the server alone, and killing takes all that a worker started
+            start_new_session=True,  # Ctrl-C only reaches the server, and killpg kills a worker with its children
         )
         self._processes.add(process)
         try:
-            async with asyncio.timeout(_START_LIMIT):
-                said = json.loads(await _line(process))
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                message = json.loads(await _line(process))
         except BaseException as error:
             self._end(process)
             if isinstance(error, TimeoutError):
-                raise WorkerError(f"it was not ready after {_START_LIMIT:g} s") from None
+                raise VerifierProcessError(f"it was not ready after {_START_TIMEOUT_S:g} s") from None
             if isinstance(error, VerifierError):
-                raise WorkerError(error.detail) from None
+                raise VerifierProcessError(error.detail) from None
             raise
-        if "unusable" in said:
+        if "unusable" in message:
             self._end(process)
-            raise WorkerError(said["unusable"])
+            raise VerifierProcessError(message["unusable"])
         return process
 
     def _end(self, process: asyncio.subprocess.Process) -> None:
@@ -178,7 +177,7 @@ class WorkerPool:
 
 async def _ask(process: asyncio.subprocess.Process, line: bytes) -> dict[str, Any]:
     assert process.stdin is not None
-    with suppress(ConnectionError):  # that it ended shows below, with its exit code
+    with suppress(ConnectionError):  # reported below, with the exit code
         process.stdin.write(line)
         await process.stdin.drain()
     return json.loads(await _line(process))
@@ -198,11 +197,11 @@ async def _line(process: asyncio.subprocess.Process) -> bytes:
 
 
 async def _memory_above(pid: int, most: int) -> None:
-    """Return once a process holds more than `most` bytes; never, where the system has no /proc."""
+    """Return once a process uses more than `most` bytes; never return without /proc."""
     statm = Path(f"/proc/{pid}/statm")
     page = os.sysconf("SC_PAGE_SIZE")
     while True:
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_MEMORY_CHECK_S)
         try:
             if int(statm.read_text().split()[1]) * page > most:
                 return

@@ -1,4 +1,4 @@
-"""`swe_verifiable`: how like the right edit of a file a response's edit is.
+"""`swe_verifiable`: how similar the edit of a file in a response is to the correct edit.
 
 The measure is that of SWE-RL (arXiv 2502.18449): the similarity of two unified diffs as text, without their headers.
 """
@@ -11,9 +11,9 @@ from iiverl_reward_client.verifiers.verifier import Submission
 
 
 def score(submission: Submission) -> float:
-    """Give the similarity, 0 to 1, of the edit in the response's last fenced block to the right one.
+    """Return the similarity, 0 to 1, of the edit in the response's last fenced block to the correct one.
 
-    No block, or an edit that changes nothing on either side, has 0.0.
+    It is 0.0 without a block, or if either edit changes nothing.
     """
     block = last_code_block(submission.response)
     if block is None:
@@ -26,6 +26,6 @@ def score(submission: Submission) -> float:
 
 
 def _diff(before: str, after: str) -> str:
-    """Write a unified diff without its two header lines, which are the same in all."""
+    """Return a unified diff without its two header lines, which are always the same."""
     lines = unified_diff(before.splitlines(), after.splitlines(), lineterm="")
     return "\n".join(islice(lines, 2, None))

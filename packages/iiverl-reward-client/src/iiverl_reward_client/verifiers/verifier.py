@@ -1,4 +1,4 @@
-"""The seam between the server and what verifies: what is verified, and how a verification can end."""
+"""The interface between the server and verifiers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from iiverl_reward_client.outcomes import FailureKind, Scored
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A response to be verified, and what it is held against.
+    """A response to be verified, and its reference.
 
-    `response` is the model's text alone, with special tokens kept; `prompt` is what came before it, None where that is
-    not known. `answer` and `type` are those of `verification_info`, which is here as a whole too.
+    `response` is the model's text with special tokens; `prompt` is the text before it, or None if unknown. `answer` and
+    `type` are fields of `verification_info`.
     """
 
     type: str
@@ -23,9 +23,9 @@ class Submission:
 
 
 class VerifierError(Exception):
-    """No score: of what kind the failure is, what happened, and after how many seconds to try again, if that helps.
+    """No score: the kind of failure, its detail, and after how many seconds to retry, if that may help.
 
-    `detail` is for the person who reads it and holds no secret.
+    `detail` is for humans and holds no secret.
     """
 
     def __init__(self, kind: FailureKind, detail: str, retry_after: float | None = None) -> None:
@@ -36,35 +36,35 @@ class VerifierError(Exception):
 
 
 class BadAnswerError(VerifierError):
-    """The `answer` of a `verification_info` is not of the shape that its type has."""
+    """The `answer` of a `verification_info` does not have the shape of its type."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("bad_request", detail)
 
 
 class UnavailableError(VerifierError):
-    """This server has no means to verify the type: no sandbox, no judge."""
+    """This server cannot verify the type: it has no sandbox or judge."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("bad_request", reason)
 
 
 class Verifier(Protocol):
-    """Scores the submissions of one type. The server bounds how many are verified at a time."""
+    """Scores the submissions of one type. The server limits how many are verified at a time."""
 
     async def start(self) -> None:
-        """Make ready.
+        """Prepare for verification.
 
         Raises:
-            UnavailableError: there is no means to verify this type here.
+            UnavailableError: this server cannot verify the type.
         """
         ...
 
     def check(self, answer: Any) -> None:
-        """See that an answer has the type's shape; returns at once.
+        """Check the shape of an answer, without delay.
 
         Raises:
-            BadAnswerError: it has not.
+            BadAnswerError: the shape is wrong.
         """
         ...
 
@@ -77,5 +77,5 @@ class Verifier(Protocol):
         ...
 
     async def close(self) -> None:
-        """Free processes and connections; what is being verified is dropped."""
+        """Free processes and connections, and cancel current verifications."""
         ...

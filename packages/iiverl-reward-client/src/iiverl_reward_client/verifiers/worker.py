@@ -1,33 +1,34 @@
-"""A process that runs one verifier's function, a submission at a time, until its input ends.
+"""A process that runs one verifier function, one submission at a time, until its input ends.
 
 `python -m iiverl_reward_client.verifiers.worker TARGET SECONDS`, where TARGET is `module:function` or
-`file.py:function`. It says `{"ready": true}` once the function is loaded, or `{"unusable": why}`; then a line of JSON in
-is answered by a line of JSON out. A process, since nothing else can be stopped in the midst of a computation.
+`file.py:function`. It writes `{"ready": true}` once the function is loaded, or `{"unusable": why}`; then it answers each
+line of JSON with a line of JSON. It is a process because only a process can be stopped during a computation.
 """
 
 import asyncio
 import importlib
 import inspect
 import json
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from importlib.util import module_from_spec, spec_from_file_location
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from iiverl_reward_client.verifiers.returned import NoScoreError, parts_of
 from iiverl_reward_client.verifiers.verifier import Submission, VerifierError
 
-_GRACE = 2.0  # seconds beyond the time limit that the server has to end this process itself
+_GRACE = 2.0  # seconds after the time limit for the server to kill this process
 
 
 def main(target: str, time_limit: float) -> None:
-    """Serve submissions until the input ends; the server kills this process when one takes too long."""
-    # Standard streams are the verifier's: what it prints must not end up among the replies.
+    """Serve submissions until the input ends; the server kills this process if one takes too long."""
+    # The verifier gets the standard streams: what it prints must not get among the replies.
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -38,11 +39,11 @@ def main(target: str, time_limit: float) -> None:
         _send(replies, {"unusable": str(error)})
         return
     except (Exception, SystemExit) as error:
-        _send(replies, {"unusable": told(error)})
+        _send(replies, {"unusable": describe_error(error)})
         return
     _send(replies, {"ready": True})
     for line in requests:
-        # Should the server be gone, nobody kills this process: the system's alarm does.
+        # If the server is gone, the alarm ends this process.
         signal.setitimer(signal.ITIMER_REAL, time_limit + _GRACE)
         reply = run(function, Submission(**json.loads(line)))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -50,7 +51,11 @@ def main(target: str, time_limit: float) -> None:
 
 
 class SignatureError(TypeError):
-    """A verifier that cannot be called with one `Submission`, or whose result cannot be a score."""
+    """A verifier cannot be called with one `Submission`, or cannot return a score."""
+
+
+class NoScoreError(ValueError):
+    """A function's return value is not a score."""
 
 
 def load(target: str) -> Callable[[Submission], Any]:
@@ -68,8 +73,10 @@ def load(target: str) -> Callable[[Submission], Any]:
 
 
 def _check_signature(function: Any, name: str) -> None:
-    """See that a function takes one positional argument and returns a value, or a coroutine of one."""
-    wanted = f"a verifier is a function of one argument: def {name}(submission: Submission) -> float | dict"
+    """Check that a function takes one positional argument and returns a value or a coroutine."""
+    wanted = (
+        f"a verifier must be a function of one argument: def {name}(submission: Submission) -> float | dict"
+    )
     if not callable(function) or isinstance(function, type):
         what = "a class" if isinstance(function, type) else f"of type {type(function).__name__}"
         raise SignatureError(f"{name} is {what}; {wanted}")
@@ -77,7 +84,7 @@ def _check_signature(function: Any, name: str) -> None:
         raise SignatureError(f"{name} yields instead of returning a score; {wanted}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # written in C, and says nothing of its arguments
+    except ValueError:  # written in C, without a signature
         return
     try:
         signature.bind(None)
@@ -86,7 +93,7 @@ def _check_signature(function: Any, name: str) -> None:
 
 
 def run(function: Callable[[Submission], Any], submission: Submission) -> dict[str, Any]:
-    """Score a submission; gives the reply, in which an error of the function is a failure."""
+    """Score a submission and return the reply; an exception of the function becomes a failure."""
     try:
         returned = function(submission)
         if inspect.isawaitable(returned):
@@ -97,11 +104,75 @@ def run(function: Callable[[Submission], Any], submission: Submission) -> dict[s
     except NoScoreError as error:
         return {"raised": str(error)}
     except (Exception, SystemExit) as error:
-        return {"raised": told(error)}
+        return {"raised": describe_error(error)}
 
 
-def told(error: BaseException) -> str:
-    """Tell an error by its message and the place where it was raised."""
+def parts_of(returned: Any) -> dict[str, Any]:
+    """Return `score`, `components` and `info` of a function's return value.
+
+    A finite number or a bool is the score. So is `score` of a mapping, whose other finite numbers become
+    `components` and the rest `info`.
+
+    Raises:
+        NoScoreError: it is neither.
+    """
+    if not isinstance(returned, Mapping):
+        return {"score": _score(returned, "returned"), "components": {}, "info": {}}
+    if "score" not in returned:
+        raise NoScoreError(
+            f"returned a dict without 'score'; its keys: {', '.join(map(str, returned)) or 'none'}"
+        )
+    components: dict[str, float] = {}
+    info: dict[str, Any] = {}
+    for key, value in returned.items():
+        number = _number(value)
+        if number is None:
+            info[str(key)] = _carried(value)
+        elif key != "score":
+            components[str(key)] = number
+    return {
+        "score": _score(returned["score"], "returned a dict whose 'score' is"),
+        "components": components,
+        "info": info,
+    }
+
+
+def _score(value: Any, prefix: str) -> float:
+    number = _number(value)
+    if number is None:
+        raise NoScoreError(
+            f"{prefix} {repr(value)[:80]} of type {type(value).__name__}, which is not a finite number"
+        )
+    return number
+
+
+def _number(value: Any) -> float | None:
+    """Convert a number, including numpy's and one-element tensors, to a finite float; None for anything else."""
+    if not isinstance(value, Real) and callable(getattr(value, "item", None)):
+        try:
+            value = value.item()
+        except (TypeError, ValueError, RuntimeError):  # an array of several elements
+            return None
+    if not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _carried(value: Any) -> Any:
+    """Return a value as it is if JSON can represent it, else as text."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return value
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an error by its message and where it was raised."""
     message = "".join(traceback.format_exception_only(error)).strip()[-500:]
     frames = traceback.extract_tb(error.__traceback__)
     return f"{message} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else message

@@ -1,7 +1,6 @@
-"""Where programs that a model wrote are run: a sandbox of our own on Linux, or a Sandbox Fusion server."""
+"""Sandboxes for programs that a model wrote: Linux namespaces, or a Sandbox Fusion server."""
 
-from iiverl_reward_client.verifiers.sandbox.find import find_sandbox
-from iiverl_reward_client.verifiers.sandbox.seam import (
+from iiverl_reward_client.verifiers.sandbox.base import (
     DEFAULT_LIMITS,
     Ending,
     Execution,
@@ -11,6 +10,7 @@ from iiverl_reward_client.verifiers.sandbox.seam import (
     SandboxUnavailable,
     UnsupportedLanguage,
 )
+from iiverl_reward_client.verifiers.sandbox.find import find_sandbox
 
 __all__ = [
     "DEFAULT_LIMITS",

@@ -1,11 +1,11 @@
-"""Sandbox Fusion, ByteDance's public server that runs code in many languages: `POST /run_code`."""
+"""Sandbox Fusion, ByteDance's open-source server that runs code in many languages: `POST /run_code`."""
 
 import math
 from typing import Any, Literal
 
 import httpx
 
-from iiverl_reward_client.verifiers.sandbox.seam import (
+from iiverl_reward_client.verifiers.sandbox.base import (
     DEFAULT_LIMITS,
     Execution,
     Limits,
@@ -13,13 +13,13 @@ from iiverl_reward_client.verifiers.sandbox.seam import (
     UnsupportedLanguage,
 )
 
-_SLACK_SECONDS = 30.0  # beyond compiling and running, for a server with other work to do
+_SLACK_SECONDS = 30.0  # for a busy server, in addition to compiling and running
 
 
 class FusionSandbox:
     """Runs programs on a Sandbox Fusion server; `url` is its root, or ends in `/run_code`.
 
-    Of the limits it holds wall time and memory; the others are that server's own. CPU time is not held apart.
+    It enforces the limits on wall time and memory; the others are the server's own. CPU time is not limited separately.
     """
 
     def __init__(self, url: str) -> None:
@@ -30,7 +30,7 @@ class FusionSandbox:
     def run(
         self, source: str, stdin: str = "", *, language: str = "python", limits: Limits = DEFAULT_LIMITS
     ) -> Execution:
-        """Run a program in any language that the server has; see `Sandbox.run`."""
+        """Run a program in any language that the server supports; see `Sandbox.run`."""
         seconds = limits.wall_seconds
         request = {
             "code": _clean(source),
@@ -44,27 +44,29 @@ class FusionSandbox:
             response = self._client.post(self._address, json=request, timeout=2 * seconds + _SLACK_SECONDS)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise SandboxError(f"{self._address}: {type(error).__name__}: {error}") from error
-        if response.status_code == 422:  # of what is sent, only the language can be out of its range
+        if response.status_code == 422:  # only the language can be invalid
             raise UnsupportedLanguage(f"{self._address} refuses {language!r}: {response.text[:300]}")
         if response.status_code != 200:
             raise SandboxError(f"{self._address} answers {response.status_code}: {response.text[:300]}")
         try:
             return _execution(response.json(), limits.output_bytes)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SandboxError(f"{self._address} gives no result of a run: {response.text[:300]}") from error
+            raise SandboxError(
+                f"{self._address} returned no result of a run: {response.text[:300]}"
+            ) from error
 
 
 def _clean(text: str) -> str:
-    """Replace halves of surrogate pairs, which UTF-8 cannot hold."""
+    """Replace unpaired surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _execution(answer: dict[str, Any], output_bytes: int) -> Execution:
-    """Read an answer; a program that does not compile has the compiler's streams and exit code.
+    """Parse a response; a program that does not compile has the compiler's streams and exit code.
 
     Raises:
-        SandboxError: the server says that it failed itself.
-        KeyError, TypeError, ValueError: this is no answer to `/run_code`.
+        SandboxError: the server reports a failure of its own.
+        KeyError, TypeError, ValueError: it is not a response of `/run_code`.
     """
     if answer["status"] == "SandboxError":
         raise SandboxError(f"Sandbox Fusion failed: {str(answer.get('message'))[:300]}")

@@ -1,1 +1,1 @@
-"""The process that builds a sandbox and starts the program in it: standard library alone, run as a script of its own."""
+"""The process that builds a sandbox and starts the program in it, run as a script with only the standard library."""

@@ -1,4 +1,4 @@
-"""Entry of the launcher: `python -I -S launcher/__main__.py SPEC CONTROL HOW`, two numbers of open files and a way."""
+"""Entry of the launcher: `python -I -S launcher/__main__.py SPEC CONTROL HOW`, two file descriptors and a method."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ from types import FrameType, ModuleType
 
 
 def _name_packages() -> None:
-    """Make this package's modules importable by their names without running the packages around it.
+    """Make this package's modules importable by name without importing its parent packages.
 
-    They import httpx and more, which takes longer than most programs that run here.
+    These import httpx and more, which takes longer than most programs here.
     """
     folder = Path(__file__).resolve().parent
     name = "iiverl_reward_client.verifiers.sandbox.launcher"
@@ -22,13 +22,13 @@ def _name_packages() -> None:
 
 
 def main(spec_file: int, control: int, how: str) -> int:
-    """Make the sandbox, start process 1 in it and wait until it, and with it everything, is gone.
+    """Create the sandbox, start process 1 in it, and wait until it and everything else in it is gone.
 
-    `how` is `own` (namespaces), the path of bubblewrap, or `inside`: this is process 1 in what bubblewrap made.
+    `how` is `namespaces`, the path of bubblewrap, or `inside`: this is process 1 in bubblewrap's sandbox.
     SIGTERM kills the sandbox; so does the end of the caller.
     """
     from iiverl_reward_client.verifiers.sandbox.launcher import bubblewrap, kernel, namespaces, supervisor
-    from iiverl_reward_client.verifiers.sandbox.launcher.spec import Spec, tell
+    from iiverl_reward_client.verifiers.sandbox.launcher.spec import Spec, send
 
     for descriptor in (spec_file, control):
         os.set_inheritable(descriptor, False)
@@ -36,19 +36,19 @@ def main(spec_file: int, control: int, how: str) -> int:
         spec = Spec.from_json(os.pread(spec_file, os.fstat(spec_file).st_size, 0))
         if how == "inside":
             supervisor.supervise(spec, control, built=True)
-        Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go when the machine is short
-        if how == "own":
+        Path("/proc/self/oom_score_adj").write_text("1000")  # the first to be killed if memory runs out
+        if how == "namespaces":
             namespaces.enter()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is somebody to pass it on to
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is a child to pass it on to
         kernel.die_with_parent(signal.SIGTERM, spec.parent)
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # process 1 is bubblewrap's child before it is ours
         child = os.fork()
         if child == 0:
-            if how == "own":
+            if how == "namespaces":
                 supervisor.supervise(spec, control)
             os.execv(how, bubblewrap.command(how, spec, spec_file=spec_file, control=control))
     except OSError as error:
-        tell(control, error=str(error))
+        send(control, error=str(error))
         return 1
     os.close(control)
     _wait_for_all(child)
@@ -56,7 +56,7 @@ def main(spec_file: int, control: int, how: str) -> int:
 
 
 def _wait_for_all(child: int) -> None:
-    """Wait until neither the child nor what it leaves behind is there; pass SIGTERM on as SIGKILL."""
+    """Wait until the child and its orphans are gone; pass SIGTERM on as SIGKILL."""
 
     def kill(number: int, frame: FrameType | None) -> None:
         os.kill(child, signal.SIGKILL)
@@ -64,7 +64,7 @@ def _wait_for_all(child: int) -> None:
     signal.signal(signal.SIGTERM, kill)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # its pid may be another's once it is reaped
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # its pid may be reused once it is reaped
     while True:
         try:
             os.wait()

@@ -10,10 +10,10 @@ _LAUNCHER = "/launcher"
 
 
 def command(bwrap: str, spec: Spec, *, spec_file: int, control: int) -> list[str]:
-    """Write the command that makes the sandbox and runs the launcher in it as process 1.
+    """Build the command that creates the sandbox and runs the launcher in it as process 1.
 
-    It differs from the root of `filesystem` in that `/proc` shows the machine's figures, and `/dev` is bubblewrap's.
-    The two files, and one more with the program, are left open for it.
+    Unlike the root of `filesystem`, `/proc` shows the machine's figures, and `/dev` is bubblewrap's. The two files, and
+    one with the program, are inherited by it.
     """
     for descriptor in (spec_file, control):
         os.set_inheritable(descriptor, True)
@@ -23,7 +23,7 @@ def command(bwrap: str, spec: Spec, *, spec_file: int, control: int) -> list[str
     words += ["--uid", uid, "--gid", uid, "--hostname", "sandbox"]
     for path in filesystem.SYSTEM:
         if Path(path).is_symlink():
-            words += ["--symlink", os.readlink(path), path]  # noqa: PTH115 (as it is written)
+            words += ["--symlink", os.readlink(path), path]  # noqa: PTH115
         else:
             words += ["--ro-bind-try", path, path]
     if not Path(spec.prefix).is_relative_to("/usr"):

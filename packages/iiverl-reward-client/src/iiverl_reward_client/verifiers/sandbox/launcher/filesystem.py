@@ -1,37 +1,37 @@
-"""The sandbox's file system: an empty root with the system's programs and libraries read-only, and one scratch folder."""
+"""The sandbox's file system: a read-only root with the system's programs and libraries, and a scratch folder."""
 
 import os
 from pathlib import Path
 
 from iiverl_reward_client.verifiers.sandbox.launcher import kernel
 
-UID = 65534  # nobody, by the same number within the sandbox and, where root starts it, outside
+UID = 65534  # nobody, with the same number in the sandbox and, if root starts it, outside
 SCRATCH = "/scratch"
 PROGRAM = "/program/main.py"
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _OLD = "/old-root"
-_NO_RIGHTS = kernel.MS_NOSUID | kernel.MS_NODEV
+_RESTRICTED = kernel.MS_NOSUID | kernel.MS_NODEV
 _SCRATCH_FILES = 16384
-_SPARE_BYTES = 1 << 20  # of the root beyond the program: folders and links
+_SPARE_BYTES = 1 << 20  # of the root in addition to the program: folders and links
 
 
 def enter(source: bytes, prefix: str, scratch_bytes: int) -> None:
-    """Make the new root the only file system that this process sees; needs new mount and pid namespaces.
+    """Make the new root the only file system of this process; requires new mount and pid namespaces.
 
-    `prefix` is the interpreter's own folder, shown where it lies. `source` becomes the file `PROGRAM`.
+    `prefix` is the interpreter's folder, mounted at the same path. `source` becomes the file `PROGRAM`.
     """
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     size = len(source) + _SPARE_BYTES
-    kernel.mount("tmpfs", "/tmp", "tmpfs", _NO_RIGHTS, f"mode=0755,size={size}")
+    kernel.mount("tmpfs", "/tmp", "tmpfs", _RESTRICTED, f"mode=0755,size={size}")
     Path("/tmp" + _OLD).mkdir()
     kernel.pivot_root("/tmp", "/tmp" + _OLD)
     os.chdir("/")
     for path in SYSTEM:
-        _show(path)
+        _mount_read_only(path)
     if not Path(prefix).is_relative_to("/usr"):
-        _show(prefix)
+        _mount_read_only(prefix)
     _make_dev()
     _make_proc()
     _write("/etc/passwd", f"nobody:x:{UID}:{UID}:nobody:{SCRATCH}:/bin/false\n".encode())
@@ -39,18 +39,18 @@ def enter(source: bytes, prefix: str, scratch_bytes: int) -> None:
     _make_scratch(scratch_bytes)
     kernel.detach(_OLD)
     Path(_OLD).rmdir()
-    kernel.restrict_mount("/", kernel.MS_RDONLY | _NO_RIGHTS, recursive=False)
+    kernel.restrict_mount("/", kernel.MS_RDONLY | _RESTRICTED, recursive=False)
     os.chdir(SCRATCH)
 
 
-def _show(path: str) -> None:
-    """Show a file or folder of the old root read-only at the same place; a link stays a link."""
+def _mount_read_only(path: str) -> None:
+    """Mount a file or folder of the old root read-only at the same path; a link stays a link."""
     old = Path(_OLD + path)
     if old.is_symlink():
         Path(path).symlink_to(old.readlink())
     elif old.exists():
         _bind(old, path)
-        kernel.restrict_mount(path, kernel.MS_RDONLY | _NO_RIGHTS, recursive=True)
+        kernel.restrict_mount(path, kernel.MS_RDONLY | _RESTRICTED, recursive=True)
 
 
 def _bind(old: Path, path: str) -> None:
@@ -78,17 +78,17 @@ def _make_dev() -> None:
 
 
 def _make_proc() -> None:
-    """Processes of this namespace and nothing of the kernel; of them a program sees its own."""
+    """Mount /proc with processes only, of which a program sees its own."""
     Path("/proc").mkdir()
-    flags = kernel.MS_RDONLY | _NO_RIGHTS | kernel.MS_NOEXEC
+    flags = kernel.MS_RDONLY | _RESTRICTED | kernel.MS_NOEXEC
     kernel.mount("proc", "/proc", "proc", flags, "subset=pid,hidepid=invisible")
 
 
 def _make_scratch(size: int) -> None:
     Path(SCRATCH).mkdir()
     options = f"mode=0700,uid={UID},gid={UID},size={size},nr_inodes={_SCRATCH_FILES}"
-    kernel.mount("tmpfs", SCRATCH, "tmpfs", _NO_RIGHTS | kernel.MS_NOEXEC, options)
-    if not os.path.lexists("/tmp"):  # it is there where the interpreter lies in it
+    kernel.mount("tmpfs", SCRATCH, "tmpfs", _RESTRICTED | kernel.MS_NOEXEC, options)
+    if not os.path.lexists("/tmp"):  # it exists if the interpreter is in it
         Path("/tmp").symlink_to(SCRATCH)
 
 

@@ -1,4 +1,4 @@
-"""Linux system calls that Python has no function for (3.11 has neither `unshare` nor `mount`)."""
+"""Linux system calls that Python 3.11 has no functions for, such as `unshare` and `mount`."""
 
 import ctypes
 import errno
@@ -16,7 +16,7 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
 PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 28, 36, 38
 SECCOMP_MODE_FILTER = 2
-# Uid 0 means nothing, no capability is raised as ambient or kept over a change of uid; all locked.
+# Uid 0 has no rights, and no capability is ambient or kept after a change of uid; all locked.
 _SECUREBITS_NOTHING_FOR_ROOT = 0b11_10_10_11
 
 _AT_FDCWD = -100
@@ -36,12 +36,12 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Put this process (for pids: its children) in new namespaces."""
+    """Move this process (for pids: its children) to new namespaces."""
     _checked(_libc.unshare(ctypes.c_int(flags)), "new namespaces")
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Mount `source` on `target`; `flags` are of MS_*."""
+    """Mount `source` on `target`; `flags` are MS_*."""
     result = _libc.mount(
         source.encode(),
         target.encode(),
@@ -53,13 +53,13 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def detach(target: str) -> None:
-    """Take a mount and all below it out of the view."""
+    """Unmount a mount and everything below it, lazily."""
     _checked(_libc.umount2(target.encode(), MNT_DETACH), f"unmount {target}")
 
 
 def restrict_mount(target: str, flags: int, *, recursive: bool) -> None:
-    """Add restrictions (MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC) to a mount, or to it and all below it."""
-    attributes = struct.pack("QQQQ", flags, 0, 0, 0)  # MOUNT_ATTR_* have these four values too
+    """Add restrictions (MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC) to a mount, optionally recursively."""
+    attributes = struct.pack("QQQQ", flags, 0, 0, 0)  # MOUNT_ATTR_* have the same values
     result = _libc.syscall(
         ctypes.c_long(_SYS_MOUNT_SETATTR),
         ctypes.c_long(_AT_FDCWD),
@@ -72,13 +72,13 @@ def restrict_mount(target: str, flags: int, *, recursive: bool) -> None:
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    """Make `new_root` the root of this mount namespace; what was the root lies at `put_old`."""
+    """Make `new_root` the root of this mount namespace; the old root moves to `put_old`."""
     number = ctypes.c_long(_SYS_PIVOT_ROOT[os.uname().machine])
     _checked(_libc.syscall(number, new_root.encode(), put_old.encode()), f"pivot_root to {new_root}")
 
 
 def set_host_name(name: str) -> None:
-    """Name the machine in this namespace of names; the module `socket` takes long to import."""
+    """Set the host name in this namespace; importing the module `socket` would be slow."""
     _checked(_libc.sethostname(name.encode(), ctypes.c_size_t(len(name))), "set the host name")
 
 
@@ -89,14 +89,14 @@ def prctl(option: int, first: int, second: int = 0) -> None:
 
 
 def die_with_parent(signal_number: int, parent: int) -> None:
-    """Get a signal when the parent ends; at once if it has ended already. A change of rights undoes this."""
+    """Get a signal when the parent ends, immediately if it has. A change of rights undoes this."""
     prctl(PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
 
 
 def drop_bounding_set() -> None:
-    """Make it impossible to gain capabilities by executing a file; needs CAP_SETPCAP."""
+    """Make it impossible to gain capabilities by executing a file; requires CAP_SETPCAP."""
     prctl(PR_SET_SECUREBITS, _SECUREBITS_NOTHING_FOR_ROOT)
     capability = 0
     while True:
@@ -105,11 +105,11 @@ def drop_bounding_set() -> None:
         except OSError as error:
             if error.errno != errno.EINVAL or capability == 0:
                 raise
-            return  # past the last capability of this kernel
+            return  # after the last capability of this kernel
         capability += 1
 
 
 def drop_capabilities() -> None:
-    """Give up every capability that this process has."""
+    """Drop all capabilities of this process."""
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _checked(_libc.capset(header, bytes(24)), "capset")

@@ -1,4 +1,4 @@
-"""New namespaces of every kind, and who the sandbox's two users are outside it."""
+"""Enter new namespaces of every kind, and map the sandbox's users."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ from iiverl_reward_client.verifiers.sandbox.launcher.filesystem import UID
 
 
 def enter() -> None:
-    """Leave the machine's namespaces: users, mounts, network, names, IPC, cgroups, and for children pids.
+    """Leave the machine's namespaces: user, mount, network, UTS, IPC, cgroup and, for children, pid.
 
-    As root, uid 0 within is root outside (it builds the file system, then runs nothing) and `UID` is nobody.
-    As any other user, `UID` is that user, and there is no other.
+    As root, uid 0 inside is root outside (it only builds the file system), and `UID` is nobody. As any other user,
+    `UID` is that user, and there is no other.
 
     Raises:
         OSError: the kernel or its settings do not allow it.
@@ -28,12 +28,12 @@ def enter() -> None:
 
 
 def _enter_as_root() -> None:
-    """Map two users, which only a process that is still root outside may do: a child that stays behind."""
+    """Map two users, which only a process that is still root outside may do: a child that stays there."""
     inner, go = os.pipe()
     me = os.getpid()
     helper = os.fork()
     if helper == 0:
-        os.close(go)  # so that it reads the end, too, should the other die
+        os.close(go)  # so that it also reads the end if the other process dies
         os._exit(_write_maps_of(me) if os.read(inner, 1) else 1)
     kernel.unshare(kernel.ALL_NAMESPACES)
     os.write(go, b"x")
@@ -48,7 +48,7 @@ def _enter_as_root() -> None:
 
 
 def _write_maps_of(pid: int) -> int:
-    """Give 0, or what is wrong as an errno."""
+    """Return 0 or an errno."""
     try:
         for name in ("gid_map", "uid_map"):
             Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{UID} {UID} 1\n")

@@ -1,5 +1,5 @@
-"""A seccomp filter over what namespaces leave open: the network's other families, shared memory that no limit
-counts, and the kernel's interfaces that a program of the kind run here has no use for."""
+"""A seccomp filter for what namespaces leave open: other network families, shared memory that no limit covers, and
+kernel interfaces that programs in the sandbox do not need."""
 
 import ctypes
 import errno
@@ -11,7 +11,7 @@ from iiverl_reward_client.verifiers.sandbox.launcher import kernel
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 MACHINES = tuple(_AUDIT_ARCH)
 
-# Name: number on x86_64, number on aarch64; from 424 on the numbers are the same everywhere.
+# Name: number on x86_64, number on aarch64; from 424 on the numbers are the same on all architectures.
 _FORBIDDEN = {
     # other processes
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
@@ -36,46 +36,46 @@ _CLONE3 = 435
 _AF_UNIX = 1
 _X32_BIT = 0x40000000
 
-# Classic BPF: an instruction is its code, how far to jump if true and if false, and a constant.
+# Classic BPF: an instruction is a code, the jumps if true and if false, and a constant.
 _Instruction = tuple[int, int, int, int]
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _ARGUMENT = 0, 4, 16  # places in struct seccomp_data; of the argument its low half
+_NUMBER, _ARCH, _ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the low half of the argument
 _KILL, _ERRNO = 0x80000000, 0x00050000
 _ALLOW: _Instruction = (_RETURN, 0, 0, 0x7FFF0000)
 _REFUSE: _Instruction = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
 
 
 def program(machine: str) -> list[_Instruction]:
-    """Write the filter for one machine, of `MACHINES`: every call is allowed but those named here."""
+    """Build the filter for one of `MACHINES`: all calls are allowed except those named here."""
     column = MACHINES.index(machine)
     lines: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
-        (_RETURN, 0, 0, _KILL),  # a call of another architecture would be read by the wrong table
+        (_RETURN, 0, 0, _KILL),  # calls of another architecture have other numbers
         (_LOAD, 0, 0, _NUMBER),
     ]
     if machine == "x86_64":
         lines += [(_AT_LEAST, 0, 1, _X32_BIT), _REFUSE]
     for numbers in _FORBIDDEN.values():
         lines += [(_EQUAL, 0, 1, numbers[column]), _REFUSE]
-    # clone3 has its flags in memory, where no filter looks; without it libc falls back to clone.
+    # clone3 has its flags in memory, which a filter cannot read; without it libc falls back to clone.
     lines += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     lines += _first_argument(_CLONE[column], (_ANY_BIT, 0, 1, kernel.ALL_NAMESPACES))
-    # A process may lower the limits of others with its uid, and where all have one uid kill pid 1 by that.
+    # A process may lower the limits of others with its uid, and so kill pid 1 if all have the same uid.
     lines += _first_argument(_PRLIMIT64[column], (_EQUAL, 1, 0, 0))
-    # A network namespace holds the internet back, but not vsock or the kernel's cryptography.
+    # A network namespace blocks the internet, but not vsock or the kernel's cryptography.
     for call in (_SOCKET, _SOCKETPAIR):
         lines += _first_argument(call[column], (_EQUAL, 1, 0, _AF_UNIX))
     return [*lines, _ALLOW]
 
 
 def _first_argument(number: int, test: _Instruction) -> list[_Instruction]:
-    """Refuse call `number` or allow it: `test` reads its first argument and jumps over 0 to refuse, over 1 to allow."""
+    """Refuse or allow call `number`: `test` checks its first argument and jumps over 0 to refuse, over 1 to allow."""
     return [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARGUMENT), test, _REFUSE, _ALLOW]
 
 
 def install() -> None:
-    """Put this process and all that come of it under the filter for good; needs no_new_privs."""
+    """Install the filter permanently for this process and its children; requires no_new_privs."""
     lines = program(os.uname().machine)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
     header = ctypes.create_string_buffer(struct.pack("HP", len(lines), ctypes.addressof(code)))

@@ -1,4 +1,4 @@
-"""What the caller tells the launcher, and what the launcher tells back: JSON, one object a line."""
+"""Messages between the caller and the launcher: JSON, one object per line."""
 
 import json
 import os
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 
 class Spec(NamedTuple):
-    """One program and its limits, as `Limits` has them; `interpreter` lies under `prefix`.
+    """One program and its limits, see `Limits`; `interpreter` is under `prefix`.
 
-    `parent` is the pid of the caller, at whose end the launcher ends too.
+    `parent` is the pid of the caller; the launcher ends with it.
     """
 
     source: str
@@ -22,22 +22,22 @@ class Spec(NamedTuple):
     file_bytes: int
 
     def to_json(self) -> bytes:
-        """Write the spec in ASCII, so that even half a surrogate pair comes through."""
+        """Write the spec in ASCII, which keeps unpaired surrogates."""
         return json.dumps(self._asdict()).encode("ascii")
 
     @classmethod
     def from_json(cls, document: bytes) -> "Spec":
-        """Read what `to_json` wrote."""
+        """Read the output of `to_json`."""
         return cls(**json.loads(document))
 
 
-def tell(control: int, **message: Any) -> None:
+def send(control: int, **message: Any) -> None:
     """Send the caller one message: `ready=True`, `error=…`, or `exit_code`, `signal` and `ended`."""
     os.write(control, json.dumps(message).encode("ascii") + b"\n")
 
 
-def heard(messages: bytes | bytearray) -> dict[str, Any]:
-    """Join all that was told on one control pipe."""
+def received(messages: bytes | bytearray) -> dict[str, Any]:
+    """Merge the messages received on a control pipe."""
     joined: dict[str, Any] = {}
     for line in messages.splitlines():
         joined |= json.loads(line)

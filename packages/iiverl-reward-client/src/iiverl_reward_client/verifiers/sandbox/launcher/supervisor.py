@@ -1,4 +1,4 @@
-"""Process 1 of the sandbox: starts the program without any rights, watches it, and takes all with it when it ends."""
+"""Process 1 of the sandbox: starts the program without rights and watches it; when it ends, all processes end."""
 
 import math
 import os
@@ -8,10 +8,10 @@ import time
 from typing import NoReturn
 
 from iiverl_reward_client.verifiers.sandbox.launcher import filesystem, kernel, memory, seccomp
-from iiverl_reward_client.verifiers.sandbox.launcher.spec import Spec, tell
+from iiverl_reward_client.verifiers.sandbox.launcher.spec import Spec, send
 
-_LOOK_SECONDS = 0.05  # between two looks at the memory
-_GRACE_SECONDS = 10.0  # beyond the wall time, which is the caller's to hold
+_MEMORY_CHECK_S = 0.05  # between memory checks
+_GRACE_SECONDS = 10.0  # after the wall time, which the caller enforces
 _OPEN_FILES = 256
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -19,9 +19,9 @@ _ENVIRONMENT = {
     "TMPDIR": filesystem.SCRATCH,
     "LANG": "C.UTF-8",
     "TZ": "UTC",
-    "PYTHONHASHSEED": "0",  # the same program has the same score tomorrow
+    "PYTHONHASHSEED": "0",  # the same program gets the same score
     "PYTHONDONTWRITEBYTECODE": "1",
-    # One thread each for libraries that would start one a core, and few arenas of 64 MiB address space.
+    # One thread for libraries that start one per core, and few arenas of 64 MiB address space.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -30,36 +30,38 @@ _ENVIRONMENT = {
 
 
 def supervise(spec: Spec, control: int, *, built: bool = False) -> NoReturn:
-    """Build the file system (unless it is `built`), run the program and tell `control` how it ended.
+    """Build the file system (unless it is `built`), run the program, and report to `control` how it ended.
 
-    The kernel kills whatever the program has left behind when this process ends.
+    When this process ends, the kernel kills all processes that are left.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    os.setsid()  # no signal to a process group goes past the sandbox
+    os.setsid()  # signals to the process group stay in the sandbox
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     for stream in (1, 2):
         os.fchown(stream, filesystem.UID, filesystem.UID)  # so that /dev/stdout opens
     if not built:
         filesystem.enter(spec.source.encode("utf-8", "surrogatepass"), spec.prefix, spec.file_bytes)
-    tell(control, ready=True)
+    send(control, ready=True)
     program = os.fork()
     if program == 0:
         _become(spec, control, has_rights=not built)
-    tell(control, **_watch(program, spec))
+    send(control, **_watch(program, spec))
     os._exit(0)
 
 
 def _become(spec: Spec, control: int, *, has_rights: bool) -> NoReturn:
-    """Turn this process into the program; `has_rights` within the namespaces, or bubblewrap has taken them."""
+    """Turn this process into the program; `has_rights` is false if bubblewrap has dropped them."""
     try:
         os.setsid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        ours = 0 if os.geteuid() == 0 else 2  # with one uid for all, this process and the launcher count too
+        ours = (
+            0 if os.geteuid() == 0 else 2
+        )  # if all have the same uid, this process and the launcher count too
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         if has_rights:
             _give_up_rights()
@@ -67,7 +69,7 @@ def _become(spec: Spec, control: int, *, has_rights: bool) -> NoReturn:
         seccomp.install()
         os.execve(spec.interpreter, [spec.interpreter, filesystem.PROGRAM], _ENVIRONMENT)
     except (OSError, ValueError) as error:
-        tell(control, error=f"start {spec.interpreter}: {error}")
+        send(control, error=f"start {spec.interpreter}: {error}")
     finally:
         os._exit(127)
 
@@ -80,10 +82,10 @@ def _give_up_rights() -> None:
 
 
 def _limit(spec: Spec, processes: int) -> None:
-    """Set what the kernel holds by itself; RLIMIT_NPROC counts this namespace's users alone (Linux 5.14)."""
+    """Set the limits that the kernel enforces; RLIMIT_NPROC only counts this namespace (Linux 5.14)."""
     cpu = math.ceil(spec.cpu_seconds)
     for limit, soft, hard in (
-        (resource.RLIMIT_CPU, cpu, cpu + 1),  # SIGXCPU may be ignored, the SIGKILL a second later not
+        (resource.RLIMIT_CPU, cpu, cpu + 1),  # SIGXCPU may be ignored, unlike SIGKILL a second later
         (resource.RLIMIT_NPROC, processes, processes),
         (resource.RLIMIT_FSIZE, spec.file_bytes, spec.file_bytes),
         (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
@@ -96,7 +98,7 @@ def _limit(spec: Spec, processes: int) -> None:
 
 
 def _lower(limit: int, soft: int, hard: int) -> None:
-    """Set a limit, or keep the caller's own where that is lower and may not be raised."""
+    """Set a limit, but not above the caller's hard limit."""
     _, ceiling = resource.getrlimit(limit)
     if ceiling != resource.RLIM_INFINITY:
         soft, hard = min(soft, ceiling), min(hard, ceiling)
@@ -104,7 +106,7 @@ def _lower(limit: int, soft: int, hard: int) -> None:
 
 
 def _watch(program: int, spec: Spec) -> dict[str, object]:
-    """Wait for the program's end, and for what only a look from outside can hold; bury orphans meanwhile."""
+    """Wait for the end of the program, enforce time and memory, and reap orphans."""
     deadline = time.monotonic() + spec.wall_seconds + _GRACE_SECONDS
     while True:
         pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -116,7 +118,7 @@ def _watch(program: int, spec: Spec) -> dict[str, object]:
             return {"ended": "timeout"}
         if memory.used(spec.memory_bytes) > spec.memory_bytes:
             return {"ended": "memory"}
-        signal.sigtimedwait({signal.SIGCHLD}, _LOOK_SECONDS)
+        signal.sigtimedwait({signal.SIGCHLD}, _MEMORY_CHECK_S)
 
 
 def _ending(code: int, cpu_seconds: float, spec: Spec) -> dict[str, object]:

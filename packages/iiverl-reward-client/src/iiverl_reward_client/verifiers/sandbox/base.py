@@ -1,4 +1,4 @@
-"""What a sandbox takes and gives: limits, an execution, and the errors that are the sandbox's own."""
+"""The interface of sandboxes: limits, executions and errors."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -8,11 +8,11 @@ Ending: TypeAlias = Literal["exit", "signal", "timeout", "memory", "output"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one program may use.
+    """Limits of one program.
 
-    `cpu_seconds`: CPU time of each process; `wall_seconds`: from the program's start until all is killed.
+    `cpu_seconds`: CPU time of each process; `wall_seconds`: from the program's start until everything is killed.
     `memory_bytes`: address space of each process, and the memory of all of them together.
-    `processes`: processes and threads at one time. `file_bytes`: each file, and the whole scratch folder.
+    `processes`: processes and threads at a time. `file_bytes`: each file, and the whole scratch folder.
     `output_bytes`: standard output and standard error together.
 
     Raises:
@@ -29,16 +29,16 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is positive, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a program ended, and what it wrote until then, as UTF-8 with replacement characters.
+    """How a program ended, and its output, decoded as UTF-8 with replacement characters.
 
-    `exit_code` is there when the program ended by itself (`ended` is `exit`); `timeout` is CPU or wall time.
-    A program that runs out of address space gets a MemoryError and mostly exits with it; `memory` says that
-    it was killed because all its processes together held too much.
+    `exit_code` is set if the program ended by itself (`ended` is `exit`); `timeout` is CPU or wall time. A program that
+    runs out of address space gets a MemoryError and usually exits with it; `memory` means that it was killed because all
+    its processes together used too much.
     """
 
     stdout: str
@@ -48,11 +48,11 @@ class Execution:
 
 
 class SandboxError(Exception):
-    """The sandbox failed. Says nothing about the program, so nothing may be scored by it."""
+    """The sandbox failed, whatever the program; it must not be scored."""
 
 
-class SandboxUnavailable(SandboxError):  # noqa: N818 (a state of the machine, not a mistake)
-    """No sandbox can be had here; `reason` says why and what to do about it."""
+class SandboxUnavailable(SandboxError):  # noqa: N818
+    """There is no sandbox on this machine; `reason` says why and what to do about it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -67,17 +67,17 @@ DEFAULT_LIMITS = Limits()
 
 
 class Sandbox(Protocol):
-    """Runs programs that nobody has read, away from everything else."""
+    """Runs untrusted programs in isolation."""
 
     def run(
         self, source: str, stdin: str = "", *, language: str = "python", limits: Limits = DEFAULT_LIMITS
     ) -> Execution:
-        """Run `source` with `stdin` on its standard input; block until it and all it started are gone.
+        """Run `source` with `stdin` as its standard input; block until all its processes are gone.
 
         May be called from several threads at once.
 
         Raises:
-            UnsupportedLanguage: this sandbox has nothing to run `language` with.
+            UnsupportedLanguage: this sandbox cannot run `language`.
             SandboxError: the sandbox itself failed. Nothing that the program does raises.
         """
         ...
