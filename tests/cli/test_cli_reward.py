@@ -237,7 +237,7 @@ def test_rescore_refuses_what_is_wrong(dump: str) -> None:
         (["none.parquet", "--url", url], "none.parquet does not exist"),
         ([dump, "--url", "localhost"], "a reward server's URL looks like"),
         ([dump, "--url", url, "--protocol", "grpc"], "one of auto, reward, v1, openrlhf, slime"),
-        ([dump, "--url", url, "--out", dump], "is one of the files that are read"),
+        ([dump, "--url", url, "--out", dump], "is one of the input files"),
         ([dump], "--url"),
     ):
         result = iiverl("rescore", *arguments)

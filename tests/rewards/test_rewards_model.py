@@ -193,7 +193,7 @@ def test_a_sample_that_comes_twice_is_refused(scorer_of, make_sample: Make):
 
 
 def test_faults_of_the_program_surface_in_collect(scorer_of, make_sample: Make):
-    with pytest.raises(RuntimeError, match="gave 1 scores for 2 sequences"):
+    with pytest.raises(RuntimeError, match="returned 1 scores for 2 sequences"):
         collected(scorer_of(lambda samples: [1.0]), make_sample(), make_sample(key=(0, 1)))
     with pytest.raises(ZeroDivisionError):
         collected(scorer_of(lambda samples: [1 / 0]), make_sample())

@@ -35,7 +35,10 @@ RULES: dict[str, Rule] = {
 
 _NEED_A_SANDBOX = frozenset({"apps", "codecontests", "codeforces", "taco"})
 
-_CUSTOM_FUNCTION = "set custom_reward_function.path to a Python file that defines compute_score(data_source, solution_str, ground_truth, extra_info)"
+_CUSTOM_FUNCTION = (
+    "set custom_reward_function.path to a Python file that defines "
+    "compute_score(data_source, solution_str, ground_truth, extra_info)"
+)
 
 
 class UnknownDataSource(ConfigError):  # noqa: N818
