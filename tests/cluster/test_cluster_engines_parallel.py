@@ -90,7 +90,7 @@ def test_heads_that_do_not_divide_are_told_before_anything_starts(quickstart: Ma
     loaded = quickstart(*OVER_TWO, *APART, "trainer.rollout_devices=4", runtime="ray")
     config = loaded.config.actor_rollout_ref
     rollout = config.rollout.model_copy(update={"tensor_model_parallel_size": 4})
-    told = rf"{ROLLOUT}\.tensor_model_parallel_size is 4, .* 2 attention heads, 1 of keys and values, .*\. Set it to 2"
+    told = rf"{ROLLOUT}\.tensor_model_parallel_size is 4, .* 2 attention heads, 1 key-value head and .*\. Set it to 2"
     changed = loaded.config.model_copy(
         update={"actor_rollout_ref": config.model_copy(update={"rollout": rollout})}
     )

@@ -219,8 +219,8 @@ def engine_problem(size: int, devices: int, *, heads: int, kv_heads: int, inner:
         return None
     best = max(n for n in range(1, size) if devices % n == 0 and works(n))
     return (
-        f"cannot be split over {size} devices: it has {heads} attention heads, {kv_heads} key-value heads and MLPs of "
-        f"size {inner}. Set it to {best}"
+        f"cannot be split over {size} devices: it has {heads} attention heads, {kv_heads} key-value "
+        f"head{'s' * (kv_heads != 1)} and MLPs of size {inner}. Set it to {best}"
     )
 
 

@@ -149,7 +149,7 @@ def _check_layers(role: Role) -> None:
         mlps = f" and MLPs of size {shape['inner']}" if shape["inner"] else ""
         return (
             f"{path} ({view[path]}) cannot be split over {size} devices ({tensor}): it has {facts.heads} attention heads, "
-            f"{facts.kv_heads} key-value heads{mlps}; use {near}"
+            f"{facts.kv_heads} key-value head{'s' * (facts.kv_heads != 1)}{mlps}; use {near}"
         )
 
     @checks.add("C810", "error", pipeline, virtual, path, role=role)
