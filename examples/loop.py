@@ -26,12 +26,12 @@ from iiverl_core.algorithms import (
     Segments,
 )
 from iiverl_core.algorithms.advantages.grpo import grpo
-from iiverl_core.algorithms.aggregation import token_weights
 from iiverl_core.algorithms.policy_losses.vanilla import vanilla
 from iiverl_core.data import PromptOrder, load_prompts
 from iiverl_core.rollout import GenerationRequest, SamplingParams, generate
 from iiverl_core.rollout.hf import HFEngine
 from iiverl_core.samples import SampleId, TokenSequence
+from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.log_probs import token_log_probs
 

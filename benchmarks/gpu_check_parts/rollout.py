@@ -9,9 +9,8 @@ from gpu_check_parts.setting import GIB, NotPossibleError, Numbers, Setting, one
 from gpu_check_parts.training import cut, make_backend
 from iiverl_core.algorithms.rollout_correction import mismatch
 from iiverl_core.rollout import GenerationRequest, SamplingParams, generate, make_engine
-from iiverl_core.samples import SampleId, TokenSequence
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, SampleId, TokenSequence
 from iiverl_core.training import TrainingBackend
-from iiverl_core.training.batching import ROLLOUT_LOG_PROBS
 
 RESPONSES = 4
 HIGHEST_KL = 0.05  # in nats a token; far above what bf16 costs, far below what other weights would give

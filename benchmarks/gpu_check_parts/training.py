@@ -7,15 +7,16 @@ import torch
 from transformers import AutoConfig
 
 from gpu_check_parts.setting import NotPossibleError, Numbers, Setting, one_process
-from iiverl_core.algorithms import find_policy_loss, token_weights
+from iiverl_core.algorithms import find_policy_loss
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.cluster.model_runner import model_spec
 from iiverl_core.config import Role, RunConfig
 from iiverl_core.registry import BACKENDS
-from iiverl_core.samples import TokenSequence
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, TokenSequence
 from iiverl_core.telemetry import mfu, training_flops
 from iiverl_core.training import MicroBatch, TrainingBackend
-from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, make_micro_batch
+from iiverl_core.training.aggregation import token_weights
+from iiverl_core.training.batching import make_micro_batch
 from iiverl_core.training.losses import actor_loss
 from iiverl_core.training.planning import Packing, micro_batches
 

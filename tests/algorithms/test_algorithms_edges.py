@@ -8,14 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.algorithms import (
-    AdaptiveKL,
-    FixedKL,
     Segments,
     kl_divergence,
-    token_weights,
 )
+from iiverl_core.controller.state import AdaptiveKL, FixedKL
 from iiverl_core.errors import ConfigError
 from iiverl_core.registry import AGGREGATIONS
+from iiverl_core.training.aggregation import token_weights
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.sampled_from(list(AGGREGATIONS)), st.data())

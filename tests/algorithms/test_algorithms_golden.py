@@ -17,10 +17,10 @@ from iiverl_core.algorithms import (
     find_estimator,
     find_policy_loss,
     kl_divergence,
-    token_weights,
 )
 from iiverl_core.algorithms.value_loss import value_loss
 from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
+from iiverl_core.training.aggregation import token_weights
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 MASK = torch.tensor(GOLDEN["mask"]).bool()

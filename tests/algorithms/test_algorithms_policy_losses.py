@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
-from iiverl_core.algorithms import PolicyBatch, PolicyLossSettings, Segments, find_policy_loss, token_weights
+from iiverl_core.algorithms import PolicyBatch, PolicyLossSettings, Segments, find_policy_loss
 from iiverl_core.algorithms.policy_losses.covariance import covariance, positions
 from iiverl_core.registry import POLICY_LOSSES
+from iiverl_core.training.aggregation import token_weights
 
 OPTIONS = PolicyLossSettings(clip_cov_ratio=0.2, clip_cov_lb=0.01, kl_cov_ratio=0.2)
 EVERY = pytest.mark.parametrize("name", POLICY_LOSSES)

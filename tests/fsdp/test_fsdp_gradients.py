@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from iiverl_core.algorithms import PolicyBatch, Segments, find_policy_loss, token_weights
+from iiverl_core.algorithms import PolicyBatch, Segments, find_policy_loss
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
 from iiverl_core.config import FSDPConfig, ModelConfig, Offload, OptimConfig
 from iiverl_core.registry import POLICY_LOSSES
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
+from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, policy_loss_settings
 from iiverl_core.training.planning import Packing, balance, micro_batches

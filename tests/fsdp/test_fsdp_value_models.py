@@ -17,12 +17,12 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from iiverl_core.algorithms import token_weights
 from iiverl_core.algorithms.value_loss import value_loss
 from iiverl_core.config import FSDPConfig, ModelConfig, Offload, OptimConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, ModelSpec, Outputs, Role
+from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.planning import Packing, balance, micro_batches
 from iiverl_fsdp.backend import FSDPBackend

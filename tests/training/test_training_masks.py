@@ -18,9 +18,9 @@ from iiverl_core.cluster.store import LocalStore, open_all, put_all
 from iiverl_core.config import build, run_config
 from iiverl_core.controller.batch import divide_for_training, with_arrays
 from iiverl_core.registry import ESTIMATORS, POLICY_LOSSES
-from iiverl_core.samples import SequenceRef, TokenSequence
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, SequenceRef, TokenSequence
 from iiverl_core.training import Outputs
-from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, make_micro_batch
+from iiverl_core.training.batching import make_micro_batch
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.losses import actor_loss, critic_loss

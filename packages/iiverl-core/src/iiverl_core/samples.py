@@ -16,6 +16,9 @@ from iiverl_reward_client import Outcome
 FinishReason: TypeAlias = Literal["stop", "length"]
 Split: TypeAlias = Literal["train", "val"]
 
+ROLLOUT_LOG_PROBS = "rollout_log_probs"
+"""Name of the log-probs under the distribution that the engine sampled from; they come with the tokens."""
+
 
 class SampleId(NamedTuple):
     """Identifies a response within the whole run.

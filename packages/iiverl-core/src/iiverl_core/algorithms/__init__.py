@@ -1,22 +1,18 @@
-"""Pure tensor functions: advantages, policy losses, KL, aggregation. One algorithm per file, found by name in the registries.
+"""Pure tensor functions: advantages, policy losses, KL. One algorithm per file, found by name in the registries.
 
 Of other packages it imports torch alone. All tensors are flat, without padding: see `segments`.
 """
 
 from iiverl_core.algorithms.advantages import AdvantageBatch, AdvantageSettings, Estimator
-from iiverl_core.algorithms.aggregation import token_weights
-from iiverl_core.algorithms.kl import AdaptiveKL, FixedKL, KLController, kl_divergence
+from iiverl_core.algorithms.kl import kl_divergence
 from iiverl_core.algorithms.policy_losses import PolicyBatch, PolicyLoss, PolicyLossSettings
 from iiverl_core.algorithms.segments import Segments
 from iiverl_core.algorithms.user_functions import find_estimator, find_policy_loss
 
 __all__ = [
-    "AdaptiveKL",
     "AdvantageBatch",
     "AdvantageSettings",
     "Estimator",
-    "FixedKL",
-    "KLController",
     "PolicyBatch",
     "PolicyLoss",
     "PolicyLossSettings",
@@ -24,5 +20,4 @@ __all__ = [
     "find_estimator",
     "find_policy_loss",
     "kl_divergence",
-    "token_weights",
 ]

@@ -1,6 +1,6 @@
 """A batch of sequences without padding: all their tokens in one flat tensor, and the length of each.
 
-Every function of this floor works on such flat tensors. Nothing stands under a padding, so nothing there can change
+Every function of this layer works on such flat tensors. Nothing stands under a padding, so nothing there can change
 a result. A row that is all padding is no sequence: it has no place in a batch, and is refused. Suffixes: `_T` all
 response tokens of the batch one after another, `_B` one entry a sequence, `_G` one a group.
 """

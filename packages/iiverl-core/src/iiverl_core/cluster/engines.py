@@ -1,13 +1,13 @@
 """The seam between the loop and what generates, wherever that runs."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from dataclasses import replace
+from itertools import count
+from typing import Any, Protocol
 
-from iiverl_core.cluster.generation import attach_handles
-from iiverl_core.cluster.runtime import WorkerGroup
-from iiverl_core.cluster.worker import Worker
+from iiverl_core.cluster.runtime import TrainerWorker, WorkerGroup
 from iiverl_core.rollout import RolloutRequest, Sampling
-from iiverl_core.samples import Rollout
+from iiverl_core.samples import Handle, Rollout
 
 
 class Engines(Protocol):
@@ -41,6 +41,20 @@ class Engines(Protocol):
         ...
 
 
+def attach_handles(rollouts: Sequence[Rollout], reference: Any) -> list[Rollout]:
+    """Point rollouts to their sequences, which lie in the store under `reference`, in the same order."""
+    index = count()
+    return [
+        replace(
+            rollout,
+            sequences=tuple(
+                replace(sequence, tokens=Handle(reference, next(index))) for sequence in rollout.sequences
+            ),
+        )
+        for rollout in rollouts
+    ]
+
+
 class ColocatedEngines:
     """Engines in the processes that train, on the same devices: they take turns with the memory.
 
@@ -57,16 +71,16 @@ class ColocatedEngines:
     ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
         arguments = [(requests[rank // self._size], sampling) for rank in self._ranks]
-        for reference, rollouts in self._group.stream(Worker.generate, arguments):
+        for reference, rollouts in self._group.stream(TrainerWorker.generate, arguments):
             yield attach_handles(rollouts, reference)
 
     def update_weights(self, version: int) -> None:
         """See `Engines.update_weights`."""
-        self._group.run(Worker.update_rollout_weights, [(version,) for _ in self._ranks])
+        self._group.run(TrainerWorker.update_rollout_weights, [(version,) for _ in self._ranks])
 
     def sleep(self, *, discard_weights: bool) -> None:
         """See `Engines.sleep`."""
-        self._group.run(Worker.sleep, [(discard_weights,) for _ in self._ranks])
+        self._group.run(TrainerWorker.sleep, [(discard_weights,) for _ in self._ranks])
 
     def __len__(self) -> int:
         return len(self._ranks) // self._size

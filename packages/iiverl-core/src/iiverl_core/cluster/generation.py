@@ -2,9 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import count
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,20 +21,6 @@ from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 
 STREAM_SECONDS = 0.1  # how long finished rollouts may wait for others that leave with them
 NOT_STORED = Handle(None)
-
-
-def attach_handles(rollouts: Sequence[Rollout], reference: Any) -> list[Rollout]:
-    """Point rollouts to their sequences, which lie in the store under `reference`, in the same order."""
-    index = count()
-    return [
-        replace(
-            rollout,
-            sequences=tuple(
-                replace(sequence, tokens=Handle(reference, next(index))) for sequence in rollout.sequences
-            ),
-        )
-        for rollout in rollouts
-    ]
 
 
 class Generator:

@@ -41,18 +41,18 @@ class LocalGroup:
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `WorkerGroup.run`."""
-        return [method(self._worker, *each) for each in arguments]
+        return [self.run_on(0, method, *each) for each in arguments]
 
     def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
         """See `WorkerGroup.run_on`."""
-        return method(self._worker, *arguments)
+        return getattr(self._worker, method.__name__)(*arguments)
 
     def stream(
         self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Sequence[tuple[Any, ...]]
     ) -> Iterator[tuple[Any, Any]]:
         """See `WorkerGroup.stream`."""
         for each in arguments:
-            for stored, passed_on in method(self._worker, *each):
+            for stored, passed_on in self.run_on(0, method, *each):
                 yield self.store.put(stored), passed_on
 
     def close(self) -> None:

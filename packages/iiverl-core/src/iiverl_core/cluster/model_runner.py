@@ -11,8 +11,9 @@ from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.registry import BACKENDS
+from iiverl_core.samples import ROLLOUT_LOG_PROBS
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, ParallelRank, Role, StepResult, TrainingBackend
-from iiverl_core.training.batching import ROLLOUT_LOG_PROBS, dummy_micro_batch, make_micro_batch
+from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, rollout_correction
 
 

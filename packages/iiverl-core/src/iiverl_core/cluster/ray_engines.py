@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from iiverl_core.cluster.generation import attach_handles
+from iiverl_core.cluster.engines import attach_handles
 from iiverl_core.cluster.ray_group import (
     GRACE_SECONDS,
     RayStore,

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from iiverl_core.cluster.messages import WorkerInfo
+from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
 from iiverl_core.cluster.store import Store
 from iiverl_core.errors import IIVerlError
+from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
+from iiverl_core.training import Role, StepResult
 
 T = TypeVar("T")
 
@@ -14,8 +17,59 @@ class WorkerError(IIVerlError):
     """A worker raised or died; the message names it and holds its traceback."""
 
 
+class TrainerWorker(Protocol):
+    """The calls that the loop makes to a process that trains. Each takes and returns small things."""
+
+    def evaluate(self, role: Role, batch: RankBatch) -> TokenArrays:
+        """Compute log-probs under a policy, or values of the critic, for the trained tokens of each sequence."""
+        ...
+
+    def score(self, batch: RankBatch) -> list[float]:
+        """Score each sequence with the reward model."""
+        ...
+
+    def update(self, role: Trained, batch: RankBatch, lr: float) -> tuple[dict[str, float], StepResult]:
+        """Make one optimizer step on a mini-batch; return this rank's part of its metrics."""
+        ...
+
+    def advantages(
+        self,
+        sequences: list[SequenceRef],
+        scores: list[float],
+        baselines: list[float] | None,
+        kl_coef: float,
+    ) -> Advantages:
+        """Compute the advantages of a step; `kl_coef` 0 means no KL in the reward."""
+        ...
+
+    def select_tokens(self, sequences: list[SequenceRef]) -> list[Handle]:
+        """Let the policy loss select tokens of a whole mini-batch."""
+        ...
+
+    def generate(
+        self, requests: Sequence[RolloutRequest], sampling: Sampling
+    ) -> Iterator[tuple[list[TokenSequence], list[Rollout]]]:
+        """Make rollouts with the engine that lives here; yield as `Generator.generate` does.
+
+        If the engine spans several workers, all of them get the same requests, and the first yields the rollouts.
+        """
+        ...
+
+    def sleep(self, discard_weights: bool) -> None:
+        """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
+        ...
+
+    def update_rollout_weights(self, version: int) -> None:
+        """Give the engine that lives here the actor's weights."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Give memory in bytes: what is used on this host, and on this device the most since the start."""
+        ...
+
+
 class WorkerGroup(Protocol):
-    """The workers of a run, one a device. Methods are named by the function: `group.run(Worker.evaluate, …)`."""
+    """The workers of a run, one per device. The function names the method: `group.run(TrainerWorker.evaluate, …)`."""
 
     @property
     def store(self) -> Store:

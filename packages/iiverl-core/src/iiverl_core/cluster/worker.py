@@ -19,6 +19,7 @@ from iiverl_core.cluster.generation import Generator
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
 from iiverl_core.cluster.model_runner import ModelRunner
 from iiverl_core.cluster.rendezvous import join_process_group
+from iiverl_core.cluster.runtime import TrainerWorker
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_sync import WeightSender
 from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
@@ -28,7 +29,7 @@ from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 from iiverl_core.training import Role, StepResult
 
 
-class Worker:
+class Worker(TrainerWorker):
     """One process of a group, on one device.
 
     `device_type` is `cpu` or `cuda`; on a CUDA machine the process sees only its own device.

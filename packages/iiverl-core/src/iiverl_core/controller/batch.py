@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from iiverl_core.algorithms import token_weights
 from iiverl_core.cluster.messages import RankBatch
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import OVERLONG_PENALTY
 from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef
+from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.planning import Packing, balance, in_order, micro_batches
 from iiverl_reward_client import Outcome, Scored
 

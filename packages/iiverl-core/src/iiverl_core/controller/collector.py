@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from iiverl_core.algorithms import Estimator
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import drop_small_groups, groups_with_reward_variance, with_outcomes
 from iiverl_core.controller.observer import Observer, StepRecord
@@ -14,6 +13,7 @@ from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet
 from iiverl_core.errors import IIVerlError
+from iiverl_core.registry import EstimatorInfo
 from iiverl_core.rewards import Scorer, apply_failure_policy, check_failures, shape_overlong
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Prompt, Rollout, SampleId, Split
@@ -45,7 +45,7 @@ class StepData:
     baselines: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def batch(self, estimator: Estimator) -> list[Rollout]:
+    def batch(self, estimator: EstimatorInfo) -> list[Rollout]:
         """List the rollouts that the estimator can compute advantages of."""
         groups = set(self.groups)
         if estimator.greedy_baseline:
@@ -63,7 +63,7 @@ class RolloutCollector:
         workers: WorkerClient,
         scorer: Scorer,
         observer: Observer,
-        estimator: Estimator,
+        estimator: EstimatorInfo,
         state: TrainState,
     ) -> None:
         self.run, self.plan = run, plan

@@ -2,8 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
-
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from iiverl_core.config import ROLLOUT, RoleConfig, RunConfig
 from iiverl_core.config.model_facts import engine_problem
@@ -11,6 +10,9 @@ from iiverl_core.controller.observer import ModelShape
 from iiverl_core.data import check_model
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import Role
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def check_vocabularies(run: RunConfig, tokens: int) -> None:
@@ -71,7 +73,9 @@ def _vocabulary(role: RoleConfig) -> int:
     return _text_config(role).vocab_size
 
 
-def _text_config(role: RoleConfig) -> PreTrainedConfig:
+def _text_config(role: RoleConfig) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
     key, model = role.key("model.path"), role.model
     if model.external_lib:
         try:

@@ -1,4 +1,7 @@
-"""The state of a run beside its models: everything else is a function of configuration, seed and step."""
+"""The state of a run beside its models, and the controllers of its KL coefficient.
+
+Everything else is a function of configuration, seed and step.
+"""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -36,3 +39,30 @@ class TrainState:
             return cls(**known, response_lengths=lengths)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"this is not the state of a run: {text[:80]}") from error
+
+
+@dataclass
+class FixedKL:
+    """A coefficient that stays."""
+
+    coef: float
+
+    def update(self, kl: float, sequences: int) -> None:
+        """Change nothing."""
+
+
+@dataclass
+class AdaptiveKL:
+    """A coefficient that holds the KL near `target` (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+
+    `horizon` counts sequences: with the KL far above target the coefficient grows by a factor e in 5·horizon of them.
+    """
+
+    coef: float
+    target: float
+    horizon: float
+
+    def update(self, kl: float, sequences: int) -> None:
+        """Move the coefficient in proportion to the relative error, clipped to ±0.2."""
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * sequences / self.horizon

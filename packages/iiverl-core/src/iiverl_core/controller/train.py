@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from iiverl_core.algorithms import find_estimator, find_policy_loss
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.config import Loaded, RunConfig
@@ -113,6 +112,8 @@ def prepare(loaded: Loaded) -> Plan:
     """
     run = loaded.run
     data, trainer = run.data, run.trainer
+    from iiverl_core.algorithms import find_estimator, find_policy_loss  # imports torch, unlike the loop
+
     find_estimator(run.algorithm.adv_estimator)  # a user's own file may not be as it should
     find_policy_loss(run.loss.policy_loss)
     if run.rewards.function.path is not None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from iiverl_core.algorithms import AdaptiveKL, FixedKL, KLController, find_estimator, find_policy_loss
 from iiverl_core.cluster.messages import Advantages, Trained
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import (
@@ -24,12 +23,12 @@ from iiverl_core.controller.batch import (
 )
 from iiverl_core.controller.collector import Plan, RolloutCollector, StepData
 from iiverl_core.controller.observer import Observer, StepRecord
-from iiverl_core.controller.state import TrainState
+from iiverl_core.controller.state import AdaptiveKL, FixedKL, TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError
+from iiverl_core.registry.algorithms import estimator_info, policy_loss_info
 from iiverl_core.rewards import Scorer
-from iiverl_core.samples import Rollout, SequenceRef
-from iiverl_core.training.batching import ROLLOUT_LOG_PROBS
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, Rollout, SequenceRef
 from iiverl_core.training.metrics import over_updates
 from iiverl_core.training.schedule import learning_rate
 from iiverl_reward_client import Scored
@@ -53,8 +52,8 @@ class Trainer:
         self.run, self.plan = run, plan
         self.workers, self.observer = workers, observer
         self.timers = observer.timers
-        self.estimator = find_estimator(run.algorithm.adv_estimator)
-        self.policy_loss = find_policy_loss(run.loss.policy_loss)
+        self.estimator = estimator_info(run.algorithm.adv_estimator)
+        self.policy_loss = policy_loss_info(run.loss.policy_loss)
         self.state = state or TrainState(kl_coef=_initial_kl_coef(run))
         self.kl = _kl_controller(run, self.state.kl_coef)
         self.collector = RolloutCollector(run, plan, workers, scorer, observer, self.estimator, self.state)
@@ -230,7 +229,7 @@ def _initial_kl_coef(run: RunConfig) -> float:
     return run.algorithm.kl_ctrl.kl_coef if run.kl_in_reward else 0.0
 
 
-def _kl_controller(run: RunConfig, coef: float) -> KLController:
+def _kl_controller(run: RunConfig, coef: float) -> FixedKL | AdaptiveKL:
     """Make the controller of the KL's weight in the reward, which is `coef` now."""
     control = run.algorithm.kl_ctrl
     if run.kl_in_reward and control.type == "adaptive" and control.target_kl and control.horizon:

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from iiverl_core.algorithms import find_policy_loss
 from iiverl_core.cluster.engines import Engines
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained
-from iiverl_core.cluster.runtime import WorkerGroup
+from iiverl_core.cluster.runtime import TrainerWorker, WorkerGroup
 from iiverl_core.cluster.store import put_all
-from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import Division, divide, divide_for_training
+from iiverl_core.registry.algorithms import policy_loss_info
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, TokenSequence
 from iiverl_core.training import Role
@@ -27,7 +26,7 @@ class WorkerClient:
         self._group, self._engines = group, engines
         self._run = run
         self._ranks = group.infos[0].parallel_rank.data_size
-        prescribed = find_policy_loss(run.loss.policy_loss).loss_agg_mode
+        prescribed = policy_loss_info(run.loss.policy_loss).loss_agg_mode
         # How token losses are aggregated over a mini-batch; the critic's is a mean over tokens.
         self._aggregation: dict[Trained, str] = {
             "actor": prescribed or run.loss.loss_agg_mode,
@@ -58,7 +57,9 @@ class WorkerClient:
     def evaluate(self, role: Role, sequences: Sequence[SequenceRef]) -> tuple[list[Handle], list[float]]:
         """Compute log-probs of each sequence's trained tokens under a policy, or their values: handles, and sums."""
         division = self._divide(role, sequences)
-        results: list[TokenArrays] = self._on_ranks(Worker.evaluate, division, lambda batch: (role, batch))
+        results: list[TokenArrays] = self._on_ranks(
+            TrainerWorker.evaluate, division, lambda batch: (role, batch)
+        )
         return (
             division.restore([result.handles for result in results]),
             division.restore([result.sums for result in results]),
@@ -75,7 +76,7 @@ class WorkerClient:
             for id, each in sequences.items()
         ]
         division = self._divide("reward", references)
-        return division.restore(self._on_ranks(Worker.score, division, lambda batch: (batch,)))
+        return division.restore(self._on_ranks(TrainerWorker.score, division, lambda batch: (batch,)))
 
     def advantages(
         self,
@@ -85,11 +86,11 @@ class WorkerClient:
         kl_coef: float,
     ) -> Advantages:
         """Compute the advantages of a step on one worker; scores and baselines are per rollout."""
-        return self._group.run_on(0, Worker.advantages, sequences, scores, baselines, kl_coef)
+        return self._group.run_on(0, TrainerWorker.advantages, sequences, scores, baselines, kl_coef)
 
     def select_tokens(self, sequences: list[SequenceRef]) -> list[Handle]:
         """Let the policy loss select tokens of a mini-batch, on one worker."""
-        return self._group.run_on(0, Worker.select_tokens, sequences)
+        return self._group.run_on(0, TrainerWorker.select_tokens, sequences)
 
     def update(
         self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
@@ -104,7 +105,7 @@ class WorkerClient:
             max_tokens_norm=self._run.loss.max_tokens_norm,
             arrays=arrays,
         )
-        results = self._on_ranks(Worker.update, division, lambda batch: (role, batch, lr))
+        results = self._on_ranks(TrainerWorker.update, division, lambda batch: (role, batch, lr))
         metrics: dict[str, float] = {}
         for part, _ in results:
             merge(metrics, part)
@@ -114,7 +115,7 @@ class WorkerClient:
 
     def memory(self) -> dict[str, int]:
         """Memory in bytes of the fullest device and host."""
-        reports = self._group.run(Worker.memory, [()] * len(self._group.infos))
+        reports = self._group.run(TrainerWorker.memory, [()] * len(self._group.infos))
         return {name: max(report[name] for report in reports) for name in reports[0]}
 
     def _divide(self, role: Role, sequences: Sequence[SequenceRef]) -> Division:

@@ -12,6 +12,7 @@ from typing import Any
 from iiverl_core.registry.registry import Info, Registry, load_code
 
 GROUP = "iiverl.algorithms"
+_USER_FUNCTIONS = "iiverl_core.algorithms.user_functions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,7 @@ POLICY_LOSSES = Registry(
     siblings=AlgorithmInfo,
 )
 
-_AGGREGATION = "iiverl_core.algorithms.aggregation"
+_AGGREGATION = "iiverl_core.training.aggregation"
 
 AGGREGATIONS = Registry(
     "aggregation",
@@ -296,3 +297,29 @@ KL_KINDS = Registry(
     ),
     siblings=AlgorithmInfo,
 )
+
+
+def estimator_info(name: str) -> EstimatorInfo:
+    """Find what an advantage estimator asks of a step; a user's own, `path/to/file.py:name`, is imported for that.
+
+    Raises as `iiverl_core.algorithms.find_estimator`.
+    """
+    if name in ESTIMATORS:
+        return ESTIMATORS[name]
+    own = load_code(f"{_USER_FUNCTIONS}:find_estimator", name)(name)
+    asks = {"min_group_size": own.min_group_size, "greedy_baseline": own.greedy_baseline}
+    return EstimatorInfo(name=name, summary="", code=name, **asks)
+
+
+def policy_loss_info(name: str) -> PolicyLossInfo:
+    """Find what a policy loss asks of a step; a user's own, `path/to/file.py:name`, is imported for that.
+
+    Raises as `iiverl_core.algorithms.find_policy_loss`.
+    """
+    if name in POLICY_LOSSES:
+        return POLICY_LOSSES[name]
+    own = load_code(f"{_USER_FUNCTIONS}:find_policy_loss", name)(name)
+    select_tokens = name if own.select_tokens else None
+    return PolicyLossInfo(
+        name=name, summary="", code=name, select_tokens=select_tokens, loss_agg_mode=own.loss_agg_mode
+    )

@@ -1,13 +1,17 @@
 """The interface between the loop and generation: requests in, completions out, one request per response."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from iiverl_core.samples import FinishReason, SampleId
+
+if TYPE_CHECKING:  # the controller knows requests and runs without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

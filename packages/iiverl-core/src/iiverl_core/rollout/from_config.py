@@ -1,13 +1,15 @@
 """The engine and the sampling parameters of a configuration."""
 
-from typing import Literal, TypeAlias
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from iiverl_core.config import RunConfig
-from iiverl_core.dtypes import torch_dtype
 from iiverl_core.registry import ENGINES
 from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
@@ -16,6 +18,8 @@ def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
     Raises:
         ConfigError: the engine is not installed or cannot run the model.
     """
+    import torch
+
     return ENGINES[run.rollout.name].load()(run, torch.device(device))
 
 
@@ -34,6 +38,7 @@ def vllm_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
 
 def hf_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
     """Build the engine `hf`."""
+    from iiverl_core.dtypes import torch_dtype
     from iiverl_core.rollout.hf import HFEngine  # importing transformers' models takes seconds
 
     rollout, model = run.rollout, run.actor.model

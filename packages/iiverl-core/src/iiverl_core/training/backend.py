@@ -5,19 +5,23 @@ parallelism: it builds a model from a Hugging Face path, runs it forward and bac
 given, steps an optimizer, and gives weights and gradients by Hugging Face name.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
-
-from iiverl_core.algorithms.segments import Segments
 from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, Offload, OptimConfig
 from iiverl_core.config.roles import Role
 from iiverl_core.samples import TokenSequence
+
+if TYPE_CHECKING:  # the controller knows these types and runs without torch
+    import torch
+    from torch import Tensor
+
+    from iiverl_core.algorithms.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class MicroBatch:
         Raises:
             ValueError: a sequence has none.
         """
+        from iiverl_core.algorithms.segments import Segments
+
         return Segments.of([sequence.trained for sequence in self.sequences], self.weights_T.device)
 
 
@@ -93,7 +99,7 @@ class Outputs:
     scores_B: Tensor | None = None
 
 
-Loss: TypeAlias = Callable[[Outputs, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+Loss: TypeAlias = "Callable[[Outputs, MicroBatch], tuple[Tensor, dict[str, Tensor]]]"
 """Gives a micro-batch's share of the batch's loss, and metrics whose sum over all micro-batches and processes is the
 batch's value, or whose maximum is where the name ends in `/max` (`training.metrics.merge`)."""
 

@@ -9,9 +9,6 @@ from iiverl_core.algorithms import Segments
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training.backend import MicroBatch
 
-ROLLOUT_LOG_PROBS = "rollout_log_probs"
-"""Name of the log-probs under the distribution that the engine sampled from; they come with the tokens."""
-
 
 def make_micro_batch(
     sequences: Sequence[TokenSequence],

@@ -9,8 +9,8 @@ from iiverl_core.algorithms import PolicyBatch, PolicyLoss, PolicyLossSettings, 
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection, correction_weights, mismatch
 from iiverl_core.algorithms.value_loss import value_loss
 from iiverl_core.config import LossConfig, RolloutCorrectionConfig
+from iiverl_core.samples import ROLLOUT_LOG_PROBS
 from iiverl_core.training.backend import Loss, MicroBatch, Outputs
-from iiverl_core.training.batching import ROLLOUT_LOG_PROBS
 
 
 def policy_loss_settings(config: LossConfig) -> PolicyLossSettings:

@@ -1,12 +1,12 @@
 """How parts of a batch's metrics become the batch's: most add up, and those named `…/max` are maxima."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Value = TypeVar("Value", float, Tensor)
+Value = TypeVar("Value", float, "Tensor")
 
 
 def merge(total: dict[str, Value], part: Mapping[str, Value]) -> None:
@@ -21,9 +21,9 @@ def merge(total: dict[str, Value], part: Mapping[str, Value]) -> None:
 
 
 def _larger(one: Value, other: Value) -> Value:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.maximum(one, other)  # without waiting for a GPU
-    return max(one, other)
+    if isinstance(one, float | int) or isinstance(other, float | int):
+        return max(one, other)
+    return one.maximum(other)  # without waiting for a GPU
 
 
 def over_updates(updates: list[Mapping[str, float]]) -> dict[str, float]:
