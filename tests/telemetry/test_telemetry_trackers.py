@@ -249,7 +249,7 @@ def test_a_tracker_that_cannot_start_closes_the_others(tmp_path: Path, monkeypat
 
 
 def test_a_name_that_is_none(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"no tracker 'wanb'.*" + ".*".join(TRACKERS)):
+    with pytest.raises(ConfigError, match=r"unknown tracker 'wanb'.*" + ".*".join(TRACKERS)):
         make(["wanb"], tmp_path)
 
 
