@@ -131,8 +131,11 @@ def test_check_of_samples_that_are_not_scored(kind: str, code: int, monkeypatch:
     [
         (["reward_api.enable=false"], "reward_api.enable is false"),
         (["reward_api.api_urll=x"], "did you mean reward_api.api_url?"),
-        (["reward_api.api_url=URL", "reward_api.token_env=NO_SUCH_TOKEN"], "NO_SUCH_TOKEN is not set"),
-        (["reward_api.api_url=localhost:8000"], "an address begins with http:// or https://"),
+        (
+            ["reward_api.api_url=URL", "reward_api.token_env=NO_SUCH_TOKEN"],
+            "NO_SUCH_TOKEN, which holds the reward server's token, is not set",
+        ),
+        (["reward_api.api_url=localhost:8000"], "is not a URL; it has to begin with http:// or https://"),
         (["data.train_files=other.jsonl", "reward_api.api_url=URL"], "other.jsonl does not exist"),
     ],
 )
