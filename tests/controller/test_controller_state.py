@@ -13,6 +13,7 @@ from iiverl_core.config import build, run_config
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.observer import StepRecord
 from iiverl_core.controller.state import TrainState
+from iiverl_core.controller.stopping import Stop
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.data import PromptOrder
 from iiverl_core.samples import Handle, Prompt, Rollout, SampleId, SequenceRef
@@ -85,6 +86,19 @@ class Scores:
         return {id: Scored(2.0) for id in ids}
 
 
+class Unsaved:
+    """Checkpoints of a run that saves none."""
+
+    enabled = False
+
+    def due(self, step: int, *, last: bool) -> bool:
+        return False
+
+    def advance(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 class Silent:
     """An observer that reports nothing."""
 
@@ -124,7 +138,9 @@ def run(steps: int, state: TrainState | None = None) -> tuple[list[Any], TrainSt
     workers: Any = Workers()
     scorer: Any = Scores()
     observer: Any = Silent()
-    trainer = Trainer(RUN, plan, workers, scorer, observer, state)
+    checkpoints: Any = Unsaved()
+    state = state or TrainState(kl_coef=RUN.algorithm.kl_ctrl.kl_coef)
+    trainer = Trainer(RUN, plan, workers, scorer, observer, checkpoints, state, Stop())
     trainer.fit()
     return workers.asked, trainer.state
 

@@ -81,8 +81,13 @@ def interrupted(path: Path, role: Role, offload: bool, folder: Path) -> list[flo
     for _ in range(2):
         step(backend)
     backend.forward(batches())  # leaves some parameters whole
-    backend.save(folder)
-    return [*step(backend), *step(backend)]
+    wait = backend.save(folder)
+    after = [
+        *step(backend),
+        *step(backend),
+    ]  # while the files are being written: they hold what was when it was saved
+    wait()
+    return after
 
 
 def resumed(path: Path, role: Role, offload: bool, folder: Path) -> tuple[list[float], list[float]]:
@@ -126,7 +131,7 @@ def test_a_model_that_has_made_no_step_is_saved_as_it_is(
     one_rank, tiny_model_path: Path, tmp_path: Path
 ) -> None:
     backend, other = backend_of(tiny_model_path), backend_of(tiny_model_path)
-    backend.save(tmp_path)
+    backend.save(tmp_path)()
     expected = [step(backend) for _ in range(2)]
     for _ in range(2):  # the second time, it has states to forget
         other.load(tmp_path)
@@ -138,11 +143,11 @@ def test_a_model_without_an_optimizer_has_its_weights_alone(
 ) -> None:
     actor, reference = backend_of(tiny_model_path), backend_of(tiny_model_path, "reference", trained=False)
     step(actor)
-    actor.save(tmp_path / "actor")
+    actor.save(tmp_path / "actor")()
     reference.load(tmp_path / "actor")
     given = dict(actor.named_weights())
     assert all(torch.equal(value, given[name]) for name, value in reference.named_weights())
-    reference.save(tmp_path / "reference")
+    reference.save(tmp_path / "reference")()
     with pytest.raises(CheckpointError, match=r"reference holds no optimizer: it is of a model"):
         actor.load(tmp_path / "reference")
 
@@ -154,7 +159,7 @@ def test_tied_weights_are_saved_once_and_stay_tied(one_rank, tiny_model_path: Pa
     model.save_pretrained(tmp_path / "tied")
     backend = backend_of(tmp_path / "tied")
     step(backend)
-    backend.save(tmp_path / "saved")
+    backend.save(tmp_path / "saved")()
     names = FileSystemReader(tmp_path / "saved").read_metadata().state_dict_metadata
     assert "model.model.embed_tokens.weight" in names
     assert "model.lm_head.weight" not in names
@@ -167,7 +172,7 @@ def test_a_folder_without_a_checkpoint_is_told(one_rank, tiny_model_path: Path, 
     backend = backend_of(tiny_model_path)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}/none holds no checkpoint of a model"):
         backend.load(tmp_path / "none")
-    backend.save(tmp_path / "broken")
+    backend.save(tmp_path / "broken")()
     for file in (tmp_path / "broken").glob("*.distcp"):
         file.unlink()
     with pytest.raises(CheckpointError, match=rf"the checkpoint in {tmp_path}/broken is not whole: .*distcp"):
@@ -179,8 +184,8 @@ def test_a_folder_without_a_checkpoint_is_told(one_rank, tiny_model_path: Path, 
 
 def test_a_folder_that_cannot_be_written_is_told(one_rank, tiny_model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=rf"no checkpoint can be written to {tmp_path}/file/folder: "):
-        backend_of(tiny_model_path).save(tmp_path / "file" / "folder")
+    with pytest.raises(CheckpointError, match=rf"cannot write a checkpoint to {tmp_path}/file/folder: "):
+        backend_of(tiny_model_path).save(tmp_path / "file" / "folder")()
 
 
 def test_another_models_checkpoint_is_told_and_not_taken(
@@ -189,7 +194,7 @@ def test_another_models_checkpoint_is_told_and_not_taken(
     config = AutoModelForCausalLM.from_pretrained(tiny_model_path).config
     config.update({"vocab_size": 300})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "smaller")
-    backend_of(tmp_path / "smaller").save(tmp_path / "saved")
+    backend_of(tmp_path / "smaller").save(tmp_path / "saved")()
     backend = backend_of(tiny_model_path)
     before = {name: value.clone() for name, value in backend.named_weights()}
     told = (

@@ -78,8 +78,12 @@ def saves(path: Path, folder: Path, role: Any, parallel: Any) -> list[float]:
     """Train, save, and train on: what the steps after saving tell."""
     backend = in_layout(model_spec(path, parallel, role))
     after_steps(backend, role, 2)
-    backend.save(folder)
-    return after_steps(backend, role)
+    wait = backend.save(folder)
+    after = after_steps(
+        backend, role
+    )  # while the files are being written: they hold what was when it was saved
+    wait()
+    return after
 
 
 def resumes(path: Path, folder: Path, role: Any, parallel: Any) -> tuple[list[float], list[float]]:
@@ -120,7 +124,7 @@ def test_another_layout_goes_on_where_one_stopped(four_ranks: Ranks, case: str, 
 def test_what_has_made_no_step_is_saved_too(one_rank, tmp_path: Path) -> None:
     """As an actor is while its critic warms up; it is read back by one that has gone on."""
     backend = in_layout(model_spec(make_model(tmp_path, "qwen2"), layout()))
-    backend.save(tmp_path / "saved")
+    backend.save(tmp_path / "saved")()
     expected = after_steps(backend, "actor")
     backend.load(tmp_path / "saved")
     assert after_steps(backend, "actor") == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -130,7 +134,7 @@ def test_names_in_a_checkpoint_are_those_that_transformer_engine_has(one_rank, t
     """It has the norm before attention within the next layer, that before experts by itself, and states of its own."""
     from megatron.core import dist_checkpointing
 
-    in_layout(model_spec(make_model(tmp_path, "qwen3_moe"), layout())).save(tmp_path / "saved")
+    in_layout(model_spec(make_model(tmp_path, "qwen3_moe"), layout())).save(tmp_path / "saved")()
     saved = dist_checkpointing.load_tensors_metadata(str(tmp_path / "saved"))
     names = {re.sub(r"^decoder\.layers\.(\d+\.)?", "", name) for name in saved}
     assert {"self_attention.linear_qkv.layer_norm_weight", "pre_mlp_layernorm.weight"} <= names
@@ -152,7 +156,7 @@ def test_states_of_modules_that_did_not_save_any_are_left_as_they_are(
     spec = model_spec(make_model(tmp_path, "qwen3"), layout())
     before = in_layout(spec)
     after_steps(before, "actor")
-    before.save(tmp_path / "saved")
+    before.save(tmp_path / "saved")()
     monkeypatch.setattr(layers, "RMSNorm", Stateful)
     after = in_layout(spec)
     after.load(tmp_path / "saved")
@@ -167,7 +171,7 @@ def test_random_states_of_another_kind_of_device_are_left(
     from iiverl_megatron import checkpoint
 
     backend = in_layout(model_spec(make_model(tmp_path, "qwen2"), layout()))
-    backend.save(tmp_path / "saved")
+    backend.save(tmp_path / "saved")()
     saved = torch.get_rng_state()
     torch.rand(1)
     moved = torch.get_rng_state()
@@ -182,7 +186,7 @@ def test_random_states_of_another_kind_of_device_are_left(
 def test_a_folder_without_a_checkpoint_and_one_that_is_broken(one_rank, tmp_path: Path) -> None:
     backend = in_layout(model_spec(make_model(tmp_path, "qwen2"), layout()))
     (tmp_path / "empty").mkdir()
-    backend.save(tmp_path / "broken")
+    backend.save(tmp_path / "broken")()
     for file in (tmp_path / "broken").glob("*.distcp"):
         file.write_bytes(b"")
     for folder in ("none", "empty", "broken"):

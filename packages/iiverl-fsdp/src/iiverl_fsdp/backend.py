@@ -1,6 +1,7 @@
 """The FSDP2 backend: forward, backward, clip, step, and weights by name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -105,9 +106,16 @@ class FSDPBackend:
         """See `TrainingBackend.parameter_count`."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
-    def save(self, folder: Path) -> None:
+    @cached_property
+    def _saving_group(self) -> dist.ProcessGroup:
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup)
+        return group
+
+    def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
         """See `TrainingBackend.save`. There are no random states, since nothing draws random numbers."""
-        checkpoint.save(folder, self._model, self._optimizer)
+        saved = self._optimizer if optimizer else None
+        return checkpoint.save(folder, self._model, saved, self._saving_group)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""

@@ -4,12 +4,15 @@ The files are those of `torch.distributed.checkpoint`, which records each shard'
 named after the model's parameters, whatever their sharding. There are no random states, since dropout is off.
 """
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -22,11 +25,18 @@ MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of names
 KIND = "optimizer"  # the entry of an optimizer, which has no others before its first step
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) -> None:
-    """Write a model to `folder`, which is created; all processes take part.
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None, group: dist.ProcessGroup
+) -> Callable[[], None]:
+    """Copy a model's state, and write it into `folder`, which is made, in the background; all processes take part.
+
+    `group` is of all processes, on CPUs, and for this alone: its collectives must not meet those of training.
+
+    Returns:
+        A function that waits for the files of all processes, and raises CheckpointError if some cannot be written.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: the folder cannot be made.
     """
     state: dict[str, Any] = _weights(model)
     if optimizer is not None:
@@ -37,9 +47,18 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) ->
                 state[f"{OPTIMIZER}{name}.{key}"] = value
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        state_dict_saver.save(state, checkpoint_id=folder)
-    except (CheckpointException, OSError) as error:
-        raise CheckpointError(f"no checkpoint can be written to {folder}: {_reason(error)}") from error
+        writing = state_dict_saver.async_save(state, checkpoint_id=folder, process_group=group)
+        assert isinstance(writing, Future)
+    except OSError as error:
+        raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
+
+    def wait() -> None:
+        try:
+            writing.result()
+        except (CheckpointException, OSError) as error:
+            raise CheckpointError(f"cannot write a checkpoint to {folder}: {_reason(error)}") from error
+
+    return wait
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) -> None:

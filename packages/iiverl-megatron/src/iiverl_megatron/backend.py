@@ -140,10 +140,16 @@ class MegatronBackend:
         return count_parameters(self._models, self._architecture, self._spec.role)
 
     @_in_compute_context
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
         """See `TrainingBackend.save`."""
         with self._offloading.parameters(), self._offloading.optimizer():
-            checkpoint.save(folder, self._chunks, self._optimizer)
+            wait = checkpoint.save(folder, self._chunks, self._optimizer if optimizer else None)
+
+        def wait_in_context() -> None:
+            with self._compute_context():
+                wait()
+
+        return wait_in_context
 
     @_in_compute_context
     def load(self, folder: Path) -> None:

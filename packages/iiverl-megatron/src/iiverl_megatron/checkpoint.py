@@ -3,16 +3,21 @@
 The files are those of megatron-core's `dist_checkpointing`, which names every slice by its place in the whole tensor.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
@@ -32,12 +37,73 @@ REFUSED = (CheckpointingException, CheckpointException, KeyError, OSError, Runti
 """Raised by the libraries for files that are missing, broken or of another model."""
 
 
-def save(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
-    """Write a model to `folder`, which is created; all processes take part."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(folder: Path, chunks: Sequence[Any], optimizer: Any) -> Callable[[], None]:
+    """Copy a model's state, and write it into `folder`, which is made, in the background; all processes take part.
+
+    Returns:
+        A function that waits for the files of all processes, and raises CheckpointError if some cannot be written. All
+        processes call it at the same place, since they agree in it that all is written.
+
+    Raises:
+        CheckpointError: the folder cannot be written to.
+    """
     state = _sharded(chunks, optimizer, loading=False)
     state |= {"drawn_in": _drawn_in(chunks), "rng": _random_states()}
-    dist_checkpointing.save(state, str(folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # megatron-core would have one queue of results for all saves of a process, in a process of its own.
+        with patch.object(filesystem_async, "_get_write_results_queue", Queue):
+            request = dist_checkpointing.save(state, str(folder), async_sharded_save=True)
+    except REFUSED as error:
+        raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
+    assert request is not None
+    writing = None
+    if request.preload_fn is not None:  # this process has something to write
+        write: Any = request.async_fn
+        transforms, *_ = write.args
+        *_, results = request.async_fn_args
+        threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        writing = threads.submit(_write, transforms, _copied(request.preload_fn()), results)
+        threads.shutdown(wait=False)
+
+    def wait() -> None:
+        try:
+            if writing is not None:
+                writing.result()
+            dist.barrier()
+            for finish in request.finalize_fns:
+                finish()
+        except REFUSED as error:
+            raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
+
+    return wait
+
+
+def _copied(buckets: Sequence[Any]) -> list[Any]:
+    """Copy what is to be written: from a CPU, megatron-core writes the very tensors that training goes on with."""
+    return [
+        (*where, (data, [(item, tensor.clone()) for item, tensor in tensors]))
+        for *where, (data, tensors) in buckets
+    ]
+
+
+def _write(transforms: Any, buckets: Sequence[Any], results: Queue[Any]) -> None:
+    """Write this process's files, and put their entries, or what went wrong, where megatron-core looks for them.
+
+    It would fork a process for each file, and forking a process in which training goes on can deadlock.
+    """
+    found: dict[int, Any] = {}
+    for i, bucket in enumerate(buckets):
+        written: Any = Queue()  # it asks for the queues of processes, and uses what all queues have
+        begun: Any = Queue()
+        begun.put(i)
+        FileSystemWriterAsync.write_preloaded_data(transforms, i, bucket, written, begun, True)
+        _, entries = written.get()
+        if isinstance(entries, Exception):
+            results.put(entries)
+            return
+        found[i] = entries
+    results.put(found)
 
 
 def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:

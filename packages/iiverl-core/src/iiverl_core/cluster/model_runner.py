@@ -1,7 +1,8 @@
 """A process's part of every model: built, run forward and updated over its rank batch."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ class ModelRunner:
         self._device, self._store = device, store
         self._temperature = run.rollout.temperature
         self._models = build_models(run, device)
+        self._trained: list[Role] = [role for role, each in run.roles.items() if each.training]
+        self._saved = run.checkpoint.save_contents
+        self._saving: list[Callable[[], None]] = []
         # With a coefficient of 0 the entropy is only reported.
         self._entropy_gradient = run.loss.entropy_coeff != 0
         correction = rollout_correction(run.algorithm.rollout_correction)
@@ -95,6 +99,37 @@ class ModelRunner:
             entropy_gradient=self._entropy_gradient,
         )
         return metrics, model.step(lr)
+
+    def begin_save(self, folder: Path) -> None:
+        """Copy the trained models, and write the copies into a folder per model in the background.
+
+        Raises:
+            CheckpointError: `folder` cannot be written to.
+        """
+        if "model" in self._saved:
+            optimizer = "optimizer" in self._saved
+            self._saving += [
+                self.model(role).save(folder / role, optimizer=optimizer) for role in self._trained
+            ]
+
+    def finish_save(self) -> None:
+        """Wait until all processes have written.
+
+        Raises:
+            CheckpointError: one could not.
+        """
+        saving, self._saving = self._saving, []
+        for wait in saving:
+            wait()
+
+    def load(self, folder: Path) -> None:
+        """Take over the trained models that `begin_save` wrote, in any layout.
+
+        Raises:
+            CheckpointError: they are not whole, or of other models.
+        """
+        for role in self._trained:
+            self.model(role).load(folder / role)
 
     def _micro_batches(self, batch: RankBatch) -> list[MicroBatch]:
         sequences = open_all(self._store, [sequence.tokens for sequence in batch.sequences])

@@ -7,6 +7,7 @@ small things; token arrays stay in the store and are named by handles.
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import psutil
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.algorithms import find_estimator, find_policy_loss
+from iiverl_core.checkpoints import files_in
 from iiverl_core.cluster.advantages import compute_advantages, select_tokens
 from iiverl_core.cluster.generation import Generator
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
@@ -121,6 +123,23 @@ class Worker(TrainerWorker):
     def next_bucket(self, size: int) -> BucketMetadata | None:
         """See `WeightSender.next_bucket`. All workers take part."""
         return self._weight_sender.next_bucket(size)
+
+    def begin_save(self, folder: Path) -> None:
+        """See `ModelRunner.begin_save`."""
+        self._runner.begin_save(folder)
+
+    def finish_save(self, folder: Path) -> dict[str, int]:
+        """Wait for the files that `begin_save` writes, and give the size of each file in `folder`.
+
+        Raises:
+            CheckpointError: a process could not write.
+        """
+        self._runner.finish_save()
+        return files_in(folder)
+
+    def load(self, folder: Path) -> None:
+        """See `ModelRunner.load`."""
+        self._runner.load(folder)
 
     def memory(self) -> dict[str, int]:
         """Give memory in bytes: what is used on this host, and on this device the most since the start."""

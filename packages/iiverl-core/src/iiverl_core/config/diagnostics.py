@@ -179,7 +179,7 @@ DIAGNOSTICS = {
     "C906": "missing-tokenizer",
     "C907": "missing-module",
     "C908": "invalid-resume",
-    "C909": "unsupported-resume",
+    "C909": "missing-checkpoint",
     "C917": "folder-or-hub-name",
     # user functions
     "C921": "missing-function-file",

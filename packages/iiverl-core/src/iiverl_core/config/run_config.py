@@ -6,9 +6,11 @@ by role. Only this package uses verl's key names: other messages get the name of
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from iiverl_core.config.roles import ROLE_KEYS, MicroBatchKeys, Role, RoleKeys
+from iiverl_core.config.sections.actor import CheckpointConfig
 from iiverl_core.config.sections.algorithm import AlgorithmConfig
 from iiverl_core.config.sections.data import DataConfig
 from iiverl_core.config.sections.model import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
@@ -156,10 +158,16 @@ class RunConfig:
     rewards: RewardsConfig
     data: DataConfig
     trainer: TrainerConfig
+    checkpoint: CheckpointConfig
     devices: int
     data_ranks: int
     engine_devices: int
     kl_in_reward: bool
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, which holds its metrics and checkpoints."""
+        return Path(self.trainer.default_local_dir).absolute()
 
     @property
     def actor(self) -> RoleConfig:
@@ -209,6 +217,7 @@ def run_config(config: Config) -> RunConfig:
         rewards=_rewards(config),
         data=config.data,
         trainer=config.trainer,
+        checkpoint=config.actor_rollout_ref.actor.checkpoint,
         devices=config.devices,
         data_ranks=config.data_ranks,
         engine_devices=config.engine_devices,

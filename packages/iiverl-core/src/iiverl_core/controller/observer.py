@@ -87,12 +87,13 @@ class Observer:
         """Send metrics to the trackers."""
         self._tracker.log({**metrics, **self.timers.drain()}, step)
 
-    def step_done(self, record: StepRecord) -> None:
-        """Send a finished step's metrics and timings to the trackers and the progress display."""
+    def step_done(self, record: StepRecord) -> Mapping[str, float]:
+        """Send a finished step's metrics and timings to the trackers and the progress display, and return them."""
         timings = self.timers.drain()
         metrics = {**self._metrics(record), **record.metrics, **timings, **self._speed(record, timings)}
         self._tracker.log(metrics, record.step)
         self._progress.step_done(record.step, metrics)
+        return metrics
 
     def write_rollouts(self, record: StepRecord) -> None:
         """Write a step's rollouts to `trainer.rollout_data_dir` and `reward_api.save_dir`, if set."""

@@ -13,7 +13,8 @@ class TrainState:
 
     `step` is the last finished step. `batches_consumed` counts the batches of prompts taken from the data.
     `kl_coef` is the weight of the KL in the reward, `weights_version` that of the engines' weights, and
-    `response_lengths` the mean length of the responses to each row of the dataset when it was last used.
+    `response_lengths` the mean length of the responses to each row of the dataset when it was last used. `run_id` names
+    the run for trackers, which continue theirs by it.
     """
 
     kl_coef: float
@@ -21,6 +22,7 @@ class TrainState:
     batches_consumed: int = 0
     weights_version: int = 0
     response_lengths: dict[int, float] = field(default_factory=dict)
+    run_id: str = ""
 
     def to_json(self) -> str:
         """Write the state as JSON; floats keep their bits."""

@@ -1,22 +1,25 @@
 """A run from its configuration to its report: build everything in the order in which it can fail cheaply, and loop."""
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from iiverl_core.checkpoints import CONFIG_FILE, checkpoints
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
 from iiverl_core.cluster.runtime import WorkerGroup
 from iiverl_core.config import Loaded, RunConfig
+from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.models import check_engine_devices, check_vocabularies, shapes
 from iiverl_core.controller.observer import Observer
+from iiverl_core.controller.resume import Start, facts, find_start
+from iiverl_core.controller.stopping import Stop
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
 from iiverl_core.rewards import (
-    Scorer,
     add_reward_model,
     check_ground_truths,
     check_prompts,
@@ -25,81 +28,85 @@ from iiverl_core.rewards import (
 )
 from iiverl_core.rewards.checking import check_before_run
 from iiverl_core.rewards.custom import load_custom_function
-from iiverl_core.telemetry import Progress, Tracker, make_trackers, read_history, report
+from iiverl_core.telemetry import Progress, RunRecorder, make_trackers, read_history, report
 
 
-class Closing(Protocol):
-    """What holds processes, and ends them."""
+def train(loaded: Loaded, stop: Stop | None = None) -> None:
+    """Run a checked configuration from its beginning or its newest checkpoint to its end, and report what came of it.
 
-    def close(self) -> None:
-        """End all of them. May be called twice."""
-        ...
-
-
-def train(loaded: Loaded) -> None:
-    """Run a checked configuration to its end, and report what came of it, however it ends.
+    Args:
+        stop: ends the run after the step in which it is requested, with a checkpoint.
 
     Raises:
-        IIVerlError: what it names is not there or does not fit, or a worker failed.
+        IIVerlError: what the configuration names is not there or does not fit, a worker failed, or a checkpoint cannot
+            be read or written.
     """
-    run = loaded.run
-    folder = Path(run.trainer.default_local_dir).expanduser()
+    run, stop = loaded.run, stop or Stop()
     plan = prepare(loaded)
-    scorer = make_scorer(run)
-    tracker: Tracker | None = None
-    try:
-        progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
-        _set_aside(run, folder, progress.log)
-        tracker = make_trackers(
-            list(dict.fromkeys(["jsonl", *run.trainer.logger])),  # the report is made from it
-            folder,
-            run.trainer.project_name,
-            run.trainer.experiment_name,
-            loaded.config.model_dump(mode="json"),
-            log=progress.log,
-            total_steps=plan.total_steps,
+    progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
+    recorded = facts(loaded, plan)
+    start = find_start(loaded, recorded, progress.log)
+    if start.state.step >= plan.total_steps and not run.trainer.val_only:
+        progress.log(
+            f"nothing is left to do: {run.folder} has step {start.state.step} of {plan.total_steps}. To train on, raise "
+            "trainer.total_epochs or total_training_steps; to begin again, set trainer.resume_mode: disable"
         )
-        with progress:
-            _loop(run, plan, scorer, progress, tracker)
+        return
+    try:
+        with progress, _recorder(run, plan):
+            _run(run, plan, start, recorded, progress, stop)
     finally:
-        if scorer is not None:
-            scorer.close()
-        if tracker is not None:
-            tracker.close()
-        if tracker is not None and read_history(folder):
+        if read_history(run.folder):
+            saved = checkpoints(run.folder)
             dumps = run.trainer.rollout_data_dir
             report(
-                folder,
+                run.folder,
                 run.trainer.experiment_name,
                 total_steps=None if run.trainer.val_only else plan.total_steps,
-                samples=Path(dumps).expanduser() if dumps else None,
+                samples=Path(dumps) if dumps else None,
+                checkpoint=saved[-1].folder if saved else None,
                 ended_well=sys.exc_info()[0] is None,
             )
 
 
-def _loop(
+def _run(
     run: RunConfig,
     plan: Plan,
-    scorer: Scorer | None,
+    start: Start,
+    recorded: Mapping[str, Any],
     progress: Progress,
-    tracker: Tracker,
+    stop: Stop,
 ) -> None:
     """Start the workers, train, and end them whatever happens."""
-    started: list[Closing] = []
-    try:
+    with ExitStack() as started:
+        tracker = make_trackers(
+            list(dict.fromkeys(["jsonl", *run.trainer.logger])),  # the report is made from it
+            run.folder,
+            run.trainer.project_name,
+            run.trainer.experiment_name,
+            recorded[CONFIG_FILE],
+            log=progress.log,
+            total_steps=plan.total_steps,
+            run_id=start.state.run_id,
+        )
+        started.callback(tracker.close)
+        scorer = make_scorer(run)
+        if scorer is not None:
+            started.callback(scorer.close)
         processes = run.devices + (run.trainer.rollout_devices or 0)
         with progress.phase(f"starting {processes} worker{'s' * (processes > 1)}"):
             group, engines = _start(run, progress.log, started)
         workers = WorkerClient(group, engines, run)
+        if start.checkpoint is not None:
+            with progress.phase("loading the checkpoint"):
+                workers.load(start.checkpoint.folder)
         observer = Observer(run, group.infos, shapes(run, group.infos[0].parameters), progress, tracker)
         if run.uses_reward_model or scorer is None:
             scorer = add_reward_model(run, scorer, workers.score)
-        Trainer(run, plan, workers, scorer, observer).fit()
-    finally:
-        if scorer is not None:
-            scorer.close()
-        for part in reversed(started):
-            part.close()
+            started.callback(scorer.close)
+        checkpointer = Checkpointer(run, workers, recorded, progress.log)
+        started.callback(checkpointer.close)
+        Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop).fit()
 
 
 def prepare(loaded: Loaded) -> Plan:
@@ -151,39 +158,29 @@ def prepare(loaded: Loaded) -> Plan:
     return Plan(prompts, order, val_prompts, steps)
 
 
-def _start(run: RunConfig, log: Callable[[str], None], started: list[Closing]) -> tuple[WorkerGroup, Engines]:
-    """Start the processes that train and the engines; what has to be ended is put into `started` as it starts."""
+def _start(run: RunConfig, log: Callable[[str], None], started: ExitStack) -> tuple[WorkerGroup, Engines]:
+    """Start the processes that train and the engines; `started` ends them."""
     if run.trainer.runtime == "local":
         from iiverl_core.cluster.local import LocalGroup
 
         group = LocalGroup(run)
-        started.append(group)
+        started.callback(group.close)
         return group, ColocatedEngines(group, run.engine_devices)
-    from iiverl_core.cluster.ray_engines import (
-        RayEngines,  # Ray is not needed, and may not be there, without this
-    )
+    # Ray is not needed, and may not be there, without this.
+    from iiverl_core.cluster.ray_engines import RayEngines
     from iiverl_core.cluster.ray_group import RayGroup
 
     group = RayGroup(run)
-    started.append(group)
+    started.callback(group.close)
     if not run.trainer.rollout_devices:
         return group, ColocatedEngines(group, run.engine_devices)
     engines = RayEngines(run, group, log)
-    started.append(engines)
+    started.callback(engines.close)
     return group, engines
 
 
-def _set_aside(run: RunConfig, folder: Path, log: Callable[[str], None]) -> None:
-    """Keep what an earlier run left in the same places, under other names: two runs in one curve explain nothing."""
-    dumps = (run.trainer.rollout_data_dir, run.trainer.validation_data_dir)
-    names = ("metrics.jsonl", "generations.jsonl", "tensorboard", "reward.png")
-    written = [folder / name for name in names]
-    written += [Path(dump).expanduser() for dump in dict.fromkeys(dumps) if dump]
-    for path in written:
-        if path.is_dir() and not any(path.iterdir()):
-            continue
-        if path.exists():
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
-            kept = path.with_name(f"{path.stem}-{stamp}{path.suffix}")
-            path.rename(kept)
-            log(f"an earlier run's {path.name} is kept as {kept}")
+def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:
+    trainer = run.trainer
+    return RunRecorder(
+        run.folder, trainer.experiment_name, total_steps=plan.total_steps, best_metric=trainer.save_best
+    )

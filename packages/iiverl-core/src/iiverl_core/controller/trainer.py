@@ -9,6 +9,7 @@ reference policy without a KL, the critic if the estimator needs none.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -21,9 +22,11 @@ from iiverl_core.controller.batch import (
     trained_sequences,
     with_arrays,
 )
+from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan, RolloutCollector, StepData
 from iiverl_core.controller.observer import Observer, StepRecord
 from iiverl_core.controller.state import AdaptiveKL, FixedKL, TrainState
+from iiverl_core.controller.stopping import Stop
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError
 from iiverl_core.registry.algorithms import estimator_info, policy_loss_info
@@ -37,7 +40,7 @@ from iiverl_reward_client import Scored
 class Trainer:
     """The loop over steps. Builds nothing heavy: its parts are given.
 
-    `state`, if given, is where an earlier run stopped.
+    `state` is that after the step from which the run continues; it is changed as the run goes on.
     """
 
     def __init__(
@@ -47,41 +50,59 @@ class Trainer:
         workers: WorkerClient,
         scorer: Scorer,
         observer: Observer,
-        state: TrainState | None = None,
+        checkpoints: Checkpointer,
+        state: TrainState,
+        stop: Stop,
     ) -> None:
-        self.run, self.plan = run, plan
-        self.workers, self.observer = workers, observer
+        self.run, self.plan, self.state, self.stop = run, plan, state, stop
+        self.workers, self.observer, self.checkpoints = workers, observer, checkpoints
         self.timers = observer.timers
         self.estimator = estimator_info(run.algorithm.adv_estimator)
         self.policy_loss = policy_loss_info(run.loss.policy_loss)
-        self.state = state or TrainState(kl_coef=_initial_kl_coef(run))
-        self.kl = _kl_controller(run, self.state.kl_coef)
-        self.collector = RolloutCollector(run, plan, workers, scorer, observer, self.estimator, self.state)
+        self.kl = _kl_controller(run, state.kl_coef)
+        self.collector = RolloutCollector(run, plan, workers, scorer, observer, self.estimator, state)
 
     def fit(self) -> None:
-        """Train to the last step, validating when it is due."""
+        """Train to the last step, or to the step after which the run is asked to stop; validate and save when it is due.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be written.
+        """
         trainer, state = self.run.trainer, self.state
         self.workers.update_rollout_weights(state.weights_version)
-        if trainer.val_before_train and self.plan.val_prompts and state.step == 0:
-            self.observer.log(self.validate(0), step=0)
+        if self.plan.val_prompts and (trainer.val_only or (trainer.val_before_train and state.step == 0)):
+            self.observer.log(self.validate(state.step), state.step)
         if trainer.val_only:
             return
-        for step in range(state.step + 1, self.plan.total_steps + 1):
-            with self.timers("step"):
-                record = self.step(step)
-                last = step == self.plan.total_steps
-                if (
-                    self.plan.val_prompts
-                    and trainer.test_freq > 0
-                    and (last or step % trainer.test_freq == 0)
-                ):
-                    record.metrics |= self.validate(step)
-            state.step = step
-            self.observer.step_done(record)
+        with self.stop.heeded() if self.checkpoints.enabled else nullcontext():
+            while state.step < self.plan.total_steps and not self.stop.requested:
+                metrics = self.next_step()
+                last = state.step == self.plan.total_steps or self.stop.requested
+                if self.checkpoints.due(state.step, last=last):
+                    self.save(metrics)
+            self.checkpoints.finish()
+
+    def next_step(self) -> Mapping[str, float]:
+        """Make the next step, with a validation if one is due; return its metrics."""
+        trainer, step = self.run.trainer, self.state.step + 1
+        with self.timers("step"):
+            record = self.step(step)
+            last = step == self.plan.total_steps
+            if self.plan.val_prompts and trainer.test_freq > 0 and (last or step % trainer.test_freq == 0):
+                record.metrics |= self.validate(step)
+        self.state.step = step
+        return self.observer.step_done(record)
+
+    def save(self, metrics: Mapping[str, float]) -> None:
+        """Begin to save the state after the current step."""
+        with self.timers("save_checkpoint"), self.observer.phase("checkpoint"):
+            self.checkpoints.save(self.state, metrics)
+        self.observer.log({}, self.state.step)
 
     def step(self, step: int) -> StepRecord:
         """One training step: generate, score, compare, update."""
         data = self.collector.collect(step)
+        self.checkpoints.advance()
         batch = data.batch(self.estimator)
         record = StepRecord(step, data.rollouts, batch, baselines=data.baselines, metrics=data.metrics)
         trains_actor = step >= self.run.trainer.critic_warmup or not self.run.uses_critic
@@ -222,11 +243,6 @@ class Trainer:
         batches = mini_batch_count(self.run.data.train_batch_size, training.mini_batch_size)
         updates = training.epochs * batches
         return updates > 1 or self.kl.coef != 0 or self.policy_loss.select_tokens is not None
-
-
-def _initial_kl_coef(run: RunConfig) -> float:
-    """Give the weight of the KL in the reward that a run starts with, 0 for none."""
-    return run.algorithm.kl_ctrl.kl_coef if run.kl_in_reward else 0.0
 
 
 def _kl_controller(run: RunConfig, coef: float) -> FixedKL | AdaptiveKL:

@@ -1,6 +1,7 @@
 """The calls that the loop makes to workers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from iiverl_core.cluster.engines import Engines
@@ -112,6 +113,19 @@ class WorkerClient:
         step = results[0][1]
         metrics |= {f"{role}/grad_norm": step.grad_norm, f"{role}/skipped_updates": float(not step.taken)}
         return metrics, [sum(each.length for each in batch.sequences) for batch in division.batches]
+
+    def begin_save(self, folder: Path) -> None:
+        """Copy the trained models, and begin to write the copies into `folder`."""
+        self._group.run(Worker.begin_save, [(folder,)] * len(self._group.infos))
+
+    def finish_save(self, folder: Path) -> dict[str, int]:
+        """Wait until all models are written; return the size of each file in `folder` as some machine sees it."""
+        found = self._group.run(Worker.finish_save, [(folder,)] * len(self._group.infos))
+        return {name: size for files in found for name, size in files.items()}
+
+    def load(self, folder: Path) -> None:
+        """Take over the trained models of a checkpoint."""
+        self._group.run(Worker.load, [(folder,)] * len(self._group.infos))
 
     def memory(self) -> dict[str, int]:
         """Memory in bytes of the fullest device and host."""

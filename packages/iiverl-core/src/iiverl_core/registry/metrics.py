@@ -217,6 +217,9 @@ METRICS = Registry(
         _metric("timing_s/adv", "s", "advantages", _TIMERS),
         _metric("timing_s/update_{actor,critic}", "s", "updates of a model", _TIMERS),
         _metric("timing_s/update_weights", "s", "weights from the trainer to the engines", _TIMERS),
+        _metric(
+            "timing_s/save_checkpoint", "s", "copying a checkpoint, and waiting for the one before", _TIMERS
+        ),
         _metric("timing_s/testing", "s", "validation", _TIMERS),
         _metric("timing_s/step", "s", "the whole step, with a validation if one is due", _TIMERS),
         _metric(

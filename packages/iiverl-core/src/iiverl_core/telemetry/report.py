@@ -29,6 +29,7 @@ def report(
     *,
     total_steps: int | None = None,
     samples: Path | None = None,
+    checkpoint: Path | None = None,
     next_line: str | None = None,
     ended_well: bool = True,
     log: Callable[[str], None] = print,
@@ -36,7 +37,7 @@ def report(
     """Draw the reward curve in the terminal and to `{folder}/reward.png`, and summarize the run.
 
     Everything is read from `metrics.jsonl` in `folder`. `total_steps` is the planned number, to recognize an interrupted
-    run; `samples` is the folder of sample dumps; `next_line` suggests the next thing to do, by default to look at the
+    run; `samples` is the folder of sample dumps, `checkpoint` that of the newest checkpoint; `next_line` suggests the next thing to do, by default to look at the
     samples or TensorBoard, and is omitted unless `ended_well`. A run with fewer than two rewards has no curve, and a
     picture that cannot be drawn is a warning.
     """
@@ -47,7 +48,7 @@ def report(
         title = f"{experiment}: mean reward"
         _draw(folder / PICTURE, rewards, title if len(title) <= TITLE_WIDTH else "mean reward", log)
     log(_headline(experiment, trained, total_steps))
-    for name, text in _facts(folder, records, [reward for _, reward in rewards], samples):
+    for name, text in _facts(folder, records, [reward for _, reward in rewards], samples, checkpoint):
         log(f"  {name:<13}{text}")
     if ended_well:
         log(f"next: {next_line or _next(folder, samples)}")
@@ -84,7 +85,11 @@ def _headline(experiment: str, trained: Sequence[dict[str, Any]], total_steps: i
 
 
 def _facts(
-    folder: Path, records: Sequence[dict[str, Any]], rewards: Sequence[float], samples: Path | None
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    rewards: Sequence[float],
+    samples: Path | None,
+    checkpoint: Path | None,
 ) -> Iterator[tuple[str, str]]:
     """Yield the results of the run, and the path of each file that exists."""
     trained = [record for record in records if record["step"] > 0]
@@ -108,8 +113,10 @@ def _facts(
         yield "curve", _show(folder / PICTURE)
     if (folder / TENSORBOARD_FOLDER).exists():
         yield "tensorboard", _tensorboard(folder)
-    if trained:
-        yield "weights", "not saved: this version has no checkpoints"
+    if checkpoint is not None:
+        yield "checkpoint", _show(checkpoint)
+    elif trained:
+        yield "weights", "not saved: set trainer.save_freq to keep them"
     if samples is not None and samples.exists():
         yield "samples", f"{_show(samples)}{os.sep}STEP.parquet"
 

@@ -72,7 +72,12 @@ class Wandb:
         setup.folder.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb
         self._run = wandb.init(
-            project=setup.project, name=setup.experiment, config=dict(setup.config), dir=str(setup.folder)
+            project=setup.project,
+            name=setup.experiment,
+            config=dict(setup.config),
+            dir=str(setup.folder),
+            id=setup.run_id or None,
+            resume="allow",
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -98,16 +103,29 @@ class MLflow:
 
     PARAMS_PER_REQUEST = 100
     PARAM_LENGTH = 500
+    RUN_ID = "iiverl.run_id"
 
     def __init__(self, setup: TrackerSetup) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]
 
         self._mlflow = mlflow
         mlflow.set_experiment(setup.project)
-        mlflow.start_run(run_name=setup.experiment)
+        if setup.run_id and (known := self._known(setup)):
+            mlflow.start_run(run_id=known)
+            return  # parameters cannot be changed
+        mlflow.start_run(run_name=setup.experiment, tags={self.RUN_ID: setup.run_id})
         params = ((key, str(value)[: self.PARAM_LENGTH]) for key, value in _flatten(setup.config))
         while chunk := dict(islice(params, self.PARAMS_PER_REQUEST)):
             mlflow.log_params(chunk)
+
+    def _known(self, setup: TrackerSetup) -> str | None:
+        """Find the run of MLflow that this run had before it was resumed."""
+        found = self._mlflow.search_runs(
+            experiment_names=[setup.project],
+            filter_string=f"tags.`{self.RUN_ID}` = '{setup.run_id}'",
+            output_format="list",
+        )
+        return found[0].info.run_id if found else None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the step; MLflow allows no `@` in names, so `mean@4` becomes `mean_at_4`."""
@@ -140,6 +158,8 @@ class SwanLab:
             experiment_name=setup.experiment,
             config=dict(setup.config),
             logdir=str(logs),
+            id=setup.run_id or None,
+            resume="allow",
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

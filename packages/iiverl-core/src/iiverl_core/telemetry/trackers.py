@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 class TrackerSetup:
     """What a tracker is built from: the folder it writes to, and `log`, which shows a line to the user.
 
-    `config` is the whole configuration in plain values; `total_steps` is None if the number of steps is not known.
+    `config` is the whole configuration in plain values; `total_steps` is None if the number of steps is not known. A run
+    that resumes has the `run_id` that it had before, by which a service finds what to continue.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class TrackerSetup:
     config: Mapping[str, Any]
     log: Callable[[str], None] = print
     total_steps: int | None = None
+    run_id: str = ""
 
 
 class Tracker(Protocol):
@@ -173,6 +175,7 @@ def make_trackers(
     *,
     log: Callable[[str], None] = print,
     total_steps: int | None = None,
+    run_id: str = "",
 ) -> Tracker:
     """Build the trackers with these names and combine them; see `TrackerSetup`.
 
@@ -180,7 +183,7 @@ def make_trackers(
         ConfigError: a name is not in the registry.
         IIVerlError: a tracker's package is not installed, or the tracker cannot start.
     """
-    setup = TrackerSetup(folder, project, experiment, config, log, total_steps)
+    setup = TrackerSetup(folder, project, experiment, config, log, total_steps, run_id)
     trackers: dict[str, Tracker] = {}
     try:
         for name in dict.fromkeys(names):

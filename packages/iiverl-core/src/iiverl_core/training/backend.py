@@ -162,8 +162,18 @@ class TrainingBackend(Protocol):
         """Parameters of the whole model."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write weights, optimizer and random states into `folder`, each process its part."""
+    def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
+        """Copy weights, optimizer and random states, and write them into `folder` in the background, each process its part.
+
+        Without `optimizer`, its state is left out, and nothing can `load` the rest to train on. Training may continue at once. A model has one save in progress at most.
+
+        Returns:
+            A function that waits for the files of all processes. All processes call it in the same order among their
+            other calls, and it raises CheckpointError if a process could not write.
+
+        Raises:
+            CheckpointError: the folder cannot be written to.
+        """
         ...
 
     def load(self, folder: Path) -> None:

@@ -113,7 +113,9 @@ def _resumes_from_a_checkpoint(view: ConfigView) -> str | None:
     return f"expected {', '.join(RESUME_MODES)} or a …/global_step_N folder, not {mode!r}{hint}"
 
 
-@checks.add("C909", "unsupported", RESUME, RESUME_FROM)
-def _can_resume(view: ConfigView) -> str | None:
-    wanted = view[RESUME] in RESUME_MODES[2:] or "global_step_" in view[RESUME]
-    return "not supported in this version: resuming from a checkpoint; set it to disable" if wanted else None
+@checks.add("C909", "input", RESUME, RESUME_FROM)
+def _checkpoint_exists(view: ConfigView) -> str | None:
+    path = view[RESUME_FROM] if view[RESUME] == "resume_path" else view[RESUME]
+    if not path or "global_step_" not in path or Path(path).is_dir():
+        return None
+    return f"there is no folder {path}"

@@ -1,8 +1,8 @@
 """The sections `actor_rollout_ref.actor` and `actor_rollout_ref.ref`: the trained policy and its reference."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from iiverl_core.config.sections.choices import (
     FSDP,
@@ -20,7 +20,6 @@ from iiverl_core.config.sections.section import (
     Count,
     Float,
     Fraction,
-    Names,
     NoEffect,
     Nonnegative,
     NotYet,
@@ -28,9 +27,10 @@ from iiverl_core.config.sections.section import (
     Positive,
     Section,
     follows,
+    one_or_more,
 )
 
-SAVED = ("model", "optimizer", "extra")
+Content = Literal["model", "optimizer", "extra", "hf_model"]
 ULYSSES = NotYet("sequence parallelism (Ulysses)", (1,))
 
 
@@ -54,8 +54,14 @@ class PolicyLossConfig(Section):
 class CheckpointConfig(Section):
     """Contents of a checkpoint."""
 
-    save_contents: Annotated[Names, NotYet("checkpoints", (SAVED,), blocks=False)] = SAVED
-    """Parts to save."""
+    save_contents: Annotated[tuple[Content, ...], BeforeValidator(one_or_more)] = (
+        "model",
+        "optimizer",
+        "extra",
+    )
+    """Parts to save; a run resumes from the first three, and `hf_model` is a folder that transformers and vLLM read."""
+    async_save: bool = True
+    """Write a checkpoint while training continues."""
 
 
 class ActorConfig(Section):

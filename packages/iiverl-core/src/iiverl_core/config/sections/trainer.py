@@ -10,7 +10,6 @@ from iiverl_core.config.sections.section import (
     Int,
     Natural,
     NoEffect,
-    NotYet,
     OnlyWhen,
     PathStr,
     Section,
@@ -18,7 +17,6 @@ from iiverl_core.config.sections.section import (
 )
 
 Frequency = Annotated[Int, Field(ge=-1)]
-CHECKPOINTS = NotYet("checkpoints", (None,), blocks=False)
 
 
 class TrainerConfig(Section):
@@ -64,22 +62,34 @@ class TrainerConfig(Section):
     """Folder for the samples of each training step, as parquet; null to write none."""
     validation_data_dir: PathStr | None = None
     """Folder for the samples of each validation, as parquet; null to write none."""
-    save_freq: Annotated[Frequency, NotYet("checkpoints", (-1, 0), blocks=False)] = -1
-    """Steps between checkpoints; -1 for none."""
+    save_freq: Frequency = -1
+    """Steps between checkpoints, with one more after the last step; -1 or 0 for none."""
+    save_best: str | None = None
+    """Metric whose highest value marks the checkpoint to keep beside the newest, such as `val/test_score/SOURCE`."""
     resume_mode: PathStr = "auto"
-    """Resume from the last checkpoint (`auto`), never (`disable`), or from a `…/global_step_N` folder."""
+    """Resume from the newest checkpoint in the run's folder (`auto`), from a `…/global_step_N` folder, or never (`disable`)."""
     resume_from_path: Annotated[
         PathStr | Literal[False] | None, OnlyWhen("trainer.resume_mode", ("resume_path",))
     ] = False
     """Folder of the checkpoint to resume from."""
-    max_actor_ckpt_to_keep: Annotated[Count | None, CHECKPOINTS] = None
-    """Checkpoints of the actor to keep; null for all."""
-    max_critic_ckpt_to_keep: Annotated[Count | None, CHECKPOINTS] = None
-    """Checkpoints of the critic to keep; null for all."""
-    remove_previous_ckpt_in_save: Annotated[bool, NotYet("checkpoints", (False,), blocks=False)] = False
-    """Keep only the last checkpoint."""
-    del_local_ckpt_after_load: Annotated[bool, NotYet("checkpoints", (False,), blocks=False)] = False
+    max_actor_ckpt_to_keep: Count | None = None
+    """Newest checkpoints to keep; null for all. The smaller of the limits of actor and critic counts."""
+    max_critic_ckpt_to_keep: Count | None = None
+    """Newest checkpoints to keep, if there is a critic; null for all."""
+    remove_previous_ckpt_in_save: bool = False
+    """Keep only the newest checkpoint."""
+    del_local_ckpt_after_load: Annotated[
+        bool, NoEffect("a checkpoint is deleted only when a newer one is complete")
+    ] = False
     """Delete a checkpoint after it is loaded."""
+    max_restarts: Natural = 3
+    """Restarts after the death of a process without a new checkpoint in between; 0 to end the run."""
+    grace_seconds: Natural = 60
+    """Seconds after SIGTERM in which the current step may finish and be saved; 0 to stop at once."""
+    stall_timeout: Natural = 1800
+    """Seconds without progress after which all processes write their stacks and the run restarts; 0 to wait forever."""
+    max_nonfinite_updates: Natural = 3
+    """Consecutive updates with a loss or gradient that is not finite before the run stops; 0 for no limit."""
     default_hdfs_dir: Annotated[str | None, NoEffect("nothing is copied to HDFS")] = None
     """Folder on HDFS for copies of the checkpoints."""
 

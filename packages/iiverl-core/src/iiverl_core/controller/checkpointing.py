@@ -1,0 +1,120 @@
+"""Checkpoints of a run: what a step leaves is written while the next one goes on.
+
+A save passes through three states. Workers copy their models and write the copies (*writing*); when all of them have
+finished, a thread of this process hashes the files and gives the folder its name (*publishing*); then it is one of the
+run's checkpoints, and older ones may be deleted.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iiverl_core.checkpoints import STATE_FILE, check_space, keep_limit, prune, write, write_json
+from iiverl_core.config import RunConfig
+from iiverl_core.controller.state import TrainState
+from iiverl_core.controller.worker_client import WorkerClient
+
+
+@dataclass
+class _Save:
+    """A save in progress: `open` publishes its folder when it is closed, or removes it when it exits with an error."""
+
+    open: ExitStack
+    folder: Path
+    expected: dict[str, int]
+    publishing: Future[None] | None = None
+
+
+class Checkpointer:
+    """Saves the state of a run, one save at a time.
+
+    `facts` are plain values that lie beside the models, by the name of their file.
+    """
+
+    def __init__(
+        self, run: RunConfig, workers: WorkerClient, facts: Mapping[str, Any], log: Callable[[str], None]
+    ) -> None:
+        self._run, self._workers, self._facts, self._log = run, workers, facts, log
+        self._save: _Save | None = None
+        self._size = 0  # of the last checkpoint, in bytes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the run saves anything."""
+        return self._run.trainer.save_freq > 0
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether a step is to be saved: every `save_freq` steps, and the last one."""
+        return self.enabled and (last or step % self._run.trainer.save_freq == 0)
+
+    def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Copy the state after a step, and begin to write it; the save before this one is finished first.
+
+        Args:
+            metrics: those of the step, by which `trainer.save_best` chooses.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder cannot be written; older checkpoints are as they were.
+        """
+        self.finish()
+        check_space(self._run.folder, self._size)
+        with ExitStack() as stack:
+            expected: dict[str, int] = {}
+            block = write(self._run.folder, state.step, metrics=metrics, expected=expected)
+            folder = stack.enter_context(block)
+            (folder / STATE_FILE).write_text(state.to_json())
+            for name, value in self._facts.items():
+                write_json(folder / name, value)
+            self._workers.begin_save(folder)
+            self._save = _Save(stack.pop_all(), folder, expected)
+        if not self._run.checkpoint.async_save:
+            self.finish()
+
+    def advance(self) -> None:
+        """Begin to publish the save in progress, if there is one: wait for its files, but not until they are hashed.
+
+        Raises:
+            CheckpointError: a worker could not write, or an earlier save could not be published.
+        """
+        save = self._save
+        if save is None:
+            return
+        if save.publishing is None:
+            with ExitStack() as stack:
+                stack.push(save.open)
+                save.expected.update(self._workers.finish_save(save.folder))
+                stack.pop_all()
+            save.publishing = self._thread.submit(self._publish, save)
+        elif save.publishing.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the save in progress, if there is one, is a checkpoint. Raises as `advance` does."""
+        if self._save is not None and self._save.publishing is None:
+            self.advance()
+        if self._save is not None and self._save.publishing is not None:
+            publishing, self._save = self._save.publishing, None
+            publishing.result()
+
+    def close(self) -> None:
+        """Remove the files of a save whose workers have not finished; wait for one that is being published."""
+        save, self._save = self._save, None
+        if save is not None and save.publishing is None:
+            reason = InterruptedError("the run ended before its checkpoint was complete")
+            save.open.__exit__(InterruptedError, reason, None)
+        self._thread.shutdown()
+
+    def _publish(self, save: _Save) -> None:
+        save.open.close()
+        self._size = sum(save.expected.values())
+        trainer = self._run.trainer
+        limit = keep_limit(
+            trainer.max_actor_ckpt_to_keep,
+            trainer.max_critic_ckpt_to_keep if self._run.uses_critic else None,
+            only_last=trainer.remove_previous_ckpt_in_save,
+        )
+        prune(self._run.folder, limit, trainer.save_best, warn=self._log)

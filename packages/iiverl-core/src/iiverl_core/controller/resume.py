@@ -1,0 +1,137 @@
+"""Where a run starts: at the beginning, or where a checkpoint left off."""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iiverl_core.checkpoints import (
+    CONFIG_FILE,
+    DATASET_FILE,
+    STATE_FILE,
+    VERSIONS_FILE,
+    Checkpoint,
+    check_writable,
+    clean,
+    compare_config,
+    compare_dataset,
+    compare_versions,
+    forbidden,
+    latest,
+    read_json,
+    recognise,
+    verify,
+    versions,
+)
+from iiverl_core.checkpoints.storage import step_folders
+from iiverl_core.config import Loaded, RunConfig
+from iiverl_core.controller.collector import Plan
+from iiverl_core.controller.state import TrainState
+from iiverl_core.errors import CheckpointError
+from iiverl_core.telemetry.earlier_runs import set_aside, set_aside_after
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The state that a run starts from, and the checkpoint of its models; None if they are those of the configuration."""
+
+    state: TrainState
+    checkpoint: Checkpoint | None = None
+
+
+def facts(loaded: Loaded, plan: Plan) -> dict[str, Any]:
+    """Collect what a checkpoint records about its run, by file."""
+    return {
+        CONFIG_FILE: loaded.config.model_dump(mode="json"),
+        DATASET_FILE: plan.prompts.fingerprint(),
+        VERSIONS_FILE: versions(),
+    }
+
+
+def find_start(loaded: Loaded, recorded: Mapping[str, Any], log: Log) -> Start:
+    """Find where a run starts, as `trainer.resume_mode` asks, and clear its folder of what comes after.
+
+    Metrics and samples of later steps, or of an earlier run, are kept under other names.
+
+    Args:
+        recorded: what `facts` gives for this run.
+        log: is told what is resumed, what was passed over and why, and what has changed since.
+
+    Raises:
+        CheckpointError: the checkpoint is not valid, or belongs to another model or dataset; or the folder cannot be
+            written.
+    """
+    run = loaded.run
+    if run.trainer.save_freq > 0:
+        check_writable(run.folder)
+    clean(run.folder)
+    checkpoint = _chosen(run, log)
+    if checkpoint is None:
+        set_aside(_written(run), log)
+        return Start(initial_state(run))
+    try:
+        state = TrainState.from_json((checkpoint.folder / STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.folder / STATE_FILE} cannot be read: {error}") from error
+    log(f"resuming after step {state.step} from {checkpoint.folder}")
+    _compare(loaded, checkpoint, recorded, log)
+    if checkpoint.folder.parent == run.folder:
+        set_aside_after(state.step, run.folder, _dumps(run), log)
+    else:
+        set_aside(_written(run), log)
+    return Start(state, checkpoint)
+
+
+def _chosen(run: RunConfig, log: Log) -> Checkpoint | None:
+    mode = run.trainer.resume_mode
+    if mode == "disable":
+        return None
+    if mode != "auto":
+        folder = Path(run.trainer.resume_from_path or "" if mode == "resume_path" else mode).absolute()
+        if foreign := recognise(folder):
+            raise CheckpointError(foreign.explain())
+        return verify(folder)
+    found = latest(run.folder)
+    for folder, reason in found.passed_over:
+        foreign = recognise(folder)
+        log(f"warning: {foreign.explain() if foreign else reason}")
+    if found.pointer_problem:
+        log(f"warning: {found.pointer_problem}; the checkpoints themselves say which is the newest")
+    return found.checkpoint
+
+
+def _compare(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any], log: Log) -> None:
+    """Report what has changed since a checkpoint was written.
+
+    Raises:
+        CheckpointError: the run cannot continue from it.
+    """
+    then = {name: read_json(checkpoint.folder / name) for name in recorded}
+    changes = compare_dataset(then[DATASET_FILE], recorded[DATASET_FILE])
+    changes += compare_config(then[CONFIG_FILE], loaded.config, checkpoint.roles)
+    changes += compare_versions(then[VERSIONS_FILE], recorded[VERSIONS_FILE])
+    if reason := forbidden(changes):
+        raise CheckpointError(f"{checkpoint.folder} cannot be resumed:\n{reason}")
+    for change in changes:
+        if change.effect != "harmless":
+            log(f"changed since the checkpoint: {change}")
+
+
+def _dumps(run: RunConfig) -> list[Path]:
+    folders = (run.trainer.rollout_data_dir, run.trainer.validation_data_dir)
+    return [Path(folder) for folder in dict.fromkeys(folders) if folder]
+
+
+def _written(run: RunConfig) -> list[Path]:
+    """List what a run leaves in its folders, checkpoints as well."""
+    names = ("metrics.jsonl", "generations.jsonl", "tensorboard", "reward.png")
+    return [*(run.folder / name for name in names), *_dumps(run), *step_folders(run.folder)]
+
+
+def initial_state(run: RunConfig) -> TrainState:
+    """Give the state before the first step."""
+    kl_coef = run.algorithm.kl_ctrl.kl_coef if run.kl_in_reward else 0.0
+    return TrainState(kl_coef=kl_coef, run_id=secrets.token_hex(8))
