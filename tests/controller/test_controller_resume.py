@@ -101,12 +101,17 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_ends_with_the_same_bits(
-    kind: str, quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    quickstart: Callable[..., Loaded],
+    quickstart_inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    train(quickstart(*SAVING, *KINDS[kind], folder="whole"))
+    options = (*SAVING, *KINDS[kind], f"critic.model.path={quickstart_inputs}/model")
+    train(quickstart(*options, folder="whole"))
     for step in (1, 3, STEPS):
         folder = f"killed-{step}"
-        loaded = quickstart(*SAVING, *KINDS[kind], folder=folder)
+        loaded = quickstart(*options, folder=folder)
         killed_at(step, monkeypatch, loaded)
         newest = latest(tmp_path / folder).checkpoint
         assert (newest.step if newest else 0) == (step - 1) // 2 * 2
