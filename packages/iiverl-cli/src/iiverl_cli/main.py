@@ -78,10 +78,13 @@ def train_ppo(
     report_problems(loaded.problems, running=True)
     if loaded.obstacles:
         raise typer.Exit(EXIT_REFUSED if loaded.refused else EXIT_UNSUPPORTED)
-    with clean_exit():
+    from iiverl_core.controller.stopping import Stop
+
+    stop = Stop()
+    with clean_exit(stop, loaded.run.trainer.grace_seconds):
         from iiverl_core.controller import train
 
-        train(loaded)
+        train(loaded, stop)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from iiverl_core.errors import IIVerlError
 
 if TYPE_CHECKING:
     from iiverl_core.config import Problem
+    from iiverl_core.controller.stopping import Stop
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -22,18 +23,34 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def clean_exit() -> Iterator[None]:
+def clean_exit(stop: "Stop | None" = None, grace_seconds: int = 0) -> Iterator[None]:
     """Turn Ctrl-C, SIGTERM and errors meant for the user into one line on stderr and an exit code.
 
     Ctrl-C exits with 130, SIGTERM with 143, an `IIVerlError` with its own code. Any other error keeps its traceback.
+
+    Args:
+        stop: the first signal is passed on to it, so that the run can save its state; a second one ends the run at once.
+        grace_seconds: time that SIGTERM leaves for that.
     """
 
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
+    def end(signum: int, frame: FrameType | None) -> None:
+        if stop is not None and (signum == signal.SIGINT or grace_seconds) and stop.request(128 + signum):
+            typer.echo("finishing the current step to save it; a second signal stops at once", err=True)
+            if signum == signal.SIGTERM:
+                signal.alarm(grace_seconds)
+        elif signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    handled = [signal.SIGTERM, signal.SIGALRM]
+    if stop is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handled.append(signal.SIGINT)
+    before = {signum: signal.signal(signum, end) for signum in handled}
     try:
         yield
+        if stop is not None and stop.requested:
+            raise Terminated if stop.exit_code == EXIT_TERMINATED else KeyboardInterrupt
     except Terminated:
         typer.echo("terminated", err=True)
         raise typer.Exit(EXIT_TERMINATED) from None
@@ -44,7 +61,9 @@ def clean_exit() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.alarm(0)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def format_table(rows: Sequence[tuple[str, ...]], *, align: str = "<", rule: bool = False) -> str:

@@ -1,6 +1,7 @@
 """The seam between the loop and the processes it commands."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
@@ -61,6 +62,18 @@ class TrainerWorker(Protocol):
 
     def update_rollout_weights(self, version: int) -> None:
         """Give the engine that lives here the actor's weights."""
+        ...
+
+    def begin_save(self, folder: Path) -> None:
+        """Copy the trained models, and write the copies into `folder`, one folder per model, in the background."""
+        ...
+
+    def finish_save(self, folder: Path) -> dict[str, int]:
+        """Wait for the files that `begin_save` writes, and give the size of each file in `folder`."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Take over the trained models that `begin_save` wrote."""
         ...
 
     def memory(self) -> dict[str, int]:

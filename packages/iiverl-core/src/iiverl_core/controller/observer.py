@@ -99,9 +99,14 @@ class Observer:
         """Write a step's rollouts to `trainer.rollout_data_dir` and `reward_api.save_dir`, if set."""
         if record.step % self._run.rewards.api.save_freq == 0:
             self._write_scored("train", record.step, record.rollouts)
-        folder = self._run.trainer.rollout_data_dir
-        if not folder:
-            return
+        if folder := self._run.trainer.rollout_data_dir:
+            self._write_samples(Path(folder), record)
+
+    def keep_rollouts(self, record: StepRecord) -> Path:
+        """Write the rollouts of a step that cannot be trained on to the run's folder, and return the file."""
+        return self._write_samples(self._run.folder / "nonfinite", record)
+
+    def _write_samples(self, folder: Path, record: StepRecord) -> Path:
         numbers: dict[SampleId, SampleNumbers] = {rollout.id: {} for rollout in record.batch}
         for i, id in enumerate(numbers):
             if record.advantages:
@@ -115,7 +120,7 @@ class Observer:
                 numbers[id]["ref_log_prob_sum"] = record.log_prob_sums["ref"][id]
             if id.group in record.baselines:
                 numbers[id]["baseline"] = record.baselines[id.group]
-        write_samples(Path(folder).expanduser(), record.step, record.rollouts, numbers)
+        return write_samples(folder, record.step, record.rollouts, numbers)
 
     def validation(self, step: int, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Compute the metrics of a validation; writes and shows its rollouts if configured."""

@@ -8,8 +8,13 @@ class Stop:
     """Set by a signal's handler, and read by the loop between its steps."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.exit_code = 0
         self._heeded = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run is to end after the current step."""
+        return self.exit_code != 0
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
@@ -20,9 +25,13 @@ class Stop:
         finally:
             self._heeded = False
 
-    def request(self) -> bool:
-        """Ask the run to end after its current step; false if nothing would come of that, so that it has to be ended."""
+    def request(self, exit_code: int) -> bool:
+        """Ask the run to end after its current step with this exit code.
+
+        Returns:
+            False if nobody heeds it, or it was requested before: whoever asks has to end the run.
+        """
         if not self._heeded or self.requested:
             return False
-        self.requested = True
+        self.exit_code = exit_code
         return True

@@ -53,8 +53,9 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
         )
         return
     try:
-        with progress, _recorder(run, plan):
+        with progress, _recorder(run, plan) as recorder:
             _run(run, plan, start, recorded, progress, stop)
+            recorder.end(stop.exit_code)
     finally:
         if read_history(run.folder):
             saved = checkpoints(run.folder)

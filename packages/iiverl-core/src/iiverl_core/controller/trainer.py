@@ -57,6 +57,7 @@ class Trainer:
         self.run, self.plan, self.state, self.stop = run, plan, state, stop
         self.workers, self.observer, self.checkpoints = workers, observer, checkpoints
         self.timers = observer.timers
+        self.skipped = 0  # updates in a row
         self.estimator = estimator_info(run.algorithm.adv_estimator)
         self.policy_loss = policy_loss_info(run.loss.policy_loss)
         self.kl = _kl_controller(run, state.kl_coef)
@@ -181,6 +182,7 @@ class Trainer:
                     metrics, rank_tokens = self.workers.update(
                         role, mini_batch, lr, self.arrays(role, mini_batch)
                     )
+                    self.check_finite(role, record, metrics)
                     updates.append(metrics)
                     spread.append(rank_tokens)
                     phase.advance()
@@ -188,6 +190,23 @@ class Trainer:
         record.metrics |= over_updates(updates) | {f"{role}/lr": lr}
         if role == "actor" and self.run.loss.use_kl_loss:
             record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
+
+    def check_finite(self, role: Trained, record: StepRecord, metrics: Mapping[str, float]) -> None:
+        """Stop a run whose updates are skipped one after another, because their gradients are not finite.
+
+        Raises:
+            IIVerlError: that many as `trainer.max_nonfinite_updates` were.
+        """
+        self.skipped = self.skipped + 1 if metrics[f"{role}/skipped_updates"] else 0
+        if not self.skipped or self.skipped != self.run.trainer.max_nonfinite_updates:
+            return
+        kept = self.observer.keep_rollouts(record)
+        raise IIVerlError(
+            f"The gradient of the {role} was not finite in {self.skipped} updates in a row, the last at step "
+            f"{record.step} (trainer.max_nonfinite_updates). The step's samples are in {kept}; its updates can be repeated "
+            "from the checkpoint before it.\nLower the learning rate, compute in fp32, or look for an extreme reward among "
+            "the samples."
+        )
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:
         """Let the policy loss select tokens of the whole mini-batch; `unchanged` weights give the old log-probs."""

@@ -116,16 +116,16 @@ class WorkerClient:
 
     def begin_save(self, folder: Path) -> None:
         """Copy the trained models, and begin to write the copies into `folder`."""
-        self._group.run(Worker.begin_save, [(folder,)] * len(self._group.infos))
+        self._group.run(TrainerWorker.begin_save, [(folder,)] * len(self._group.infos))
 
     def finish_save(self, folder: Path) -> dict[str, int]:
         """Wait until all models are written; return the size of each file in `folder` as some machine sees it."""
-        found = self._group.run(Worker.finish_save, [(folder,)] * len(self._group.infos))
+        found = self._group.run(TrainerWorker.finish_save, [(folder,)] * len(self._group.infos))
         return {name: size for files in found for name, size in files.items()}
 
     def load(self, folder: Path) -> None:
         """Take over the trained models of a checkpoint."""
-        self._group.run(Worker.load, [(folder,)] * len(self._group.infos))
+        self._group.run(TrainerWorker.load, [(folder,)] * len(self._group.infos))
 
     def memory(self) -> dict[str, int]:
         """Memory in bytes of the fullest device and host."""

@@ -82,12 +82,8 @@ class TrainerConfig(Section):
         bool, NoEffect("a checkpoint is deleted only when a newer one is complete")
     ] = False
     """Delete a checkpoint after it is loaded."""
-    max_restarts: Natural = 3
-    """Restarts after the death of a process without a new checkpoint in between; 0 to end the run."""
     grace_seconds: Natural = 60
     """Seconds after SIGTERM in which the current step may finish and be saved; 0 to stop at once."""
-    stall_timeout: Natural = 1800
-    """Seconds without progress after which all processes write their stacks and the run restarts; 0 to wait forever."""
     max_nonfinite_updates: Natural = 3
     """Consecutive updates with a loss or gradient that is not finite before the run stops; 0 for no limit."""
     default_hdfs_dir: Annotated[str | None, NoEffect("nothing is copied to HDFS")] = None
