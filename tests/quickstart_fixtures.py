@@ -41,6 +41,7 @@ def quickstart_overrides(quickstart_inputs: Path, tmp_path: Path) -> Callable[..
             "trainer.total_training_steps=3",
             "trainer.val_before_train=false",
             "trainer.test_freq=-1",
+            "trainer.save_freq=-1",
             "trainer.logger=[jsonl]",
             "data.train_batch_size=4",
             "actor_rollout_ref.actor.ppo_mini_batch_size=4",

@@ -11,11 +11,14 @@ import torch
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iiverl_core.checkpoints import latest
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.trainer import Trainer
+from iiverl_core.errors import CheckpointError, IIVerlError
+from iiverl_core.stopping import Stop
 
 STEPS = 6
 SAVING = (f"trainer.total_training_steps={STEPS}", "trainer.save_freq=2", "trainer.resume_mode=auto")
@@ -117,3 +120,84 @@ def test_a_resumed_run_ends_with_the_same_bits(
         assert (newest.step if newest else 0) == (step - 1) // 2 * 2
         train(loaded)
         assert_same_end(tmp_path / folder, tmp_path / "whole")
+
+
+def test_the_folder_for_transformers_holds_the_trained_weights(
+    quickstart: Callable[..., Loaded], quickstart_inputs: Path, tmp_path: Path
+) -> None:
+    contents = "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]"
+    train(quickstart("trainer.total_training_steps=1", "trainer.save_freq=1", contents))
+    actor = tmp_path / "run" / "global_step_1" / "actor"
+    saved = tensors(actor)
+    model = AutoModelForCausalLM.from_pretrained(actor / "huggingface")
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, saved[f"model.{name}"])
+    before = AutoModelForCausalLM.from_pretrained(quickstart_inputs / "model")
+    assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
+    tokenizers = (
+        AutoTokenizer.from_pretrained(path) for path in (actor / "huggingface", quickstart_inputs / "model")
+    )
+    prompts = [each.apply_chat_template([{"role": "user", "content": "a word"}]) for each in tokenizers]
+    assert prompts[0] == prompts[1]
+
+
+def test_a_finished_run_has_nothing_left_to_do_until_it_is_made_longer(
+    quickstart: Callable[..., Loaded], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("trainer.save_freq=1", "trainer.resume_mode=auto")
+    train(quickstart("trainer.total_training_steps=1", *options))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    train(quickstart("trainer.total_training_steps=1", *options))
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    train(quickstart("trainer.total_training_steps=2", *options))
+    assert [record["step"] for record in history(tmp_path / "run")] == [1, 2]
+    with pytest.raises(CheckpointError, match="training prompts: "):
+        train(
+            quickstart(
+                "trainer.total_training_steps=3",
+                *options,
+                "data.train_files=${data.val_files}",
+                "data.train_batch_size=2",
+                "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+            )
+        )
+
+
+def test_a_request_to_stop_ends_the_run_with_a_checkpoint(
+    quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+    assert not stop.request(143)  # nothing heeds it yet
+    step = Trainer.step
+
+    def requested(self: Trainer, number: int) -> Any:
+        if number == 2:
+            assert stop.request(143)
+            assert not stop.request(143)
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", requested)
+    train(quickstart("trainer.save_freq=100", "trainer.resume_mode=auto"), stop)
+    newest = latest(tmp_path / "run").checkpoint
+    assert newest is not None and newest.step == 2
+    assert stop.exit_code == 143
+    train(quickstart("trainer.save_freq=100", "trainer.resume_mode=auto"))
+    assert [record["step"] for record in history(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_gradients_that_are_not_finite_end_the_run_and_keep_the_samples(
+    quickstart: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        IIVerlError, match="gradient of the actor was not finite in 2 updates in a row, the last at step 2"
+    ):
+        train(
+            quickstart(
+                "actor_rollout_ref.actor.use_kl_loss=true",
+                "actor_rollout_ref.actor.kl_loss_coef=1.0e+39",
+                "trainer.max_nonfinite_updates=2",
+            )
+        )
+    assert (tmp_path / "run" / "nonfinite" / "2.parquet").exists()

@@ -13,10 +13,10 @@ from iiverl_core.config import build, run_config
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.observer import StepRecord
 from iiverl_core.controller.state import TrainState
-from iiverl_core.controller.stopping import Stop
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.data import PromptOrder
 from iiverl_core.samples import Handle, Prompt, Rollout, SampleId, SequenceRef
+from iiverl_core.stopping import Stop
 from iiverl_core.telemetry import Timers
 from iiverl_reward_client import Scored
 

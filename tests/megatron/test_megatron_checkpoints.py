@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from iiverl_core.errors import CheckpointError
-from iiverl_core.training.safetensors_files import write_safetensors
+from iiverl_core.training.model_folder import write_safetensors
 from ranks import Ranks
 
 pytestmark = [pytest.mark.megatron, pytest.mark.slow]

@@ -78,7 +78,7 @@ def train_ppo(
     report_problems(loaded.problems, running=True)
     if loaded.obstacles:
         raise typer.Exit(EXIT_REFUSED if loaded.refused else EXIT_UNSUPPORTED)
-    from iiverl_core.controller.stopping import Stop
+    from iiverl_core.stopping import Stop
 
     stop = Stop()
     with clean_exit(stop, loaded.run.trainer.grace_seconds):

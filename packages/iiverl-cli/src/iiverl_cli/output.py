@@ -12,7 +12,7 @@ from iiverl_core.errors import IIVerlError
 
 if TYPE_CHECKING:
     from iiverl_core.config import Problem
-    from iiverl_core.controller.stopping import Stop
+    from iiverl_core.stopping import Stop
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM

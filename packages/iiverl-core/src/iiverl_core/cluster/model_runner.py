@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from iiverl_core.algorithms import PolicyLoss
 from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
@@ -16,6 +17,7 @@ from iiverl_core.samples import ROLLOUT_LOG_PROBS
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, ParallelRank, Role, StepResult, TrainingBackend
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, rollout_correction
+from iiverl_core.training.model_folder import write_description, write_safetensors
 
 
 class ModelRunner:
@@ -27,11 +29,10 @@ class ModelRunner:
         Raises:
             ConfigError: the backend is not installed, or a model cannot be read.
         """
-        self._device, self._store = device, store
+        self._run, self._device, self._store = run, device, store
         self._temperature = run.rollout.temperature
         self._models = build_models(run, device)
         self._trained: list[Role] = [role for role, each in run.roles.items() if each.training]
-        self._saved = run.checkpoint.save_contents
         self._saving: list[Callable[[], None]] = []
         # With a coefficient of 0 the entropy is only reported.
         self._entropy_gradient = run.loss.entropy_coeff != 0
@@ -103,14 +104,24 @@ class ModelRunner:
     def begin_save(self, folder: Path) -> None:
         """Copy the trained models, and write the copies into a folder per model in the background.
 
+        A folder of the actor for transformers is written before this returns.
+
         Raises:
             CheckpointError: `folder` cannot be written to.
         """
-        if "model" in self._saved:
-            optimizer = "optimizer" in self._saved
+        contents = self._run.checkpoint.save_contents
+        if "model" in contents:
+            optimizer = "optimizer" in contents
             self._saving += [
                 self.model(role).save(folder / role, optimizer=optimizer) for role in self._trained
             ]
+
+        if "hf_model" in contents:
+            first = dist.get_rank() == 0
+            exported = folder / "actor" / "huggingface"
+            write_safetensors(self.model("actor").named_weights(), exported, write=first)
+            if first:
+                write_description(self._run, exported)
 
     def finish_save(self) -> None:
         """Wait until all processes have written.

@@ -15,7 +15,6 @@ from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.models import check_engine_devices, check_vocabularies, shapes
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.resume import Start, facts, find_start
-from iiverl_core.controller.stopping import Stop
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
@@ -28,6 +27,7 @@ from iiverl_core.rewards import (
 )
 from iiverl_core.rewards.checking import check_before_run
 from iiverl_core.rewards.custom import load_custom_function
+from iiverl_core.stopping import Stop
 from iiverl_core.telemetry import Progress, RunRecorder, make_trackers, read_history, report
 
 

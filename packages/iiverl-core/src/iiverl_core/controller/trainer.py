@@ -26,12 +26,12 @@ from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan, RolloutCollector, StepData
 from iiverl_core.controller.observer import Observer, StepRecord
 from iiverl_core.controller.state import AdaptiveKL, FixedKL, TrainState
-from iiverl_core.controller.stopping import Stop
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError
 from iiverl_core.registry.algorithms import estimator_info, policy_loss_info
 from iiverl_core.rewards import Scorer
 from iiverl_core.samples import ROLLOUT_LOG_PROBS, Rollout, SequenceRef
+from iiverl_core.stopping import Stop
 from iiverl_core.training.metrics import over_updates
 from iiverl_core.training.schedule import learning_rate
 from iiverl_reward_client import Scored

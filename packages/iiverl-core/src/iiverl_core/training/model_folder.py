@@ -1,12 +1,17 @@
-"""A model on disk as transformers reads it: safetensors of bounded size, written a tensor at a time."""
+"""Write a model as transformers and vLLM read it: a folder of safetensors, configuration and tokenizer."""
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
+
+from iiverl_core.config import RunConfig
+from iiverl_core.data import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -54,3 +59,14 @@ def write_safetensors(
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_description(run: RunConfig, folder: Path) -> None:
+    """Write what belongs to the actor's weights in `folder`: configuration, generation settings, tokenizer, chat template."""
+    model = run.actor.model
+    trust = model.trust_remote_code
+    config = AutoConfig.from_pretrained(model.path, trust_remote_code=trust, **model.override_config)
+    config.save_pretrained(folder)
+    with suppress(OSError):  # not every model has generation settings
+        GenerationConfig.from_pretrained(model.path).save_pretrained(folder)
+    load_tokenizer(run).save_pretrained(folder)
