@@ -1,5 +1,7 @@
 """A run from its configuration to its report: build everything in the order in which it can fail cheaply, and loop."""
 
+import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ from iiverl_core.controller.resume import Start, facts, find_start
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
+from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import (
     add_reward_model,
     check_ground_truths,
@@ -28,7 +31,7 @@ from iiverl_core.rewards import (
 from iiverl_core.rewards.checking import check_before_run
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.stopping import Stop
-from iiverl_core.telemetry import Progress, RunRecorder, make_trackers, read_history, report
+from iiverl_core.telemetry import Progress, RunRecorder, make_trackers, read_history, read_run, report
 
 
 def train(loaded: Loaded, stop: Stop | None = None) -> None:
@@ -42,6 +45,7 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
             be read or written.
     """
     run, stop = loaded.run, stop or Stop()
+    _check_alone(run)
     plan = prepare(loaded)
     progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
     recorded = facts(loaded, plan)
@@ -178,6 +182,21 @@ def _start(run: RunConfig, log: Callable[[str], None], started: ExitStack) -> tu
     engines = RayEngines(run, group, log)
     started.callback(engines.close)
     return group, engines
+
+
+def _check_alone(run: RunConfig) -> None:
+    """Raise IIVerlError if another process on this machine trains in the run's folder."""
+    other = read_run(run.folder)
+    if (
+        other
+        and other.host == socket.gethostname()
+        and other.pid != os.getpid()
+        and other.state() == "running"
+    ):
+        raise IIVerlError(
+            f"{run.folder} is in use by another run, process {other.pid}. Wait for its end, or set "
+            "trainer.default_local_dir or trainer.experiment_name."
+        )
 
 
 def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:
