@@ -53,7 +53,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], li
     def put(loop: Callable[..., None]) -> list:
         calls: list = []
 
-        def recorded(loaded: object) -> None:
+        def recorded(loaded: object, stop: object) -> None:
             calls.append(loaded)
             loop(loaded)
 
@@ -104,9 +104,9 @@ def test_training_does_not_start_with_what_cannot_run_here(train) -> None:
 
 def test_training_starts_with_warnings(train) -> None:
     calls = train(lambda _: None)
-    result = iiverl("train-ppo", "run.yaml", "trainer.save_freq=10")
+    result = iiverl("train-ppo", "run.yaml", "trainer.default_hdfs_dir=hdfs://x")
     assert result.exit_code == 0
-    assert codes(result) == ["warning[C031]: trainer.save_freq"]
+    assert codes(result) == ["warning[C031]: trainer.default_hdfs_dir"]
     assert calls
 
 
@@ -146,7 +146,9 @@ def test_what_cannot_run_here_is_valid_and_told() -> None:
 
 
 def test_an_invalid_file_is_refused() -> None:
-    result = iiverl("validate", "--config_path", "run.yaml", "data.train_batch_size=6", "trainer.save_freq=1")
+    result = iiverl(
+        "validate", "--config_path", "run.yaml", "data.train_batch_size=6", "trainer.default_hdfs_dir=x"
+    )
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == "run.yaml is not valid: 1 error, 1 warning"

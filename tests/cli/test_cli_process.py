@@ -14,7 +14,7 @@ HEAVY = ("torch", "ray", "transformers", "datasets", "numpy", "pandas", "pyarrow
 WITH_A_LOOP = """
 import sys, time, types
 controller = types.ModuleType("iiverl_core.controller")
-def train(loaded):
+def train(loaded, stop):
     try:
         print("started", flush=True)
         time.sleep(60)

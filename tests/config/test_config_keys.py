@@ -118,7 +118,7 @@ def test_a_default_follows_its_key(tmp_path: Path) -> None:
             continue  # it follows a third key, whose own row is tried
         loaded = load_text(tmp_path, f"{followed}={json.dumps(other)}")
         assert value_of(loaded.config, path) == other, path
-        assert str(loaded.origins[path]) == f"default, as {followed}"
+        assert str(loaded.origins[path]) == f"default, same as {followed}"
 
 
 def load_text(folder: Path, *overrides: str) -> Loaded:

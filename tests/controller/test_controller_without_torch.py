@@ -82,14 +82,16 @@ class Group:
 
 def one_step() -> list[str]:
     """Run one step of GRPO over such a group; give the calls that it made, without those about memory."""
-    from test_controller_state import RUN, Scores, Silent
+    from test_controller_state import RUN, Scores, Silent, Unsaved
 
     from iiverl_core.cluster.engines import ColocatedEngines
     from iiverl_core.controller.collector import Plan
+    from iiverl_core.controller.state import TrainState
     from iiverl_core.controller.trainer import Trainer
     from iiverl_core.controller.worker_client import WorkerClient
     from iiverl_core.data import PromptOrder
     from iiverl_core.samples import Prompt
+    from iiverl_core.stopping import Stop
 
     class DifferentScores(Scores):
         def collect(self):
@@ -99,10 +101,18 @@ def one_step() -> list[str]:
 
     prompts: Any = [Prompt(row=row, ids=(1, 2), text="p") for row in range(4)]
     observer: Any = Silent()
+    checkpoints: Any = Unsaved()
     group = Group()
     workers = WorkerClient(group, ColocatedEngines(group, 1), RUN)
     trainer = Trainer(
-        RUN, Plan(prompts, PromptOrder(4, 4, seed=3), None, 1), workers, DifferentScores(), observer
+        RUN,
+        Plan(prompts, PromptOrder(4, 4, seed=3), None, 1),
+        workers,
+        DifferentScores(),
+        observer,
+        checkpoints,
+        TrainState(kl_coef=0.01),
+        Stop(),
     )
     record = trainer.step(1)
     assert len(record.batch) == 8 and record.metrics["actor/pg_loss"] == 1.0

@@ -228,6 +228,32 @@ def test_swanlab_is_given_names_config_and_steps(tmp_path: Path, monkeypatch: py
     ]
 
 
+@pytest.mark.parametrize("name", ["wandb", "swanlab"])
+def test_a_service_continues_the_run_of_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    service = stand_in(monkeypatch, name)
+    make([name], tmp_path, run_id="7c1e").close()
+    _, _, options = service.calls[0]
+    assert (options["id"], options["resume"]) == ("7c1e", "allow")
+
+
+@pytest.mark.parametrize("known", [None, "31f0"])
+def test_mlflow_continues_the_run_that_has_the_id_as_a_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str | None
+):
+    mlflow = stand_in(monkeypatch, "mlflow")
+    found = [SimpleNamespace(info=SimpleNamespace(run_id=known))] if known else []
+    searches: list[dict[str, Any]] = []
+    mlflow.search_runs = lambda **options: searches.append(options) or found
+    make(["mlflow"], tmp_path, run_id="7c1e").close()
+    assert searches[0]["filter_string"] == "tags.`iiverl.run_id` = '7c1e'"
+    started = next(options for name, _, options in mlflow.calls if name == "start_run")
+    tagged = {"run_name": "experiment", "tags": {"iiverl.run_id": "7c1e"}}
+    assert started == ({"run_id": known} if known else tagged)
+    assert any(name == "log_params" for name, *_ in mlflow.calls) == (known is None)
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "swanlab"])
 def test_a_package_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setitem(sys.modules, name, None)  # importing it fails as if it were not there

@@ -76,8 +76,7 @@ class Wandb:
             name=setup.experiment,
             config=dict(setup.config),
             dir=str(setup.folder),
-            id=setup.run_id or None,
-            resume="allow",
+            **_continued(setup),
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -113,7 +112,8 @@ class MLflow:
         if setup.run_id and (known := self._known(setup)):
             mlflow.start_run(run_id=known)
             return  # parameters cannot be changed
-        mlflow.start_run(run_name=setup.experiment, tags={self.RUN_ID: setup.run_id})
+        tags = {"tags": {self.RUN_ID: setup.run_id}} if setup.run_id else {}
+        mlflow.start_run(run_name=setup.experiment, **tags)
         params = ((key, str(value)[: self.PARAM_LENGTH]) for key, value in _flatten(setup.config))
         while chunk := dict(islice(params, self.PARAMS_PER_REQUEST)):
             mlflow.log_params(chunk)
@@ -158,8 +158,7 @@ class SwanLab:
             experiment_name=setup.experiment,
             config=dict(setup.config),
             logdir=str(logs),
-            id=setup.run_id or None,
-            resume="allow",
+            **_continued(setup),
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -174,6 +173,11 @@ class SwanLab:
     def close(self) -> None:
         """Send pending metrics and end the experiment."""
         self._swanlab.finish()
+
+
+def _continued(setup: TrackerSetup) -> dict[str, Any]:
+    """Give the arguments by which W&B and SwanLab continue the run of the same id, if there is one."""
+    return {"id": setup.run_id, "resume": "allow"} if setup.run_id else {}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
