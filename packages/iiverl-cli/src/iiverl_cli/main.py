@@ -17,6 +17,7 @@ from iiverl_cli.arguments import (
     Overrides,
     load_config,
 )
+from iiverl_cli.export import export
 from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
 from iiverl_cli.reward import reward_app
@@ -42,6 +43,7 @@ app.add_typer(config_app, name="config")
 app.command("plan")(plan)
 app.command("algorithms")(algorithms)
 app.command("runs")(runs)
+app.command("export")(export)
 app.add_typer(reward_app, name="reward")
 
 

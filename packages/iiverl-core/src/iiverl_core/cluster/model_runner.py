@@ -121,7 +121,7 @@ class ModelRunner:
             exported = folder / "actor" / "huggingface"
             write_safetensors(self.model("actor").named_weights(), exported, write=first)
             if first:
-                write_description(self._run, exported)
+                write_description(self._run, "actor", exported)
 
     def finish_save(self) -> None:
         """Wait until all processes have written.

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
+from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, AutoConfig, GenerationConfig
 
-from iiverl_core.config import RunConfig
+from iiverl_core.config import Role, RunConfig
 from iiverl_core.data import load_tokenizer
+from iiverl_core.dtypes import torch_dtype
+from iiverl_core.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
 
@@ -61,11 +63,22 @@ def write_safetensors(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_description(run: RunConfig, folder: Path) -> None:
-    """Write what belongs to the actor's weights in `folder`: configuration, generation settings, tokenizer, chat template."""
-    model = run.actor.model
+def write_description(run: RunConfig, role: Role, folder: Path, dtype: str | None = None) -> None:
+    """Write what belongs to a model's weights in `folder`: configuration, generation settings, tokenizer, chat template.
+
+    Raises:
+        ConfigError: transformers has no class for a critic of this architecture.
+    """
+    model = run.roles[role].model
     trust = model.trust_remote_code
     config = AutoConfig.from_pretrained(model.path, trust_remote_code=trust, **model.override_config)
+    if dtype is not None:
+        config.dtype = torch_dtype(dtype)
+    if role == "critic":
+        if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+            raise ConfigError(f"transformers has no token classification for {config.model_type}")
+        config.architectures = [MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)].__name__]
+        config.num_labels = 1
     config.save_pretrained(folder)
     with suppress(OSError):  # not every model has generation settings
         GenerationConfig.from_pretrained(model.path).save_pretrained(folder)
