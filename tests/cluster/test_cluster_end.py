@@ -1,6 +1,8 @@
 """How a run under Ray ends when it is interrupted or loses a worker: quickly, with a reason, and leaving nothing behind."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,3 +117,38 @@ def test_interrupted_while_workers_start(run: Run) -> None:
     run.family = children
     run.process.send_signal(signal.SIGINT)
     assert run.ends(within=15) == 130
+
+
+def test_a_run_whose_worker_is_killed_starts_again_and_ends_with_the_same_metrics(
+    quickstart_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    def overrides(folder: str) -> list[str]:
+        saving = ("trainer.total_training_steps=6", "trainer.save_freq=2")
+        return quickstart_overrides(*saving, runtime="ray", folder=folder)
+
+    run = Run(overrides("killed"), tmp_path / "log")
+    run.wait_for("step 3/")
+    worker = run.worker()
+    worker.kill()
+    assert run.process.wait(timeout=180) == 0
+    log = run.log.read_text()
+    assert f"(process {worker.pid} on" in log
+    assert "restarting (1 of 3)" in log
+    assert re.search(r"resuming after step [24] from .*/killed/global_step_[24]", log)
+    assert "Traceback" not in log
+    undisturbed = Run(overrides("whole"), tmp_path / "whole.log")
+    assert undisturbed.process.wait(timeout=120) == 0
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def metrics(folder: Path) -> dict[int, dict[str, float]]:
+    """The metrics of each step that are no times."""
+    steps: dict[int, dict[str, float]] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        known = steps.setdefault(record["step"], {})
+        known |= {
+            name: value for name, value in record.items() if not name.startswith(("time", "timing", "perf/"))
+        }
+        known.pop("reward/hidden_fraction", None)
+    return steps

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from iiverl_core.cluster.messages import WorkerInfo
 from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 from iiverl_core.cluster.rendezvous import free_init_method
-from iiverl_core.cluster.runtime import WorkerError
+from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError, IIVerlError
@@ -215,7 +215,8 @@ class RayGroup:
         cause = failures[first]
         if isinstance(cause, RayTaskError) and isinstance(cause.cause, IIVerlError):
             return cause.cause
-        return WorkerError(_describe(first, self.infos, doing, cause))
+        kind = WorkerError if isinstance(cause, RayTaskError) else WorkerDiedError
+        return kind(_describe(first, self.infos, doing, cause))
 
 
 def next_pair(generator: Any) -> tuple[Any, Any]:

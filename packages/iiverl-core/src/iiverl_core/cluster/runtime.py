@@ -18,6 +18,10 @@ class WorkerError(IIVerlError):
     """A worker raised or died; the message names it and holds its traceback."""
 
 
+class WorkerDiedError(WorkerError):
+    """The process of a worker has ended, by no fault of the code that it ran: another one may fare better."""
+
+
 class TrainerWorker(Protocol):
     """The calls that the loop makes to a process that trains. Each takes and returns small things."""
 

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,9 @@ def facts(loaded: Loaded, plan: Plan) -> dict[str, Any]:
     }
 
 
-def find_start(loaded: Loaded, recorded: Mapping[str, Any], log: Log) -> Start:
+def find_start(
+    loaded: Loaded, recorded: Mapping[str, Any], log: Log, earlier: TrainState | None = None
+) -> Start:
     """Find where a run starts, as `trainer.resume_mode` asks, and clear its folder of what comes after.
 
     Metrics and samples of later steps, or of an earlier run, are kept under other names.
@@ -59,6 +61,7 @@ def find_start(loaded: Loaded, recorded: Mapping[str, Any], log: Log) -> Start:
     Args:
         recorded: what `facts` gives for this run.
         log: is told what is resumed, what was passed over and why, and what has changed since.
+        earlier: the state of this very run, if it starts again: from its newest checkpoint, whatever it started from.
 
     Raises:
         CheckpointError: the checkpoint is not valid, or belongs to another model or dataset; or the folder cannot be
@@ -68,10 +71,11 @@ def find_start(loaded: Loaded, recorded: Mapping[str, Any], log: Log) -> Start:
     if run.trainer.save_freq > 0:
         check_writable(run.folder)
     clean(run.folder)
-    checkpoint = _chosen(run, log)
+    checkpoint = _chosen(run, run.trainer.resume_mode if earlier is None else "auto", log)
     if checkpoint is None:
         set_aside(_written(run), log)
-        return Start(initial_state(run))
+        state = initial_state(run)
+        return Start(state if earlier is None else replace(state, run_id=earlier.run_id))
     try:
         state = TrainState.from_json((checkpoint.folder / STATE_FILE).read_text())
     except (OSError, ValueError) as error:
@@ -85,8 +89,7 @@ def find_start(loaded: Loaded, recorded: Mapping[str, Any], log: Log) -> Start:
     return Start(state, checkpoint)
 
 
-def _chosen(run: RunConfig, log: Log) -> Checkpoint | None:
-    mode = run.trainer.resume_mode
+def _chosen(run: RunConfig, mode: str, log: Log) -> Checkpoint | None:
     if mode == "disable":
         return None
     if mode != "auto":

@@ -10,7 +10,7 @@ from typing import Any
 
 from iiverl_core.checkpoints import CONFIG_FILE, checkpoints
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
-from iiverl_core.cluster.runtime import WorkerGroup
+from iiverl_core.cluster.runtime import WorkerDiedError, WorkerGroup
 from iiverl_core.config import Loaded, RunConfig
 from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan
@@ -58,7 +58,19 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
         return
     try:
         with progress, _recorder(run, plan) as recorder:
-            _run(run, plan, start, recorded, progress, stop)
+            restarts = 0
+            while True:
+                try:
+                    _run(run, plan, start, recorded, progress, stop)
+                    break
+                except WorkerDiedError as error:
+                    saved = checkpoints(run.folder)
+                    new = saved and (start.checkpoint is None or saved[-1].serial != start.checkpoint.serial)
+                    restarts = 1 if new else restarts + 1
+                    if run.trainer.save_freq <= 0 or restarts > run.trainer.max_restarts:
+                        raise
+                    progress.log(f"{error}\nrestarting ({restarts} of {run.trainer.max_restarts})")
+                    start = find_start(loaded, recorded, progress.log, start.state)
             recorder.end(stop.exit_code)
     finally:
         if read_history(run.folder):

@@ -82,6 +82,8 @@ class TrainerConfig(Section):
         bool, NoEffect("a checkpoint is deleted only when a newer one is complete")
     ] = False
     """Delete a checkpoint after it is loaded."""
+    max_restarts: Natural = 3
+    """Restarts from the newest checkpoint after a worker's process died, without a new checkpoint in between; 0 for none."""
     grace_seconds: Natural = 60
     """Seconds after SIGTERM in which the current step may finish and be saved; 0 to stop at once."""
     max_nonfinite_updates: Natural = 3
