@@ -123,18 +123,18 @@ def test_a_run_whose_worker_is_killed_starts_again_and_ends_with_the_same_metric
     quickstart_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     def overrides(folder: str) -> list[str]:
-        saving = ("trainer.total_training_steps=6", "trainer.save_freq=2")
+        saving = ("trainer.total_training_steps=60", "trainer.save_freq=5")
         return quickstart_overrides(*saving, runtime="ray", folder=folder)
 
     run = Run(overrides("killed"), tmp_path / "log")
-    run.wait_for("step 3/")
+    run.wait_for("step 12/")
     worker = run.worker()
     worker.kill()
     assert run.process.wait(timeout=180) == 0
     log = run.log.read_text()
     assert f"(process {worker.pid} on" in log
     assert "restarting (1 of 3)" in log
-    assert re.search(r"resuming after step [24] from .*/killed/global_step_[24]", log)
+    assert re.search(r"resuming after step \d*[05] from .*/killed/global_step_\d", log)
     assert "Traceback" not in log
     undisturbed = Run(overrides("whole"), tmp_path / "whole.log")
     assert undisturbed.process.wait(timeout=120) == 0
