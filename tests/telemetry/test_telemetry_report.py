@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import shlex
 import sys
 from collections.abc import Sequence
 from io import BytesIO, TextIOWrapper
@@ -93,6 +94,20 @@ def test_an_interrupted_run_says_so(tmp_path: Path):
     assert "sorting: stopped after 3 of 50 steps, in 2s" in lines
     assert fact(lines, "reward") == "0.200 -> 0.400, x2.0 (first and last step)"
     assert lines[-1] == "next: try again"
+
+
+def test_a_checkpoint_is_named_and_its_model_can_be_written_to(tmp_path: Path):
+    run(tmp_path, [0.2, 0.3])
+    checkpoint = tmp_path / "global_step_2"
+    checkpoint.mkdir()
+    lines = told(tmp_path, checkpoint=checkpoint)
+    assert fact(lines, "checkpoint") == str(checkpoint)
+    assert lines[-1].startswith("next: ") and "pipeline" not in lines[-1]
+    (checkpoint / "actor" / "huggingface").mkdir(parents=True)
+    *_, last = told(tmp_path, checkpoint=checkpoint)
+    _, option, code = shlex.split(last)
+    assert option == "-c" and f"pipeline('text-generation', '{checkpoint}/actor/huggingface')" in code
+    compile(code, "next", "exec")
 
 
 def test_a_run_of_one_step_has_no_curve(tmp_path: Path):

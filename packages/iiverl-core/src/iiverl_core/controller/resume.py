@@ -97,6 +97,8 @@ def _chosen(run: RunConfig, mode: str, log: Log) -> Checkpoint | None:
         if foreign := recognise(folder):
             raise CheckpointError(foreign.explain())
         return verify(folder)
+    if step_folders(run.folder):
+        log(f"looking for the newest checkpoint in {run.folder}")  # reading one of many GB takes minutes
     found = latest(run.folder)
     for folder, reason in found.passed_over:
         foreign = recognise(folder)

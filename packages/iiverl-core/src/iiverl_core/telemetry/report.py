@@ -37,8 +37,9 @@ def report(
     """Draw the reward curve in the terminal and to `{folder}/reward.png`, and summarize the run.
 
     Everything is read from `metrics.jsonl` in `folder`. `total_steps` is the planned number, to recognize an interrupted
-    run; `samples` is the folder of sample dumps, `checkpoint` that of the newest checkpoint; `next_line` suggests the next thing to do, by default to look at the
-    samples or TensorBoard, and is omitted unless `ended_well`. A run with fewer than two rewards has no curve, and a
+    run; `samples` is the folder of sample dumps, `checkpoint` that of the newest checkpoint; `next_line` suggests the next
+    thing to do, by default to write to the trained model or to look at the samples or TensorBoard, and is omitted unless
+    `ended_well`. A run with fewer than two rewards has no curve, and a
     picture that cannot be drawn is a warning.
     """
     records = read_history(folder)
@@ -51,7 +52,7 @@ def report(
     for name, text in _facts(folder, records, [reward for _, reward in rewards], samples, checkpoint):
         log(f"  {name:<13}{text}")
     if ended_well:
-        log(f"next: {next_line or _next(folder, samples)}")
+        log(f"next: {next_line or _next(folder, samples, checkpoint)}")
 
 
 def first_and_last(rewards: Sequence[float]) -> tuple[float, float, int]:
@@ -138,7 +139,14 @@ def _validations(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return scores
 
 
-def _next(folder: Path, samples: Path | None) -> str:
+def _next(folder: Path, samples: Path | None, checkpoint: Path | None) -> str:
+    if checkpoint is not None and (model := checkpoint / "actor" / "huggingface").is_dir():
+        message = '[{"role": "user", "content": input("> ")}]'
+        code = (
+            f"from transformers import pipeline; write = pipeline('text-generation', {_show(model)!r}); "
+            f"print(write({message})[0]['generated_text'][-1]['content'])"
+        )
+        return f"write to the model:\n  {_tool('python')} -c {shlex.quote(code)}"
     if samples is not None and (dumps := [path for path in samples.glob("*.parquet") if path.stem.isdigit()]):
         last = _show(max(dumps, key=lambda path: int(path.stem)))
         columns = '["prompt", "response", "score"]'
