@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from iiverl_core.checkpoints import latest
+from iiverl_core.telemetry import read_run
 from quickstart_fixtures import QUICKSTART
 
 pytestmark = pytest.mark.slow
@@ -106,6 +108,22 @@ def test_an_interrupted_run_leaves_nothing_behind(run: Run, send, number: int, c
     assert "Traceback" not in log
     assert "stopped after" in log
     assert (run.log.parent / "run" / "metrics.jsonl").exists()
+
+
+def test_an_interrupted_run_that_saves_finishes_its_step(
+    quickstart_overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    options = ("trainer.total_training_steps=100000", "trainer.save_freq=100000")
+    run = Run(quickstart_overrides(*options, runtime="ray"), tmp_path / "log")
+    run.wait_for("step 3/")
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.ends(within=30) == 130
+    log = run.log.read_text()
+    assert "finishing the current step" in log and "Traceback" not in log
+    newest = latest(tmp_path / "run").checkpoint
+    assert newest is not None and newest.step >= 3
+    record = read_run(tmp_path / "run")
+    assert record is not None and record.exit_code == 130
 
 
 def test_interrupted_while_workers_start(run: Run) -> None:
