@@ -17,6 +17,7 @@ from iiverl_core.checkpoints import latest
 from iiverl_core.cluster.export import export
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
+from iiverl_core.controller.collector import RolloutCollector
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.errors import CheckpointError, ConfigError, IIVerlError
 from iiverl_core.stopping import Stop
@@ -121,6 +122,27 @@ def test_a_resumed_run_ends_with_the_same_bits(
         assert (newest.step if newest else 0) == (step - 1) // 2 * 2
         train(loaded)
         assert_same_end(tmp_path / folder, tmp_path / "whole")
+
+
+def test_a_run_killed_before_a_checkpoint_is_complete_leaves_no_part_of_it(
+    quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = quickstart("trainer.save_freq=1", "trainer.resume_mode=auto")
+    collect = RolloutCollector.collect
+
+    def stop(self: RolloutCollector, step: int) -> Any:
+        if step == 3:
+            raise Killed
+        return collect(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RolloutCollector, "collect", stop)
+        train(loaded)
+    newest = latest(tmp_path / "run").checkpoint
+    assert newest is not None and newest.step == 1
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".global_step")]
+    train(loaded)
+    assert [record["step"] for record in history(tmp_path / "run")] == [1, 2, 3]
 
 
 def test_the_folder_for_transformers_holds_the_trained_weights(

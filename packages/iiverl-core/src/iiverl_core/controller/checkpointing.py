@@ -104,8 +104,7 @@ class Checkpointer:
         """Remove the files of a save whose workers have not finished; wait for one that is being published."""
         save, self._save = self._save, None
         if save is not None and save.publishing is None:
-            reason = InterruptedError("the run ended before its checkpoint was complete")
-            save.open.__exit__(InterruptedError, reason, None)
+            save.open.__exit__(RuntimeError, RuntimeError("the run has ended"), None)
         self._thread.shutdown()
 
     def _publish(self, save: _Save) -> None:

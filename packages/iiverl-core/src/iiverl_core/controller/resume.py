@@ -43,12 +43,13 @@ class Start:
 
 
 def facts(loaded: Loaded, plan: Plan) -> dict[str, Any]:
-    """Collect what a checkpoint records about its run, by file."""
-    return {
-        CONFIG_FILE: loaded.config.model_dump(mode="json"),
-        DATASET_FILE: plan.prompts.fingerprint(),
-        VERSIONS_FILE: versions(),
-    }
+    """Collect what a checkpoint records about its run, by file; the dataset's fingerprint only if something reads it."""
+    trainer, folder = loaded.run.trainer, loaded.run.folder
+    found = {CONFIG_FILE: loaded.config.model_dump(mode="json"), VERSIONS_FILE: versions()}
+    may_resume = trainer.resume_mode not in ("auto", "disable") or bool(step_folders(folder))
+    if trainer.save_freq > 0 or may_resume:
+        found[DATASET_FILE] = plan.prompts.fingerprint()
+    return found
 
 
 def find_start(

@@ -67,7 +67,7 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
                     saved = checkpoints(run.folder)
                     new = saved and (start.checkpoint is None or saved[-1].serial != start.checkpoint.serial)
                     restarts = 1 if new else restarts + 1
-                    if run.trainer.save_freq <= 0 or restarts > run.trainer.max_restarts:
+                    if stop.requested or run.trainer.save_freq <= 0 or restarts > run.trainer.max_restarts:
                         raise
                     progress.log(f"{error}\nrestarting ({restarts} of {run.trainer.max_restarts})")
                     start = find_start(loaded, recorded, progress.log, start.state)
