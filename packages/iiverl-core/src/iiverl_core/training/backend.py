@@ -99,7 +99,7 @@ class Outputs:
     scores_B: Tensor | None = None
 
 
-Loss: TypeAlias = "Callable[[Outputs, MicroBatch], tuple[Tensor, dict[str, Tensor]]]"
+Loss: TypeAlias = Callable[[Outputs, MicroBatch], "tuple[Tensor, dict[str, Tensor]]"]
 """Gives a micro-batch's share of the batch's loss, and metrics whose sum over all micro-batches and processes is the
 batch's value, or whose maximum is where the name ends in `/max` (`training.metrics.merge`)."""
 
