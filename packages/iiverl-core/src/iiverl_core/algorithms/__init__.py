@@ -1,6 +1,6 @@
-"""Pure tensor functions: advantages, policy losses, KL. One algorithm per file, found by name in the registries.
+"""Pure tensor functions: advantages, policy losses, KL. One algorithm per file; the registries find them by name.
 
-Of other packages it imports torch alone. All tensors are flat, without padding: see `segments`.
+torch is the only third-party import. All tensors are flat, without padding: see `segments`.
 """
 
 from iiverl_core.algorithms.advantages import AdvantageBatch, AdvantageSettings, Estimator

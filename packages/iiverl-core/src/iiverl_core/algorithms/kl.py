@@ -1,4 +1,4 @@
-"""KL divergence of the policy from the reference, by token.
+"""KL divergence of the policy from the reference, per token.
 
 The estimators are those of Schulman (2020, "Approximating KL divergence"), with x = log π(token) - log π_ref(token)
 and the token sampled from π:
@@ -7,11 +7,11 @@ and the token sampled from π:
 |---|---|---|
 | `kl`, `k1` | x | unbiased, high variance, can be negative |
 | `abs` | abs(x) | |
-| `mse`, `k2` | x²/2 | biased, low variance; its gradient is an unbiased one of the KL |
+| `mse`, `k2` | x²/2 | biased, low variance; its gradient is unbiased for the KL |
 | `low_var_kl`, `k3` | exp(-x) - 1 + x | unbiased, low variance, never negative |
 
-A `+` behind a name keeps the value and takes the gradient of `k2`. As a loss, `k1` has a gradient of mean zero and
-`k3` a biased one; `+` fixes both (Tang & Munos 2025, arXiv:2506.09477).
+The suffix `+` keeps the value of an estimator but uses the gradient of `k2`. As a loss, `k1` has a gradient of mean
+zero and `k3` a biased one; `+` fixes both (Tang & Munos 2025, arXiv:2506.09477).
 """
 
 from collections.abc import Callable
@@ -37,21 +37,21 @@ def kl_divergence(kind: str, log_probs_T: Tensor, ref_log_probs_T: Tensor) -> Te
 
 
 def k1(x_T: Tensor) -> Tensor:
-    """Give x."""
+    """Return x."""
     return x_T
 
 
 def absolute(x_T: Tensor) -> Tensor:
-    """Give abs(x)."""
+    """Return abs(x)."""
     return x_T.abs()
 
 
 def k2(x_T: Tensor) -> Tensor:
-    """Give x²/2."""
+    """Return x²/2."""
     return x_T.square() / 2
 
 
 def k3(x_T: Tensor) -> Tensor:
-    """Give exp(-x) - 1 + x, with x clamped to ±20 and the value to ±10: one far-off token cannot swamp a batch."""
+    """Return exp(-x) - 1 + x, with x clamped to ±20 and the value to ±10, against outliers."""
     x_T = x_T.clamp(-20, 20)
     return ((-x_T).exp() - 1 + x_T).clamp(-10, 10)

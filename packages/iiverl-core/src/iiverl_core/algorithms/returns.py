@@ -1,4 +1,4 @@
-"""Calling a user's own algorithm: an error in it, or another return than expected, is one message that names its place."""
+"""Check user algorithms when they are called: an exception or an invalid return value becomes one message."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from iiverl_core.errors import ConfigError
 from iiverl_core.python_files import repr_with_type, user_traceback
 
 Check = Callable[[Any, Any], str | None]
-"""Takes the batch and the return; says what is wrong with the return, None if nothing is."""
+"""Takes the batch and the return value; returns what is wrong with it, or None."""
 
 
 @dataclass(frozen=True)
 class CheckedFunction:
     """A user's `function` of a batch and settings, from the file at `path`; `place` begins each message.
 
-    `expected` describes what it has to return, and `check` finds what is wrong with a return.
+    `expected` describes a valid return value, and `check` finds what is wrong with one.
     """
 
     function: Callable[..., Any]
@@ -31,10 +31,10 @@ class CheckedFunction:
     check: Check
 
     def __call__(self, batch: Any, settings: Any) -> Any:
-        """Call the function and give what it returns.
+        """Call the function and return its result.
 
         Raises:
-            ConfigError: it raised, or returned something else than it has to.
+            ConfigError: the function raised, or its return value is invalid.
         """
         try:
             returned = self.function(batch, settings)
@@ -46,7 +46,7 @@ class CheckedFunction:
 
 
 def checked_estimator(estimator: Estimator, place: str, path: Path) -> Estimator:
-    """Check what a user's estimator returns, whenever it is called."""
+    """Wrap a user's estimator so that every return value is checked."""
     expected = "(advantages_T, returns_T): two tensors of finite floats, one number per response token each"
     return replace(
         estimator, function=CheckedFunction(estimator.function, place, path, expected, _wrong_estimate)
@@ -54,7 +54,7 @@ def checked_estimator(estimator: Estimator, place: str, path: Path) -> Estimator
 
 
 def checked_policy_loss(loss: PolicyLoss, place: str, path: Path) -> PolicyLoss:
-    """Check what a user's policy loss, and its choice of tokens, return, whenever they are called."""
+    """Wrap a user's policy loss, and its selection of tokens, so that every return value is checked."""
     expected = (
         "(losses_T, metrics): a tensor of finite floats, one loss per response token, computed from batch.log_probs_T; "
         "and a dict of tensors of the same shape by name, {} for no metrics"
@@ -86,35 +86,37 @@ def _wrong_loss(batch: PolicyBatch, returned: Any) -> str | None:
     if batch.log_probs_T.requires_grad and not losses_T.requires_grad:
         return "losses_T without a gradient: they do not depend on batch.log_probs_T"
     if not isinstance(metrics, Mapping):
-        return f"{_named(metrics)} as metrics"
+        return f"{_describe(metrics)} as metrics"
     for name, x_T in metrics.items():
         if not isinstance(name, str):
             return f"metrics with the name {repr_with_type(name)}"
         if not isinstance(x_T, Tensor) or x_T.shape != batch.log_probs_T.shape:
-            return f"{_named(x_T)} as metric {name!r}{_for_tokens(batch.log_probs_T)}"
+            return f"{_describe(x_T)} as metric {name!r}{_for_tokens(batch.log_probs_T)}"
     return None
 
 
 def _wrong_mask(batch: PolicyBatch, returned: Any) -> str | None:
     if not isinstance(returned, Tensor) or returned.shape != batch.log_probs_T.shape:
-        return f"{_named(returned)}{_for_tokens(batch.log_probs_T)}"
-    return None if returned.dtype == torch.bool else _named(returned)
+        return f"{_describe(returned)}{_for_tokens(batch.log_probs_T)}"
+    return None if returned.dtype == torch.bool else _describe(returned)
 
 
 def _wrong_pair(returned: Any) -> str | None:
     if not isinstance(returned, tuple | list):
-        return _named(returned)
+        return _describe(returned)
     if len(returned) == 2:
         return None
-    return f"a {type(returned).__name__} of {len(returned)}: {', '.join(map(_named, returned)) or 'nothing'}"
+    return (
+        f"a {type(returned).__name__} of {len(returned)}: {', '.join(map(_describe, returned)) or 'nothing'}"
+    )
 
 
 def _wrong_tensor(x_T: Any, like_T: Tensor) -> str | None:
-    """Say what keeps a value from being finite floats of the shape of `like_T`."""
+    """Describe what keeps a value from being finite floats of the shape of `like_T`; None if nothing does."""
     if not isinstance(x_T, Tensor) or x_T.shape != like_T.shape:
-        return f"{_named(x_T)}{_for_tokens(like_T)}"
+        return f"{_describe(x_T)}{_for_tokens(like_T)}"
     if not x_T.is_floating_point():
-        return _named(x_T)
+        return _describe(x_T)
     bad = int((~x_T.isfinite()).sum())
     if not bad:
         return None
@@ -126,7 +128,7 @@ def _for_tokens(like_T: Tensor) -> str:
     return f" for {like_T.numel()} tokens"
 
 
-def _named(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     return repr_with_type(value)

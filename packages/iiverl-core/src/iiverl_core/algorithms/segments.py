@@ -1,8 +1,8 @@
 """A batch of sequences without padding: all their tokens in one flat tensor, and the length of each.
 
-Every function of this layer works on such flat tensors. Nothing stands under a padding, so nothing there can change
-a result. A row that is all padding is no sequence: it has no place in a batch, and is refused. Suffixes: `_T` all
-response tokens of the batch one after another, `_B` one entry a sequence, `_G` one a group.
+Every function of this layer works on such flat tensors. There is no padding that could change a result, and a
+sequence without tokens is rejected. Suffixes: `_T` all response tokens of the batch one after another, `_B` one entry
+per sequence, `_G` one per group.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """The lengths of B sequences whose T tokens lie one after another: `lengths_B` int64, each at least 1."""
+    """The lengths of B sequences whose T tokens are concatenated: `lengths_B` int64, each at least 1."""
 
     lengths_B: Tensor
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Segments":
-        """Segments of the given lengths on `device`.
+        """Create segments of the given lengths on `device`.
 
         Raises:
             ValueError: a sequence has no tokens.
@@ -37,7 +37,7 @@ class Segments:
 
     @cached_property
     def index_T(self) -> Tensor:
-        """The number of the sequence that each token belongs to, (T,) int64."""
+        """The index of the sequence that each token belongs to, (T,) int64."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.lengths_B.device), self.lengths_B)
 
     @cached_property
@@ -54,10 +54,10 @@ class Segments:
         return self.sum(x_T) / self.lengths_B
 
     def discounted_sum(self, x_T: Tensor, factor: float) -> Tensor:
-        """Sum each token with those after it in its sequence, one k tokens later times factor^k, (T,) → (T,).
+        """Sum each token with the later ones of its sequence, discounted by factor^k at distance k, (T,) → (T,).
 
         The number of tokens in a sum doubles with each pass, so there are log₂(longest sequence) passes over T tokens
-        instead of a loop over tokens, and rounding errors grow with their number only.
+        instead of a loop over tokens, and rounding errors grow only with the number of passes.
         """
         sum_T = x_T.clone()
         longest = int(self.lengths_B.max()) if len(self) else 0
@@ -69,7 +69,7 @@ class Segments:
         return sum_T
 
     def expand(self, x_B: Tensor) -> Tensor:
-        """Give each token its sequence's value, (B,) → (T,)."""
+        """Repeat each sequence's value for each of its tokens, (B,) → (T,)."""
         return x_B[self.index_T]
 
     def at_last(self, x_B: Tensor) -> Tensor:
@@ -77,5 +77,5 @@ class Segments:
         return x_B.new_zeros(int(self.lengths_B.sum())).index_put((self.last_B,), x_B)
 
     def split(self, x_T: Tensor) -> tuple[Tensor, ...]:
-        """Cut a flat tensor into one tensor a sequence."""
+        """Split a flat tensor into one tensor per sequence."""
         return x_T.split(self.lengths_B.tolist())

@@ -1,11 +1,11 @@
-"""Finding an algorithm by what the YAML file calls it: a name of the registry, or a user's own in a file.
+"""Find algorithms by their name in the YAML file: a name of the registry, or a user function.
 
-An own one is named `path/to/file.py:name`. It is a function like the built-in ones,
+A user function is named `path/to/file.py:name`. It has the same signature as the built-in ones,
 
     def centred(batch, settings): …              an estimator: (advantages_T, returns_T), both (T,)
     def reinforce(batch, settings): …            a policy loss: losses_T (T,), and metrics by name, (T,) each
 
-or, where the algorithm asks more of a step than that, an object: `Estimator(centred, min_group_size=2)`,
+or, if the algorithm has further requirements, it is an object: `Estimator(centred, min_group_size=2)`,
 `PolicyLoss(reinforce, select_tokens=…)`. `docs/functions.md` explains the arguments, with an example of each.
 """
 
@@ -28,11 +28,11 @@ Algorithm = TypeVar("Algorithm", Estimator, PolicyLoss)
 
 
 def find_estimator(name: str) -> Estimator:
-    """Find an advantage estimator: one of the registry, or the user's at `path/to/file.py:name`.
+    """Find an advantage estimator: one of the registry, or a user function `path/to/file.py:name`.
 
     Raises:
-        ConfigError: there is none of this name, the user's file cannot be loaded, or what it holds there is neither an
-            `Estimator` nor a function of a batch and settings.
+        ConfigError: the name is unknown, the user's file cannot be loaded, or the object in it is neither
+            an `Estimator` nor a function of a batch and settings.
     """
     if split_function_name(name) is None:
         info = ESTIMATORS.find(name, ESTIMATOR_KEY, also=USER_FUNCTION)
@@ -47,11 +47,11 @@ def find_estimator(name: str) -> Estimator:
 
 
 def find_policy_loss(name: str) -> PolicyLoss:
-    """Find a policy loss: one of the registry, or the user's at `path/to/file.py:name`.
+    """Find a policy loss: one of the registry, or a user function `path/to/file.py:name`.
 
     Raises:
-        ConfigError: there is none of this name, the user's file cannot be loaded, or what it holds there is neither a
-            `PolicyLoss` nor a function of a batch and settings.
+        ConfigError: the name is unknown, the user's file cannot be loaded, or the object in it is neither
+            a `PolicyLoss` nor a function of a batch and settings.
     """
     if split_function_name(name) is None:
         info = POLICY_LOSSES.find(name, POLICY_LOSS_KEY, also=USER_FUNCTION)
@@ -66,17 +66,17 @@ def find_policy_loss(name: str) -> PolicyLoss:
     return loss
 
 
-def _from_file(name: str, kind: type[Algorithm], key: str, what: str) -> Algorithm:
-    """Load an algorithm from the user's file that `name` names."""
+def _from_file(name: str, kind: type[Algorithm], key: str, label: str) -> Algorithm:
+    """Load the algorithm `path/to/file.py:name` from the user's file."""
     file, in_file = split_function_name(name) or ("", "")
     path, module = load_file(file, key)
     if not in_file:
         raise ConfigError(
-            f"{key}: {name!r} names a file; name the {what} in it too, as in {name.rstrip(':')}:my_own"
+            f"{key}: {name!r} names a file; name the {label} in it too, as in {name.rstrip(':')}:my_own"
         )
     found = find_callable(path, module, in_file, key)
     where = f"{key}: {in_file} in {path}"
-    algorithm = _as(kind, found, where)
+    algorithm = _to_algorithm(kind, found, where)
     if isinstance(algorithm, Estimator):
         return checked_estimator(algorithm, where, path)
     if algorithm.select_tokens is not None:
@@ -84,25 +84,25 @@ def _from_file(name: str, kind: type[Algorithm], key: str, what: str) -> Algorit
     return checked_policy_loss(algorithm, where, path)
 
 
-def _as(kind: type[Algorithm], found: Callable[..., Any], where: str) -> Algorithm:
-    """Make an algorithm of what a user's file holds, and see that it takes what it will be given."""
+def _to_algorithm(kind: type[Algorithm], found: Callable[..., Any], where: str) -> Algorithm:
+    """Convert an object of a user's file to an algorithm, and check that it takes a batch and settings."""
     if isinstance(found, kind):
         _check_arguments(found.function, where)
         return found
     if isinstance(found, Estimator | PolicyLoss | type):
-        is_now = "a class" if isinstance(found, type) else f"an object of {type(found).__name__}"
+        actual = "a class" if isinstance(found, type) else f"an object of {type(found).__name__}"
         raise ConfigError(
-            f"{where} is {is_now}; here goes a function of a batch and settings, or an object of {kind.__name__}"
+            f"{where} is {actual}; here goes a function of a batch and settings, or an object of {kind.__name__}"
         )
     _check_arguments(found, where)
     return kind(found)
 
 
 def _check_arguments(function: Callable[..., Any], where: str) -> None:
-    """See that a function can be called with a batch and settings."""
+    """Check that a function can be called with a batch and settings."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C have none to look at
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(None, None)

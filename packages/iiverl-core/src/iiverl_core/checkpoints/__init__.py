@@ -1,4 +1,4 @@
-"""Checkpoints of a run on disk: written whole or not at all, verified before use, compared with the run that resumes."""
+"""Checkpoints of a run on disk: published atomically, verified before use, compared with the run that resumes."""
 
 from iiverl_core.checkpoints.compare import (
     Change,

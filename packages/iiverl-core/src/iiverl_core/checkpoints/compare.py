@@ -1,4 +1,4 @@
-"""What changed between the run that wrote a checkpoint and the run that resumes it, and what each change means."""
+"""Compare the run that wrote a checkpoint with the run that resumes it, and classify each change."""
 
 import importlib.metadata
 import platform
@@ -13,8 +13,8 @@ from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import BACKEND
 
 Effect: TypeAlias = Literal["harmless", "layout", "numbers", "forbidden"]
-"""What a change does to the run: nothing; the division of work, so that numbers agree up to rounding; the numbers from
-here on; or it cannot be resumed."""
+"""The effect of a change: none; another distribution of work, with equal numbers up to rounding; other numbers from
+here on; or the run cannot be resumed."""
 
 MISSING = object()
 PACKAGES = ("iiverl-core", "torch", "transformers", "vllm", "ray", "megatron-core", "numpy")
@@ -53,12 +53,12 @@ EFFECTS: tuple[tuple[str, Effect, str], ...] = (
     (r"\w+\.hybrid_engine|algorithm\.rollout_correction\.mismatch_kl_\w+", "harmless", ""),
     (r".*", "numbers", ""),
 )  # fmt: skip
-"""The first pattern that fits a whole key says what its change does; `ROLE_KEYS` says where models are."""
+"""Effects and meanings of changes, by the first pattern that matches a whole key; `ROLE_KEYS` locates models."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference between the checkpoint's run and this one; `meaning` says more than `effect`, or is empty."""
+    """One difference between the checkpoint's run and this one; `meaning` explains the effect, or is empty."""
 
     what: str
     then: str
@@ -72,22 +72,22 @@ class Change:
 
 
 def effect_of(key: str) -> tuple[Effect, str]:
-    """Say what the change of a key does to a run that resumes, and, if it is not plain, why."""
+    """Return the effect of changing a key on a run that resumes, and its explanation, if any."""
     return next((effect, meaning) for pattern, effect, meaning in EFFECTS if re.fullmatch(pattern, key))
 
 
 def compare_config(then: Mapping[str, Any], now: Config, saved_roles: Collection[str]) -> list[Change]:
     """Compare the configuration in a checkpoint with that of the run that resumes.
 
-    Keys that only one version of iiverl knows are left out: the user did not change them.
+    Keys that exist in only one of the two versions of iiverl are skipped: the user did not change them.
 
     Args:
         then: the checkpoint's `config.json`.
-        saved_roles: the trained models that the checkpoint holds, `Checkpoint.roles`.
+        saved_roles: the trained models in the checkpoint, `Checkpoint.roles`.
     """
     resolved = now.model_dump(mode="json")
-    before = {key: value for key in keys() if (value := _at(then, key)) is not MISSING}
-    after = {key: _at(resolved, key) for key in before}
+    before = {key: value for key in keys() if (value := _lookup(then, key)) is not MISSING}
+    after = {key: _lookup(resolved, key) for key in before}
     changed = {key for key in before if before[key] != after[key] and not _is_unused(key, now)}
     changes = [
         Change(key, shown(before[key]), shown(after[key]), *effect_of(key))
@@ -102,7 +102,7 @@ def compare_config(then: Mapping[str, Any], now: Config, saved_roles: Collection
 
 
 def _is_unused(key: str, now: Config) -> bool:
-    """Tell whether a key belongs to a part that the run does not have."""
+    """Return whether a key belongs to a part that the run does not use."""
     without = {
         "critic.": not now.uses_critic,
         "reward_model.": not now.reward_model.enable and key != "reward_model.enable",
@@ -112,12 +112,12 @@ def _is_unused(key: str, now: Config) -> bool:
 
 
 def _follows(key: str, changed: Collection[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Tell whether a key changed only because it takes the value of another one that is reported."""
+    """Return whether a key changed only because it defaults to another key whose change is reported."""
     other = str(keys()[key].default).removeprefix("${").removesuffix("}")
     return other in changed and (before[other], after[other]) == (before[key], after[key])
 
 
-def _at(section: Any, key: str) -> Any:
+def _lookup(section: Any, key: str) -> Any:
     for name in key.split("."):
         if not isinstance(section, Mapping) or name not in section:
             return MISSING
@@ -126,7 +126,7 @@ def _at(section: Any, key: str) -> Any:
 
 
 def compare_dataset(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Compare the fingerprints of the training prompts, as `PromptSet.fingerprint` gives them."""
+    """Compare two results of `PromptSet.fingerprint` for the training prompts."""
     changes = []
     if (then.get("rows"), then.get("prompts")) != (now["rows"], now["prompts"]):
         changes.append(
@@ -146,7 +146,7 @@ def compare_dataset(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that a run's numbers depend on, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that a run's numbers depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -157,7 +157,7 @@ def versions() -> dict[str, str]:
 
 
 def compare_versions(then: Mapping[str, Any], now: Mapping[str, str]) -> list[Change]:
-    """Compare `versions()` of two runs; another version of a package may round otherwise."""
+    """Compare `versions()` of two runs; another version of a package may round differently."""
     return [
         Change(name, str(then.get(name, "none")), now.get(name, "none"), "layout", "may round differently")
         for name in dict.fromkeys([*then, *now])
@@ -166,5 +166,5 @@ def compare_versions(then: Mapping[str, Any], now: Mapping[str, str]) -> list[Ch
 
 
 def forbidden(changes: Sequence[Change]) -> str | None:
-    """Say why a checkpoint cannot be resumed, a line per reason; None if it can."""
+    """Return why a checkpoint cannot be resumed, one line per reason; None if it can."""
     return "\n".join(str(change) for change in changes if change.effect == "forbidden") or None

@@ -1,4 +1,4 @@
-"""Checkpoints that verl and II-VERL wrote: recognised by their files, with the way to start from their weights."""
+"""Checkpoints of verl and II-VERL: recognised by their files, with instructions to start from their weights."""
 
 import shlex
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from iiverl_core.config import ROLE_KEYS
 
 MODEL_PATH = f"{ROLE_KEYS['actor'].model}.path"
 MERGER = "python -m verl.model_merger merge"
-"""verl's own program that makes whole weights of shards; it has to run where verl is installed."""
+"""verl's tool that merges shards into full weights; it requires an installation of verl."""
 
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:
     """A `global_step_N` folder of verl or II-VERL.
 
-    `weights` is a folder of Hugging Face weights of the actor that a run can start from; None if the actor's weights
-    are shards only. `shards` says in which format, and `actor` is the folder to merge.
+    `weights` is a folder of Hugging Face weights of the actor that a run can start from; None if there are
+    only shards. `shards` is their format, and `actor` is the folder to merge.
     """
 
     folder: Path
@@ -27,7 +27,7 @@ class ForeignCheckpoint:
     weights: Path | None
 
     def explain(self) -> str:
-        """Say what this is, and what can be done with it."""
+        """Explain what this is, and how to start from its weights."""
         known = f"{self.folder} is a checkpoint of verl: its optimizer and its place in the data cannot be resumed."
         if self.weights is not None:
             return f"{known}\nStart from its weights: {MODEL_PATH}={shlex.quote(str(self.weights))}"
@@ -41,10 +41,10 @@ class ForeignCheckpoint:
 
 
 def recognise(folder: Path) -> ForeignCheckpoint | None:
-    """Tell whether a folder is a checkpoint of verl or II-VERL; None if it is not.
+    """Recognise a checkpoint of verl or II-VERL; return None if the folder is not one.
 
     Their FSDP backend writes `actor/model_world_size_*_rank_*.pt`, their Megatron backend `actor/dist_ckpt` (later
-    `actor/model/dist_ckpt`). `huggingface` beside them holds the tokenizer alone, unless `hf_model` was saved too.
+    `actor/model/dist_ckpt`). `huggingface` beside them has only the tokenizer, unless `hf_model` was saved too.
     """
     actor = next((path for path in (folder / "actor", folder) if path.is_dir()), None)
     if actor is None:

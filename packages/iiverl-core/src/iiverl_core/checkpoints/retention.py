@@ -1,7 +1,7 @@
-"""Which checkpoints of a run are kept, and the deletion of the others.
+"""Select the checkpoints of a run to keep, and delete the others.
 
-verl limits the checkpoints of actor and critic separately, and then deletes the folder of one role. A checkpoint without
-one of its roles cannot be resumed, so checkpoints are kept or deleted whole here, by the smaller limit.
+verl limits the checkpoints of actor and critic separately, and may delete the folder of only one role. A checkpoint
+without one of its roles cannot be resumed, so iiverl keeps or deletes whole checkpoints, by the smaller limit.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from iiverl_core.checkpoints.storage import Checkpoint, checkpoints, delete
 
 
 def keep_limit(actor: int | None, critic: int | None, *, only_last: bool = False) -> int | None:
-    """Give the number of checkpoints to keep, None for all.
+    """Return the number of checkpoints to keep; None for all.
 
     Args:
         actor: `trainer.max_actor_ckpt_to_keep`.
@@ -23,9 +23,9 @@ def keep_limit(actor: int | None, critic: int | None, *, only_last: bool = False
 
 
 def best(known: Sequence[Checkpoint], metric: str) -> Checkpoint | None:
-    """Find the checkpoint with the highest value of a metric, the newest of equals; None if none has a value.
+    """Find the checkpoint with the highest value of a metric, the newest if tied; None if none has a value.
 
-    The value is in each checkpoint's manifest, so the best is known after a restart as well.
+    The value is in each checkpoint's manifest, so the best is known after a restart too.
     """
     measured = [checkpoint for checkpoint in known if metric in checkpoint.metrics]
     return max(measured, key=lambda each: (each.metrics[metric], each.serial), default=None)
@@ -34,26 +34,26 @@ def best(known: Sequence[Checkpoint], metric: str) -> Checkpoint | None:
 def superfluous(
     known: Sequence[Checkpoint], limit: int | None, best_metric: str | None = None
 ) -> list[Checkpoint]:
-    """Choose the checkpoints to delete, oldest first.
+    """Select the checkpoints to delete, oldest first.
 
-    The newest `limit` are kept and, beside them, the best by `best_metric`. The newest is always kept.
+    The newest `limit` are kept, and also the best by `best_metric`. The newest is always kept.
     """
     if limit is None:
         return []
     ordered = sorted(known, key=lambda checkpoint: checkpoint.serial)
     kept = {checkpoint.serial for checkpoint in ordered[-max(limit, 1) :]}
-    if best_metric is not None and (champion := best(known, best_metric)):
-        kept.add(champion.serial)
+    if best_metric is not None and (best_checkpoint := best(known, best_metric)):
+        kept.add(best_checkpoint.serial)
     return [checkpoint for checkpoint in ordered if checkpoint.serial not in kept]
 
 
 def prune(
     root: Path, limit: int | None, best_metric: str | None = None, *, warn: Callable[[str], None]
 ) -> list[Checkpoint]:
-    """Delete the checkpoints of a run that need not be kept, and return them; call it after a newer one is published.
+    """Delete superfluous checkpoints of a run, and return them; call this after a newer one is published.
 
-    Folders without a valid manifest are neither counted nor deleted. A checkpoint that cannot be deleted is a warning:
-    it costs space, and no work.
+    Folders without a valid manifest are neither counted nor deleted. A checkpoint that cannot be deleted produces a
+    warning, since it only costs space.
     """
     deleted = []
     for checkpoint in superfluous(checkpoints(root), limit, best_metric):

@@ -1,11 +1,11 @@
-"""Checkpoint folders: written under a temporary name, published in one rename, and verified by their manifest.
+"""Checkpoint folders: written under a temporary name, published by one rename, and verified by their manifest.
 
-A checkpoint is `{root}/global_step_N` with a `manifest.json` that lists size and SHA-256 of every other file; without a
-valid manifest there is no checkpoint. While it is written the folder is called `.global_step_N.tmp`. Everything is on
-disk before the rename, so a crash at any point leaves either the new checkpoint or the ones before it.
+A checkpoint is `{root}/global_step_N` with a `manifest.json` that lists size and SHA-256 of every other file; a folder
+without a valid manifest is not a checkpoint. While it is written, the folder is called `.global_step_N.tmp`. Everything
+is synced to disk before the rename, so a crash at any point leaves either the new checkpoint or the ones before it.
 
 `.global_step_N.old` is a checkpoint that is being replaced by another of the same step, and `.global_step_N.deleted`
-one that is being deleted; `clean` ends what a killed run left half done.
+one that is being deleted; `clean` completes or reverts the operations of a killed run.
 """
 
 import errno
@@ -42,14 +42,14 @@ CHUNK = 4 << 20
 THREADS = 8
 MAX_NAMED_FILES = 5
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
-"""What file systems answer that cannot sync a folder; they order renames by themselves."""
+"""Errors of file systems that cannot sync a folder; they order renames by themselves."""
 
 Report: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes in all, from one thread at a time."""
+"""Called with the bytes read so far and the total bytes, from one thread at a time."""
 
 
 class FileEntry(NamedTuple):
-    """What the manifest says of a file."""
+    """The manifest's entry for a file."""
 
     size: int
     sha256: str
@@ -59,9 +59,10 @@ class FileEntry(NamedTuple):
 class Checkpoint:
     """A published checkpoint, as its manifest describes it.
 
-    `serial` counts the checkpoints of a root in the order in which they were published: it, not the step, says which is
-    the newest, because a run may have gone back to an earlier step. `created` is in Unix seconds. `metrics` are the
-    step's, as far as they were given to `write`. `files` are paths relative to the folder, without the manifest.
+    `serial` counts the checkpoints of a root in the order of publication. The newest is the one with the highest
+    serial, not the highest step, because a run may have gone back to an earlier step. `created` is in Unix seconds.
+    `metrics` are the step's metrics that were passed to `write`. `files` are paths relative to the folder, without the
+    manifest.
     """
 
     folder: Path
@@ -83,7 +84,7 @@ class Checkpoint:
 
 
 class PassedOver(NamedTuple):
-    """A `global_step_N` folder that is no valid checkpoint, and why."""
+    """A `global_step_N` folder that is not a valid checkpoint, and why."""
 
     folder: Path
     reason: str
@@ -91,9 +92,9 @@ class PassedOver(NamedTuple):
 
 @dataclass(frozen=True)
 class Latest:
-    """The newest valid checkpoint, and everything that looked newer or cannot be ordered.
+    """The newest valid checkpoint, and all folders that look newer or cannot be ordered.
 
-    `pointer_problem` says what is wrong with `latest_checkpointed_iteration.txt`, which is never relied on.
+    `pointer_problem` describes what is wrong with `latest_checkpointed_iteration.txt`, which is never relied on.
     """
 
     checkpoint: Checkpoint | None
@@ -110,18 +111,18 @@ def write(
     expected: Mapping[str, int] | None = None,
     progress: Report | None = None,
 ) -> Iterator[Path]:
-    """Give a folder for the files of a checkpoint; at the end of the block they become `{root}/global_step_{step}`.
+    """Yield a folder for the files of a checkpoint; at the end of the block it becomes `{root}/global_step_{step}`.
 
     Any number of processes may write into the folder until the block ends. If the block or the publishing fails, the
-    folder is removed and older checkpoints are as before. A checkpoint of the same step is replaced.
+    folder is removed and older checkpoints are untouched. A checkpoint of the same step is replaced.
 
     Args:
         root: the run's folder, `trainer.default_local_dir`.
-        metrics: those of the step, to choose the best checkpoint by; may be filled until the block ends. Values that
-            are not finite are left out.
-        expected: files that the processes say they wrote, with their sizes (see `files_in`); may be filled until the
-            block ends. A file that cannot be seen from here means that the machines do not share the file system.
-        progress: is told how far hashing is.
+        metrics: metrics of the step, to select the best checkpoint; may be filled until the block ends. Values that
+            are not finite are dropped.
+        expected: files that the processes have written, with their sizes (see `files_in`); may be filled until the
+            block ends. A file that is missing here means that the machines do not share the file system.
+        progress: called with the progress of hashing.
 
     Raises:
         CheckpointError: the folder cannot be written, or a file of `expected` is missing.
@@ -142,7 +143,7 @@ def write(
 
 
 def _undo(root: Path) -> None:
-    """Remove what a failed save left, as far as that is possible; the next `clean` removes the rest."""
+    """Remove the files of a failed save if possible; the next `clean` removes the rest."""
     with suppress(OSError):
         clean(root)
 
@@ -164,7 +165,7 @@ def _publish(
         serial=1 + max((known.serial for known in checkpoints(root)), default=0),
         created=time.time(),
         metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
-        files=_hashed(folder, sizes, progress, sync=True),
+        files=_hash_files(folder, sizes, progress, sync=True),
     )
     _write_file(folder / MANIFEST, _manifest(checkpoint))
     for directory, _, _ in os.walk(folder, topdown=False):
@@ -181,7 +182,7 @@ def _publish(
 
 
 def _free_name(folder: Path) -> Path:
-    """Choose a name for a folder in the way that iiverl did not write, which is therefore kept."""
+    """Choose a new name for an existing folder that iiverl did not write and therefore keeps."""
     names = (folder.with_name(f"{folder.name}.kept-{i}") for i in count(1))
     return next(name for name in names if not name.exists())
 
@@ -190,13 +191,13 @@ def _check_expected(folder: Path, sizes: Mapping[str, int], expected: Mapping[st
     unseen = [name for name, size in expected.items() if sizes.get(name) != size]
     if unseen:
         raise CheckpointError(
-            f"{_named(unseen)} of {folder} cannot be seen whole from the process that leads the run.\n"
+            f"{_join_names(unseen)} of {folder} cannot be seen whole from the process that leads the run.\n"
             "Set trainer.default_local_dir to a folder on a file system that all machines share."
         )
 
 
 def clean(root: Path) -> None:
-    """End what a killed run left half done: unfinished saves and deletions are removed, replaced checkpoints restored.
+    """Clean up after a killed run: remove unfinished saves and deletions, restore replaced checkpoints.
 
     Call it only in the run that owns the folder, before it looks for a checkpoint.
     """
@@ -214,20 +215,20 @@ def clean(root: Path) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete a checkpoint, of which nothing that looks like one is left if this is interrupted."""
+    """Delete a checkpoint; if interrupted, nothing that looks like a checkpoint remains."""
     doomed = folder.with_name(f".{folder.name}.deleted")
-    shutil.rmtree(doomed, ignore_errors=True)  # what an earlier deletion could not remove
+    shutil.rmtree(doomed, ignore_errors=True)  # left by an earlier deletion
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def verify(folder: Path, *, hashes: bool = True, progress: Report | None = None) -> Checkpoint:
-    """Check that a checkpoint is what was written; without `hashes`, only the files' names and sizes.
+    """Check that a checkpoint is as it was written; without `hashes`, check only the files' names and sizes.
 
-    Files that the manifest does not list are left alone.
+    Files that the manifest does not list are ignored.
 
     Raises:
-        CheckpointError: it is not; the message names the files that are wrong.
+        CheckpointError: it is not; the message names the invalid files.
     """
     checkpoint = read_manifest(folder)
     sizes: dict[str, int] = {}
@@ -236,27 +237,27 @@ def verify(folder: Path, *, hashes: bool = True, progress: Report | None = None)
         try:
             sizes[name] = (folder / name).stat().st_size
         except OSError as error:
-            problems.append(f"{name} {_unreadable(error)}")
+            problems.append(f"{name} {_describe_read_error(error)}")
             continue
         if sizes[name] != entry.size:
             problems.append(f"{name} has {sizes.pop(name)} bytes instead of {entry.size}")
     if hashes:
-        found = _hashed(folder, sizes, progress, problems)
+        found = _hash_files(folder, sizes, progress, problems)
         problems += [
             f"{name} has changed since it was written (its SHA-256 differs)"
             for name, entry in found.items()
             if entry != checkpoint.files[name]
         ]
     if problems:
-        raise CheckpointError(f"{folder} is not a valid checkpoint: {_named(problems, '; ')}")
+        raise CheckpointError(f"{folder} is not a valid checkpoint: {_join_names(problems, '; ')}")
     return checkpoint
 
 
 def read_manifest(folder: Path) -> Checkpoint:
-    """Read a checkpoint's manifest without looking at the other files.
+    """Read a checkpoint's manifest without checking the other files.
 
     Raises:
-        CheckpointError: there is none, or it is not as it was written.
+        CheckpointError: the manifest is missing, or is not as it was written.
     """
     path = folder / MANIFEST
     try:
@@ -265,7 +266,7 @@ def read_manifest(folder: Path) -> Checkpoint:
         if not (folder / STATE_FILE).exists() and (foreign := recognise(folder)):
             raise CheckpointError(foreign.explain()) from error
         raise CheckpointError(
-            f"{folder} is not a valid checkpoint: {MANIFEST} {_unreadable(error)}"
+            f"{folder} is not a valid checkpoint: {MANIFEST} {_describe_read_error(error)}"
         ) from error
     try:
         known = json.loads(content)
@@ -273,7 +274,7 @@ def read_manifest(folder: Path) -> Checkpoint:
             raise ValueError
         if known.get("format") == FORMAT and (extra := known.keys() - FIELDS):
             raise CheckpointError(
-                f"{folder} is not a valid checkpoint: {MANIFEST} has unknown fields: {_named(sorted(extra))}"
+                f"{folder} is not a valid checkpoint: {MANIFEST} has unknown fields: {_join_names(sorted(extra))}"
             )
         if isinstance(known.get("format"), int) and known["format"] > FORMAT:
             raise CheckpointError(
@@ -299,7 +300,7 @@ def read_manifest(folder: Path) -> Checkpoint:
 
 
 def checkpoints(root: Path) -> list[Checkpoint]:
-    """Find the checkpoints of a run that have a valid manifest, oldest first. Their other files are not looked at."""
+    """Find the checkpoints of a run that have a valid manifest, oldest first. Their other files are not checked."""
     found = []
     for folder in step_folders(root):
         with suppress(CheckpointError):
@@ -308,7 +309,7 @@ def checkpoints(root: Path) -> list[Checkpoint]:
 
 
 def latest(root: Path, *, hashes: bool = True, progress: Report | None = None) -> Latest:
-    """Find the newest valid checkpoint of a run. Changes nothing; a run calls `clean` before."""
+    """Find the newest valid checkpoint of a run. Changes nothing; a run calls `clean` first."""
     passed_over: list[PassedOver] = []
     readable: list[Checkpoint] = []
     for folder in reversed(step_folders(root)):
@@ -327,7 +328,7 @@ def latest(root: Path, *, hashes: bool = True, progress: Report | None = None) -
 
 
 def step_folders(root: Path) -> list[Path]:
-    """List the folders called `global_step_N`, in the order of N."""
+    """List the folders called `global_step_N`, sorted by N."""
     try:
         found = [path for path in root.iterdir() if STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
     except FileNotFoundError:
@@ -355,7 +356,7 @@ def _pointer_problem(root: Path, newest: Checkpoint | None) -> str | None:
 
 
 def check_writable(root: Path) -> None:
-    """Check that checkpoints can be written below `root`, which is made.
+    """Check that checkpoints can be written to `root`, creating it if needed.
 
     Raises:
         CheckpointError: they cannot.
@@ -372,10 +373,10 @@ def check_writable(root: Path) -> None:
 
 
 def check_space(root: Path, needed: int) -> None:
-    """Check that `needed` bytes are free where `root` is, or will be made. Quotas are not seen.
+    """Check that `needed` bytes are free on the file system of `root`, which need not exist. Ignores quotas.
 
     Raises:
-        CheckpointError: there are fewer.
+        CheckpointError: fewer bytes are free.
     """
     there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     try:
@@ -391,7 +392,7 @@ def check_space(root: Path, needed: int) -> None:
 
 
 def write_failure(root: Path, error: OSError) -> CheckpointError:
-    """Word an error of the file system for the person who runs the program."""
+    """Convert an error of the file system to a message for the user."""
     elsewhere = "set trainer.default_local_dir to another folder"
     match error.errno:
         case errno.ENOSPC:
@@ -408,7 +409,7 @@ def write_failure(root: Path, error: OSError) -> CheckpointError:
 
 
 def files_in(folder: Path) -> dict[str, int]:
-    """Give the size of each file below `folder`, by its path relative to it, sorted."""
+    """Return the size of each file below `folder`, by relative path, sorted."""
     found = {}
     for directory, _, names in os.walk(folder):
         for name in names:
@@ -418,28 +419,28 @@ def files_in(folder: Path) -> dict[str, int]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, floats with all their bits; the file appears whole or not at all."""
+    """Write a value as JSON with exact floats; the file is replaced atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     _write_file(temporary, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
     temporary.replace(path)
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON from a checkpoint.
+    """Read a JSON file of a checkpoint.
 
     Raises:
-        CheckpointError: it is not there, or not JSON.
+        CheckpointError: the file is missing, or is not JSON.
     """
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path} {_unreadable(error)}") from error
+        raise CheckpointError(f"{path} {_describe_read_error(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
 def format_size(size: float) -> str:
-    """Write a number of bytes with a unit."""
+    """Format a number of bytes with a unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"
@@ -448,7 +449,7 @@ def format_size(size: float) -> str:
 
 
 def _manifest(checkpoint: Checkpoint) -> bytes:
-    """Write a manifest. It ends with its own checksum, and has one form alone, so that any change of it is seen."""
+    """Serialize a manifest. It ends with its own checksum and has a canonical form, so that any change is detected."""
     body = {
         "format": FORMAT,
         "step": checkpoint.step,
@@ -461,7 +462,7 @@ def _manifest(checkpoint: Checkpoint) -> bytes:
     return json.dumps({**body, "sha256": checksum}, allow_nan=False, indent=1).encode() + b"\n"
 
 
-def _hashed(
+def _hash_files(
     folder: Path,
     sizes: Mapping[str, int],
     progress: Report | None,
@@ -469,7 +470,7 @@ def _hashed(
     *,
     sync: bool = False,
 ) -> dict[str, FileEntry]:
-    """Hash files in threads, and with `sync` bring them to disk. A file that cannot be read goes into `problems`."""
+    """Hash files in threads, and with `sync` sync them to disk. Files that cannot be read are added to `problems`."""
     total, done, lock = sum(sizes.values()), 0, Lock()
 
     def report(size: int) -> None:
@@ -481,11 +482,11 @@ def _hashed(
 
     def entry(name: str) -> FileEntry | None:
         try:
-            return _hash(folder / name, report, sync=sync)
+            return _hash_file(folder / name, report, sync=sync)
         except OSError as error:
             if problems is None:
                 raise
-            problems.append(f"{name} {_unreadable(error)}")
+            problems.append(f"{name} {_describe_read_error(error)}")
             return None
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
@@ -493,7 +494,7 @@ def _hashed(
     return {name: found for name, found in entries.items() if found is not None}
 
 
-def _hash(path: Path, report: Callable[[int], None], *, sync: bool) -> FileEntry:
+def _hash_file(path: Path, report: Callable[[int], None], *, sync: bool) -> FileEntry:
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -530,13 +531,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _unreadable(error: OSError) -> str:
+def _describe_read_error(error: OSError) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "is missing"
     return f"cannot be read: {error.strerror}"
 
 
-def _named(names: Sequence[str], separator: str = ", ") -> str:
+def _join_names(names: Sequence[str], separator: str = ", ") -> str:
     shown = separator.join(names[:MAX_NAMED_FILES])
     more = len(names) - MAX_NAMED_FILES
     return f"{shown}{separator}and {more} more" if more > 0 else shown

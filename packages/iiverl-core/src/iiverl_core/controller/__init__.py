@@ -1,4 +1,4 @@
-"""The loop: reads like the method section of a paper, sees lengths, scores and groups, and never a tensor."""
+"""The training loop, written like the method section of a paper. It sees lengths, scores and groups, never a tensor."""
 
 from iiverl_core.controller.train import prepare, train
 

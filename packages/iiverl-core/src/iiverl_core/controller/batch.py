@@ -1,4 +1,4 @@
-"""Decisions about the rollouts of a step: which count, which go into a mini-batch, which rank works on which."""
+"""Selection of a step's rollouts, and their distribution over mini-batches and ranks."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def with_outcomes(rollouts: Sequence[Rollout], outcomes: Mapping[SampleId, Outcome]) -> list[Rollout]:
-    """Give each rollout its outcome, and sort them by group and member."""
+    """Attach the outcome of each rollout, and sort by group and member."""
     ordered = sorted(rollouts, key=lambda rollout: rollout.id)
     return [replace(rollout, outcome=outcomes[rollout.id]) for rollout in ordered]
 
@@ -40,7 +40,7 @@ def drop_small_groups(
 def groups_with_reward_variance(rollouts: Sequence[Rollout], metric: str) -> list[int]:
     """Find the groups whose scored members differ in a metric, in order of appearance.
 
-    `score` is the scorer's score; `seq_reward` the same after a penalty for length; another name is a component of the
+    `score` is the scorer's score, `seq_reward` the score after the length penalty; other names are components of the
     score.
 
     Raises:
@@ -67,12 +67,12 @@ def _metric(outcome: Scored, metric: str) -> float:
 
 
 def trained_sequences(rollouts: Sequence[Rollout]) -> list[SequenceRef]:
-    """List the sequences of rollouts that have trained tokens; those of a rollout follow one another."""
+    """List the sequences of rollouts that have trained tokens; those of a rollout are consecutive."""
     return [sequence for rollout in rollouts for sequence in rollout.sequences if sequence.trained]
 
 
 def with_arrays(sequences: Sequence[SequenceRef], name: str, handles: Sequence[Handle]) -> list[SequenceRef]:
-    """Give each sequence one more array."""
+    """Add an array to each sequence."""
     return [
         replace(sequence, arrays={**sequence.arrays, name: handle})
         for sequence, handle in zip(sequences, handles, strict=True)
@@ -88,7 +88,7 @@ def sums_by_rollout(sequences: Sequence[SequenceRef], sums: Sequence[float]) -> 
 
 
 def mini_batch_count(groups: int, groups_per_batch: int) -> int:
-    """Count the mini-batches that groups are cut into; the last may be smaller."""
+    """Count the mini-batches of a step; the last may be smaller."""
     return -(-groups // groups_per_batch)
 
 
@@ -98,10 +98,10 @@ def mini_batches(
     groups_per_batch: int,
     order: np.random.Generator | None,
 ) -> list[list[SequenceRef]]:
-    """Cut a step's sequences by their groups, in the order of `groups` or in a random one.
+    """Split a step's sequences by their groups, in the order of `groups` or in a random one.
 
-    A group without sequences leaves its mini-batch smaller, so the others stay as they would have been; an empty
-    mini-batch is left out.
+    A group without sequences makes its mini-batch smaller and does not affect the others. Empty mini-batches are
+    dropped.
     """
     positions = np.arange(len(groups)) if order is None else order.permutation(len(groups))
     position = dict(zip(groups, positions.tolist(), strict=True))
@@ -112,10 +112,10 @@ def mini_batches(
 
 
 def loss_weights(sequences: Sequence[SequenceRef], loss_agg_mode: str, max_tokens_norm: float) -> list[float]:
-    """Give the weight of a trained token of each sequence in the loss of a mini-batch.
+    """Compute the weight per trained token of each sequence in the loss of a mini-batch.
 
-    Aggregation counts rollouts. One of several sequences has the weight of one, shared by its sequences in proportion
-    to their trained tokens.
+    Aggregation is over rollouts. A rollout of several sequences has the weight of one, split over its sequences in
+    proportion to their trained tokens.
     """
     trained: dict[SampleId, int] = {}
     for sequence in sequences:
@@ -127,7 +127,7 @@ def loss_weights(sequences: Sequence[SequenceRef], loss_agg_mode: str, max_token
 
 @dataclass(frozen=True)
 class Division:
-    """Sequences divided over the data-parallel ranks: each rank's batch, and the positions its sequences came from."""
+    """Sequences divided over the data-parallel ranks: rank batches, and the original positions of their sequences."""
 
     batches: list[RankBatch]
     positions: list[list[int]]
@@ -143,7 +143,7 @@ class Division:
 
 
 def divide(sequences: Sequence[SequenceRef], ranks: int, packing: Packing, *, balanced: bool) -> Division:
-    """Divide sequences over ranks, and each rank's into micro-batches, for a forward pass."""
+    """Divide sequences over ranks, and rank batches into micro-batches, for a forward pass."""
     return _divide(sequences, None, ranks, packing, balanced=balanced)
 
 
@@ -178,15 +178,17 @@ def _divide(
     lengths = [sequence.length for sequence in sequences]
     positions = balance(lengths, ranks) if balanced else in_order(len(lengths), ranks)
     batches = []
-    for mine, cut in zip(positions, micro_batches(lengths, positions, packing), strict=True):
+    for rank_positions, rank_micro_batches in zip(
+        positions, micro_batches(lengths, positions, packing), strict=True
+    ):
         index = {
-            position: i for i, position in enumerate(mine)
-        }  # position in the whole → in this rank's batch
+            position: i for i, position in enumerate(rank_positions)
+        }  # position in all sequences → position in this rank batch
         batches.append(
             RankBatch(
-                sequences=[sequences[i] for i in mine],
-                micro_batches=[[index[i] for i in batch] for batch in cut],
-                weights=[weights[i] for i in mine] if weights is not None else [],
+                sequences=[sequences[i] for i in rank_positions],
+                micro_batches=[[index[i] for i in batch] for batch in rank_micro_batches],
+                weights=[weights[i] for i in rank_positions] if weights is not None else [],
                 inv_num_tokens=inv_num_tokens,
                 arrays=arrays,
             )

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: what a step leaves is written while the next one goes on.
+"""Checkpoints of a run, written in the background while the next step runs.
 
 A save passes through three states. Workers copy their models and write the copies (*writing*); when all of them have
-finished, a thread of this process hashes the files and gives the folder its name (*publishing*); then it is one of the
-run's checkpoints, and older ones may be deleted.
+finished, a thread of this process hashes the files and gives the folder its name (*publishing*); then it is a
+checkpoint of the run, and older ones may be deleted.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from iiverl_core.controller.worker_client import WorkerClient
 
 @dataclass
 class _Save:
-    """A save in progress: `open` publishes its folder when it is closed, or removes it when it exits with an error."""
+    """A save in progress: closing `open` publishes the folder; exiting it with an error removes the folder."""
 
     open: ExitStack
     folder: Path
@@ -31,7 +31,7 @@ class _Save:
 class Checkpointer:
     """Saves the state of a run, one save at a time.
 
-    `facts` are plain values that lie beside the models, by the name of their file.
+    `facts` are JSON values to save beside the models, by file name.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Checkpointer:
         return self._run.trainer.save_freq > 0
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether a step is to be saved: every `save_freq` steps, and the last one."""
+        """Return whether to save a step: every `save_freq` steps, and the last one."""
         return self.enabled and (last or step % self._run.trainer.save_freq == 0)
 
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Copy the state after a step, and begin to write it; the save before this one is finished first.
+        """Copy the state after a step, and start writing it; an earlier save is finished first.
 
         Args:
-            metrics: those of the step, by which `trainer.save_best` chooses.
+            metrics: metrics of the step, used by `trainer.save_best`.
 
         Raises:
-            CheckpointError: the disk is full, or the folder cannot be written; older checkpoints are as they were.
+            CheckpointError: the disk is full, or the folder cannot be written; older checkpoints are untouched.
         """
         self.finish()
         check_space(self._run.folder, self._size)
@@ -75,7 +75,7 @@ class Checkpointer:
             self.finish()
 
     def advance(self) -> None:
-        """Begin to publish the save in progress, if there is one: wait for its files, but not until they are hashed.
+        """Start publishing the save in progress, if any: wait for its files, but not until they are hashed.
 
         Raises:
             CheckpointError: a worker could not write, or an earlier save could not be published.
@@ -93,7 +93,7 @@ class Checkpointer:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until the save in progress, if there is one, is a checkpoint. Raises as `advance` does."""
+        """Wait until the save in progress, if any, is a checkpoint. Raises the same errors as `advance`."""
         if self._save is not None and self._save.publishing is None:
             self.advance()
         if self._save is not None and self._save.publishing is not None:

@@ -19,7 +19,7 @@ from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Prompt, Rollout, SampleId, Split
 from iiverl_reward_client import Outcome, Scored
 
-MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result, after which more is wrong than a dead engine
+MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result; more cannot be explained by a dead engine
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Plan:
 class StepData:
     """The data of one training step.
 
-    `rollouts` is all that was generated, in the order of groups and members; `groups` those that make the step's batch;
+    `rollouts` are all generated rollouts, ordered by group and member; `groups` the groups of the step's batch;
     `baselines` the score of the greedy response per group, if the estimator needs it.
     """
 
@@ -46,7 +46,7 @@ class StepData:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def batch(self, estimator: EstimatorInfo) -> list[Rollout]:
-        """List the rollouts that the estimator can compute advantages of."""
+        """List the rollouts for which the estimator can compute advantages."""
         groups = set(self.groups)
         if estimator.greedy_baseline:
             groups &= self.baselines.keys()
@@ -54,7 +54,7 @@ class StepData:
 
 
 class RolloutCollector:
-    """Generates responses with the engines' current weights, and scores them while others are still being written."""
+    """Generates responses with the engines' current weights, and scores them while others are still being generated."""
 
     def __init__(
         self,
@@ -73,42 +73,42 @@ class RolloutCollector:
     def collect(self, step: int) -> StepData:
         """Collect `n` responses to each prompt of a step.
 
-        With dynamic sampling (DAPO, arXiv:2503.14476, section 3.2), groups that teach nothing, because all of their
-        responses score the same, are replaced: further prompts are taken until the batch is full, or as many batches
-        as allowed were used. The groups collected by then are trained on.
+        With dynamic sampling (DAPO, arXiv:2503.14476, section 3.2), groups whose responses all have the same
+        score have no gradient and are replaced: more prompts are used until the batch is full, or the limit of batches
+        is reached. The groups collected by then are trained on.
         """
-        filtered, wanted = self.run.algorithm.filter_groups, self.run.data.train_batch_size
-        # Without a limit, no prompt of a step is used twice: if nothing differs any more, there is an end.
+        filtered, target = self.run.algorithm.filter_groups, self.run.data.train_batch_size
+        # Without a configured limit, stop after an epoch: no prompt is used twice in a step.
         limit = (filtered.max_num_gen_batches or self.plan.order.steps_per_epoch) if filtered.enable else 1
         data, batches = StepData(), 0
-        hidden: list[float] = []
-        while batches < limit and len(data.groups) < wanted:
+        overlaps: list[float] = []
+        while batches < limit and len(data.groups) < target:
             batches += 1
             _, rows = self.plan.order.batch(self.state.batches_consumed)
             self.state.batches_consumed += 1
             first = data.rollouts[-1].id.group + 1 if data.rollouts else 0
             prompts = {first + i: self.plan.prompts[row] for i, row in enumerate(rows)}
-            rollouts, baselines, overlap = self._scored(prompts, step)
+            rollouts, baselines, overlap = self._collect_scored(prompts, step)
             data.rollouts += rollouts
             data.baselines |= baselines
-            hidden.append(overlap)
+            overlaps.append(overlap)
             data.groups += (
                 groups_with_reward_variance(rollouts, filtered.metric or "score")
                 if filtered.enable
                 else list(prompts)
             )
-        data.metrics["reward/hidden_fraction"] = sum(hidden) / len(hidden)
+        data.metrics["reward/hidden_fraction"] = sum(overlaps) / len(overlaps)
         if filtered.enable:
             generated = len({rollout.id.group for rollout in data.rollouts})
             data.metrics |= {
                 "train/num_gen_batches": float(batches),
                 "train/uniform_groups": float(generated - len(data.groups)),
-                "train/missing_groups": float(max(wanted - len(data.groups), 0)),
+                "train/missing_groups": float(max(target - len(data.groups), 0)),
             }
-            data.groups = data.groups[:wanted]
+            data.groups = data.groups[:target]
         return data
 
-    def _scored(
+    def _collect_scored(
         self, prompts: Mapping[int, Prompt], step: int
     ) -> tuple[list[Rollout], dict[int, float], float]:
         """Collect scored rollouts of prompts, given by group, baselines, and the overlap of scoring with generation."""
@@ -124,7 +124,7 @@ class RolloutCollector:
         try:
             outcomes = self._apply_failure_policy(outcomes)
         except IIVerlError:
-            # The step is not trained on, but its rollouts and scores can be looked at.
+            # The step is not trained on, but its rollouts and scores are kept for inspection.
             self.observer.write_rollouts(StepRecord(step, with_outcomes(rollouts, outcomes)))
             raise
         overlong = self.run.rewards.overlong
@@ -164,14 +164,14 @@ class RolloutCollector:
     def _generate(self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling) -> list[Rollout]:
         """Generate responses, and submit each to the scorer as it finishes.
 
-        Responses that an engine had not finished when it died are generated again, by the same weights and with the
-        same random numbers, once the engine is back.
+        Responses that were unfinished when an engine died are regenerated with the same weights and seeds once the
+        engine has restarted.
         """
         rollout = self.run.rollout
         members = {
             "train": range(rollout.n),
             "validate": range(rollout.val_kwargs.n),
-            "baseline": range(rollout.n, rollout.n + 1),  # behind the sampled responses to the same prompt
+            "baseline": range(rollout.n, rollout.n + 1),  # after the sampled responses to the same prompt
         }[sampling]
         label = {"train": "generating", "validate": "validating", "baseline": "greedy baselines"}[sampling]
         split: Split = "val" if sampling == "validate" else "train"
@@ -203,10 +203,10 @@ class RolloutCollector:
         return rollouts
 
     def _longest_first(self, prompts: Mapping[int, Prompt]) -> list[tuple[int, Prompt]]:
-        """Sort prompts by the length of their responses in earlier epochs, so that long ones are started first."""
+        """Sort prompts by the length of their responses in earlier epochs, so that the longest start first."""
         known = self.state.response_lengths
-        usual = sum(known.values()) / len(known) if known else 0.0
-        return sorted(prompts.items(), key=lambda item: -known.get(item[1].row, usual))
+        mean_length = sum(known.values()) / len(known) if known else 0.0
+        return sorted(prompts.items(), key=lambda item: -known.get(item[1].row, mean_length))
 
     def _remember_lengths(self, rollouts: Sequence[Rollout]) -> None:
         lengths: dict[int, list[int]] = {}
@@ -216,14 +216,14 @@ class RolloutCollector:
 
 
 def _seed(seed: int, step: int, validate: bool, group: int) -> int:
-    """Make a seed for each prompt of each step, so that a rollout can be sampled again by itself."""
+    """Derive a seed per prompt and step, so that a single rollout can be reproduced."""
     return int(
         np.random.SeedSequence([abs(seed), step, int(validate), group]).generate_state(1, np.uint64)[0]
     )
 
 
 def _check(rollouts: Sequence[Rollout], groups: int, n: int, version: int) -> None:
-    """Make sure that every response is there once, written by the current weights."""
+    """Check that every response exists exactly once, generated by the current weights."""
     ids = {rollout.id for rollout in rollouts}
     if len(rollouts) != groups * n or len(ids) != len(rollouts):
         raise RuntimeError(

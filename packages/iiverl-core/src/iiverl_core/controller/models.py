@@ -1,4 +1,4 @@
-"""What the configurations of a run's models tell, before a process is started and without their weights."""
+"""Checks and shapes from the configurations of a run's models, without their weights, before any process starts."""
 
 import importlib
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def check_vocabularies(run: RunConfig, tokens: int) -> None:
-    """See that the models that read the actor's tokens know as many; `tokens` is the size of the actor's tokenizer.
+    """Check the vocabularies of models that read the actor's tokens; `tokens` is the size of the actor's tokenizer.
 
     Raises:
-        ConfigError: one knows fewer, so it belongs to another tokenizer.
+        ConfigError: a vocabulary is smaller than the actor's, so it belongs to another tokenizer.
     """
     written = min(tokens, _vocabulary(run.actor))
     hints = {"critic": "Take a model of the actor's family."}
@@ -35,12 +35,12 @@ def check_vocabularies(run: RunConfig, tokens: int) -> None:
 
 
 def check_engine_devices(run: RunConfig) -> None:
-    """See that the actor can be spread over an engine's devices, as far as its configuration tells.
+    """Check that the actor can be split over an engine's devices, as far as its configuration shows.
 
-    The configuration's checks tell it already of a model that is at hand; this is for those that come from the Hub.
+    The checks of the configuration already cover local models; this covers models from the Hub.
 
     Raises:
-        ConfigError: its heads, or the width of its layers, do not divide.
+        ConfigError: its heads, or the width of its layers, are not divisible.
     """
     size = run.engine_devices
     if size == 1:
@@ -57,7 +57,7 @@ def check_engine_devices(run: RunConfig) -> None:
 
 
 def shapes(run: RunConfig, parameters: Mapping[Role, int]) -> dict[Role, ModelShape]:
-    """Read what the arithmetic of the trained models is counted from; `parameters` is the size of each whole model."""
+    """Read the shapes of the trained models for counting FLOPs; `parameters` is the size of each whole model."""
     found: dict[Role, ModelShape] = {}
     for name, role in run.roles.items():
         if role.training:
@@ -69,7 +69,7 @@ def shapes(run: RunConfig, parameters: Mapping[Role, int]) -> dict[Role, ModelSh
 
 
 def _vocabulary(role: RoleConfig) -> int:
-    """Read how many tokens a model knows."""
+    """Read the size of a model's vocabulary."""
     return _text_config(role).vocab_size
 
 
@@ -79,7 +79,7 @@ def _text_config(role: RoleConfig) -> "PreTrainedConfig":
     key, model = role.key("model.path"), role.model
     if model.external_lib:
         try:
-            importlib.import_module(model.external_lib)  # without it transformers may not know the model
+            importlib.import_module(model.external_lib)  # may register the model with transformers
         except ImportError as error:
             lib = role.key("model.external_lib")
             raise ConfigError(f"{lib}: {model.external_lib} cannot be imported: {error}") from error

@@ -1,4 +1,4 @@
-"""Report a run: progress, timings, metrics, rollouts. Decides nothing."""
+"""Report a run: progress, timings, metrics, rollouts. Makes no decisions."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +29,7 @@ from iiverl_core.telemetry import (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes from which a model's arithmetic is counted."""
+    """The sizes from which a model's FLOPs are counted."""
 
     parameters: int
     layers: int
@@ -41,8 +41,8 @@ class ModelShape:
 class StepRecord:
     """Everything that is reported about one training step.
 
-    `rollouts` is all that was generated, `batch` those trained on. `log_prob_sums` has, by policy (`old`, `ref`), the
-    log-prob of each rollout of the batch; `baselines` the greedy score of each group. `rank_tokens` counts the tokens
+    `rollouts` are all generated rollouts, `batch` those trained on. `log_prob_sums` has the log-prob of each rollout of
+    the batch by policy (`old`, `ref`); `baselines` the greedy score of each group. `rank_tokens` counts the tokens
     of each rank in an epoch of the last model that was updated. `memory` is in bytes, by metric name.
     """
 
@@ -58,7 +58,7 @@ class StepRecord:
 
 
 class Observer:
-    """Passes on what happens in a run under the names that dashboards hold."""
+    """Reports the progress of a run to trackers, terminal and files, with the metric names that dashboards use."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Observer:
         return write_samples(folder, record.step, record.rollouts, numbers)
 
     def validation(self, step: int, rollouts: Sequence[Rollout]) -> dict[str, float]:
-        """Compute the metrics of a validation; writes and shows its rollouts if configured."""
+        """Compute the metrics of a validation; write and log its rollouts if configured."""
         self._write_scored("val", step, rollouts)
         if folder := self._run.trainer.validation_data_dir:
             write_samples(Path(folder).expanduser(), step, rollouts)
@@ -147,7 +147,7 @@ class Observer:
         return metrics
 
     def _speed(self, record: StepRecord, timings: Mapping[str, float]) -> dict[str, float]:
-        """Compute the metrics that need the time of a whole step."""
+        """Compute the metrics that depend on the time of the whole step."""
         devices, device = len(self._infos), self._infos[0].device
         total_tokens = sum(rollout.length for rollout in record.rollouts)
         in_batch = [sequence.length for rollout in record.batch for sequence in rollout.sequences]
@@ -172,7 +172,7 @@ class Observer:
         )
 
     def _write_scored(self, split: Split, step: int, rollouts: Sequence[Rollout]) -> None:
-        """Write the requests to a reward server and its answers."""
+        """Write the requests to a reward server and their results."""
         server = self._run.rewards.api
         if server.enable and server.save_dir:
             write_scored(

@@ -1,4 +1,4 @@
-"""Where a run starts: at the beginning, or where a checkpoint left off."""
+"""Find where a run starts: at the beginning, or from a checkpoint."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """The state that a run starts from, and the checkpoint of its models; None if they are those of the configuration."""
+    """The initial state of a run, and the checkpoint of its models; None if they come from the configuration."""
 
     state: TrainState
     checkpoint: Checkpoint | None = None
@@ -55,14 +55,14 @@ def facts(loaded: Loaded, plan: Plan) -> dict[str, Any]:
 def find_start(
     loaded: Loaded, recorded: Mapping[str, Any], log: Log, earlier: TrainState | None = None
 ) -> Start:
-    """Find where a run starts, as `trainer.resume_mode` asks, and clear its folder of what comes after.
+    """Find where a run starts according to `trainer.resume_mode`, and clear its folder of later results.
 
     Metrics and samples of later steps, or of an earlier run, are kept under other names.
 
     Args:
-        recorded: what `facts` gives for this run.
-        log: is told what is resumed, what was passed over and why, and what has changed since.
-        earlier: the state of this very run, if it starts again: from its newest checkpoint, whatever it started from.
+        recorded: the result of `facts` for this run.
+        log: called with what is resumed, what is skipped and why, and what has changed since.
+        earlier: the state of this run when it restarts, which it does from its newest checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is not valid, or belongs to another model or dataset; or the folder cannot be
@@ -72,9 +72,9 @@ def find_start(
     if run.trainer.save_freq > 0:
         check_writable(run.folder)
     clean(run.folder)
-    checkpoint = _chosen(run, run.trainer.resume_mode if earlier is None else "auto", log)
+    checkpoint = _select_checkpoint(run, run.trainer.resume_mode if earlier is None else "auto", log)
     if checkpoint is None:
-        set_aside(_written(run), log)
+        set_aside(_run_outputs(run), log)
         state = initial_state(run)
         return Start(state if earlier is None else replace(state, run_id=earlier.run_id))
     try:
@@ -84,13 +84,13 @@ def find_start(
     log(f"resuming after step {state.step} from {checkpoint.folder}")
     _compare(loaded, checkpoint, recorded, log)
     if checkpoint.folder.parent == run.folder:
-        set_aside_after(state.step, run.folder, _dumps(run), log)
+        set_aside_after(state.step, run.folder, _dump_folders(run), log)
     else:
-        set_aside(_written(run), log)
+        set_aside(_run_outputs(run), log)
     return Start(state, checkpoint)
 
 
-def _chosen(run: RunConfig, mode: str, log: Log) -> Checkpoint | None:
+def _select_checkpoint(run: RunConfig, mode: str, log: Log) -> Checkpoint | None:
     if mode == "disable":
         return None
     if mode != "auto":
@@ -126,18 +126,18 @@ def _compare(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any]
             log(f"changed since the checkpoint: {change}")
 
 
-def _dumps(run: RunConfig) -> list[Path]:
+def _dump_folders(run: RunConfig) -> list[Path]:
     folders = (run.trainer.rollout_data_dir, run.trainer.validation_data_dir)
     return [Path(folder) for folder in dict.fromkeys(folders) if folder]
 
 
-def _written(run: RunConfig) -> list[Path]:
-    """List what a run leaves in its folders, checkpoints as well."""
+def _run_outputs(run: RunConfig) -> list[Path]:
+    """List the files that a run writes to its folders, including checkpoints."""
     names = ("metrics.jsonl", "generations.jsonl", "tensorboard", "reward.png")
-    return [*(run.folder / name for name in names), *_dumps(run), *step_folders(run.folder)]
+    return [*(run.folder / name for name in names), *_dump_folders(run), *step_folders(run.folder)]
 
 
 def initial_state(run: RunConfig) -> TrainState:
-    """Give the state before the first step."""
+    """Create the state before the first step."""
     kl_coef = run.algorithm.kl_ctrl.kl_coef if run.kl_in_reward else 0.0
     return TrainState(kl_coef=kl_coef, run_id=secrets.token_hex(8))

@@ -1,6 +1,6 @@
-"""The state of a run beside its models, and the controllers of its KL coefficient.
+"""The state of a run apart from its models, and the controllers of its KL coefficient.
 
-Everything else is a function of configuration, seed and step.
+Everything else is a function of the configuration, the seed and the step.
 """
 
 import json
@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass
 class TrainState:
-    """A checkpoint's part that is no model; the trainer owns one.
+    """The part of a checkpoint that is not a model; the trainer owns one.
 
-    `step` is the last finished step. `batches_consumed` counts the batches of prompts taken from the data.
-    `kl_coef` is the weight of the KL in the reward, `weights_version` that of the engines' weights, and
-    `response_lengths` the mean length of the responses to each row of the dataset when it was last used. `run_id` names
-    the run for trackers, which continue theirs by it.
+    `step` is the last finished step. `batches_consumed` counts the batches of prompts taken from the data. `kl_coef` is
+    the weight of the KL in the reward, `weights_version` the version of the engines' weights, and `response_lengths`
+    the mean length of the responses to each row of the dataset when it was last used. `run_id` identifies the run to
+    trackers, which use it to continue their run.
     """
 
     kl_coef: float
@@ -25,15 +25,15 @@ class TrainState:
     run_id: str = ""
 
     def to_json(self) -> str:
-        """Write the state as JSON; floats keep their bits."""
+        """Serialize the state as JSON; floats are exact."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "TrainState":
-        """Read what `to_json` wrote.
+        """Parse the result of `to_json`.
 
         Raises:
-            ValueError: it is not JSON, or not of a state.
+            ValueError: the text is not JSON, or not the state of a run.
         """
         try:
             known = json.loads(text)
@@ -45,19 +45,20 @@ class TrainState:
 
 @dataclass
 class FixedKL:
-    """A coefficient that stays."""
+    """A constant coefficient."""
 
     coef: float
 
     def update(self, kl: float, sequences: int) -> None:
-        """Change nothing."""
+        """Do nothing."""
 
 
 @dataclass
 class AdaptiveKL:
-    """A coefficient that holds the KL near `target` (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
+    """A coefficient that keeps the KL near `target` (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
 
-    `horizon` counts sequences: with the KL far above target the coefficient grows by a factor e in 5·horizon of them.
+    `horizon` is in sequences: with the KL far above the target, the coefficient grows by a factor e per 5·horizon
+    sequences.
     """
 
     coef: float
@@ -65,6 +66,6 @@ class AdaptiveKL:
     horizon: float
 
     def update(self, kl: float, sequences: int) -> None:
-        """Move the coefficient in proportion to the relative error, clipped to ±0.2."""
+        """Change the coefficient in proportion to the relative error, clipped to ±0.2."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * sequences / self.horizon

@@ -1,4 +1,4 @@
-"""A run from its configuration to its report: build everything in the order in which it can fail cheaply, and loop."""
+"""A run from its configuration to its report: check and build everything, cheapest failures first, then train."""
 
 import os
 import socket
@@ -35,17 +35,17 @@ from iiverl_core.telemetry import Progress, RunRecorder, make_trackers, read_his
 
 
 def train(loaded: Loaded, stop: Stop | None = None) -> None:
-    """Run a checked configuration from its beginning or its newest checkpoint to its end, and report what came of it.
+    """Run a validated configuration from its beginning or its newest checkpoint to its end, and write the report.
 
     Args:
-        stop: ends the run after the step in which it is requested, with a checkpoint.
+        stop: a request to end the run after the current step, with a checkpoint.
 
     Raises:
-        IIVerlError: what the configuration names is not there or does not fit, a worker failed, or a checkpoint cannot
-            be read or written.
+        IIVerlError: something that the configuration names is missing or unsuitable, a worker failed, or a checkpoint
+            cannot be read or written.
     """
     run, stop = loaded.run, stop or Stop()
-    _check_alone(run)
+    _check_not_in_use(run)
     plan = prepare(loaded)
     progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
     recorded = facts(loaded, plan)
@@ -94,10 +94,10 @@ def _run(
     progress: Progress,
     stop: Stop,
 ) -> None:
-    """Start the workers, train, and end them whatever happens."""
-    with ExitStack() as started:
+    """Start the workers, train, and always stop the workers."""
+    with ExitStack() as exit_stack:
         tracker = make_trackers(
-            list(dict.fromkeys(["jsonl", *run.trainer.logger])),  # the report is made from it
+            list(dict.fromkeys(["jsonl", *run.trainer.logger])),  # the report is based on it
             run.folder,
             run.trainer.project_name,
             run.trainer.experiment_name,
@@ -106,13 +106,13 @@ def _run(
             total_steps=plan.total_steps,
             run_id=start.state.run_id,
         )
-        started.callback(tracker.close)
+        exit_stack.callback(tracker.close)
         scorer = make_scorer(run)
         if scorer is not None:
-            started.callback(scorer.close)
+            exit_stack.callback(scorer.close)
         processes = run.devices + (run.trainer.rollout_devices or 0)
         with progress.phase(f"starting {processes} worker{'s' * (processes > 1)}"):
-            group, engines = _start(run, progress.log, started)
+            group, engines = _start(run, progress.log, exit_stack)
         workers = WorkerClient(group, engines, run)
         if start.checkpoint is not None:
             with progress.phase("loading the checkpoint"):
@@ -120,30 +120,30 @@ def _run(
         observer = Observer(run, group.infos, shapes(run, group.infos[0].parameters), progress, tracker)
         if run.uses_reward_model or scorer is None:
             scorer = add_reward_model(run, scorer, workers.score)
-            started.callback(scorer.close)
+            exit_stack.callback(scorer.close)
         checkpointer = Checkpointer(run, workers, recorded, progress.log)
-        started.callback(checkpointer.close)
+        exit_stack.callback(checkpointer.close)
         Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop).fit()
 
 
 def prepare(loaded: Loaded) -> Plan:
-    """Check everything that can be checked without a worker, read the prompts, and find how many steps they make.
+    """Check everything that can be checked without a worker, read the prompts, and count the steps.
 
-    The user's own code is imported, the reward server is asked, and every prompt is tokenized.
+    User functions are imported, the reward server is contacted, and every prompt is tokenized.
 
     Raises:
-        IIVerlError: what the configuration names is not there or does not fit.
+        IIVerlError: something that the configuration names is missing or unsuitable.
     """
     run = loaded.run
     data, trainer = run.data, run.trainer
-    from iiverl_core.algorithms import find_estimator, find_policy_loss  # imports torch, unlike the loop
+    from iiverl_core.algorithms import find_estimator, find_policy_loss  # imports torch
 
-    find_estimator(run.algorithm.adv_estimator)  # a user's own file may not be as it should
+    find_estimator(run.algorithm.adv_estimator)  # a user's file may be invalid
     find_policy_loss(run.loss.policy_loss)
     if run.rewards.function.path is not None:
         load_custom_function(run.rewards.function)
     if run.rewards.api.enable:
-        check_before_run(run)  # before anything is tokenized: a wrong column costs a second
+        check_before_run(run)  # before tokenizing, so that a wrong column fails within a second
     tokenizer = load_tokenizer(run)
     check_reward_model(run)
     check_vocabularies(run, len(tokenizer))
@@ -169,34 +169,34 @@ def prepare(loaded: Loaded) -> Plan:
     validates = trainer.val_before_train or trainer.val_only or trainer.test_freq > 0
     val_prompts = prompts_of(data.val_files, data.val_split) if data.val_files and validates else None
     filtered = run.algorithm.filter_groups.enable
-    drawn = data.gen_batch_size if filtered else data.train_batch_size
-    order = PromptOrder(len(prompts), drawn, seed=data.seed, shuffle=data.shuffle)
+    batch_size = data.gen_batch_size if filtered else data.train_batch_size
+    order = PromptOrder(len(prompts), batch_size, seed=data.seed, shuffle=data.shuffle)
     steps = trainer.total_training_steps or len(prompts) // data.train_batch_size * trainer.total_epochs
     return Plan(prompts, order, val_prompts, steps)
 
 
-def _start(run: RunConfig, log: Callable[[str], None], started: ExitStack) -> tuple[WorkerGroup, Engines]:
-    """Start the processes that train and the engines; `started` ends them."""
+def _start(run: RunConfig, log: Callable[[str], None], exit_stack: ExitStack) -> tuple[WorkerGroup, Engines]:
+    """Start the trainer workers and the engines; closing `exit_stack` stops them."""
     if run.trainer.runtime == "local":
         from iiverl_core.cluster.local import LocalGroup
 
         group = LocalGroup(run)
-        started.callback(group.close)
+        exit_stack.callback(group.close)
         return group, ColocatedEngines(group, run.engine_devices)
-    # Ray is not needed, and may not be there, without this.
+    # The local runtime does not need Ray, which may not be installed.
     from iiverl_core.cluster.ray_engines import RayEngines
     from iiverl_core.cluster.ray_group import RayGroup
 
     group = RayGroup(run)
-    started.callback(group.close)
+    exit_stack.callback(group.close)
     if not run.trainer.rollout_devices:
         return group, ColocatedEngines(group, run.engine_devices)
     engines = RayEngines(run, group, log)
-    started.callback(engines.close)
+    exit_stack.callback(engines.close)
     return group, engines
 
 
-def _check_alone(run: RunConfig) -> None:
+def _check_not_in_use(run: RunConfig) -> None:
     """Raise IIVerlError if another process on this machine trains in the run's folder."""
     other = read_run(run.folder)
     if (

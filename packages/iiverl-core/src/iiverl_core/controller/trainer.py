@@ -1,11 +1,10 @@
 """PPO, GRPO and their family, step by step.
 
-A step generates responses to a batch of prompts, scoring some while others are still being written; estimates how much
-better each token was than expected; trains the critic, if there is one; makes the better tokens likelier; and gives the
-new weights to the engines.
+A step generates responses to a batch of prompts, scores them while others are still being generated, computes
+advantages, updates the critic, if there is one, and the actor, and syncs the new weights to the engines.
 
-Work that changes nothing is left out: old log-probs if a step makes a single update (the ratio is 1 by definition), the
-reference policy without a KL, the critic if the estimator needs none.
+Unnecessary work is skipped: old log-probs if a step makes a single update (the ratio is 1 by definition), the reference
+policy without a KL, the critic if the estimator does not need one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,9 +37,9 @@ from iiverl_reward_client import Scored
 
 
 class Trainer:
-    """The loop over steps. Builds nothing heavy: its parts are given.
+    """The loop over steps. Its parts are passed in.
 
-    `state` is that after the step from which the run continues; it is changed as the run goes on.
+    `state` is the state after the step from which the run continues; it is updated during the run.
     """
 
     def __init__(
@@ -57,14 +56,14 @@ class Trainer:
         self.run, self.plan, self.state, self.stop = run, plan, state, stop
         self.workers, self.observer, self.checkpoints = workers, observer, checkpoints
         self.timers = observer.timers
-        self.skipped = 0  # updates in a row
+        self.skipped = 0  # consecutive skipped updates
         self.estimator = estimator_info(run.algorithm.adv_estimator)
         self.policy_loss = policy_loss_info(run.loss.policy_loss)
         self.kl = _kl_controller(run, state.kl_coef)
         self.collector = RolloutCollector(run, plan, workers, scorer, observer, self.estimator, state)
 
     def fit(self) -> None:
-        """Train to the last step, or to the step after which the run is asked to stop; validate and save when it is due.
+        """Train to the last step, or until the run is requested to stop; validate and save when due.
 
         Raises:
             CheckpointError: a checkpoint cannot be written.
@@ -84,7 +83,7 @@ class Trainer:
             self.checkpoints.finish()
 
     def next_step(self) -> Mapping[str, float]:
-        """Make the next step, with a validation if one is due; return its metrics."""
+        """Run the next step, with a validation if one is due; return its metrics."""
         trainer, step = self.run.trainer, self.state.step + 1
         with self.timers("step"):
             record = self.step(step)
@@ -95,19 +94,19 @@ class Trainer:
         return self.observer.step_done(record)
 
     def save(self, metrics: Mapping[str, float]) -> None:
-        """Begin to save the state after the current step."""
+        """Start saving the state after the current step."""
         with self.timers("save_checkpoint"), self.observer.phase("checkpoint"):
             self.checkpoints.save(self.state, metrics)
         self.observer.log({}, self.state.step)
 
     def step(self, step: int) -> StepRecord:
-        """One training step: generate, score, compare, update."""
+        """Run one training step: generate, score, estimate advantages, update."""
         data = self.collector.collect(step)
         self.checkpoints.advance()
         batch = data.batch(self.estimator)
         record = StepRecord(step, data.rollouts, batch, baselines=data.baselines, metrics=data.metrics)
         trains_actor = step >= self.run.trainer.critic_warmup or not self.run.uses_critic
-        self.workers.sleep(discard_weights=bool(batch) and trains_actor)  # new weights are to come
+        self.workers.sleep(discard_weights=bool(batch) and trains_actor)  # new weights will follow
         in_batch = sum(rollout.id.group in data.groups for rollout in data.rollouts)
         record.metrics["reward/dropped_samples"] = float(in_batch - len(batch))
 
@@ -137,7 +136,7 @@ class Trainer:
         return record
 
     def evaluate(self, record: StepRecord) -> list[SequenceRef]:
-        """Compute the log-probs and values of each trained token before the update, as far as something reads them."""
+        """Compute the log-probs and values of each trained token before the update, if they are needed."""
         sequences = trained_sequences(record.batch)
         if self.needs_old_log_probs:
             with self.timers("old_log_prob"), self.observer.phase("old log-probs"):
@@ -170,7 +169,7 @@ class Trainer:
         training = self.run.training(role)
         lr = learning_rate(record.step - 1, self.plan.total_steps, training.optimizer)
         updates: list[Mapping[str, float]] = []
-        spread: list[list[int]] = []  # of each update, the tokens of each rank
+        spread: list[list[int]] = []  # tokens per rank, for each update
         total = training.epochs * mini_batch_count(len(groups), training.mini_batch_size)
         with self.observer.phase(f"updating the {role}", total) as phase:
             for epoch in range(training.epochs):
@@ -192,10 +191,10 @@ class Trainer:
             record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
 
     def check_finite(self, role: Trained, record: StepRecord, metrics: Mapping[str, float]) -> None:
-        """Stop a run whose updates are skipped one after another, because their gradients are not finite.
+        """Stop a run if consecutive updates are skipped because their gradients are not finite.
 
         Raises:
-            IIVerlError: that many as `trainer.max_nonfinite_updates` were.
+            IIVerlError: `trainer.max_nonfinite_updates` consecutive updates were skipped.
         """
         self.skipped = self.skipped + 1 if metrics[f"{role}/skipped_updates"] else 0
         if not self.skipped or self.skipped != self.run.trainer.max_nonfinite_updates:
@@ -209,7 +208,7 @@ class Trainer:
         )
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:
-        """Let the policy loss select tokens of the whole mini-batch; `unchanged` weights give the old log-probs."""
+        """Let the policy loss select tokens of a mini-batch; with `unchanged` weights, reuse the old log-probs."""
         if unchanged:
             handles = [sequence.arrays["old_log_probs"] for sequence in mini_batch]
         else:
@@ -225,7 +224,7 @@ class Trainer:
         known = mini_batch[0].arrays
         names = tuple(name for name in ("advantages", "old_log_probs", "token_mask") if name in known)
         names += ("ref_log_probs",) if self.run.loss.use_kl_loss else ()
-        # A greedy engine samples from a distribution of one token, whose log-probs compare with nothing.
+        # The log-probs of a greedy engine are those of a one-token distribution and cannot be compared.
         return names + ((ROLLOUT_LOG_PROBS,) if rollout.do_sample else ())
 
     def validate(self, step: int) -> dict[str, float]:
@@ -235,7 +234,7 @@ class Trainer:
         return self.observer.validation(step, rollouts)
 
     def check_mismatch(self, metrics: Mapping[str, float]) -> None:
-        """Check that the engine's log-probs are those of the policy that is trained.
+        """Check that the engine's log-probs match those of the trained policy.
 
         Raises:
             IIVerlError: `rollout/kl` is above `algorithm.rollout_correction.mismatch_kl_limit`.
@@ -257,7 +256,7 @@ class Trainer:
 
     @property
     def needs_old_log_probs(self) -> bool:
-        """Whether the policy changes between generation and the last update, or something else reads them."""
+        """Whether the policy changes between generation and the last update, or something else needs them."""
         training = self.run.training("actor")
         batches = mini_batch_count(self.run.data.train_batch_size, training.mini_batch_size)
         updates = training.epochs * batches
@@ -265,7 +264,7 @@ class Trainer:
 
 
 def _kl_controller(run: RunConfig, coef: float) -> FixedKL | AdaptiveKL:
-    """Make the controller of the KL's weight in the reward, which is `coef` now."""
+    """Create the controller of the KL's weight in the reward, starting from `coef`."""
     control = run.algorithm.kl_ctrl
     if run.kl_in_reward and control.type == "adaptive" and control.target_kl and control.horizon:
         return AdaptiveKL(coef, control.target_kl, control.horizon)

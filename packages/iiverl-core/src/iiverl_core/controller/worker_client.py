@@ -35,13 +35,13 @@ class WorkerClient:
         }
 
     def update_rollout_weights(self, version: int) -> None:
-        """Give every engine the actor's weights, those that had died as well."""
+        """Sync the actor's weights to every engine, including restarted ones."""
         self._engines.update_weights(version)
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Make rollouts; yield them as they finish. Those that an engine had not finished when it died are missing.
+        """Generate rollouts; yield them as they finish. Those unfinished when an engine died are missing.
 
-        Engines get whole groups in turn, since a prompt is computed once for all responses to it.
+        Whole groups are assigned to engines in turn, since an engine computes a prompt once for all responses to it.
         """
         groups: dict[int, list[RolloutRequest]] = {}
         for request in requests:
@@ -52,7 +52,7 @@ class WorkerClient:
         return self._engines.generate(parts, sampling)
 
     def sleep(self, *, discard_weights: bool) -> None:
-        """Let the engines release the memory that training needs, with `discard_weights` their weights' as well."""
+        """Let the engines release memory for training, including that of their weights with `discard_weights`."""
         self._engines.sleep(discard_weights=discard_weights)
 
     def evaluate(self, role: Role, sequences: Sequence[SequenceRef]) -> tuple[list[Handle], list[float]]:
@@ -67,7 +67,7 @@ class WorkerClient:
         )
 
     def score(self, sequences: Mapping[SampleId, SequenceRef | TokenSequence]) -> list[float]:
-        """Score sequences with the reward model, in their order; those that are not in the store are put there."""
+        """Score sequences with the reward model, in their order; put sequences into the store that are not there."""
         new = {id: each for id, each in sequences.items() if isinstance(each, TokenSequence)}
         handles = dict(zip(new, put_all(self._group.store, list(new.values())) if new else [], strict=True))
         references = [
@@ -96,7 +96,7 @@ class WorkerClient:
     def update(
         self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
     ) -> tuple[dict[str, float], list[int]]:
-        """Make one optimizer step on a mini-batch; return its metrics, and the number of tokens on each rank."""
+        """Run one optimizer step on a mini-batch; return its metrics, and the number of tokens per rank."""
         division = divide_for_training(
             sequences,
             self._ranks,
@@ -115,20 +115,20 @@ class WorkerClient:
         return metrics, [sum(each.length for each in batch.sequences) for batch in division.batches]
 
     def begin_save(self, folder: Path) -> None:
-        """Copy the trained models, and begin to write the copies into `folder`."""
+        """Copy the trained models, and start writing the copies to `folder`."""
         self._group.run(TrainerWorker.begin_save, [(folder,)] * len(self._group.infos))
 
     def finish_save(self, folder: Path) -> dict[str, int]:
-        """Wait until all models are written; return the size of each file in `folder` as some machine sees it."""
+        """Wait until all models are written; return the size of each file in `folder`, as seen by any machine."""
         found = self._group.run(TrainerWorker.finish_save, [(folder,)] * len(self._group.infos))
         return {name: size for files in found for name, size in files.items()}
 
     def load(self, folder: Path) -> None:
-        """Take over the trained models of a checkpoint."""
+        """Load the trained models of a checkpoint."""
         self._group.run(TrainerWorker.load, [(folder,)] * len(self._group.infos))
 
     def memory(self) -> dict[str, int]:
-        """Memory in bytes of the fullest device and host."""
+        """Measure the memory of the fullest device and host, in bytes."""
         reports = self._group.run(TrainerWorker.memory, [()] * len(self._group.infos))
         return {name: max(report[name] for report in reports) for name in reports[0]}
 
@@ -148,7 +148,7 @@ class WorkerClient:
     def _packing(self, role: Role, *, train: bool) -> Packing:
         """Read the size of a model's micro-batches, in training or in a forward pass.
 
-        A number of sequences, if one is set and the batches are not dynamic; else a budget of tokens.
+        It is a number of sequences, if one is set and batches are not dynamic; otherwise a token budget.
         """
         config = self._run.roles[role]
         batching = config.training.micro_batching if train and config.training else config.forward

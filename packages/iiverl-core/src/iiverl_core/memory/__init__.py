@@ -1,7 +1,7 @@
-"""The memory that a run needs on each device, counted from its configuration and its models' shapes alone.
+"""Estimate the memory that a run needs on each device, from its configuration and the shapes of its models.
 
-Arithmetic without a device, a weight or a tensor library: what `iiverl plan` prints. A number that is not exact says in
-its docstring what it leaves out.
+Pure arithmetic without devices, weights or a tensor library, printed by `iiverl plan`. Docstrings of inexact numbers
+say what they leave out.
 """
 
 from iiverl_core.memory.advice import advice, no_room

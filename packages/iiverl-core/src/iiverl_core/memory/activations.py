@@ -1,9 +1,9 @@
-"""What the passes through a model keep on one device, beside its states.
+"""Memory of activations and logits on one device, in addition to a model's states.
 
 After Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", whose count of the
-tensors that a layer keeps for its backward pass is made here for RMS norms, rotary embeddings, grouped-query attention,
-gated MLPs and experts, without dropout. Left out are what a kernel needs for a moment, fragmentation, and what the
-driver and communication take (1-3 GB).
+tensors that a layer keeps for its backward pass is adapted to RMS norms, rotary embeddings, grouped-query attention,
+gated MLPs and experts, without dropout. Temporary buffers of kernels, fragmentation, and the memory of the driver and
+of communication (1-3 GB) are left out.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ FP32 = 4
 class Work:
     """The largest micro-batch of one model.
 
-    `tokens` in all, of which `responses` are response tokens. `checkpointing` computes activations again, `entropy` is
-    part of the loss.
+    `tokens` in total, of which `responses` are response tokens. With `checkpointing`, activations are recomputed; with
+    `entropy`, it is part of the loss.
     """
 
     tokens: int
@@ -29,11 +29,11 @@ class Work:
 
 
 def kept_by_a_layer(facts: ModelFacts, layout: Layout, work: Work) -> int:
-    """Bytes that one layer keeps for its backward pass, with transformers' modules under FSDP, else megatron-core's.
+    """Count the bytes that a layer of transformers (under FSDP) or megatron-core keeps for its backward pass.
 
-    Both keep the inputs and outputs of two norms, between the tensor-parallel parts; attention's input and output, and
-    one fp32 number a head, since its kernels keep no scores; and what `_elements` counts. Experts are taken as evenly
-    used. Angles of rotary embeddings (about a hundredth) are left out.
+    Both keep the inputs and outputs of two norms, outside the tensor-parallel regions; attention's input and output,
+    and one fp32 number per head, since its kernels keep no scores; and the numbers that `_elements` counts. Experts are
+    assumed to be used evenly. Angles of rotary embeddings (about 1%) are left out.
     """
     tokens = work.tokens / layout.context
     size, split = layout.weight_bytes, layout.tensor
@@ -43,22 +43,23 @@ def kept_by_a_layer(facts: ModelFacts, layout: Layout, work: Work) -> int:
     inside = attention * size + facts.heads * FP32
     if (
         facts.qk_norm
-    ):  # megatron-core copies the queries out of the joint projection, and keeps the keys within it
+    ):  # megatron-core copies the queries out of the fused projection, and keeps the keys in it
         inside += (
             (facts.query_size + facts.kv_size) * (size + norm) if layout.sharded else facts.query_size * size
         )
     if facts.expert_layers:
-        chosen = (mlp * size + facts.experts * FP32) / layout.sequence_split
-        return round(tokens * (between + inside / split + chosen))
+        routed = (mlp * size + facts.experts * FP32) / layout.sequence_split
+        return round(tokens * (between + inside / split + routed))
     return round(tokens * (between + (inside + mlp * size) / split))
 
 
 def _elements(facts: ModelFacts, *, megatron: bool) -> tuple[int, int]:
-    """Numbers a token that attention and MLP keep.
+    """Count the numbers per token that attention and MLP keep.
 
-    Queries, keys and values after the rotary embedding, and attention's output; megatron-core keeps the joint projection
-    too. Gate, its activation, up and their product; megatron-core keeps up twice, and where there are experts the product
-    before and after its weight. An expert also keeps what it gets, and transformers what it gives.
+    Attention keeps queries, keys and values after the rotary embedding, and its output; megatron-core also keeps the
+    fused projection. The MLP keeps the gate, its activation, the up projection and their product; megatron-core keeps
+    the up projection twice, and with experts the product before and after its routing weight. An expert also keeps its
+    input, and in transformers its output.
     """
     query, kv = facts.query_size, facts.kv_size
     attention = 3 * query + 3 * kv if megatron else 2 * query + 2 * kv
@@ -69,17 +70,17 @@ def _elements(facts: ModelFacts, *, megatron: bool) -> tuple[int, int]:
 
 
 def activations(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, trained: bool) -> int:
-    """Bytes of activations at their peak on one device of a pipeline stage.
+    """Count the peak bytes of activations on one device of a pipeline stage.
 
-    Without a backward pass: those of one layer. With one: those of all layers of all micro-batches that are on their
-    way; the first stage has as many of them as there are stages, and with interleaved chunks (p - 1) / (p v) more. With
-    checkpointing only the layers' inputs are kept, and one layer is computed again at a time.
+    Without a backward pass, these are the activations of one layer. With one, they are those of all layers and all
+    micro-batches in flight; the first stage has one micro-batch in flight per stage, and with interleaved chunks
+    (p - 1) / (p v) more. With checkpointing only the layers' inputs are kept, and one layer at a time is recomputed.
     """
     layer = kept_by_a_layer(facts, layout, work)
     if not trained:
         return layer
-    on_their_way = layout.pipeline if stage == "first" else 1
-    layers = facts.layers / layout.pipeline * on_their_way
+    in_flight = layout.pipeline if stage == "first" else 1
+    layers = facts.layers / layout.pipeline * in_flight
     if layout.chunks > 1 and stage == "first":
         layers *= 1 + (layout.pipeline - 1) / (layout.pipeline * layout.chunks)
     if not work.checkpointing:
@@ -90,10 +91,10 @@ def activations(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, 
 
 
 def logits(facts: ModelFacts, layout: Layout, stage: Stage, work: Work) -> int:
-    """Bytes of the response tokens' logits, where the head is.
+    """Count the bytes of the response tokens' logits, on the stage with the head.
 
-    As the model gives them, and in fp32 twice: scaled by the temperature, and on the way to their softmax or its
-    gradient. With entropy in the loss, once more.
+    They exist in the model's dtype and twice in fp32: scaled by the temperature, and as an intermediate of the softmax
+    or its gradient. With entropy in the loss, there is one more fp32 copy.
     """
     if layout.pipeline > 1 and stage == "first":
         return 0

@@ -1,26 +1,28 @@
-"""What to change where a run does not fit."""
+"""Suggestions for a run that does not fit."""
 
 from iiverl_core.config import ROLLOUT, Role, RunConfig
 from iiverl_core.memory.plan import MemoryPlan, Phase
 from iiverl_core.registry import ENGINES
 
 OFFLOAD = {"weights": "parameters", "gradients": "gradients", "optimizer": "optimizer"}
-"""Kinds of state by the parts of a model that are offloaded."""
+"""Keys of offloading by kind of state."""
 
 
 def advice(run: RunConfig, plan: MemoryPlan, phase: Phase) -> str:
-    """Name the key to change first for a phase that does not fit, by its largest item."""
-    who, kind = phase.biggest
-    if who == "engine":
+    """Suggest the key to change first for a phase that does not fit, by its largest item."""
+    owner, kind = phase.biggest
+    if owner == "engine":
         return _engine(run, kind)
     if kind in OFFLOAD:
-        working = phase.name == f"update: {who}" or (phase.name == f"forward: {who}" and kind == "weights")
-        return _states(run, plan, who, kind, working=working)
-    return _work(run, plan, who, kind)
+        working = phase.name == f"update: {owner}" or (
+            phase.name == f"forward: {owner}" and kind == "weights"
+        )
+        return _states(run, plan, owner, kind, working=working)
+    return _work(run, plan, owner, kind)
 
 
 def no_room(run: RunConfig, plan: MemoryPlan) -> str:
-    """Say how the engine gets room for a sequence."""
+    """Suggest how to make a sequence fit into the engine's cache."""
     if plan.engine.weights + plan.engine.work > plan.device_memory:
         return f"raise {ROLLOUT}.tensor_model_parallel_size, which spreads an engine over more devices"
     return (
@@ -38,34 +40,34 @@ def _engine(run: RunConfig, kind: str) -> str:
     return f"raise {ROLLOUT}.tensor_model_parallel_size"
 
 
-def _states(run: RunConfig, plan: MemoryPlan, who: Role, kind: str, *, working: bool) -> str:
-    """Offload what only waits; spread what works over more devices."""
-    layout = next(model.layout for model in plan.roles if model.role == who)
+def _states(run: RunConfig, plan: MemoryPlan, owner: Role, kind: str, *, working: bool) -> str:
+    """Suggest offloading for an idle model, and more devices for a working one."""
+    layout = next(model.layout for model in plan.roles if model.role == owner)
     if layout.sharded:
         if layout.offloaded:
             return "raise trainer.nnodes, which spreads each model over more devices"
-        return f"set {run.roles[who].key('offload.parameters')}, or raise trainer.nnodes"
+        return f"set {run.roles[owner].key('offload.parameters')}, or raise trainer.nnodes"
     if not working:
-        return f"set {run.roles[who].key(f'offload.{OFFLOAD[kind]}')}"
+        return f"set {run.roles[owner].key(f'offload.{OFFLOAD[kind]}')}"
     sizes = run.actor.key("parallel")
     if kind == "optimizer":
         return "raise trainer.nnodes: whatever the layout, all devices divide the optimizer"
-    facts = next(model.facts for model in plan.roles if model.role == who)
+    facts = next(model.facts for model in plan.roles if model.role == owner)
     if facts.experts and layout.expert < facts.experts:
         return f"raise {sizes}.expert_model_parallel_size"
     return f"raise {sizes}.tensor_model_parallel_size, then {sizes}.pipeline_model_parallel_size"
 
 
-def _work(run: RunConfig, plan: MemoryPlan, who: Role, kind: str) -> str:
-    """Compute activations again, split them, or let fewer tokens through at a time."""
-    layout = next(model.layout for model in plan.roles if model.role == who)
-    role = run.roles[who]
+def _work(run: RunConfig, plan: MemoryPlan, owner: Role, kind: str) -> str:
+    """Suggest recomputing or splitting activations, or fewer tokens per micro-batch."""
+    layout = next(model.layout for model in plan.roles if model.role == owner)
+    role = run.roles[owner]
     budget = role.key("training.micro_batching.tokens" if role.training else "forward.tokens")
-    fewer = f"lower {budget} (or the micro-batch sizes, where they count)"
+    fewer_tokens = f"lower {budget} (or the micro-batch sizes, where they count)"
     if kind == "gathered":
         return "use --backend megatron, which splits a layer instead of collecting it"
     if kind == "activations" and role.training and not role.model.enable_gradient_checkpointing:
         return f"set {role.key('model.enable_gradient_checkpointing')}"
     if kind == "activations" and not layout.sharded and layout.tensor > layout.sequence_split:
         return f"set {role.key('parallel.sequence_parallel')}"
-    return fewer
+    return fewer_tokens

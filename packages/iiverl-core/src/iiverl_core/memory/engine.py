@@ -1,4 +1,4 @@
-"""The rollout engine: its weights, and how much it can remember of the sequences that it writes."""
+"""The rollout engine: its weights, and the size of its cache of keys and values."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -13,10 +13,10 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """One engine on each of its devices, in bytes; `devices` is how many it is spread over.
+    """One engine on each of its devices, in bytes; `devices` is the number that it spans.
 
-    `work` is what computing takes beside weights and cache; `token` the keys and values of one token; `cache` all that
-    the engine keeps of them, `tokens` of them, or `sequences` of full length.
+    `work` is the memory of computation, in addition to weights and cache; `token` the keys and values of one token;
+    `cache` all keys and values, those of `tokens` tokens, or of `sequences` of full length.
     """
 
     name: str
@@ -30,7 +30,7 @@ class EngineMemory:
 
     @property
     def total(self) -> int:
-        """Bytes while it generates."""
+        """Bytes while generating."""
         return self.weights + self.work + self.cache
 
     @property
@@ -40,11 +40,12 @@ class EngineMemory:
 
 
 def engine_memory(run: RunConfig, facts: ModelFacts, device_memory: int) -> EngineMemory:
-    """Count an engine on devices of `device_memory` bytes.
+    """Count the memory of an engine on devices of `device_memory` bytes.
 
-    An engine with a pool, as vLLM, takes `gpu_memory_utilization` of the device; what weights and work leave of it is the cache. Its work is
-    counted as the logits of `max_num_seqs` tokens in fp32 and one layer's activations of `max_num_batched_tokens`.
-    Another, as `hf`, takes a cache as large as the sequences that it generates at a time at their full length.
+    An engine with a pool, such as vLLM, takes `gpu_memory_utilization` of the device; its cache is what remains of this
+    after weights and work. Its work is counted as the logits of `max_num_seqs` tokens in fp32 and one layer's
+    activations of `max_num_batched_tokens`. Other engines, such as `hf`, have a cache for the sequences that they
+    generate at a time, at full length.
     """
     rollout = run.rollout
     longest = run.data.max_prompt_length + run.data.max_response_length
@@ -53,13 +54,15 @@ def engine_memory(run: RunConfig, facts: ModelFacts, device_memory: int) -> Engi
     token = 2 * facts.layers * ceil(facts.kv_heads / split) * facts.head_dim * size
     engine = ENGINES[rollout.name]
     if engine.memory == "sequences":
-        at_a_time = min(rollout.max_num_seqs, ceil(run.data.train_batch_size * rollout.n / run.devices))
-        tokens = at_a_time * longest
-        work = at_a_time * facts.vocabulary * FP32
-        return EngineMemory(engine.name, 1, weights, work, token, tokens * token, tokens, at_a_time)
-    wide = 4 * facts.hidden_size + (2 * facts.query_size + 2 * facts.kv_size + 4 * _inner(facts)) / split
+        concurrent = min(rollout.max_num_seqs, ceil(run.data.train_batch_size * rollout.n / run.devices))
+        tokens = concurrent * longest
+        work = concurrent * facts.vocabulary * FP32
+        return EngineMemory(engine.name, 1, weights, work, token, tokens * token, tokens, concurrent)
+    layer_width = (
+        4 * facts.hidden_size + (2 * facts.query_size + 2 * facts.kv_size + 4 * _inner(facts)) / split
+    )
     work = rollout.max_num_seqs * facts.vocabulary * FP32
-    work += round(rollout.max_num_batched_tokens * wide * size)
+    work += round(rollout.max_num_batched_tokens * layer_width * size)
     cache = max(int(rollout.gpu_memory_utilization * device_memory) - weights - work, 0)
     tokens = cache // token
     return EngineMemory(engine.name, split, weights, work, token, cache, tokens, tokens // longest)

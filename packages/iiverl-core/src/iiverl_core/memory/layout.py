@@ -1,4 +1,4 @@
-"""How a model lies on the devices, in numbers that memory is counted from."""
+"""The parallel layout of a model, as far as memory depends on it."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -9,16 +9,16 @@ Stage: TypeAlias = Literal["first", "last"]
 """End of the pipeline that a device belongs to: the first has the embedding and most activations, the last the head."""
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
-"""Bytes of a number, by the configuration's names of dtypes."""
+"""Bytes per number, by the configuration's names of dtypes."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One model over `devices`: Megatron's sizes, or with `sharded` FSDP's one copy over all of them.
+    """One model on `devices` devices: Megatron's parallel sizes or, with `sharded`, one copy sharded by FSDP.
 
-    `weight_bytes` is the size of a weight in forward and backward, `master_bytes` of one that the optimizer steps, and
-    `offloaded` names what is in CPU memory while the model is not used; FSDP offloads all three together, and keeps them
-    there in use as well.
+    `weight_bytes` is the size of a weight in forward and backward, `master_bytes` the size of one that the optimizer
+    updates, and `offloaded` the kinds of state in CPU memory while the model is idle; FSDP offloads all three together,
+    and keeps them there while the model is in use too.
     """
 
     devices: int
@@ -35,7 +35,7 @@ class Layout:
 
     @property
     def data(self) -> int:
-        """Data-parallel ranks: those that get samples of their own."""
+        """Number of data-parallel ranks, which get different samples."""
         return self.devices // (self.tensor * self.pipeline * self.context)
 
     @property
@@ -45,7 +45,7 @@ class Layout:
 
 
 def layout_of(role: RoleConfig, devices: int) -> Layout:
-    """Read how a model lies on the devices that train."""
+    """Read the layout of a model on the training devices."""
     if isinstance(role.parallel, MegatronConfig):
         return _megatron(devices, role.parallel, role.offload)
     return _fsdp(devices, role.parallel, role.offload, role.default_dtype)

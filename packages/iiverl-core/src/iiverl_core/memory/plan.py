@@ -1,4 +1,4 @@
-"""A run's memory on its fullest device, phase by phase."""
+"""Memory of a run on its fullest device, by phase."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from iiverl_core.registry import ENGINES
 
 LANGUAGE: tuple[Role, ...] = ("actor", "reference")
 Item: TypeAlias = tuple[Role | Literal["engine"], str]
-"""Whose memory it is, and of what kind."""
+"""Owner and kind of a part of the memory."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass through a model takes on one device beside its states, in bytes; `tokens` are its micro-batch's."""
+    """Memory of a pass through a model on one device, excluding states, in bytes; `tokens` are its micro-batch's."""
 
     tokens: int
     activations: int
@@ -35,7 +35,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class RoleMemory:
-    """One model on one device, in bytes. `forward` is a pass without gradients, `update` one with, where it is trained."""
+    """One model on one device, in bytes: `forward` is a pass without gradients, `update` one for training."""
 
     role: Role
     facts: ModelFacts
@@ -46,9 +46,9 @@ class RoleMemory:
 
     @property
     def resident(self) -> dict[str, int]:
-        """What stays on the device while other models work: all that is not offloaded.
+        """Bytes by kind of state that remain on the device while other models work, because they are not offloaded.
 
-        FSDP frees its gradients after each step; Megatron's are one buffer that stays.
+        FSDP frees its gradients after each step; Megatron keeps them in one buffer.
         """
         kinds = {"weights": self.states.weights, "optimizer": self.states.optimizer}
         if not self.layout.sharded:
@@ -56,12 +56,12 @@ class RoleMemory:
         return {kind: size for kind, size in kinds.items() if kind not in self.layout.offloaded}
 
     def using(self, work: Pass, *, train: bool) -> dict[str, int]:
-        """All that is on the device while this model works."""
-        here = {**self.resident, "weights": self.states.weights}
+        """Count the bytes on the device while this model works, by kind."""
+        on_device = {**self.resident, "weights": self.states.weights}
         if train:
-            here |= {"gradients": self.states.gradients, "optimizer": self.states.optimizer}
+            on_device |= {"gradients": self.states.gradients, "optimizer": self.states.optimizer}
         return {
-            **here,
+            **on_device,
             "gathered": self.states.gathered,
             "activations": work.activations,
             "logits": work.logits,
@@ -69,32 +69,32 @@ class RoleMemory:
 
     @property
     def most(self) -> int:
-        """Bytes of this model alone at its fullest."""
+        """Peak bytes of this model alone."""
         forward = sum(self.using(self.forward, train=False).values())
         return max(forward, sum(self.using(self.update, train=True).values())) if self.update else forward
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a step, and what is on a device in it: bytes by who has them and of what kind they are."""
+    """A part of a step, and the memory of a device during it: bytes by owner and kind."""
 
     name: str
     items: Mapping[Item, int] = field(repr=False)
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """Bytes in total."""
         return sum(self.items.values())
 
     @property
     def biggest(self) -> Item:
-        """Whose the largest item is, and what kind."""
+        """The largest item."""
         return max(self.items, key=lambda item: self.items[item])
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A run's memory, in bytes on a device of the pipeline stage that needs most."""
+    """Memory of a run, in bytes on a device of the pipeline stage that needs most."""
 
     device_memory: int
     stage: Stage
@@ -119,10 +119,10 @@ class MemoryPlan:
 
 
 def find_facts(run: RunConfig) -> dict[Role, ModelFacts]:
-    """Read the shapes of a run's models from their `config.json`, which is all of a model that has to be at hand.
+    """Read the shapes of a run's models from their `config.json`; no other file of a model is needed.
 
     Raises:
-        ConfigError: there is none, or its keys are not those of the models that are known here.
+        ConfigError: a model has no `config.json`, or it lacks required keys.
     """
     found: dict[Role, ModelFacts] = {}
     for role in run.roles.values():
@@ -145,7 +145,7 @@ def find_facts(run: RunConfig) -> dict[Role, ModelFacts]:
 def plan_memory(run: RunConfig, facts: Mapping[Role, ModelFacts], device_memory: int) -> MemoryPlan:
     """Count a run's memory on devices of `device_memory` bytes; `facts` has the shape of each of the run's models.
 
-    Weights on their way from the actor to the engine (at most a bucket more than both) are left out.
+    Weights in transfer from the actor to the engine (at most one bucket) are left out.
     """
     stages: tuple[Stage, ...] = ("first", "last")
     plans = [_of_stage(run, facts, device_memory, stage) for stage in stages]
@@ -163,29 +163,31 @@ def _of_stage(
 def _role(run: RunConfig, role: RoleConfig, facts: ModelFacts, stage: Stage) -> RoleMemory:
     layout, language = layout_of(role, run.devices), role.role in LANGUAGE
 
-    def one(train: bool) -> Pass:
+    def make_pass(train: bool) -> Pass:
         work = work_of(run, role, train=train)
-        heads = logits(facts, layout, stage, work) if language else 0
-        return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), heads)
+        head_logits = logits(facts, layout, stage, work) if language else 0
+        return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), head_logits)
 
     trained = role.training is not None
-    own = states(facts, layout, stage, language=language, trained=trained)
-    return RoleMemory(role.role, facts, layout, own, one(False), one(True) if trained else None)
+    state_sizes = states(facts, layout, stage, language=language, trained=trained)
+    return RoleMemory(
+        role.role, facts, layout, state_sizes, make_pass(False), make_pass(True) if trained else None
+    )
 
 
 def _phases(run: RunConfig, roles: tuple[RoleMemory, ...], engine: EngineMemory) -> tuple[Phase, ...]:
-    """Lay out who is on a device when: the engine while it generates, each model in its turn, the rest as it stays."""
+    """List the phases: the engine generates, then each model works in turn, with the resident states of the others."""
     rollout = run.rollout
-    apart = run.trainer.rollout_devices is not None
+    separate = run.trainer.rollout_devices is not None
     awake: dict[Item, int] = {
         ("engine", "weights"): engine.weights,
         ("engine", "work"): engine.work,
         ("engine", "cache"): engine.cache,
     }
     asleep: dict[Item, int] = {}
-    if not apart and ENGINES[rollout.name].memory == "sequences":
+    if not separate and ENGINES[rollout.name].memory == "sequences":
         asleep = {("engine", "weights"): engine.weights}
-    elif not apart and not rollout.free_cache_engine:
+    elif not separate and not rollout.free_cache_engine:
         asleep = awake
     resident: dict[Item, int] = {
         (model.role, kind): size for model in roles for kind, size in model.resident.items()
@@ -197,7 +199,7 @@ def _phases(run: RunConfig, roles: tuple[RoleMemory, ...], engine: EngineMemory)
         }
         return Phase(name, {**resident, **asleep, **using})
 
-    found = [Phase("generate", awake if apart else {**resident, **awake})]
+    found = [Phase("generate", awake if separate else {**resident, **awake})]
     found += [phase(f"forward: {model.role}", model, model.forward, train=False) for model in roles]
     found += [
         phase(f"update: {model.role}", model, model.update, train=True) for model in roles if model.update

@@ -12,21 +12,21 @@ FP32 = 4
 
 
 @dataclass(frozen=True)
-class Held:
-    """Parameters on one device: `dense`, and those of `experts`, whose copies lie on other devices."""
+class DeviceParameters:
+    """Parameters on one device: `dense`, and those of `experts`, which are replicated over different devices."""
 
     dense: int
     experts: int = 0
 
     @property
     def all(self) -> int:
-        """All of them."""
+        """Sum of both."""
         return self.dense + self.experts
 
 
 @dataclass(frozen=True)
 class States:
-    """Bytes on one device; `gathered` is what FSDP collects from other devices while a model is used."""
+    """Bytes on one device; `gathered` is what FSDP all-gathers while a model is used."""
 
     weights: int
     gradients: int = 0
@@ -35,36 +35,36 @@ class States:
 
 
 def model_parameters(facts: ModelFacts, *, language: bool) -> int:
-    """Parameters of a causal language model, or of a backbone whose head gives one number a token."""
+    """Count the parameters of a causal language model, or of a backbone whose head returns one number per token."""
     return facts.parameters if language else facts.parameters - _head(facts) + facts.hidden_size
 
 
-def held(facts: ModelFacts, layout: Layout, stage: Stage, *, language: bool) -> Held:
-    """Parameters on one device of a pipeline stage, under tensor, pipeline and expert parallelism.
+def held(facts: ModelFacts, layout: Layout, stage: Stage, *, language: bool) -> DeviceParameters:
+    """Count the parameters on one device of a pipeline stage, under tensor, pipeline and expert parallelism.
 
-    A stage has its share of the layers, as many with experts as any. Norms and routers are on each of its devices;
-    experts are whole, on one device of an expert-parallel group. The vocabulary is filled up to a multiple of the tensor
-    size.
+    Layers are distributed evenly over stages; the stage with the most expert layers is counted. Norms and routers are
+    replicated on each device of a stage; an expert is not split, and is on one device of an expert-parallel group. The
+    vocabulary is padded to a multiple of the tensor-parallel size.
     """
     layers = facts.layers // layout.pipeline
     sparse = ceil(len(facts.expert_layers) / layout.pipeline)
     dense = layers * (ceil(facts.attention_parameters / layout.tensor) + facts.norm_parameters)
     dense += (layers - sparse) * ceil(facts.mlp_parameters / layout.tensor) + sparse * facts.router_parameters
     embedding = ceil(facts.vocabulary / layout.tensor) * facts.hidden_size
-    alone = layout.pipeline == 1
-    if stage == "first" or alone:
+    single_stage = layout.pipeline == 1
+    if stage == "first" or single_stage:
         dense += embedding
-    if stage == "last" or alone:
+    if stage == "last" or single_stage:
         dense += facts.hidden_size  # the last norm
         if not language:
             dense += facts.hidden_size
-        elif not (alone and facts.tied_embeddings):  # tied, the last stage has a copy of its own
+        elif not (single_stage and facts.tied_embeddings):  # a separate last stage has its own copy
             dense += embedding
-    return Held(dense, sparse * ceil(facts.experts / layout.expert) * facts.expert_parameters)
+    return DeviceParameters(dense, sparse * ceil(facts.experts / layout.expert) * facts.expert_parameters)
 
 
 def states(facts: ModelFacts, layout: Layout, stage: Stage, *, language: bool, trained: bool) -> States:
-    """Bytes of a model's states on one device, all of them on the device."""
+    """Count the bytes of a model's states on one device, with none of them offloaded by Megatron."""
     if layout.sharded:
         return _sharded(facts, layout, language=language, trained=trained)
     part = held(facts, layout, stage, language=language)
@@ -74,10 +74,10 @@ def states(facts: ModelFacts, layout: Layout, stage: Stage, *, language: bool, t
     return States(weights, part.all * FP32, _distributed_optimizer(part, layout))
 
 
-def _distributed_optimizer(part: Held, layout: Layout) -> int:
-    """Bytes of Megatron's distributed optimizer: each replica of a parameter has a part of its state.
+def _distributed_optimizer(part: DeviceParameters, layout: Layout) -> int:
+    """Count the bytes of Megatron's distributed optimizer, whose state is sharded over the replicas of a parameter.
 
-    Two moments and, where weights are not fp32 themselves, an fp32 copy.
+    The state is two moments and, if the weights are not fp32, an fp32 copy.
     """
     each = FP32 * (MOMENTS + (layout.weight_bytes != FP32))
     replicas = layout.data * layout.context
@@ -86,10 +86,11 @@ def _distributed_optimizer(part: Held, layout: Layout) -> int:
 
 
 def _sharded(facts: ModelFacts, layout: Layout, *, language: bool, trained: bool) -> States:
-    """Bytes under FSDP2, which spreads weights, gradients and moments evenly and collects a layer at a time.
+    """Count the bytes under FSDP2, which shards weights, gradients and moments evenly and gathers a layer at a time.
 
-    Collected are embedding and head for a whole pass, a layer and, ahead of its turn, the next; in the backward pass
-    their gradients besides, in the dtype of the weights. With offloading, the shards are in CPU memory, in use too.
+    Embedding and head are gathered for a whole pass, together with the current layer and the prefetched next one; in
+    the backward pass their gradients in the dtype of the weights are added. With offloading, the shards are in CPU
+    memory even while in use.
     """
     experts = facts.router_parameters + facts.experts * facts.expert_parameters
     layer = facts.attention_parameters + facts.norm_parameters
@@ -98,10 +99,10 @@ def _sharded(facts: ModelFacts, layout: Layout, *, language: bool, trained: bool
     outside = facts.embedding_parameters + facts.hidden_size + head
     gathered = (outside + 2 * layer) * layout.weight_bytes * (2 if trained else 1)
     shard = ceil(model_parameters(facts, language=language) / layout.devices) * layout.master_bytes
-    here = 0 if layout.offloaded else shard
+    on_device = 0 if layout.offloaded else shard
     if not trained:
-        return States(here, gathered=gathered)
-    return States(here, here, MOMENTS * here, gathered)
+        return States(on_device, gathered=gathered)
+    return States(on_device, on_device, MOMENTS * on_device, gathered)
 
 
 def _head(facts: ModelFacts) -> int:

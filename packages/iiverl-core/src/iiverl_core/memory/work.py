@@ -1,4 +1,4 @@
-"""The largest micro-batch that a configuration lets through each model."""
+"""The largest micro-batch of each model that a configuration allows."""
 
 from math import ceil
 
@@ -7,9 +7,10 @@ from iiverl_core.memory.activations import Work
 
 
 def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
-    """Find the largest micro-batch of a model, where it is trained or only run forward.
+    """Find the largest micro-batch of a model in training (`train`) or in a forward pass.
 
-    Sequences are taken to be of full length, prompt and response, and as many as a mini-batch or step has for a rank.
+    All sequences are assumed to have full length, prompt and response. Their number is limited by the part of a
+    mini-batch or step for one rank.
     """
     training = role.training if train else None
     batching = training.micro_batching if training else role.forward
@@ -18,10 +19,10 @@ def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
     if role.role == "reward" and run.rewards.conversation and run.rewards.conversation.max_length is not None:
         longest = min(longest, run.rewards.conversation.max_length)
     prompts = training.mini_batch_size if training else run.data.train_batch_size
-    at_most = ceil(prompts * run.rollout.n / run.data_ranks) * longest
+    max_tokens = ceil(prompts * run.rollout.n / run.data_ranks) * longest
     sequences = batching.sequences
     tokens = max(batching.tokens, longest) if sequences is None else sequences * longest
-    tokens = min(tokens, at_most)
+    tokens = min(tokens, max_tokens)
     return Work(
         tokens=tokens,
         responses=ceil(tokens * response / (prompt + response)),

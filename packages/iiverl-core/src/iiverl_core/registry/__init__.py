@@ -1,7 +1,7 @@
-"""Registries of what a run can name: algorithms, engines, backends, reward sources, metrics and trackers.
+"""Registries of everything that a run can name: algorithms, engines, backends, reward sources, metrics and trackers.
 
-One module per kind, with the dataclass of its infos and the table of the built-in ones. Nothing that they name is
-imported, nor torch, nor the configuration: `config/` derives its choices and checks from these tables.
+One module per kind, with the dataclass of its infos and the table of the built-in ones. They import neither the code
+that they name, nor torch, nor the configuration: `config/` derives its choices and checks from these tables.
 """
 
 from iiverl_core.registry.algorithms import (

@@ -1,6 +1,6 @@
 """The algorithms: advantage estimators, policy losses, aggregations and KL kinds.
 
-Packages add theirs under the entry-point group `iiverl.algorithms`; the class of an info says which kind it is.
+Packages add theirs under the entry-point group `iiverl.algorithms`; the class of an info determines its kind.
 """
 
 import ast
@@ -17,7 +17,7 @@ _USER_FUNCTIONS = "iiverl_core.algorithms.user_functions"
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmInfo(Info):
-    """An algorithm. `reads` names the settings that it reads; setting others is reported as without effect."""
+    """An algorithm. `reads` names the settings that it reads; setting others is reported as having no effect."""
 
     reads: tuple[str, ...] = ()
 
@@ -26,7 +26,7 @@ class AlgorithmInfo(Info):
         """The file of the code, found without importing it.
 
         Raises:
-            ModuleNotFoundError: there is no such module.
+            ModuleNotFoundError: the module does not exist.
         """
         package, _, rest = self.code.partition(":")[0].partition(".")
         spec = importlib.util.find_spec(package)
@@ -38,7 +38,7 @@ class AlgorithmInfo(Info):
 
     @property
     def documentation(self) -> str:
-        """The docstring of its module: formula, paper, edge cases. Read from the file, because importing takes seconds."""
+        """The docstring of its module, with formula, paper and edge cases, read without importing it."""
         return ast.get_docstring(ast.parse(self.file.read_text(encoding="utf-8"))) or ""
 
 
@@ -46,7 +46,7 @@ class AlgorithmInfo(Info):
 class EstimatorInfo(AlgorithmInfo):
     """An advantage estimator: `code` is a function of an `AdvantageBatch` and `AdvantageSettings`.
 
-    Groups with fewer than `min_group_size` scored responses are left out of the step. With `needs_critic`, a critic is
+    Groups with fewer than `min_group_size` scored responses are dropped from the step. With `needs_critic`, a critic is
     trained and the batch has its values. With `greedy_baseline`, each prompt gets an additional response, decoded greedily,
     whose score is the baseline of the group.
     """
@@ -95,21 +95,21 @@ ESTIMATORS = Registry(
     (
         EstimatorInfo(
             name="gae",
-            summary="GAE: how much better a token did than the critic had expected, looked at over all horizons",
+            summary="GAE: the exponentially weighted average of n-step advantage estimates from a critic",
             code=f"{_ADVANTAGES}.gae:gae",
             reads=("gamma", "lam"),
             needs_critic=True,
         ),
         EstimatorInfo(
             name="grpo",
-            summary="GRPO: a response is as good as it is better than the other responses to the same prompt",
+            summary="GRPO: a response is compared with the mean of the responses to the same prompt",
             code=f"{_ADVANTAGES}.grpo:grpo",
             reads=("norm_by_std",),
             min_group_size=2,
         ),
         EstimatorInfo(
             name="reinforce_plus_plus",
-            summary="REINFORCE++: the rewards still to come, whitened over the whole step instead of compared within a group",
+            summary="REINFORCE++: the discounted return of each token, whitened over the whole step instead of compared within a group",
             code=f"{_ADVANTAGES}.reinforce_plus_plus:reinforce_plus_plus",
             reads=("gamma",),
         ),
@@ -121,7 +121,7 @@ ESTIMATORS = Registry(
         ),
         EstimatorInfo(
             name="remax",
-            summary="ReMax: a response is compared with what the policy says greedily to the same prompt",
+            summary="ReMax: a response is compared with the policy's greedy response to the same prompt",
             code=f"{_ADVANTAGES}.remax:remax",
             greedy_baseline=True,
         ),
@@ -133,19 +133,19 @@ ESTIMATORS = Registry(
         ),
         EstimatorInfo(
             name="opo",
-            summary="OPO: a response is compared with the mean of its prompt's responses, where a long one weighs more",
+            summary="OPO: a response is compared with the length-weighted mean of the responses to the same prompt",
             code=f"{_ADVANTAGES}.opo:opo",
             min_group_size=2,
         ),
         EstimatorInfo(
             name="gpg",
-            summary="GPG: the difference from the group's mean, scaled up for the groups that teach nothing",
+            summary="GPG: the difference from the group's mean, rescaled to make up for groups without a gradient",
             code=f"{_ADVANTAGES}.gpg:gpg",
             min_group_size=2,
         ),
         EstimatorInfo(
             name="grpo_passk",
-            summary="Pass@k: only the best response to a prompt counts, by how far it surpasses the second best",
+            summary="Pass@k: only the best response to a prompt has an advantage, its margin over the second best",
             code=f"{_ADVANTAGES}.grpo_passk:grpo_passk",
             reads=("norm_by_std",),
             min_group_size=2,
@@ -180,7 +180,7 @@ POLICY_LOSSES = Registry(
         ),
         PolicyLossInfo(
             name="sapo",
-            summary="SAPO: a smooth gate on the ratio where PPO clips",
+            summary="SAPO: a smooth gate on the ratio instead of PPO's clipping",
             code=f"{_LOSSES}.sapo:sapo",
             reads=("tau_pos", "tau_neg"),
             loss_agg_mode="seq-mean-token-mean",
@@ -194,32 +194,32 @@ POLICY_LOSSES = Registry(
         ),
         PolicyLossInfo(
             name="gpg",
-            summary="GPG: the plain policy gradient, without ratio and without clipping",
+            summary="GPG: the plain policy gradient, without a ratio and without clipping",
             code=f"{_LOSSES}.gpg:gpg",
         ),
         PolicyLossInfo(
             name="clip_cov",
-            summary="Clip-Cov: PPO's clipped loss without the gradient of a few tokens that would lower the entropy most",
+            summary="Clip-Cov: PPO's clipped loss without the gradient of a few of the tokens that lower the entropy most",
             code=f"{_LOSSES}.clip_cov:clip_cov",
             reads=("clip_low", "clip_high", "clip_cov_ratio", "clip_cov_lb", "clip_cov_ub"),
             select_tokens=f"{_LOSSES}.clip_cov:select_at_random",
         ),
         PolicyLossInfo(
             name="kl_cov",
-            summary="KL-Cov: the policy gradient with a KL penalty on the few tokens that would lower the entropy most",
+            summary="KL-Cov: the policy gradient with a KL penalty on the few tokens that lower the entropy most",
             code=f"{_LOSSES}.kl_cov:kl_cov",
             reads=("kl_cov_ratio", "ppo_kl_coef"),
             select_tokens=f"{_LOSSES}.kl_cov:select_largest",
         ),
         PolicyLossInfo(
             name="dppo_tv",
-            summary="DPPO with the total variation: a trust region of tokens whose probability has moved by no more than a constant",
+            summary="DPPO with the total variation: a trust region on the change of each token's probability",
             code=f"{_LOSSES}.dppo_tv:dppo_tv",
             reads=("clip_low", "clip_high", "clip_dual"),
         ),
         PolicyLossInfo(
             name="dppo_kl",
-            summary="DPPO with the KL divergence: a trust region of tokens whose choice has become more or less likely by so many nats",
+            summary="DPPO with the KL divergence: a trust region on the binary KL between old and new policy at each token",
             code=f"{_LOSSES}.dppo_kl:dppo_kl",
             reads=("clip_low", "clip_high", "clip_dual"),
         ),
@@ -285,7 +285,7 @@ KL_KINDS = Registry(
         KLInfo(
             name="mse",
             aliases=("k2",),
-            summary="x²/2; biased, low variance; its gradient is an unbiased one of the KL",
+            summary="x²/2; biased, low variance; its gradient is unbiased for the KL",
             code=f"{_KL}:k2",
         ),
         KLInfo(
@@ -300,26 +300,26 @@ KL_KINDS = Registry(
 
 
 def estimator_info(name: str) -> EstimatorInfo:
-    """Find what an advantage estimator asks of a step; a user's own, `path/to/file.py:name`, is imported for that.
+    """Find the info of an advantage estimator; a user function, `path/to/file.py:name`, is imported for this.
 
-    Raises as `iiverl_core.algorithms.find_estimator`.
+    Raises the errors of `iiverl_core.algorithms.find_estimator`.
     """
     if name in ESTIMATORS:
         return ESTIMATORS[name]
-    own = load_code(f"{_USER_FUNCTIONS}:find_estimator", name)(name)
-    asks = {"min_group_size": own.min_group_size, "greedy_baseline": own.greedy_baseline}
-    return EstimatorInfo(name=name, summary="", code=name, **asks)
+    custom = load_code(f"{_USER_FUNCTIONS}:find_estimator", name)(name)
+    requirements = {"min_group_size": custom.min_group_size, "greedy_baseline": custom.greedy_baseline}
+    return EstimatorInfo(name=name, summary="", code=name, **requirements)
 
 
 def policy_loss_info(name: str) -> PolicyLossInfo:
-    """Find what a policy loss asks of a step; a user's own, `path/to/file.py:name`, is imported for that.
+    """Find the info of a policy loss; a user function, `path/to/file.py:name`, is imported for this.
 
-    Raises as `iiverl_core.algorithms.find_policy_loss`.
+    Raises the errors of `iiverl_core.algorithms.find_policy_loss`.
     """
     if name in POLICY_LOSSES:
         return POLICY_LOSSES[name]
-    own = load_code(f"{_USER_FUNCTIONS}:find_policy_loss", name)(name)
-    select_tokens = name if own.select_tokens else None
+    custom = load_code(f"{_USER_FUNCTIONS}:find_policy_loss", name)(name)
+    select_tokens = name if custom.select_tokens else None
     return PolicyLossInfo(
-        name=name, summary="", code=name, select_tokens=select_tokens, loss_agg_mode=own.loss_agg_mode
+        name=name, summary="", code=name, select_tokens=select_tokens, loss_agg_mode=custom.loss_agg_mode
     )

@@ -15,12 +15,12 @@ GROUP = "iiverl.engines"
 class EngineInfo(Info):
     """A rollout engine: `code` is a function of a `RunConfig` and a torch device that returns a `RolloutEngine`.
 
-    `reads` names the keys of the section `rollout` that this engine reads and not all engines do. If `spans_devices`, an
-    engine is split over `tensor_model_parallel_size` devices; otherwise it runs on one. With `memory` "pool" it takes
-    `gpu_memory_utilization` of a device and releases it while it sleeps; with "sequences" its weights stay, and its cache
-    grows with the sequences that it generates at a time. `check_installation` is the code of a function without arguments
-    that returns what is missing, or None. `check_model` is the code of a torch-free function of `ModelFacts` that returns
-    why the installed engine cannot run a model, as the end of a sentence, or None.
+    `reads` names the keys of the section `rollout` that this engine reads but not all engines do. If `spans_devices`,
+    an engine is split over `tensor_model_parallel_size` devices; otherwise it runs on one. With `memory` "pool" it
+    takes `gpu_memory_utilization` of a device and releases it while it sleeps; with "sequences" its weights stay, and
+    its cache grows with the sequences that it generates at a time. `check_installation` is the code of a function
+    without arguments that returns what is missing, or None. `check_model` is the code of a torch-free function of
+    `ModelFacts` that returns why the installed engine cannot run a model, as the end of a sentence, or None.
     """
 
     reads: tuple[str, ...] = ()

@@ -71,7 +71,7 @@ METRICS = Registry(
             "score that the reward source gave, before any KL penalty",
             _BATCH,
         ),
-        _metric(f"critic/rewards/{_STATS}", "score", "score less the KL penalty of the response", _BATCH),
+        _metric(f"critic/rewards/{_STATS}", "score", "score minus the KL penalty of the response", _BATCH),
         _metric(f"critic/advantages/{_STATS}", "", "advantage of each token", _BATCH),
         _metric(f"critic/returns/{_STATS}", "score", "return of each token", _BATCH),
         _metric(
@@ -97,7 +97,7 @@ METRICS = Registry(
         _metric(
             "reward/failed",
             "responses",
-            "responses whose scoring failed, also if a constant replaced the score",
+            "responses whose scoring failed, even if a constant replaced the score",
             _BATCH,
         ),
         _metric("reward/failed/{kind}", "responses", "the same for one kind of failure", _BATCH),
@@ -149,7 +149,9 @@ METRICS = Registry(
             "updates that were not made because the gradient was not finite",
             "iiverl_core.training.backend:StepResult",
         ),
-        _metric("actor/{name}", "", "what a policy loss reports under this name, mean over tokens", _ACTOR),
+        _metric(
+            "actor/{name}", "", "metric of this name reported by a policy loss, mean over tokens", _ACTOR
+        ),
         _metric("rollout/kl", "nats/token", "KL of the engine's distribution from the trainer's", _ACTOR),
         _metric(
             "rollout/ratio/{mean,max}", "ratio", "trainer's probability of a token over the engine's", _ACTOR
@@ -173,7 +175,7 @@ METRICS = Registry(
         _metric(
             "train/missing_groups",
             "groups",
-            "groups by which the batch stayed short; with filter_groups",
+            "groups missing from a full batch; with filter_groups",
             _ROLLOUTS,
         ),
         _metric(f"response_length/{_STATS}", "tokens", "tokens of a response", _BATCH),
@@ -209,14 +211,14 @@ METRICS = Registry(
             "share of the devices' peak FLOP/s that the update uses; on known devices",
             "iiverl_core.telemetry.flops:mfu",
         ),
-        _metric("timing_s/gen", "s", "generating, with the scoring that it hides", _TIMERS),
+        _metric("timing_s/gen", "s", "generating, with the scoring that overlaps it", _TIMERS),
         _metric("timing_s/reward", "s", "waiting for scores after the last response", _TIMERS),
         _metric("timing_s/old_log_prob", "s", "log-probs of the policy before the update", _TIMERS),
         _metric("timing_s/ref", "s", "log-probs of the reference", _TIMERS),
         _metric("timing_s/values", "s", "values", _TIMERS),
         _metric("timing_s/adv", "s", "advantages", _TIMERS),
         _metric("timing_s/update_{actor,critic}", "s", "updates of a model", _TIMERS),
-        _metric("timing_s/update_weights", "s", "weights from the trainer to the engines", _TIMERS),
+        _metric("timing_s/update_weights", "s", "weight sync from the trainer to the engines", _TIMERS),
         _metric(
             "timing_s/save_checkpoint", "s", "copying a checkpoint, and waiting for the one before", _TIMERS
         ),
@@ -268,4 +270,4 @@ METRICS = Registry(
         ),
     ),
 )
-"""In the order of the documentation; the first pattern that matches a name describes it."""
+"""In the order of `docs/metrics.md`; the first pattern that matches a name describes it."""

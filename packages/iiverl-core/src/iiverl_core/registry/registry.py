@@ -13,7 +13,7 @@ from iiverl_core.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Something that a configuration can name: what it is, and where its code is.
+    """Something that a configuration can name, and the location of its code.
 
     `name` is its name in the YAML file, `aliases` are other names, `summary` is one line without a full stop. `code` is
     `"module:attribute"`, imported by `load`, so that an info costs nothing until it is used.
@@ -52,7 +52,7 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
 
     Other packages add infos under an entry-point group. The value of an entry point refers to an info, which is registered
     by its own `name`. Entry points are read on first use. One that cannot be used does not affect the others: `broken` has
-    the reason. `absent` are infos that are listed while no installed package has their names.
+    the reason. `absent` are infos that are listed while no installed package provides their names.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
         return id(self)
 
     def __getitem__(self, name: str) -> InfoT:
-        return self._by_word[name]
+        return self._by_name[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._by_word
+        return name in self._by_name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found.infos)
@@ -90,7 +90,7 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
     @property
     def names(self) -> tuple[str, ...]:
         """All names and aliases."""
-        return tuple(self._by_word)
+        return tuple(self._by_name)
 
     @property
     def external(self) -> tuple[InfoT, ...]:
@@ -106,7 +106,7 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
         """Find an info by name; `key` is the key of the configuration, and `also` ends the list of known names.
 
         Raises:
-            ConfigError: there is no such name; lists the names and the broken entry points.
+            ConfigError: the name is unknown; the message lists the names and the broken entry points.
         """
         if name in self:
             return self[name]
@@ -119,11 +119,11 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
 
     def reload(self) -> None:
         """Read the entry points again on next use, for example after installing a package."""
-        for name in ("_by_word", "_found"):
+        for name in ("_by_name", "_found"):
             self.__dict__.pop(name, None)
 
     @cached_property
-    def _by_word(self) -> dict[str, InfoT]:
+    def _by_name(self) -> dict[str, InfoT]:
         return {word: info for info in self._found.infos.values() for word in info.names}
 
     @cached_property
@@ -133,7 +133,7 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
         broken: dict[str, str] = {}
         for entry in entry_points(group=self.group):
             where = _describe(entry)
-            info = _loaded(entry, self._siblings)
+            info = _load_entry_point(entry, self._siblings)
             if isinstance(info, str):
                 broken[where] = info
             elif isinstance(info, self._kind):
@@ -173,7 +173,7 @@ def load_code(code: str, name: str) -> Any:
         raise ConfigError(f"{name}: cannot import its code {code}: {error}") from error
 
 
-def _loaded(entry: EntryPoint, kind: type[Info]) -> Info | str:
+def _load_entry_point(entry: EntryPoint, kind: type[Info]) -> Info | str:
     """Load the info of an entry point; if that fails, return the reason."""
     try:
         info = entry.load()

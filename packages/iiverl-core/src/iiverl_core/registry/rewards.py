@@ -15,9 +15,9 @@ MANAGER_KEY = "reward_model.reward_manager"
 class RewardSource(Info):
     """A source of scores: `code` is a function of a `RunConfig` that returns a `Scorer`.
 
-    `key` enables it in a configuration: if it is set and not false or, for `MANAGER_KEY`, if it is the name. The source
-    without a key is the default. With `needs_workers`, it runs on the trainer workers, is built after them, and its score
-    is added to that of another source.
+    `key` enables it in a configuration: if it is set and not false or, for `MANAGER_KEY`, if its value is the source's
+    name. The source without a key is the default. With `needs_workers`, it runs on the trainer workers, is built after
+    them, and its score is added to that of another source.
     """
 
     key: str | None = MANAGER_KEY

@@ -16,7 +16,7 @@ GROUP = "iiverl.trackers"
 class TrackerInfo(Info):
     """A tracker: `code` is a function (or class) of a `TrackerSetup` that returns a `Tracker`.
 
-    `package` is the package that it needs, which has a module of the same name.
+    `package` is a required package that has a module of the same name.
     """
 
     package: str | None = None

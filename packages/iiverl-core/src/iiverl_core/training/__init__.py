@@ -1,4 +1,4 @@
-"""Training a model on sampled sequences: the backend's protocol, batching, log-probs and losses. Knows no Ray."""
+"""Training a model on sampled sequences: the backend's protocol, batching, log-probs and losses. Independent of Ray."""
 
 from iiverl_core.config.roles import Role
 from iiverl_core.training.backend import (

@@ -1,8 +1,8 @@
-"""From per-token losses to one number: `loss_agg_mode`.
+"""Aggregation of per-token losses to a single loss: `loss_agg_mode`.
 
-Every mode is a weighted sum over tokens, and the weights depend on lengths alone: all tokens of a sequence weigh the
-same. They are computed over the whole batch before the first forward pass, so a micro-batch's loss is its share of the
-batch's loss: neither the size of micro-batches nor the number of processes changes a gradient.
+Every mode is a weighted sum over tokens. The weights depend only on lengths, and all tokens of a sequence have the same
+weight. They are computed over the whole batch before the first forward pass, so the losses of micro-batches add up to
+the batch's loss: neither the size of micro-batches nor the number of processes changes a gradient.
 
 | mode | loss of B sequences with T tokens in all, L_i in sequence i |
 |---|---|
@@ -19,7 +19,7 @@ from iiverl_core.registry import AGGREGATIONS
 
 
 def token_weights(mode: str, lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
-    """Give the weight of a token of each sequence in the loss of a batch of sequences of these lengths, B numbers.
+    """Compute the weight per token of each sequence in the loss of a batch of sequences of these lengths, B numbers.
 
     `max_tokens_norm` is the constant that `seq-mean-token-sum-norm` divides by: the longest response allowed.
 
@@ -34,7 +34,7 @@ def token_weights(mode: str, lengths: Sequence[int], max_tokens_norm: float) -> 
 
 
 def token_mean(lengths: Sequence[int], max_tokens_norm: float) -> list[float]:
-    """Weigh all tokens of the batch the same; the weights of all tokens sum to 1."""
+    """Give all tokens of the batch the same weight, with a sum of 1."""
     return [1 / sum(lengths)] * len(lengths)
 
 

@@ -1,8 +1,8 @@
-"""The seam between the algorithm and parallelism.
+"""The interface between the algorithm and parallelism.
 
-Core owns the algorithm: it builds micro-batches, computes losses and divides the work over processes. A backend owns
-parallelism: it builds a model from a Hugging Face path, runs it forward and backward over the micro-batches it is
-given, steps an optimizer, and gives weights and gradients by Hugging Face name.
+Core owns the algorithm: it builds micro-batches, computes losses and distributes the work over processes. A backend
+owns parallelism: it builds a model from a Hugging Face path, runs it forward and backward over given micro-batches,
+steps an optimizer, and exports weights and gradients by Hugging Face name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, Offload,
 from iiverl_core.config.roles import Role
 from iiverl_core.samples import TokenSequence
 
-if TYPE_CHECKING:  # the controller knows these types and runs without torch
+if TYPE_CHECKING:  # the controller uses these types and runs without torch
     import torch
     from torch import Tensor
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # the controller knows these types and runs without torch
 class ModelSpec:
     """Everything a backend needs to build one model on its share of the devices.
 
-    `optim` is None for a model that is only run forward. `default_dtype` is that of the master weights where the
-    configuration names none.
+    `optim` is None for a model that is only run forward. `default_dtype` is that of the master weights if the
+    configuration sets none.
     """
 
     role: Role
@@ -59,10 +59,10 @@ class ParallelRank:
 class MicroBatch:
     """A few sequences that go through the model together.
 
-    `arrays_T` holds numbers per trained token (old log-probs, advantages, …), flat over sequences, and `weights_T` the
+    `arrays_T` has values per trained token (old log-probs, advantages, …), flat over sequences, and `weights_T` the
     weight of each trained token in the loss of the whole batch. `inv_num_tokens` is one over the batch's number of
-    trained tokens, for metrics that are means over tokens. Both are zero in a dummy, which keeps processes in step if
-    one has nothing to do.
+    trained tokens, for metrics that are means over tokens. Both are zero in a dummy micro-batch, which keeps
+    processes in step if one has no work.
     """
 
     sequences: list[TokenSequence]
@@ -73,7 +73,7 @@ class MicroBatch:
 
     @cached_property
     def segments(self) -> Segments:
-        """Numbers of trained tokens per sequence.
+        """Segments of the trained tokens of each sequence.
 
         Raises:
             ValueError: a sequence has none.
@@ -87,10 +87,10 @@ class MicroBatch:
 class Outputs:
     """Model outputs for a micro-batch, fp32.
 
-    Empty on a process without the model's last layer. A policy gives `log_probs_T` of each trained token at the
-    micro-batch's temperature and, if asked for, `entropy_T`, in nats. A critic gives `values_T`, of the state before
-    each trained token: its head's output at the position that predicts the token. A reward model gives `scores_B`, its
-    head's output at the last token of each sequence.
+    Empty on a process without the model's last layer. A policy returns `log_probs_T` of each trained token at the
+    micro-batch's temperature and, if requested, `entropy_T`, in nats. A critic returns `values_T`, of the state before
+    each trained token: its head's output at the position that predicts the token. A reward model returns `scores_B`,
+    its head's output at the last token of each sequence.
     """
 
     log_probs_T: Tensor | None = None
@@ -100,15 +100,15 @@ class Outputs:
 
 
 Loss: TypeAlias = Callable[[Outputs, MicroBatch], "tuple[Tensor, dict[str, Tensor]]"]
-"""Gives a micro-batch's share of the batch's loss, and metrics whose sum over all micro-batches and processes is the
-batch's value, or whose maximum is where the name ends in `/max` (`training.metrics.merge`)."""
+"""Returns a micro-batch's contribution to the batch's loss, and metrics whose sum over all micro-batches and processes
+is the batch's value, or whose maximum is, if the name ends in `/max` (`training.metrics.merge`)."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step: the gradient's norm before clipping, and whether the step was taken.
+    """The result of an optimizer step: the gradient's norm before clipping, and whether the step was taken.
 
-    A step whose gradient is not finite is not taken.
+    A step is not taken if its gradient is not finite.
     """
 
     grad_norm: float
@@ -121,7 +121,7 @@ class TrainingBackend(Protocol):
     parallel_rank: ParallelRank
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Build the model. `torch.distributed` is up, with one process a device."""
+        """Build the model. `torch.distributed` is initialized, with one process per device."""
         ...
 
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
@@ -138,8 +138,8 @@ class TrainingBackend(Protocol):
     ) -> dict[str, float]:
         """Add the gradient of the losses' sum, over all micro-batches and processes, and return this process's metrics.
 
-        `entropy` asks for `Outputs.entropy_T`. If it is only reported, `entropy_gradient` false spares its backward pass
-        and the memory for that.
+        `entropy` requests `Outputs.entropy_T`. If it is only reported, set `entropy_gradient` to false to save its
+        backward pass and the memory for it.
         """
         ...
 
@@ -148,24 +148,25 @@ class TrainingBackend(Protocol):
         ...
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors by the names that Hugging Face checkpoints use, one at a time, the same on every process."""
+        """Yield full tensors by the names of Hugging Face checkpoints, one at a time, the same on every process."""
         ...
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Give the whole gradient under the names of `named_weights`, without buffers, and clear it.
+        """Yield the full gradient under the names of `named_weights`, without buffers, and clear it.
 
-        It is that of the losses' sum over all processes, before clipping, and the same on every process.
+        It is the gradient of the losses' sum over all processes, before clipping, and the same on every process.
         """
         ...
 
     def parameter_count(self) -> int:
-        """Parameters of the whole model."""
+        """Count the parameters of the whole model."""
         ...
 
     def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
-        """Copy weights, optimizer and random states, and write them into `folder` in the background, each process its part.
+        """Copy weights, optimizer and random states, and write them to `folder` in the background, from all processes.
 
-        Without `optimizer`, its state is left out, and nothing can `load` the rest to train on. Training may continue at once. A model has one save in progress at most.
+        Without `optimizer`, the optimizer's state is omitted, and the result cannot be loaded by `load`. Training may
+        continue at once. At most one save per model may be in progress.
 
         Returns:
             A function that waits for the files of all processes. All processes call it in the same order among their
@@ -177,9 +178,9 @@ class TrainingBackend(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Take over what `save` wrote, by however many processes, in whatever layout.
+        """Load what `save` wrote, with any number of processes and any parallel layout.
 
         Raises:
-            CheckpointError: it is not whole, or of another model.
+            CheckpointError: the files are incomplete, or belong to another model.
         """
         ...

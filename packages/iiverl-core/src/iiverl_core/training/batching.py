@@ -19,12 +19,12 @@ def make_micro_batch(
     temperature: float = 1.0,
     device: torch.device,
 ) -> MicroBatch:
-    """Join B sequences, their `arrays` by name, (trained,) each, and the loss weight per token of each sequence.
+    """Combine B sequences, their `arrays` by name, (trained,) each, and the loss weight per token of each sequence.
 
-    A reward model reads sequences that may have no trained token: its micro-batches have neither arrays nor weights.
+    The sequences of a reward model may have no trained tokens; its micro-batches have neither arrays nor weights.
 
     Raises:
-        ValueError: there are weights, and a sequence without trained tokens.
+        ValueError: there are weights, and a sequence has no trained tokens.
     """
     weights_T = torch.zeros(0, dtype=torch.float64, device=device)
     if weights:
@@ -40,7 +40,7 @@ def make_micro_batch(
 
 
 def dummy_micro_batch(names: Sequence[str], device: torch.device) -> MicroBatch:
-    """Make the smallest micro-batch that adds nothing to a loss, with zeros for the arrays `names`."""
+    """Create the smallest micro-batch that adds nothing to a loss, with zeros for the arrays `names`."""
     zero = np.zeros(1, dtype=np.float32)
     sequence = TokenSequence.single_turn([0], np.zeros(1, dtype=np.int64), zero)
     return make_micro_batch([sequence], {name: [zero] for name in names}, [0.0], device=device)

@@ -1,4 +1,4 @@
-"""From the scores of a whole step to its advantages and returns."""
+"""Advantages and returns from the scores of a whole step."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from iiverl_core.config import AlgorithmConfig
 
 @dataclass(frozen=True)
 class ScoredStep:
-    """The rollouts of a step that have a score, and the numbers known of their trained tokens.
+    """The scored rollouts of a step, with the values of their trained tokens.
 
-    `segments` counts the trained tokens of each rollout; those of all its sequences lie one after another. `scores_B`,
+    `segments` counts the trained tokens of each rollout; those of all its sequences are concatenated. `scores_B`,
     `group_B` (int64) and, if the estimator needs it, `baseline_B` have one entry per rollout. `old_T`, `ref_T`
     (log-probs, nats), if KL goes into the reward, and `values_T`, with a critic, have one entry per trained token.
     """
@@ -38,10 +38,10 @@ class Estimated:
 
 
 def estimate(step: ScoredStep, estimator: Estimator, algorithm: AlgorithmConfig, kl_coef: float) -> Estimated:
-    """Put the score on the last token, take the KL penalty from every token, and estimate advantages.
+    """Put the score on the last token, subtract the KL penalty from every token, and estimate advantages.
 
     Raises:
-        ValueError: the estimator needs what the step does not have, or gave something of another shape.
+        ValueError: the estimator needs values that the step does not have, or its results are invalid.
     """
     rewards_T = step.segments.at_last(step.scores_B)
     kl_T = torch.zeros_like(rewards_T)
@@ -62,9 +62,9 @@ def estimate(step: ScoredStep, estimator: Estimator, algorithm: AlgorithmConfig,
 
 
 def explained_variance(values_T: Tensor, returns_T: Tensor) -> float | None:
-    """Say how much of the returns the critic foresees: 1 - var(returns - values) / var(returns).
+    """Compute the fraction of the returns' variance that the critic explains: 1 - var(returns - values) / var(returns).
 
-    1 is all, 0 no more than their mean would; below 0 worse than that. None where the returns do not vary.
+    1 is perfect, 0 as good as predicting the mean, negative worse than that. None if the returns do not vary.
     """
     if returns_T.numel() < 2 or returns_T.var() == 0:
         return None

@@ -1,8 +1,8 @@
-"""Arrange sequences of different lengths in one rectangle of token ids, as the model takes it.
+"""Arrange sequences of different lengths in one rectangle of token ids, the input of a model.
 
-`packed` puts all sequences into one row, each with positions from zero; it wastes nothing and needs attention that
-knows where a sequence ends (variable-length kernels, or a block-diagonal mask). `padded` gives each sequence a row,
-filled up on the right. A causal model never looks to the right, so a padded row needs no mask at all.
+`packed` puts all sequences into one row, each with positions from zero. It has no padding, and needs attention that
+respects sequence boundaries (variable-length kernels, or a block-diagonal mask). `padded` gives each sequence a row,
+padded on the right. A causal model never attends to the right, so a padded row needs no mask.
 
 Suffixes: `_BL` rows and columns of the rectangle, `_S` sequences, `_T` trained tokens, `_TV` their logits over the
 vocabulary.
@@ -22,7 +22,7 @@ from iiverl_core.samples import TokenSequence
 class Layout:
     """Inputs of a causal model, and the positions in its output that predict the trained tokens.
 
-    `position_ids_BL` is None if positions simply count from zero. `rows_T` and `columns_T` are the position that
+    `position_ids_BL` is None if positions count from zero in every row. `rows_T` and `columns_T` are the position that
     predicts each trained token, and `targets_T` is that token; `last_rows_S` and `last_columns_S` are the last token of
     each sequence. A language model computes the logits of the columns `keep` only (`logits_to_keep` of transformers: a
     number counts from the right, a tensor lists columns).
@@ -39,7 +39,7 @@ class Layout:
 
     def pick(self, logits: Tensor) -> Tensor:
         """Take the logits that predict the trained tokens, (B, kept, V) → (T, V)."""
-        if self.keep is self.columns_T:  # one row, in which each column is a token's
+        if self.keep is self.columns_T:  # one row, and each column belongs to one token
             return logits[0]
         if isinstance(self.keep, Tensor):
             return logits[self.rows_T, torch.searchsorted(self.keep, self.columns_T)]
@@ -86,7 +86,7 @@ def lay_out(sequences: Sequence[TokenSequence], *, packed: bool, device: torch.d
 
 
 def _kept_columns(columns: Tensor, trained: Sequence[np.ndarray], width: int) -> int | Tensor:
-    """Choose the columns of padded rows: from the first that counts on, or their union if trained tokens have gaps."""
+    """Select the columns of padded rows: from the first needed one on, or a union if trained tokens have gaps."""
     if any(len(at) and at[-1] - at[0] + 1 != len(at) for at in trained):
         return columns.unique()
     return width - int(columns.min()) if len(columns) else 1

@@ -14,8 +14,8 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the log-prob of each target under the softmax of logits / temperature, and that softmax's entropy.
 
-    The entropy is computed if asked for. Without `entropy_gradient` it keeps nothing for a backward pass. Both (T,), in
-    nats, at least fp32 whatever the logits are in.
+    The entropy is computed only if requested. Without `entropy_gradient` it keeps nothing for a backward pass. Both are
+    (T,), in nats, in fp32 or the dtype of the logits if that is more precise.
     """
     dtype = torch.promote_types(logits_TV.dtype, torch.float32)
     logits_TV = logits_TV.to(dtype) / temperature

@@ -14,25 +14,25 @@ from iiverl_core.training.backend import Loss, MicroBatch, Outputs
 
 
 def policy_loss_settings(config: LossConfig) -> PolicyLossSettings:
-    """Take the options of the policy losses from the configuration, which has them under the same names."""
+    """Read the options of the policy losses from the configuration, which has the same names."""
     return PolicyLossSettings(
         **{each.name: getattr(config, each.name) for each in fields(PolicyLossSettings)}
     )
 
 
 def rollout_correction(config: RolloutCorrectionConfig) -> RolloutCorrection:
-    """Read the weights against a mismatch of engine and trainer from where the configuration has them."""
+    """Convert the configuration of the rollout correction to its settings."""
     low, high = config.rejection_bounds
     return RolloutCorrection(config.rollout_is, config.rollout_is_threshold, config.rollout_rs, low, high)
 
 
 def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutCorrection) -> Loss:
-    """Make the loss  w · policy - entropy_coeff · entropy + kl_loss_coef · KL(π, π_ref)  that the configuration asks for.
+    """Create the configured loss  w · policy - entropy_coeff · entropy + kl_loss_coef · KL(π, π_ref).
 
-    Micro-batches hold `advantages`; `old_log_probs` too unless the weights have not changed since the responses were
-    sampled, when the ratio is 1 by definition; `ref_log_probs` where `use_kl_loss` is on; `token_mask` if the policy
-    loss has selected tokens of the mini-batch. `rollout_log_probs`, where they are there, are compared with the
-    trainer's old ones, and give the weights w that `correction` asks for.
+    Micro-batches have `advantages`; `old_log_probs`, unless the weights have not changed since the responses were
+    sampled and the ratio is 1 by definition; `ref_log_probs` with `use_kl_loss`; and `token_mask` if the policy loss
+    selects tokens of the mini-batch. `rollout_log_probs`, if present, are compared with the trainer's old log-probs and
+    give the weights w that `correction` configures.
     """
     settings = policy_loss_settings(config)
 
@@ -69,7 +69,7 @@ def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutC
 
 
 def critic_loss(config: LossConfig) -> Loss:
-    """Make the critic's clipped loss. Micro-batches hold `returns`, and the `values` from before the step's first update."""
+    """Create the critic's clipped loss. Micro-batches have `returns`, and the `values` before the first update."""
 
     def loss(outputs: Outputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         values_T = outputs.values_T
@@ -90,12 +90,12 @@ def critic_loss(config: LossConfig) -> Loss:
 
 
 def _mismatch_metrics(log_ratio_T: Tensor, inv_num_tokens: float) -> dict[str, Tensor]:
-    """Compare engine and trainer; a filler, which has no share, compares nothing."""
-    apart = mismatch(log_ratio_T)
+    """Compare engine and trainer; a dummy micro-batch contributes nothing."""
+    differences = mismatch(log_ratio_T)
     return {
-        "rollout/kl": apart["kl"].sum() * inv_num_tokens,
-        "rollout/ratio/mean": apart["ratio"].sum() * inv_num_tokens,
-        "rollout/ratio/max": apart["ratio"].max() * (inv_num_tokens > 0),
+        "rollout/kl": differences["kl"].sum() * inv_num_tokens,
+        "rollout/ratio/mean": differences["ratio"].sum() * inv_num_tokens,
+        "rollout/ratio/max": differences["ratio"].max() * (inv_num_tokens > 0),
     }
 
 

@@ -1,4 +1,4 @@
-"""How parts of a batch's metrics become the batch's: most add up, and those named `…/max` are maxima."""
+"""Merge the metrics of the parts of a batch: most are sums, and those named `…/max` are maxima."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
@@ -10,7 +10,7 @@ Value = TypeVar("Value", float, "Tensor")
 
 
 def merge(total: dict[str, Value], part: Mapping[str, Value]) -> None:
-    """Take the metrics of one more part (a micro-batch, a process) into `total`."""
+    """Merge the metrics of another part (a micro-batch, a process) into `total`."""
     for name, value in part.items():
         if name not in total:
             total[name] = value
@@ -23,11 +23,11 @@ def merge(total: dict[str, Value], part: Mapping[str, Value]) -> None:
 def _larger(one: Value, other: Value) -> Value:
     if isinstance(one, float | int) or isinstance(other, float | int):
         return max(one, other)
-    return one.maximum(other)  # without waiting for a GPU
+    return one.maximum(other)  # does not synchronize with a GPU
 
 
 def over_updates(updates: list[Mapping[str, float]]) -> dict[str, float]:
-    """Describe several updates at once: the mean of each metric, or its maximum where it is one."""
+    """Summarize several updates: the mean of each metric, or the maximum of those named `…/max`."""
     return {
         name: max(values) if name.endswith("/max") else sum(values) / len(values)
         for name, values in ((name, [update[name] for update in updates]) for name in updates[0])

@@ -1,4 +1,4 @@
-"""Write a model as transformers and vLLM read it: a folder of safetensors, configuration and tokenizer."""
+"""Write a model in the format of transformers and vLLM: a folder of safetensors, configuration and tokenizer."""
 
 import json
 from collections.abc import Iterable
@@ -21,32 +21,33 @@ INDEX = "model.safetensors.index.json"
 def write_safetensors(
     weights: Iterable[tuple[str, Tensor]], folder: Path, *, write: bool, shard_bytes: int = 4 * 2**30
 ) -> None:
-    """Write named weights into files of about `shard_bytes`, and what says which is where.
+    """Write named weights into files of about `shard_bytes`, with an index of them.
 
-    `weights` are those of `TrainingBackend.named_weights`, which all processes go through together; one of them writes.
-    No more than one file's weights are in memory. What lies in the folder already stays, but for a model's weights.
+    `weights` are those of `TrainingBackend.named_weights`, which all processes iterate over together; one of them
+    writes. The weights of at most one file are in memory. Weights already in the folder are replaced; other files are
+    kept.
     """
     files: dict[Path, list[str]] = {}
-    waiting: dict[str, Tensor] = {}
-    total = held = 0
+    pending: dict[str, Tensor] = {}
+    total = pending_bytes = 0
 
     def flush() -> None:
-        nonlocal held
-        if waiting:
+        nonlocal pending_bytes
+        if pending:
             file = folder / f"writing-{len(files):05d}.safetensors"
-            save_file(waiting, file, metadata={"format": "pt"})
-            files[file] = list(waiting)
-            waiting.clear()
-            held = 0
+            save_file(pending, file, metadata={"format": "pt"})
+            files[file] = list(pending)
+            pending.clear()
+            pending_bytes = 0
 
     if write:
         folder.mkdir(parents=True, exist_ok=True)
     for name, value in weights:
         if write:
-            waiting[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)
-            held += value.nbytes
+            pending[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)
+            pending_bytes += value.nbytes
             total += value.nbytes
-            if held >= shard_bytes:
+            if pending_bytes >= shard_bytes:
                 flush()
     if not write:
         return

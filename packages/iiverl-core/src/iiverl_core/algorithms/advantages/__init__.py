@@ -1,4 +1,4 @@
-"""Advantage estimators, one per file; their table is `iiverl_core.registry.algorithms`."""
+"""Advantage estimators, one per file, listed in `iiverl_core.registry.algorithms`."""
 
 from iiverl_core.algorithms.advantages.base import (
     AdvantageBatch,

@@ -1,4 +1,4 @@
-"""What every advantage estimator takes and gives."""
+"""Inputs and outputs of the advantage estimators."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +13,12 @@ from iiverl_core.algorithms.segments import Segments
 class AdvantageBatch:
     """The scored responses of a whole step.
 
-    `rewards_T` is the reward of each token: the score on the last one, less a KL penalty on each where KL goes into
-    the reward. `group_B` (int64, 0 … G-1) says which prompt each response answers. Responses without a score are not
-    in here.
+    `rewards_T` is the reward of each token: the score on the last one, minus a KL penalty on each if KL is part of
+    the reward. `group_B` (int64, 0 … G-1) is the index of each response's prompt. Responses without a score are not
+    included.
 
-    `values_T` is what the critic expects of the rewards from each token on, before the token is chosen; None without
-    a critic. `baseline_B` is the score of the greedy response to the same prompt; None unless the estimator asks for
-    it.
+    `values_T` is the critic's estimate, before each token is sampled, of the rewards from that token on; None without a
+    critic. `baseline_B` is the score of the greedy response to the same prompt; None unless the estimator requests it.
     """
 
     rewards_T: Tensor
@@ -32,7 +31,7 @@ class AdvantageBatch:
 @dataclass(frozen=True)
 class AdvantageSettings:
     """Options of the estimators: the discount `gamma` of a reward one token later, GAE's `lam`, and whether GRPO
-    and its pass@k kind divide by the group's standard deviation (Dr. GRPO does not)."""
+    and its pass@k variant divide by the group's standard deviation (Dr. GRPO does not)."""
 
     gamma: float = 1.0
     lam: float = 1.0
@@ -40,15 +39,15 @@ class AdvantageSettings:
 
 
 EstimatorFunction: TypeAlias = Callable[[AdvantageBatch, AdvantageSettings], tuple[Tensor, Tensor]]
-"""Gives the advantage and the return of each token, `(advantages_T, returns_T)`."""
+"""Returns the advantage and the return of each token, `(advantages_T, returns_T)`."""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """An advantage estimator, and what it asks of a step.
+    """An advantage estimator and its requirements.
 
-    Groups with fewer scored responses than `min_group_size` are left out of the step. With `greedy_baseline`, each
-    prompt is answered once more, greedily, and the score of that is the group's baseline.
+    Groups with fewer scored responses than `min_group_size` are dropped from the step. With `greedy_baseline`, each
+    prompt gets an additional response, decoded greedily, whose score is the group's baseline.
     """
 
     function: EstimatorFunction
@@ -56,5 +55,5 @@ class Estimator:
     greedy_baseline: bool = False
 
     def __call__(self, batch: AdvantageBatch, settings: AdvantageSettings) -> tuple[Tensor, Tensor]:
-        """Give the advantage and the return of each token, (T,) each."""
+        """Compute the advantage and the return of each token, (T,) each."""
         return self.function(batch, settings)

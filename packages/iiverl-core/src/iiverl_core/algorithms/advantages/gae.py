@@ -1,20 +1,20 @@
-"""GAE: how much better a token did than the critic had expected, looked at over all horizons.
+"""GAE: the exponentially weighted average of n-step advantage estimates from a critic.
 
-With r_t the reward of token t, V_t what the critic expects of the rewards from token t on, and V = 0 after the last,
+With r_t the reward of token t, V_t the critic's estimate of the rewards from token t on, and V = 0 after the last,
 
     δ_t = r_t + γ V_{t+1} - V_t,        Â_t = Σ_{k≥t} (γλ)^{k-t} δ_k,        returns_t = Â_t + V_t
 
 (Schulman et al. 2015, arXiv:1506.02438, eq. 16). The advantages are Â whitened over all tokens of the step, mean 0 and
-variance 1, which is PPO's custom and not that paper's; returns, which the critic learns, are not. λ = 1 takes the
-rewards for what they are, λ = 0 the critic's word after one token. Returns are in the reward's unit; advantages have
-none. A response cut off at its largest length counts as ended, as in verl.
+variance 1, which is common in PPO but not part of the paper; the returns, which the critic learns, are not whitened.
+λ = 1 uses the observed rewards, λ = 0 the critic's estimate after one token. Returns are in the reward's unit;
+advantages have none. A response truncated at the length limit is treated as terminated, as in verl.
 
-Instead of backwards token by token, the sum is taken by doubling, in O(T log longest response): see
+The sum is computed by doubling in O(T log longest response) instead of backwards token by token: see
 `Segments.discounted_sum`.
 
-- Rewards count at the token where they stand: a token is credited with its own and later ones.
-- The group is not looked at: neither a group of one nor one without variance is anything special.
-- A response of one token has Â = r - V and its reward as return. No tokens give no advantages.
+- Rewards count at their own token: a token is credited with its own and later rewards.
+- Groups are ignored: a group of one and a group without variance are not special cases.
+- A response of one token has Â = r - V and its reward as return. An empty batch gives empty advantages.
 - A step whose Â are all equal, and a step of a single token, have advantage 0, exactly. In verl the latter is an error.
 """
 
@@ -25,10 +25,10 @@ from iiverl_core.algorithms.advantages.whitening import whiten
 
 
 def gae(batch: AdvantageBatch, settings: AdvantageSettings) -> tuple[Tensor, Tensor]:
-    """Whitened advantages, and returns for the critic, of each token, (T,) each.
+    """Compute whitened advantages, and returns for the critic, of each token, (T,) each.
 
     Raises:
-        ValueError: the batch holds no values.
+        ValueError: the batch has no values.
     """
     if batch.values_T is None:
         raise ValueError(

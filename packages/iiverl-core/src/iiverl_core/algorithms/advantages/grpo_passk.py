@@ -1,19 +1,19 @@
-"""Pass@k: only the best response to a prompt counts, by how far it surpasses the second best.
+"""Pass@k: only the best response to a prompt has an advantage, its margin over the second best.
 
 With R_i the sum of the rewards of response i, over the n responses to the same prompt,
 
     A_i = max_j R_j - max_{j≠i} R_j,        divided by (std_j R_j + 1e-6) with `norm_by_std`,
 
-the same for each of its tokens: what the group's best reward would lose without response i. This is the leave-one-out
-advantage of the objective "the best of k" with k = n (Tang et al. 2025, arXiv:2503.19595), and 0 for all
-but the best response. Dividing by the unbiased standard deviation is GRPO's habit, not that paper's. Advantages are
-never negative: nothing is pushed down, and only the first of the good answers pushes up.
+the same for each of its tokens: how much the group's best reward would drop without response i. This is the
+leave-one-out advantage of the objective "the best of k" with k = n (Tang et al. 2025, arXiv:2503.19595), and 0 for all
+but the best response. Dividing by the unbiased standard deviation follows GRPO, not the paper. Advantages are never
+negative: no response is made less likely directly.
 
-- Rewards count wherever in the response they stand, by their sum alone.
+- Only the sum of a response's rewards matters, not their position.
 - A group of one has nothing to be compared with: its advantage is 0. In verl it is an error.
-- A group whose best reward two responses share has advantage 0 throughout, and so has one without variance. With
-  rewards of 0 and 1, that is every group in which not exactly one response is right.
-- A response of one token is like any other; no responses give no advantages.
+- If two responses share a group's best reward, the whole group has advantage 0, as does a group without variance. With
+  rewards of 0 and 1, that is every group in which not exactly one response is correct.
+- A response of one token is not a special case. An empty batch gives empty advantages.
 """
 
 import torch
@@ -24,11 +24,11 @@ from iiverl_core.algorithms.advantages.groups import EPSILON, Groups
 
 
 def grpo_passk(batch: AdvantageBatch, settings: AdvantageSettings) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of each token, (T,) each; the two are the same, as there is no critic."""
+    """Compute advantages and returns of each token, (T,) each; without a critic, the two are equal."""
     reward_B = batch.segments.sum(batch.rewards_T)
     groups = Groups(batch.group_B)
 
-    # By group, and within each by reward: a group's best comes last of it, after its second best.
+    # Sort by group, then by reward: the last two of each group are its second best and its best.
     order_B = reward_B.argsort()
     order_B = order_B[batch.group_B[order_B].argsort(stable=True)]
     sorted_B = batch.group_B[order_B]

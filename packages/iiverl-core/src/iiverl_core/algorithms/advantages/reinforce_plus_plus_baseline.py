@@ -5,15 +5,16 @@ With R_i the sum of the rewards of response i, over the responses j to the same 
     D_i = R_i - mean_j R_j,        A_i = (D_i - mean D) / √(var D + 1e-8),
 
 the same for each of its tokens; mean and unbiased variance of D over all tokens of the step (Hu et al. 2025,
-arXiv:2501.03262). Unlike GRPO, all prompts are divided by the same number, so one of small variance does not get a
-large weight. Every token weighs the same in the mean, as in verl. Advantages have no unit.
+arXiv:2501.03262). Unlike in GRPO, all prompts are divided by the same number, so a prompt of small variance does not
+get a large weight. Every token has the same weight in the mean, as in verl. Advantages have no unit.
 
-- Rewards count wherever in the response they stand, by their sum alone; `gamma` is not used.
-- A group of one has nothing to be compared with: its advantage is 0, and it has no part in mean and variance. In verl
+- Only the sum of a response's rewards matters, not their position; `gamma` is not used.
+- A group of one has nothing to be compared with: its advantage is 0, and it is excluded from mean and variance. In verl
   its D is the reward itself.
-- A group whose responses all have the same reward has D = 0 and with it the advantage -mean D / √(var D + 1e-8). That
-  is 0 where all responses are equally long, and else says whether the step's better responses are the longer ones.
-- A response of one token is like any other; no responses give no advantages. A step whose D are all equal has
+- A group whose responses all have the same reward has D = 0 and therefore the advantage -mean D / √(var D + 1e-8). That
+  is 0 if all responses have the same length; otherwise its sign depends on whether the step's better responses are
+  longer or shorter.
+- A response of one token is not a special case. An empty batch gives empty advantages. A step whose D are all equal has
   advantage 0, exactly.
 """
 
@@ -26,7 +27,7 @@ from iiverl_core.algorithms.advantages.whitening import whiten
 
 
 def reinforce_plus_plus_baseline(batch: AdvantageBatch, settings: AdvantageSettings) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of each token, (T,) each; the two are the same, as there is no critic."""
+    """Compute advantages and returns of each token, (T,) each; without a critic, the two are equal."""
     groups = Groups(batch.group_B)
     centred_T = batch.segments.expand(groups.centred(batch.segments.sum(batch.rewards_T)))
     compared_T = batch.segments.expand(groups.count_B > 1)

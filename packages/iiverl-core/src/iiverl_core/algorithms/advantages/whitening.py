@@ -3,15 +3,15 @@
 from torch import Tensor
 
 EPSILON = 1e-8
-"""Added to the variance, so that tokens of almost equal values stay finite."""
+"""Added to the variance, so that almost equal values stay finite."""
 
 
 def whiten(x_T: Tensor) -> Tensor:
     """Subtract the mean of all tokens and divide by the root of their unbiased variance plus 1e-8, (T,) → (T,).
 
-    Every token weighs the same, so a response weighs as much as it is long. A single token, and tokens that all have
-    the same value, give exactly 0: the mean is taken of distances from the smallest, where a large value that all have
-    in common leaves no rounding error. No tokens give no tokens.
+    Every token has the same weight, so a response is weighted by its length. A single token, and tokens of equal value,
+    give exactly 0: the mean is taken over distances from the minimum, so a large common offset causes no rounding
+    error. An empty tensor is returned as it is.
     """
     tokens = x_T.numel()
     if not tokens:

@@ -1,4 +1,4 @@
-"""Policy losses, one per file; their table is `iiverl_core.registry.algorithms`."""
+"""Policy losses, one per file, listed in `iiverl_core.registry.algorithms`."""
 
 from iiverl_core.algorithms.policy_losses.base import (
     LossFunction,

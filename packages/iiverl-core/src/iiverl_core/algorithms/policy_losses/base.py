@@ -1,4 +1,4 @@
-"""What every policy loss takes and gives, and the pieces that most of them share."""
+"""Inputs and outputs of the policy losses, and helpers that most of them share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from iiverl_core.algorithms.segments import Segments
 
-BOUND = 20.0  # of a token's log-ratio, so that its exponential stays finite in fp32
+MAX_LOG_RATIO = 20.0  # keeps the exponential of a log-ratio finite in fp32
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """The tokens of some whole responses: those of a micro-batch, or of a mini-batch.
+    """The tokens of the responses of a micro-batch or mini-batch.
 
     `log_probs_T` are the policy's, with gradient; `old_log_probs_T` those of the policy before the step's first update.
-    `token_mask_T` (bool) holds the tokens that `PolicyLoss.select_tokens` picked, where the loss has it.
+    `token_mask_T` (bool) marks the tokens selected by `PolicyLoss.select_tokens`, if the loss has one.
     """
 
     log_probs_T: Tensor
@@ -27,19 +27,19 @@ class PolicyBatch:
 
     @property
     def log_ratio_T(self) -> Tensor:
-        """Log π - log π_old of each token in nats, (T,), clamped to ±20; without gradient beyond."""
-        return (self.log_probs_T - self.old_log_probs_T).clamp(-BOUND, BOUND)
+        """Log π - log π_old of each token in nats, (T,), clamped to ±20; the gradient is zero beyond that."""
+        return (self.log_probs_T - self.old_log_probs_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 @dataclass(frozen=True)
 class PolicyLossSettings:
     """Options of the policy losses.
 
-    `clip_low` and `clip_high` say how far the ratio π/π_old may fall below 1 and rise above it; what is compared with
-    them differs in `geo_mean` (log-ratios), `dppo_tv` and `dppo_kl` (divergences). `clip_dual` is the ratio at which
-    dual clip and DPPO's truncation set in. `tau_pos` and `tau_neg` are SAPO's temperatures for positive and other
-    advantages. `clip_cov_ratio` and `kl_cov_ratio` are shares of a mini-batch's tokens, `clip_cov_lb` and `clip_cov_ub`
-    the covariances between which `clip_cov` picks, and `ppo_kl_coef` the weight of `kl_cov`'s penalty.
+    `clip_low` and `clip_high` limit how far the ratio π/π_old may fall below 1 and rise above it; `geo_mean` applies
+    them to log-ratios, `dppo_tv` and `dppo_kl` to divergences. `clip_dual` is the ratio at which dual clip and DPPO's
+    truncation take effect. `tau_pos` and `tau_neg` are SAPO's temperatures for positive and other advantages.
+    `clip_cov_ratio` and `kl_cov_ratio` are fractions of a mini-batch's tokens, `clip_cov_lb` and `clip_cov_ub` the
+    covariances between which `clip_cov` selects, and `ppo_kl_coef` is the weight of `kl_cov`'s penalty.
     """
 
     clip_low: float = 0.2
@@ -55,18 +55,18 @@ class PolicyLossSettings:
 
 
 LossFunction: TypeAlias = Callable[[PolicyBatch, PolicyLossSettings], tuple[Tensor, dict[str, Tensor]]]
-"""Gives the loss of each token, (T,), and metrics of each token, (T,), whose mean over all tokens is reported under
+"""Returns the loss of each token, (T,), and metrics of each token, (T,), whose mean over all tokens is logged under
 `actor/`."""
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A policy loss, and what it asks of a step.
+    """A policy loss and its requirements.
 
-    A loss sees one micro-batch at a time. One that compares tokens across the whole mini-batch does so in `select_tokens`,
-    which gets all of it at once, under the weights that the update starts from, and returns a bool for each token,
-    (T,): so the gradient does not depend on how the mini-batch is cut. `loss_agg_mode`, where given, is part of the
-    algorithm and stands in for the configuration's.
+    A loss sees one micro-batch at a time. A loss that compares tokens across the whole mini-batch does so in
+    `select_tokens`, which gets the whole mini-batch under the weights before the update and returns a bool per token,
+    (T,), so that the gradient does not depend on how the mini-batch is split. `loss_agg_mode`, if given, is part of the
+    algorithm and replaces that of the configuration.
     """
 
     function: LossFunction
@@ -74,12 +74,12 @@ class PolicyLoss:
     loss_agg_mode: str | None = None
 
     def __call__(self, batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-        """Give the loss of each token, (T,), and metrics of each token by name, (T,)."""
+        """Compute the loss of each token, (T,), and metrics of each token by name, (T,)."""
         return self.function(batch, settings)
 
 
 def surrogates(ratio_T: Tensor, advantages_T: Tensor, settings: PolicyLossSettings) -> tuple[Tensor, Tensor]:
-    """Give -A r with the ratio as it is, and with the ratio clipped to [1 - clip_low, 1 + clip_high], (T,) each."""
+    """Compute -A r with the ratio unclipped, and with the ratio clipped to [1 - clip_low, 1 + clip_high], (T,) each."""
     bounded_T = ratio_T.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     return -advantages_T * ratio_T, -advantages_T * bounded_T
 
@@ -87,10 +87,10 @@ def surrogates(ratio_T: Tensor, advantages_T: Tensor, settings: PolicyLossSettin
 def clip_metrics(
     log_ratio_T: Tensor, clipped_T: Tensor, clipped_lower_T: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Name what most losses report, (T,) each: which tokens are clipped, and the k1 estimate of KL(π_old, π) in nats.
+    """Return the metrics of most losses, (T,) each: clipped tokens, and the k1 estimate of KL(π_old, π) in nats.
 
-    `pg_clipfrac_lower` counts what a second bound clips, for most losses one on the side of negative advantages; it is
-    0 where there is none.
+    `pg_clipfrac_lower` counts the tokens clipped by a second bound, in most losses one for negative advantages; it is 0
+    if the loss has no such bound.
     """
     x_T = log_ratio_T.detach()
     return {

@@ -4,12 +4,12 @@ With r = π(token) / π_old(token), A its advantage, and sg[·] taken without gr
 
     L = -sg[clip(r, 1 - low, 1 + high)] A log π(token)        MiniMax 2025, arXiv:2506.13585
 
-for each token, in the paper averaged over all tokens of the batch (`token-mean`). PPO takes the gradient from a token
-whose ratio has left the bounds; here it keeps one of bounded weight. The paper sets no lower bound, only `high`: a
-`low` of 1 or more does that, while the default of 0.2, verl's too, bounds from below as well.
+for each token, in the paper averaged over all tokens of the batch (`token-mean`). In PPO a token whose ratio is out of
+bounds loses its gradient; here it keeps a gradient of bounded weight. The paper sets no lower bound, only `high`: a
+`low` of 1 or more reproduces that, while the default of 0.2, as in verl, also bounds the weight from below.
 
-The value of the loss means little, since its gradient alone is that of the objective. The log-ratio is clamped to ±20.
-Each token stands for itself: a response of one token is no special case.
+Only the gradient of this loss is that of the objective; its value is not meaningful. The log-ratio is clamped to ±20.
+Tokens are independent: a response of one token is not a special case.
 """
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from iiverl_core.algorithms.policy_losses.base import PolicyBatch, PolicyLossSet
 
 
 def cispo(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of each token, and as metrics the tokens whose weight is clipped, and the KL from the old policy."""
+    """Compute the loss of each token; metrics are the tokens of clipped weight and the KL from the old policy."""
     log_ratio_T = batch.log_ratio_T.detach()
     ratio_T = log_ratio_T.exp()
     weight_T = ratio_T.clamp(1 - settings.clip_low, 1 + settings.clip_high)

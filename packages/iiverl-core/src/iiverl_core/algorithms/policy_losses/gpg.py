@@ -1,12 +1,11 @@
-"""GPG: the plain policy gradient, without ratio and without clipping.
+"""GPG: the plain policy gradient, without a ratio and without clipping.
 
     L = -A log π(token)                                   Chu et al. 2025, arXiv:2504.02546
 
-for each token, A being its advantage; what is particular to the method lies in the advantage (`adv_estimator: gpg`).
-The gradient takes the samples for the policy's own: it is right for the first update of a step, and the further off the
-more updates a step makes, for which `ppo_kl` is reported beyond what verl reports. The value of the loss means little,
-since its gradient alone is that of the objective. Each token stands for itself: a response of one token is no special
-case.
+for each token, with A its advantage; the specifics of the method are in the advantage (`adv_estimator: gpg`). The
+gradient assumes samples of the current policy: it is correct for the first update of a step and less accurate with each
+further update, so `ppo_kl` is reported, which verl does not do. Only the gradient of this loss is that of the
+objective; its value is not meaningful. Tokens are independent: a response of one token is not a special case.
 """
 
 from torch import Tensor
@@ -15,5 +14,5 @@ from iiverl_core.algorithms.policy_losses.base import PolicyBatch, PolicyLossSet
 
 
 def gpg(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of each token, and as metric the KL from the old policy."""
+    """Compute the loss of each token; the metric is the KL from the old policy."""
     return -batch.advantages_T * batch.log_probs_T, {"ppo_kl": -batch.log_ratio_T.detach()}

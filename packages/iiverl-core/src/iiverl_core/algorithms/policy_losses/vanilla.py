@@ -5,9 +5,9 @@ With r = π(token) / π_old(token) and A its advantage,
     L = max(-A r, -A clip(r, 1 - low, 1 + high))                 Schulman et al. 2017, arXiv:1707.06347, eq. 7
     L = min(L, -A dual)                          where A < 0     Ye et al. 2020, arXiv:1912.09729, eq. 5
 
-`low` and `high` differ in DAPO's clip-higher (Yu et al. 2025, arXiv:2503.14476, section 3.1). Without dual clip a
-token of negative advantage whose ratio has grown large gives an unbounded loss. The log-ratio is clamped to ±20 so
-that its exponential stays finite in fp32. Each token stands for itself: a response of one token is no special case.
+`low` and `high` differ in DAPO's clip-higher (Yu et al. 2025, arXiv:2503.14476, section 3.1). Without dual clip, the
+loss of a token with negative advantage and a large ratio is unbounded. The log-ratio is clamped to ±20 so that
+its exponential stays finite in fp32. Tokens are independent: a response of one token is not a special case.
 """
 
 import torch
@@ -22,11 +22,11 @@ from iiverl_core.algorithms.policy_losses.base import (
 
 
 def vanilla(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of each token, and as metrics the tokens clipped, those clipped from below, and the KL from the old policy."""
+    """Compute the loss of each token; metrics are tokens clipped, also by dual clip, and the KL from the old policy."""
     log_ratio_T, advantages_T = batch.log_ratio_T, batch.advantages_T
-    free_T, bound_T = surrogates(log_ratio_T.exp(), advantages_T, settings)
-    clipped_T = torch.maximum(free_T, bound_T)
+    unclipped_T, bounded_T = surrogates(log_ratio_T.exp(), advantages_T, settings)
+    clipped_T = torch.maximum(unclipped_T, bounded_T)
     dual_T = -advantages_T * settings.clip_dual
     negative_T = advantages_T < 0
     losses_T = torch.where(negative_T, torch.minimum(clipped_T, dual_T), clipped_T)
-    return losses_T, clip_metrics(log_ratio_T, bound_T > free_T, (clipped_T > dual_T) & negative_T)
+    return losses_T, clip_metrics(log_ratio_T, bounded_T > unclipped_T, (clipped_T > dual_T) & negative_T)
