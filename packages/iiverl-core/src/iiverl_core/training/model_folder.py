@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -78,7 +79,8 @@ def write_description(run: RunConfig, role: Role, folder: Path, dtype: str | Non
     if role == "critic":
         if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
             raise ConfigError(f"transformers has no token classification for {config.model_type}")
-        config.architectures = [MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)].__name__]
+        model_class: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+        config.architectures = [model_class.__name__]
         config.num_labels = 1
     config.save_pretrained(folder)
     with suppress(OSError):  # not every model has generation settings
