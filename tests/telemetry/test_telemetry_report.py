@@ -106,7 +106,7 @@ def test_a_checkpoint_is_named_and_its_model_can_be_written_to(tmp_path: Path):
     (checkpoint / "actor" / "huggingface").mkdir(parents=True)
     *_, last = told(tmp_path, checkpoint=checkpoint)
     _, option, code = shlex.split(last)
-    assert option == "-c" and f"pipeline('text-generation', '{checkpoint}/actor/huggingface')" in code
+    assert option == "-c" and f'pipeline("text-generation", "{checkpoint}/actor/huggingface")' in code
     compile(code, "next", "exec")
 
 

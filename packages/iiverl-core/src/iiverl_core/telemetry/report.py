@@ -141,10 +141,9 @@ def _validations(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 def _next(folder: Path, samples: Path | None, checkpoint: Path | None) -> str:
     if checkpoint is not None and (model := checkpoint / "actor" / "huggingface").is_dir():
-        message = '[{"role": "user", "content": input("> ")}]'
         code = (
-            f"from transformers import pipeline; write = pipeline('text-generation', {_show(model)!r}); "
-            f"print(write({message})[0]['generated_text'][-1]['content'])"
+            f'from transformers import pipeline; write = pipeline("text-generation", {json.dumps(_show(model))}); '
+            'print(write([{"role": "user", "content": input("> ")}])[0]["generated_text"][-1]["content"])'
         )
         return f"write to the model:\n  {_tool('python')} -c {shlex.quote(code)}"
     if samples is not None and (dumps := [path for path in samples.glob("*.parquet") if path.stem.isdigit()]):
