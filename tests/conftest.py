@@ -109,18 +109,21 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Callable[..., Ranks]]":
-    """Give a group of `size` processes that have imported `modules`; it lives until another one is asked for."""
+    """Give a group of `size` processes that have imported `modules`; it ends with the test's module.
+
+    Idle, its gloo threads still wake hundreds of times per second, which would slow the tests of other modules.
+    """
     from ranks import Ranks
 
     groups: dict[tuple[int, tuple[str, ...]], Ranks] = {}
 
     def get(size: int, *modules: str) -> Ranks:
         key = size, modules
-        for other in groups.keys() - {key}:
-            groups[other].close()
-        return groups.setdefault(key, Ranks(size, tmp_path_factory.mktemp("ranks"), modules))
+        if key not in groups:
+            groups[key] = Ranks(size, tmp_path_factory.mktemp("ranks"), modules)
+        return groups[key]
 
     yield get
     for group in groups.values():
