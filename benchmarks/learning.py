@@ -58,6 +58,7 @@ def overrides(name: str, inputs: Path, folder: Path, seed: int, steps: int) -> l
         f"custom_reward_function.path={QUICKSTART}/reward.py",
         "trainer.runtime=local",
         "trainer.n_gpus_per_node=1",
+        "trainer.save_freq=-1",
         f"trainer.total_training_steps={steps}",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
