@@ -65,21 +65,15 @@ def kill_something(run: subprocess.Popen[bytes], chance: random.Random) -> str:
     return victim
 
 
-def last_step(folder: Path) -> int:
-    """Return the last step in the metrics."""
-    return max((record["step"] for record in records(folder)), default=0)
-
-
 def records(folder: Path) -> list[dict[str, Any]]:
-    """Read the metrics that are no times, a record per step."""
-    steps: dict[int, dict[str, Any]] = {}
+    """Read the metrics of each step, without times; half a line, which a kill leaves, is left out."""
     path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.endswith("}"):
-            record = json.loads(line)
-            kept = {name: value for name, value in record.items() if not name.startswith(TIMES)}
-            steps.setdefault(record["step"], {}).update(kept)
-    return [steps[step] for step in sorted(steps)]
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith(TIMES)}
+        for line in lines
+        if line.endswith("}")
+    ]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -94,17 +88,20 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def differences(folder: Path, other: Path, steps: int) -> list[str]:
-    """List what is not equal in two finished runs."""
-    found = []
-    if records(folder) != records(other):
-        found.append("metrics")
-    for step in range(1, steps + 1):
-        one, two = (pq.read_table(each / "samples" / f"{step}.parquet") for each in (folder, other))
-        if one != two:
-            found.append(f"samples of step {step}")
-    one, two = (tensors(each / f"global_step_{steps}" / "actor") for each in (folder, other))
-    found += [name for name in one if not torch.equal(one[name], two[name])]
+def differences(folder: Path, other: Path, step: int) -> list[str]:
+    """List what is not equal in two runs that ended with the same step."""
+    found = [] if records(folder) == records(other) else ["metrics"]
+    names = {path.name for each in (folder, other) for path in (each / "samples").glob("*.parquet")}
+    for name in sorted(names):
+        paths = [each / "samples" / name for each in (folder, other)]
+        if not all(path.exists() for path in paths) or pq.read_table(paths[0]) != pq.read_table(paths[1]):
+            found.append(f"samples/{name}")
+    for role in sorted(path.name for path in (other / f"global_step_{step}").iterdir() if path.is_dir()):
+        one, two = (tensors(each / f"global_step_{step}" / role) for each in (folder, other))
+        found += [f"{role}: {name}" for name in one.keys() ^ two.keys()]
+        found += [
+            f"{role}: {name}" for name in one.keys() & two.keys() if not torch.equal(one[name], two[name])
+        ]
     return found
 
 
@@ -140,7 +137,7 @@ def main() -> int:
             time.sleep(chance.uniform(0.1, alone))
             if run.poll() is not None:
                 continue
-            reached = last_step(killed)
+            reached = max((record["step"] for record in records(killed)), default=0)
             victim = kill_something(run, chance)
             kills[victim] += 1
             saved = [int(path.name.rpartition("_")[2]) for path in killed.glob("global_step_[0-9]*")]

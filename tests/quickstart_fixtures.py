@@ -3,21 +3,35 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from iiverl_core.config import Loaded, load
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def load_script(path: Path) -> Any:
+    """Import a script that is no module of a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def differences() -> Callable[[Path, Path, int], list[str]]:
+    """What is not equal to the last bit in two runs: metrics without times, samples, and the last checkpoint."""
+    return load_script(BENCHMARKS / "survival.py").differences
 
 
 @pytest.fixture(scope="session")
 def quickstart_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what `make_inputs.py` writes."""
-    spec = importlib.util.spec_from_file_location("make_inputs", QUICKSTART / "make_inputs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(QUICKSTART / "make_inputs.py")
     folder = tmp_path_factory.mktemp("inputs")
     module.make_data(folder)
     module.make_model(folder / "model")

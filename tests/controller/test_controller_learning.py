@@ -1,26 +1,15 @@
 """Every algorithm learns: a short version of `benchmarks/learning.py`."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
+from quickstart_fixtures import BENCHMARKS, load_script
 
-
-def _benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "learning.py"
-    spec = importlib.util.spec_from_file_location("learning", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-LEARNING = _benchmark()
+LEARNING = load_script(BENCHMARKS / "learning.py")
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ class _Save:
 
     open: ExitStack
     folder: Path
+    metrics: dict[str, float]
     expected: dict[str, int]
+    written: bool = False
     publishing: Future[None] | None = None
 
 
@@ -51,11 +53,10 @@ class Checkpointer:
         """Return whether to save a step: every `save_freq` steps, and the last one."""
         return self.enabled and (last or step % self._run.trainer.save_freq == 0)
 
-    def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def begin(self, state: TrainState) -> None:
         """Copy the state after a step, and start writing it; an earlier save is finished first.
 
-        Args:
-            metrics: metrics of the step, used by `trainer.save_best`.
+        Without `checkpoint.async_save`, wait until it is written.
 
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written; older checkpoints are untouched.
@@ -63,6 +64,7 @@ class Checkpointer:
         self.finish()
         check_space(self._run.folder, self._size)
         with ExitStack() as stack:
+            metrics: dict[str, float] = {}
             expected: dict[str, int] = {}
             block = write(self._run.folder, state.step, metrics=metrics, expected=expected)
             folder = stack.enter_context(block)
@@ -70,7 +72,17 @@ class Checkpointer:
             for name, value in self._facts.items():
                 write_json(folder / name, value)
             self._workers.begin_save(folder)
-            self._save = _Save(stack.pop_all(), folder, expected)
+            self._save = _Save(stack.pop_all(), folder, metrics, expected)
+        if not self._run.checkpoint.async_save:
+            self._wait_until_written(self._save)
+
+    def commit(self, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of the step, by which `trainer.save_best` chooses; the save may become a checkpoint from now on.
+
+        So a step that can be resumed from is always one that has been reported.
+        """
+        if self._save is not None:
+            self._save.metrics.update(metrics)
         if not self._run.checkpoint.async_save:
             self.finish()
 
@@ -78,16 +90,13 @@ class Checkpointer:
         """Start publishing the save in progress, if any: wait for its files, but not until they are hashed.
 
         Raises:
-            CheckpointError: a worker could not write, or an earlier save could not be published.
+            CheckpointError: a worker could not write, or the files could not be published.
         """
         save = self._save
         if save is None:
             return
         if save.publishing is None:
-            with ExitStack() as stack:
-                stack.push(save.open)
-                save.expected.update(self._workers.finish_save(save.folder))
-                stack.pop_all()
+            self._wait_until_written(save)
             save.publishing = self._thread.submit(self._publish, save)
         elif save.publishing.done():
             self.finish()
@@ -106,6 +115,12 @@ class Checkpointer:
         if save is not None and save.publishing is None:
             save.open.__exit__(RuntimeError, RuntimeError("the run has ended"), None)
         self._thread.shutdown()
+
+    def _wait_until_written(self, save: _Save) -> None:
+        if save.written:
+            return
+        save.expected.update(self._workers.finish_save(save.folder))
+        save.written = True
 
     def _publish(self, save: _Save) -> None:
         save.open.close()

@@ -75,29 +75,29 @@ class Trainer:
         if trainer.val_only:
             return
         with self.stop.heeded() if self.checkpoints.enabled else nullcontext():
-            while state.step < self.plan.total_steps and not self.stop.requested:
-                metrics = self.next_step()
-                last = state.step == self.plan.total_steps or self.stop.requested
-                if self.checkpoints.due(state.step, last=last):
-                    self.save(metrics)
+            last = state.step == self.plan.total_steps
+            while not last:
+                last = self.next_step()
             self.checkpoints.finish()
 
-    def next_step(self) -> Mapping[str, float]:
-        """Run the next step, with a validation if one is due; return its metrics."""
+    def next_step(self) -> bool:
+        """Run the next step, validate and save if due, and report it; return whether it is the last."""
         trainer, step = self.run.trainer, self.state.step + 1
+        final = step == self.plan.total_steps
         with self.timers("step"):
             record = self.step(step)
-            last = step == self.plan.total_steps
-            if self.plan.val_prompts and trainer.test_freq > 0 and (last or step % trainer.test_freq == 0):
+            if self.plan.val_prompts and trainer.test_freq > 0 and (final or step % trainer.test_freq == 0):
                 record.metrics |= self.validate(step)
         self.state.step = step
-        return self.observer.step_done(record)
-
-    def save(self, metrics: Mapping[str, float]) -> None:
-        """Start saving the state after the current step."""
-        with self.timers("save_checkpoint"), self.observer.phase("checkpoint"):
-            self.checkpoints.save(self.state, metrics)
-        self.observer.log({}, self.state.step)
+        last = final or self.stop.requested  # asked once: a later request ends the next step
+        saves = self.checkpoints.due(step, last=last)
+        if saves:
+            with self.timers("save_checkpoint"), self.observer.phase("checkpoint"):
+                self.checkpoints.begin(self.state)
+        metrics = self.observer.step_done(record)
+        if saves:
+            self.checkpoints.commit(metrics)
+        return last
 
     def step(self, step: int) -> StepRecord:
         """Run one training step: generate, score, estimate advantages, update."""
