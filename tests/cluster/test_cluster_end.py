@@ -142,7 +142,7 @@ def test_a_run_whose_worker_is_killed_starts_again_and_ends_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
     def overrides(folder: str) -> list[str]:
-        saving = ("trainer.total_training_steps=60", "trainer.save_freq=5")
+        saving = ("trainer.total_training_steps=24", "trainer.save_freq=5")
         return quickstart_overrides(*saving, runtime="ray", folder=folder)
 
     run = Run(overrides("killed"), tmp_path / "log")
@@ -157,4 +157,4 @@ def test_a_run_whose_worker_is_killed_starts_again_and_ends_with_the_same_bits(
     assert "Traceback" not in log
     undisturbed = Run(overrides("whole"), tmp_path / "whole.log")
     assert undisturbed.process.wait(timeout=120) == 0
-    assert differences(tmp_path / "killed", tmp_path / "whole", 60) == []
+    assert differences(tmp_path / "killed", tmp_path / "whole", 24) == []
