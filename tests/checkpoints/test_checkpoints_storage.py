@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from iiverl_core.checkpoints import (
+    MANIFEST,
+    POINTER,
     check_space,
     check_writable,
+    checkpoints,
     clean,
+    delete,
     files_in,
     latest,
     read_json,
@@ -20,7 +24,6 @@ from iiverl_core.checkpoints import (
     write,
     write_json,
 )
-from iiverl_core.checkpoints.storage import MANIFEST, POINTER, checkpoints, delete
 from iiverl_core.errors import CheckpointError
 
 CONTENT = {

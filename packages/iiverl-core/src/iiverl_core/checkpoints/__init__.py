@@ -9,15 +9,18 @@ from iiverl_core.checkpoints.compare import (
     versions,
 )
 from iiverl_core.checkpoints.foreign import ForeignCheckpoint, recognise
-from iiverl_core.checkpoints.retention import best, keep_limit, prune, superfluous
-from iiverl_core.checkpoints.storage import (
+from iiverl_core.checkpoints.manifest import (
     CONFIG_FILE,
     DATASET_FILE,
     MANIFEST,
-    POINTER,
     STATE_FILE,
     VERSIONS_FILE,
     Checkpoint,
+    verify,
+)
+from iiverl_core.checkpoints.retention import best, keep_limit, prune, superfluous
+from iiverl_core.checkpoints.storage import (
+    POINTER,
     Latest,
     PassedOver,
     check_space,
@@ -28,7 +31,6 @@ from iiverl_core.checkpoints.storage import (
     files_in,
     latest,
     read_json,
-    verify,
     write,
     write_json,
 )

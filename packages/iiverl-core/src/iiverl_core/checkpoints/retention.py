@@ -7,7 +7,8 @@ without one of its roles cannot be resumed, so iiverl keeps or deletes whole che
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from iiverl_core.checkpoints.storage import Checkpoint, checkpoints, delete
+from iiverl_core.checkpoints.manifest import Checkpoint
+from iiverl_core.checkpoints.storage import checkpoints, delete
 
 
 def keep_limit(actor: int | None, critic: int | None, *, only_last: bool = False) -> int | None:

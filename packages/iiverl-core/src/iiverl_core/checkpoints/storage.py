@@ -9,78 +9,39 @@ one that is being deleted; `clean` completes or reverts the operations of a kill
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from iiverl_core.checkpoints.foreign import recognise
+from iiverl_core.checkpoints.manifest import (
+    MANIFEST,
+    STEP_FOLDER,
+    Checkpoint,
+    Report,
+    describe_read_error,
+    hash_files,
+    join_names,
+    manifest_bytes,
+    read_manifest,
+    verify,
+)
 from iiverl_core.errors import CheckpointError
 
-MANIFEST = "manifest.json"
 POINTER = "latest_checkpointed_iteration.txt"
-STATE_FILE, CONFIG_FILE = "train_state.json", "config.json"
-VERSIONS_FILE, DATASET_FILE = "versions.json", "dataset.json"
 
-FORMAT = 1
-FIELDS = {"format", "step", "serial", "created", "metrics", "files", "sha256"}
-STEP_FOLDER = re.compile(r"global_step_(\d+)")
 HIDDEN_FOLDER = re.compile(r"\.global_step_(\d+)\.(tmp|old|deleted)")
 
-CHUNK = 4 << 20
-THREADS = 8
-MAX_NAMED_FILES = 5
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 """Errors of file systems that cannot sync a folder; they order renames by themselves."""
-
-Report: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes read so far and the total bytes, from one thread at a time."""
-
-
-class FileEntry(NamedTuple):
-    """The manifest's entry for a file."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint, as its manifest describes it.
-
-    `serial` counts the checkpoints of a root in the order of publication. The newest is the one with the highest
-    serial, not the highest step, because a run may have gone back to an earlier step. `created` is in Unix seconds.
-    `metrics` are the step's metrics that were passed to `write`. `files` are paths relative to the folder, without the
-    manifest.
-    """
-
-    folder: Path
-    step: int
-    serial: int
-    created: float
-    metrics: Mapping[str, float] = field(repr=False)
-    files: Mapping[str, FileEntry] = field(repr=False)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(entry.size for entry in self.files.values())
-
-    @property
-    def roles(self) -> frozenset[str]:
-        """The folders within the checkpoint, one per trained model: `actor`, `critic`."""
-        return frozenset(name.split("/")[0] for name in self.files if "/" in name)
 
 
 class PassedOver(NamedTuple):
@@ -165,9 +126,9 @@ def _publish(
         serial=1 + max((known.serial for known in checkpoints(root)), default=0),
         created=time.time(),
         metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
-        files=_hash_files(folder, sizes, progress, sync=True),
+        files=hash_files(folder, sizes, progress, sync=True),
     )
-    _write_file(folder / MANIFEST, _manifest(checkpoint))
+    _write_file(folder / MANIFEST, manifest_bytes(checkpoint))
     for directory, _, _ in os.walk(folder, topdown=False):
         _sync_folder(Path(directory))
     if final.exists():
@@ -191,7 +152,7 @@ def _check_expected(folder: Path, sizes: Mapping[str, int], expected: Mapping[st
     unseen = [name for name, size in expected.items() if sizes.get(name) != size]
     if unseen:
         raise CheckpointError(
-            f"{_join_names(unseen)} of {folder} cannot be seen whole from the process that leads the run.\n"
+            f"{join_names(unseen)} of {folder} cannot be seen whole from the process that leads the run.\n"
             "Set trainer.default_local_dir to a folder on a file system that all machines share."
         )
 
@@ -220,83 +181,6 @@ def delete(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)  # left by an earlier deletion
     folder.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def verify(folder: Path, *, hashes: bool = True, progress: Report | None = None) -> Checkpoint:
-    """Check that a checkpoint is as it was written; without `hashes`, check only the files' names and sizes.
-
-    Files that the manifest does not list are ignored.
-
-    Raises:
-        CheckpointError: it is not; the message names the invalid files.
-    """
-    checkpoint = read_manifest(folder)
-    sizes: dict[str, int] = {}
-    problems: list[str] = []
-    for name, entry in checkpoint.files.items():
-        try:
-            sizes[name] = (folder / name).stat().st_size
-        except OSError as error:
-            problems.append(f"{name} {_describe_read_error(error)}")
-            continue
-        if sizes[name] != entry.size:
-            problems.append(f"{name} has {sizes.pop(name)} bytes instead of {entry.size}")
-    if hashes:
-        found = _hash_files(folder, sizes, progress, problems)
-        problems += [
-            f"{name} has changed since it was written (its SHA-256 differs)"
-            for name, entry in found.items()
-            if entry != checkpoint.files[name]
-        ]
-    if problems:
-        raise CheckpointError(f"{folder} is not a valid checkpoint: {_join_names(problems, '; ')}")
-    return checkpoint
-
-
-def read_manifest(folder: Path) -> Checkpoint:
-    """Read a checkpoint's manifest without checking the other files.
-
-    Raises:
-        CheckpointError: the manifest is missing, or is not as it was written.
-    """
-    path = folder / MANIFEST
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        if not (folder / STATE_FILE).exists() and (foreign := recognise(folder)):
-            raise CheckpointError(foreign.explain()) from error
-        raise CheckpointError(
-            f"{folder} is not a valid checkpoint: {MANIFEST} {_describe_read_error(error)}"
-        ) from error
-    try:
-        known = json.loads(content)
-        if not isinstance(known, dict):
-            raise ValueError
-        if known.get("format") == FORMAT and (extra := known.keys() - FIELDS):
-            raise CheckpointError(
-                f"{folder} is not a valid checkpoint: {MANIFEST} has unknown fields: {_join_names(sorted(extra))}"
-            )
-        if isinstance(known.get("format"), int) and known["format"] > FORMAT:
-            raise CheckpointError(
-                f"{folder} was written by a later version of iiverl ({MANIFEST} has format {known['format']}, this "
-                f"version reads {FORMAT}).\nUpgrade iiverl to use it."
-            )
-        files = {name: FileEntry(**entry) for name, entry in known["files"].items()}
-        checkpoint = Checkpoint(
-            folder, known["step"], known["serial"], known["created"], known["metrics"], files
-        )
-        if _manifest(checkpoint) != content:
-            raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is not a valid checkpoint: {MANIFEST} is cut off or has changed since it was written"
-        ) from error
-    named = STEP_FOLDER.fullmatch(folder.name)
-    if named and int(named[1]) != checkpoint.step:
-        raise CheckpointError(
-            f"{folder} is not a valid checkpoint: {MANIFEST} is that of step {checkpoint.step}; was the folder renamed?"
-        )
-    return checkpoint
 
 
 def checkpoints(root: Path) -> list[Checkpoint]:
@@ -434,7 +318,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path} {_describe_read_error(error)}") from error
+        raise CheckpointError(f"{path} {describe_read_error(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 
@@ -446,67 +330,6 @@ def format_size(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
-
-
-def _manifest(checkpoint: Checkpoint) -> bytes:
-    """Serialize a manifest. It ends with its own checksum and has a canonical form, so that any change is detected."""
-    body = {
-        "format": FORMAT,
-        "step": checkpoint.step,
-        "serial": checkpoint.serial,
-        "created": checkpoint.created,
-        "metrics": dict(checkpoint.metrics),
-        "files": {name: entry._asdict() for name, entry in checkpoint.files.items()},
-    }
-    checksum = hashlib.sha256(json.dumps(body, allow_nan=False).encode()).hexdigest()
-    return json.dumps({**body, "sha256": checksum}, allow_nan=False, indent=1).encode() + b"\n"
-
-
-def _hash_files(
-    folder: Path,
-    sizes: Mapping[str, int],
-    progress: Report | None,
-    problems: list[str] | None = None,
-    *,
-    sync: bool = False,
-) -> dict[str, FileEntry]:
-    """Hash files in threads, and with `sync` sync them to disk. Files that cannot be read are added to `problems`."""
-    total, done, lock = sum(sizes.values()), 0, Lock()
-
-    def report(size: int) -> None:
-        nonlocal done
-        if progress is not None:
-            with lock:
-                done += size
-                progress(done, total)
-
-    def entry(name: str) -> FileEntry | None:
-        try:
-            return _hash_file(folder / name, report, sync=sync)
-        except OSError as error:
-            if problems is None:
-                raise
-            problems.append(f"{name} {_describe_read_error(error)}")
-            return None
-
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        entries = dict(zip(sizes, pool.map(entry, sizes), strict=True))
-    return {name: found for name, found in entries.items() if found is not None}
-
-
-def _hash_file(path: Path, report: Callable[[int], None], *, sync: bool) -> FileEntry:
-    digest, size = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        while chunk := os.read(descriptor, CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-            report(len(chunk))
-        if sync:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return FileEntry(size, digest.hexdigest())
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -529,15 +352,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _describe_read_error(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "is missing"
-    return f"cannot be read: {error.strerror}"
-
-
-def _join_names(names: Sequence[str], separator: str = ", ") -> str:
-    shown = separator.join(names[:MAX_NAMED_FILES])
-    more = len(names) - MAX_NAMED_FILES
-    return f"{shown}{separator}and {more} more" if more > 0 else shown

@@ -20,7 +20,6 @@ from iiverl_core.checkpoints import (
     forbidden,
     latest,
     read_json,
-    recognise,
     verify,
     versions,
 )
@@ -95,15 +94,12 @@ def _select_checkpoint(run: RunConfig, mode: str, log: Log) -> Checkpoint | None
         return None
     if mode != "auto":
         folder = Path(run.trainer.resume_from_path or "" if mode == "resume_path" else mode).absolute()
-        if foreign := recognise(folder):
-            raise CheckpointError(foreign.explain())
         return verify(folder)
     if step_folders(run.folder):
         log(f"looking for the newest checkpoint in {run.folder}")  # reading one of many GB takes minutes
     found = latest(run.folder)
-    for folder, reason in found.passed_over:
-        foreign = recognise(folder)
-        log(f"warning: {foreign.explain() if foreign else reason}")
+    for _, reason in found.passed_over:
+        log(f"warning: {reason}")
     if found.pointer_problem:
         log(f"warning: {found.pointer_problem}; the checkpoints themselves say which is the newest")
     return found.checkpoint
