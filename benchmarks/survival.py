@@ -2,9 +2,9 @@
 
     python benchmarks/survival.py [--kills 30] [--steps 120] [--save-freq 10] [--seed 0] [--runtime ray] [--json FILE]
 
-The quickstart trains once undisturbed. Then it trains again, and at random moments SIGKILL goes to the whole process
-group, to the driver alone, or (under Ray) to one of its workers, until `--kills` are used up; a run that ended is
-started again by the same command. Metrics (times apart), the samples of every step and the tensors of the last
+The quickstart trains once undisturbed. Then it trains again and again, and at random moments SIGKILL goes to the whole
+process group, to the driver alone, or (under Ray) to one of its workers, until `--kills` have been sent; a run that
+ended before its last step is started again by the same command. At the end of each run metrics (times apart), the samples of every step and the tensors of the last
 checkpoint have to be equal to the last bit, and no start may repeat more finished steps than `save_freq`.
 """
 
@@ -105,6 +105,32 @@ def differences(folder: Path, other: Path, step: int) -> list[str]:
     return found
 
 
+def train_and_kill(
+    folder: Path, options: argparse.Namespace, chance: random.Random, kills: Counter[str], alone: float
+) -> int:
+    """Train in `folder` to the end, killing while kills are left; return the most finished steps that were repeated."""
+    most, run = 0, start(folder, options)
+    while run.poll() != 0:
+        if run.returncode is not None:
+            run = start(folder, options)
+        if kills.total() >= options.kills:
+            run.wait()
+            continue
+        try:
+            run.wait(timeout=chance.uniform(0.1, 0.8 * alone))
+        except subprocess.TimeoutExpired:
+            reached = max((record["step"] for record in records(folder)), default=0)
+            victim = kill_something(run, chance)
+            kills[victim] += 1
+            saved = [int(path.name.rpartition("_")[2]) for path in folder.glob("global_step_[0-9]*")]
+            repeated = reached - max(saved, default=0)
+            most = max(most, repeated)
+            print(
+                f"kill {kills.total()}: {victim} after step {reached}, {repeated} to be repeated", flush=True
+            )
+    return most
+
+
 def main() -> int:
     """Run both, compare them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -117,52 +143,29 @@ def main() -> int:
     options = parser.parse_args()
     chance = random.Random(options.seed)
     subprocess.run([sys.executable, QUICKSTART / "make_inputs.py"], check=True)
+    kills: Counter[str] = Counter()
+    different: list[str] = []
+    runs = most = 0
     with TemporaryDirectory(prefix="iiverl-survival-") as name:
-        whole, killed = Path(name, "whole"), Path(name, "killed")
+        whole = Path(name, "whole")
         began = time.monotonic()
         if start(whole, options).wait() != 0:
             print((Path(name) / "whole.log").read_text()[-3000:])
             return 1
         alone = time.monotonic() - began
-        kills: Counter[str] = Counter()
-        repeated, starts = [], 1
-        run, reached = start(killed, options), 0
-        while run.poll() is None or run.returncode != 0:
-            if run.poll() is not None:
-                starts += 1
-                run = start(killed, options)
-            if sum(kills.values()) >= options.kills:
-                run.wait()
-                continue
-            time.sleep(chance.uniform(0.1, alone))
-            if run.poll() is not None:
-                continue
-            reached = max((record["step"] for record in records(killed)), default=0)
-            victim = kill_something(run, chance)
-            kills[victim] += 1
-            saved = [int(path.name.rpartition("_")[2]) for path in killed.glob("global_step_[0-9]*")]
-            repeated.append(reached - max(saved, default=0))
-            print(
-                f"kill {sum(kills.values())}: {victim} at step {reached}, {repeated[-1]} to repeat",
-                flush=True,
-            )
-        different = differences(killed, whole, options.steps)
-    result = {
-        "kills": dict(kills),
-        "starts": starts,
-        "most_steps_repeated": max(repeated, default=0),
-        "save_freq": options.save_freq,
-        "different": different,
-    }
+        while kills.total() < options.kills:
+            runs += 1
+            killed = Path(name, f"killed-{runs}")
+            most = max(most, train_and_kill(killed, options, chance, kills, alone))
+            different += differences(killed, whole, options.steps)
     print("| SIGKILL to | times |\n|---|---|")
     print("\n".join(f"| {victim} | {count} |" for victim, count in sorted(kills.items())))
-    print(
-        f"\n{starts} starts; at most {result['most_steps_repeated']} finished steps repeated (save_freq {options.save_freq})"
-    )
+    print(f"\n{runs} runs; at most {most} finished steps repeated (save_freq {options.save_freq})")
     print("equal to the undisturbed run to the last bit" if not different else f"different: {different[:10]}")
     if options.json:
+        result = {"kills": dict(kills), "runs": runs, "most_steps_repeated": most, "different": different}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return int(bool(different) or result["most_steps_repeated"] > options.save_freq)
+    return int(bool(different) or most > options.save_freq)
 
 
 if __name__ == "__main__":
