@@ -289,8 +289,9 @@ def test_the_gradient_is_that_of_the_whole_batch_by_hand(
     assert_same(result, expected)
 
 
-def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path) -> None:
-    backend = FSDPBackend(spec(str(tiny_model_path)))
+@pytest.mark.parametrize("packed", [False, True])
+def test_step_clips_and_moves_every_weight(one_rank, tiny_model_path: Path, packed: bool) -> None:
+    backend = FSDPBackend(spec(str(tiny_model_path), packed=packed))
     before = {name: tensor.clone() for name, tensor in backend.named_weights()}
     loss = loss_config(clip_ratio_low=0.2, clip_ratio_high=0.2)
     backend.forward_backward(

@@ -11,7 +11,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -78,7 +84,15 @@ def build_sharded(spec: ModelSpec) -> nn.Module:
     _load(model, spec, lambda: read(spec, config, dtype))
     if spec.model.use_remove_padding:
         check_packing(model, _transformer(model), spec)
+        reshard(model)  # an optimizer built now would step the gathered copies of the root's weights
     return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the root's gathered weights, which FSDP keeps after a forward pass for the backward pass."""
+    if not isinstance(model, FSDPModule):
+        raise TypeError(f"{type(model).__name__} is not sharded")
+    model.reshard()
 
 
 def _transformer(model: nn.Module) -> PreTrainedModel:
