@@ -124,7 +124,7 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(
 ) -> None:
     from iiverl_core.cluster import ray_engines
 
-    monkeypatch.setattr(ray_engines, "DEATHS", 2)
+    monkeypatch.setattr(ray_engines, "MAX_RESTARTS", 1)
     generate = ray_engines.RayEngines.generate
 
     def disturbed(self, questions, sampling):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("module", ["ray_group", "ray_engines"])
+@pytest.mark.parametrize("module", ["ray_pool", "ray_group", "ray_engines"])
 def test_workers_are_not_started_through_uv(module: str) -> None:
     """Ray looks at the environment once, when it is imported: it has to be set by then, whoever imports Ray first."""
     code = (
@@ -35,7 +35,7 @@ def test_a_worker_sees_the_devices_that_ray_gave_it(
     """Even where the cluster has told Ray to leave the variable alone (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES)."""
     import ray
 
-    from iiverl_core.cluster.ray_group import WorkerActor
+    from iiverl_core.cluster.ray_pool import WorkerActor
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: assigned)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from iiverl_core.cluster.runtime import WorkerError
@@ -98,6 +99,27 @@ def test_a_killed_worker_is_named(group) -> None:
     assert time.monotonic() - started < 15
 
 
+def test_a_group_can_be_started_again_after_a_death(group, quickstart: Make) -> None:
+    from ray.util import placement_group_table
+
+    from iiverl_core.cluster.ray_group import RayGroup
+
+    processes = [psutil.Process(info.pid) for info in group.infos]
+    processes[1].kill()
+    with pytest.raises(WorkerError, match=r"worker 1 .* died"):
+        group.run(Worker.update_rollout_weights, [(1,), (1,)])
+    group.close()
+    group.close()
+    assert not psutil.wait_procs(processes, timeout=30)[1]
+    again = RayGroup(quickstart(runtime="ray").run)
+    try:
+        assert not {info.pid for info in again.infos} & {process.pid for process in processes}
+        assert again.run(Worker.update_rollout_weights, [(1,), (1,)]) == [None, None]
+    finally:
+        again.close()
+    assert {each["state"] for each in placement_group_table().values()} == {"REMOVED"}
+
+
 def test_a_worker_killed_while_generating_is_named(group, quickstart: Make) -> None:
     group.run(Worker.update_rollout_weights, [(0,), (0,)])
     prompt = Prompt(row=0, ids=(1, 2), text="")
@@ -121,9 +143,9 @@ def test_a_model_that_cannot_be_read_is_told_without_a_traceback(quickstart: Mak
 
 
 def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iiverl_core.cluster import ray_group
+    from iiverl_core.cluster import ray_group, ray_pool
 
-    monkeypatch.setattr(ray_group, "PLACEMENT_SECONDS", 1)
+    monkeypatch.setattr(ray_pool, "PLACEMENT_TIMEOUT_S", 1)
     run = quickstart(runtime="ray").run
     trainer = run.trainer.model_copy(update={"n_gpus_per_node": 64})
     with pytest.raises(ConfigError, match=r"could not place 1 × .*CPU.*64"):

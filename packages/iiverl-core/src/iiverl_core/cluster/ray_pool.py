@@ -1,0 +1,321 @@
+"""Processes under Ray: their placement, start and calls, and what happens when one of them dies."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from iiverl_core.cluster.rendezvous import free_init_method
+from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
+from iiverl_core.errors import ConfigError, IIVerlError
+
+T = TypeVar("T")
+PLACEMENT_TIMEOUT_S = 60  # for resources of a shared cluster to come free
+GRACE_S = 3  # how long to wait for news of a death after an exception that may be its consequence
+
+
+class RayStore:
+    """Ray's object store, as a `Store`."""
+
+    def put(self, value: Any) -> Any:
+        """See `Store.put`."""
+        return ray.put(value)
+
+    def get(self, references: Sequence[Any]) -> list[Any]:
+        """See `Store.get`."""
+        return ray.get(list(references))
+
+
+class WorkerActor:
+    """The actor around a worker: builds it, and calls its methods by name.
+
+    The class `worker` is imported with the actor, so that little time passes between `init_method` and `build`.
+    `folder` is where the run was started: the process goes there, since paths in a configuration are relative to it. On
+    a cluster it is a shared one.
+    """
+
+    def __init__(self, worker: Callable[..., Any], folder: str) -> None:
+        if Path(folder).is_dir():
+            os.chdir(folder)
+        if devices := ray.get_gpu_ids():  # Ray does so itself, unless the cluster is set up not to
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+        self._class, self._worker = worker, None
+
+    def ping(self) -> None:
+        """Return."""
+
+    def init_method(self) -> str:
+        """Return an `init_method` on this machine."""
+        return free_init_method(ray.util.get_node_ip_address())
+
+    def build(self, arguments: tuple[Any, ...]) -> Any:
+        """Build the worker, and return its `info`."""
+        worker = self._worker = self._class(*arguments)
+        return worker.info
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Call a method."""
+        return getattr(self._worker, method)(*arguments)
+
+    def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
+        """Call a generator of pairs, and yield their parts in turn; `RayPool.stream` pairs them again.
+
+        So a pair's first part is an object of its own in Ray's store, which outlives this process. Ray loses objects
+        that are only named within what a generator yields.
+        """
+        for stored, passed_on in getattr(self._worker, method)(*arguments):
+            yield stored
+            yield passed_on
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """The processes of a pool, and what happens when one dies.
+
+    Consecutive ranks form replicas of `replica_size` processes, which are of no use without each other: when one dies,
+    so does its replica. Up to `max_restarts` deaths of a replica in a row, with nothing streamed in between, leave it
+    out until `RayPool.start` starts it again; one more raises. With 0, every death does.
+    """
+
+    worker: Callable[..., Any]
+    arguments: Callable[[int, str], tuple[Any, ...]]
+    """The worker's arguments for a rank and the `init_method` of its replica."""
+    device: str
+    bundles: Sequence[int]
+    """Numbers of consecutive ranks that are placed on one machine."""
+    strategy: str
+    """`SPREAD` bundles over machines, or `PACK` them on few."""
+    replica_size: int
+    label: Callable[[int], str]
+    """The name of a rank in messages."""
+    death_hint: str
+    """What to do about deaths, for the last message."""
+    max_restarts: int = 0
+
+
+class RayPool:
+    """Processes under Ray, each an actor around a worker on one device.
+
+    A failed call raises an `IIVerlError` of the worker as it is, and else a `WorkerError` that names the process which
+    failed first. A death counts before an exception: a process that dies makes others fail in their next collective
+    call, and their exceptions may arrive before the news of the death.
+    """
+
+    def __init__(self, spec: PoolSpec, on_death: Callable[[str], None] = lambda message: None) -> None:
+        """Reserve devices, start the processes, and build the workers.
+
+        `on_death` is called with a message as soon as a replica that can be started again died.
+
+        Raises:
+            ConfigError: the cluster does not have the devices.
+            WorkerError: a worker could not be built.
+        """
+        self._spec, self._on_death = spec, on_death
+        self._bundle = [bundle for bundle, size in enumerate(spec.bundles) for _ in range(size)]
+        self._actors: dict[int, Any] = {}
+        self._deaths = [0] * (len(self._bundle) // spec.replica_size)  # of each replica, in a row
+        self._started = False
+        self._placement: PlacementGroup | None = None
+        self.infos: list[Any] = [None] * len(self._bundle)
+        """What each worker is, by rank; None while it is not running."""
+        try:
+            self._placement = reserve(spec.bundles, spec.device, strategy=spec.strategy)
+            self.start()
+            self._started = True
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def running(self) -> list[int]:
+        """The ranks of the processes that are running."""
+        return sorted(self._actors)
+
+    def start(self) -> None:
+        """Start the processes that are not running, side by side.
+
+        Raises:
+            WorkerError: a worker could not be built, or a replica died too often.
+        """
+        while missing := [rank for rank in range(len(self.infos)) if rank not in self._actors]:
+            size = self._spec.replica_size
+            self._actors |= {rank: self._make_actor(rank) for rank in missing}
+            first = {self._actors[rank].init_method.remote(): rank for rank in missing if rank % size == 0}
+            init_methods = self._gather(first, "its start")
+            builds: dict[Any, int] = {}
+            for rank in missing:
+                if rank in self._actors:
+                    arguments = self._spec.arguments(rank, init_methods[rank // size * size])
+                    builds[self._actors[rank].build.remote(arguments)] = rank
+            for rank, info in self._gather(builds, "its start").items():
+                if rank in self._actors:
+                    self.infos[rank] = info
+
+    def call(self, method: Callable[..., T], arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, T]:
+        """Call a method on several ranks at the same time, and return the results by rank.
+
+        All calls are awaited at once, so a failure is noticed while others still hang in a collective call. Results of
+        a replica that died are missing.
+        """
+        calls = {
+            self._actors[rank].call.remote(method.__name__, each): rank for rank, each in arguments.items()
+        }
+        return self._gather(calls, method.__name__)
+
+    def stream(
+        self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Mapping[int, tuple[Any, ...]]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Call a generator of pairs on several ranks, and yield pairs as they come.
+
+        A pair is a reference to its first value, in Ray's store, and the other value. Those that a replica had not
+        yielded when it died are missing.
+        """
+        streams: dict[Any, int] = {
+            self._actors[rank].stream.options(num_returns="streaming").remote(method.__name__, each): rank
+            for rank, each in arguments.items()
+        }
+        while streams:
+            ready: list[Any] = ray.wait(list(streams), num_returns=1, fetch_local=False)[0]
+            stream = ready[0]
+            rank = streams[stream]
+            try:
+                reference = next(stream)
+                value = ray.get(next(stream, reference))  # a failure comes alone
+            except StopIteration:
+                del streams[stream]
+                continue
+            except (RayActorError, RayTaskError) as error:
+                self._fail(rank, method.__name__, error)
+                streams = {each: rank for each, rank in streams.items() if rank in self._actors}
+                continue
+            self._deaths[rank // self._spec.replica_size] = 0
+            yield reference, value
+
+    def close(self) -> None:
+        """End all processes and free their devices. May be called twice."""
+        with undisturbed():
+            for replica in range(len(self._deaths)):
+                self._end(replica)
+            if self._placement is not None:
+                remove_placement_group(self._placement)
+                self._placement = None
+
+    def _make_actor(self, rank: int) -> Any:
+        if self._placement is None:
+            raise RuntimeError("the pool has been closed")
+        actor = ray.remote(WorkerActor).options(
+            num_cpus=1,
+            num_gpus=1 if self._spec.device == "cuda" else 0,
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._placement, placement_group_bundle_index=self._bundle[rank]
+            ),
+        )
+        return actor.remote(self._spec.worker, str(Path.cwd()))
+
+    def _gather(self, calls: dict[Any, int], doing: str) -> dict[int, Any]:
+        results: dict[int, Any] = {}
+        while calls:
+            (call,) = ray.wait(list(calls), num_returns=1)[0]
+            rank = calls.pop(call)
+            try:
+                results[rank] = ray.get(call)
+            except (RayActorError, RayTaskError) as error:
+                self._fail(rank, doing, error)
+                calls = {call: rank for call, rank in calls.items() if rank in self._actors}
+        return results
+
+    def _fail(self, rank: int, doing: str, error: Exception) -> None:
+        """Raise the first cause of a failure, unless that is a death of a replica that can be started again."""
+        replica = rank // self._spec.replica_size
+        death = (rank, error) if isinstance(error, RayActorError) else self._find_death(replica)
+        if death is None:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, IIVerlError):
+                raise error.cause from None
+            raise WorkerError(f"{self._describe(rank)} raised in {doing}:\n{_plain(error)}") from None
+        who = self._describe(death[0])
+        self._deaths[replica] += 1
+        if not self._started or self._deaths[replica] > self._spec.max_restarts:
+            times = f" {self._deaths[replica]} times in a row" if self._deaths[replica] > 1 else ""
+            raise WorkerDiedError(f"{who} died{times} in {doing}. {self._spec.death_hint}\n{death[1]}") from None
+        self._end(replica)
+        self._on_death(f"{who} died")
+
+    def _find_death(self, replica: int) -> tuple[int, RayActorError] | None:
+        """Find a process of a replica that died, or of which the news arrives within `GRACE_S`."""
+        pings = {self._actors[rank].ping.remote(): rank for rank in self._ranks(replica)}
+        deadline = time.monotonic() + GRACE_S
+        while pings and (left := deadline - time.monotonic()) > 0:
+            for ping in ray.wait(list(pings), num_returns=1, timeout=left)[0]:
+                rank = pings.pop(ping)
+                try:
+                    ray.get(ping)
+                except RayActorError as error:
+                    return rank, error
+        return None
+
+    def _end(self, replica: int) -> None:
+        for rank in self._ranks(replica):
+            ray.kill(self._actors.pop(rank))
+            self.infos[rank] = None
+
+    def _ranks(self, replica: int) -> list[int]:
+        size = self._spec.replica_size
+        return [rank for rank in range(replica * size, (replica + 1) * size) if rank in self._actors]
+
+    def _describe(self, rank: int) -> str:
+        info = self.infos[rank]
+        return self._spec.label(rank) + (f" (process {info.pid} on {info.host})" if info else "")
+
+
+def reserve(bundles: Sequence[int], device: str, *, strategy: str) -> PlacementGroup:
+    """Reserve bundles of devices, each on one machine.
+
+    Raises:
+        ConfigError: they do not come free in time.
+    """
+    wanted = [{"CPU": float(n)} | ({"GPU": float(n)} if device == "cuda" else {}) for n in bundles]
+    group = placement_group(wanted, strategy=strategy)
+    try:
+        placed = group.wait(PLACEMENT_TIMEOUT_S)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    if not placed:
+        remove_placement_group(group)
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        raise ConfigError(
+            f"the Ray cluster could not place {len(wanted)} × {wanted[0]} within {PLACEMENT_TIMEOUT_S} s; free now: "
+            f"{free}. Wait for other jobs, or ask for less in trainer.nnodes, trainer.n_gpus_per_node and "
+            "trainer.rollout_devices"
+        )
+    return group
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C in this context."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _plain(error: Exception) -> str:
+    """Remove the colours that Ray puts into its tracebacks."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
