@@ -100,7 +100,7 @@ def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["closes", "http", "silent"],
 )
 def test_something_else_listens(monkeypatch: pytest.MonkeyPatch, serve, reason: str) -> None:
-    monkeypatch.setattr(ray_connection, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(ray_connection, "CONNECT_TIMEOUT_S", 0.5)
     with listening(serve) as address:
         told = message(monkeypatch, address)
     assert f"RAY_ADDRESS={address}: no Ray cluster answers there" in told

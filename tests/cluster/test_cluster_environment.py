@@ -48,7 +48,7 @@ def test_an_engine_waits_for_the_memory_of_the_one_before_it(monkeypatch: pytest
     from iiverl_core.cluster import rollout_worker
 
     free = iter([10, 40, 60, 90, 90, 95])
-    monkeypatch.setattr(rollout_worker, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(rollout_worker, "POLL_S", 0.0)
     monkeypatch.setattr(rollout_worker.torch.cuda, "mem_get_info", lambda: (next(free), 100))
     rollout_worker.await_memory(0.5)
     assert list(free) == [95]

@@ -1,4 +1,4 @@
-"""Advantages of a whole step, and the tokens that a policy loss selects: one worker computes them for all ranks."""
+"""Compute on one worker, for all ranks, the advantages of a step and the tokens that a policy loss selects."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def compute_advantages(
     one another. Their trained tokens make one segment, the last of which gets the score: estimators compare rollouts,
     however many sequences each has.
     """
-    trained: dict[SampleId, int] = {}  # by rollout
+    trained: dict[SampleId, int] = {}  # tokens per rollout
     for sequence in sequences:
         trained[sequence.id] = trained.get(sequence.id, 0) + sequence.trained
     number = {group: i for i, group in enumerate(dict.fromkeys(id.group for id in trained))}

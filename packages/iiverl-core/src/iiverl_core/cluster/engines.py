@@ -1,4 +1,4 @@
-"""The seam between the loop and what generates, wherever that runs."""
+"""The protocol between the training loop and the rollout engines, wherever those run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,9 +16,9 @@ class Engines(Protocol):
     def generate(
         self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
     ) -> Iterator[list[Rollout]]:
-        """Let each engine make the rollouts asked of it; yield them as they finish, each once.
+        """Let each engine make the rollouts of its requests; yield them as they finish, each once.
 
-        An engine that dies is left out from there on; its unfinished requests are not answered.
+        An engine that dies is left out from then on; its unfinished rollouts are missing.
 
         Raises:
             WorkerError: an engine raised, or none is left.
@@ -26,7 +26,7 @@ class Engines(Protocol):
         ...
 
     def update_weights(self, version: int) -> None:
-        """Give every engine the actor's weights, also those that had died and are started anew. Raises as above."""
+        """Give every engine the actor's weights; those that died are started again. Raises as `generate`."""
         ...
 
     def sleep(self, *, discard_weights: bool) -> None:
@@ -37,7 +37,7 @@ class Engines(Protocol):
         ...
 
     def __len__(self) -> int:
-        """How many engines there are."""
+        """Return the number of engines."""
         ...
 
 
@@ -58,8 +58,8 @@ def attach_handles(rollouts: Sequence[Rollout], reference: Any) -> list[Rollout]
 class ColocatedEngines:
     """Engines in the processes that train, on the same devices: they take turns with the memory.
 
-    Each is spread over `size` consecutive processes, the first of which yields its rollouts. Such a process cannot die
-    alone, so an engine's death is the run's. Implements `Engines`.
+    Each is spread over `size` consecutive processes, the first of which yields its rollouts. If one of them dies, the
+    run ends. Implements `Engines`.
     """
 
     def __init__(self, group: WorkerGroup, size: int) -> None:

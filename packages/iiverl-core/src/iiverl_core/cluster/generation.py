@@ -1,4 +1,4 @@
-"""The part of a process that generates: a rollout engine with weights of its own, and rollouts out of its responses."""
+"""Generate in a worker process: a rollout engine with weights of its own, and rollouts made of its responses."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,21 +19,21 @@ from iiverl_core.rollout import (
 )
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 
-STREAM_SECONDS = 0.1  # how long finished rollouts may wait for others that leave with them
+STREAM_INTERVAL_S = 0.1  # between yields, to send several finished rollouts together
 NOT_STORED = Handle(None)
 
 
 class Generator:
     """A rollout engine, or this process's part of one, that takes requests and gives rollouts.
 
-    If an engine spans several devices, all its processes are called alike, and the first gives the rollouts.
+    If an engine spans several devices, all its processes get the same calls, and the first yields the rollouts.
     """
 
     def __init__(self, run: RunConfig, device: torch.device, rank: int) -> None:
         """Build the engine, still without weights; consecutive ranks have one together.
 
         Raises:
-            ConfigError: the engine is not there or cannot run the model, or there is no tokenizer.
+            ConfigError: the engine is not installed or cannot run the model, or there is no tokenizer.
         """
         self._run = run
         self._tokenizer = load_tokenizer(run)
@@ -58,8 +58,8 @@ class Generator:
     ) -> Iterator[tuple[list[TokenSequence], list[Rollout]]]:
         """Make rollouts; yield the sequences of those that are finished, and the rollouts, in one order.
 
-        A runtime puts the sequences into its store and passes the rollouts on (`attach_handles`). A process that put
-        them into a store by itself would take them along when it dies.
+        A runtime puts the sequences into its store and passes the rollouts on (`attach_handles`). If a process
+        stored them itself, they would be lost when it dies.
         """
         params = sampling_params(self._run, sampling)
         finished: list[RolloutTokens] = []
@@ -68,7 +68,7 @@ class Generator:
             if not self._is_output_rank:
                 continue
             finished.append(done)
-            if time.monotonic() - last > STREAM_SECONDS:
+            if time.monotonic() - last > STREAM_INTERVAL_S:
                 yield self._rollouts(finished)
                 finished = []
                 last = time.monotonic()

@@ -1,4 +1,4 @@
-"""The runtime without Ray: one worker in this very process, where a breakpoint works."""
+"""The runtime without Ray: one worker in this process, where breakpoints work."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LocalGroup:
-    """One worker, called directly: what it raises is seen as it is. Implements `WorkerGroup`."""
+    """One worker, called directly, whose exceptions are not wrapped. Implements `WorkerGroup`."""
 
     def __init__(self, run: RunConfig) -> None:
         """Build the worker.

@@ -1,4 +1,4 @@
-"""The arguments and results of worker calls: small; token arrays are named by handles."""
+"""The arguments and results of worker calls; they are small, since handles name the token arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

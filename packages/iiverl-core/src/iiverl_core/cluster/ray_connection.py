@@ -13,7 +13,7 @@ from ray.exceptions import AuthenticationError
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.telemetry.terminal import takes_escape_codes
 
-CONNECT_SECONDS = 5
+CONNECT_TIMEOUT_S = 5
 """How long the head of a cluster may take to answer before it counts as unreachable; Ray itself tries for two minutes."""
 
 _START = "ray start --head on the first machine, ray start --address=FIRST:6379 on each other one"
@@ -75,8 +75,8 @@ def stop_ray() -> None:
 
 
 def _check_cluster(named: str) -> None:
-    """See within seconds that the head of a cluster answers, and lets this process in."""
-    if "://" in named:  # through Ray Client or a plugin, which connect in ways of their own
+    """Check within seconds that the head of a cluster answers, and lets this process in."""
+    if "://" in named:  # Ray Client and plugins connect differently
         return
     address = _resolved(named)
     host, _, port = address.rpartition(":")
@@ -86,7 +86,7 @@ def _check_cluster(named: str) -> None:
         at = f" ({address})" if address != named else ""
         raise ConfigError(
             f"RAY_ADDRESS={named}{at}: no Ray cluster answers there ({reason}). Start one ({_START}), correct "
-            "RAY_ADDRESS, or unset it to start Ray on this machine for the length of the run"
+            "RAY_ADDRESS, or unset it to start Ray on this machine for the run"
         )
     try:
         from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
@@ -112,20 +112,20 @@ def _resolved(named: str) -> str:
     except ConnectionError as error:
         raise ConfigError(
             f"RAY_ADDRESS=auto: this machine is part of no Ray cluster. Start one ({_START}), or unset RAY_ADDRESS "
-            "to start Ray on this machine for the length of the run"
+            "to start Ray on this machine for the run"
         ) from error
 
 
 def _no_answer(host: str, port: int) -> str | None:
-    """Say why no gRPC server answers at an address; None if one does."""
+    """Return why no gRPC server answers at an address; None if one does."""
     try:
-        with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+        with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as connection:
             if os.environ.get("RAY_USE_TLS", "0") not in ("0", "", "false", "False"):
                 return None
             connection.sendall(_HTTP2_HELLO)
             frame = connection.recv(9)
     except TimeoutError:
-        return f"nothing came back within {CONNECT_SECONDS} s"
+        return f"nothing came back within {CONNECT_TIMEOUT_S} s"
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None if len(frame) == 9 and frame[3] == _HTTP2_SETTINGS else "something else listens there"

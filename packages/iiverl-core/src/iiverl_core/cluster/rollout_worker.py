@@ -1,4 +1,4 @@
-"""The process on a device that only generates: an engine, or a part of one, with weights from the processes that train."""
+"""A rollout worker: an engine, or one device's part of it, with weights from the trainer workers."""
 
 import os
 import socket
@@ -19,12 +19,12 @@ from iiverl_core.registry import ENGINES
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Rollout, TokenSequence
 
-PAUSE_SECONDS = 0.5  # between two looks at a device's memory
+POLL_S = 0.5  # between two checks of a device's memory
 
 
 @dataclass(frozen=True)
 class RolloutWorkerInfo:
-    """What the controller needs to know of a process that generates."""
+    """A rollout worker's process and device."""
 
     rank: int
     host: str
@@ -33,7 +33,7 @@ class RolloutWorkerInfo:
 
 
 class RolloutWorker:
-    """One process that generates, on one device; consecutive ranks have an engine together.
+    """One process that only generates, on one device; consecutive ranks share an engine.
 
     `device_type` is `cpu` or `cuda`.
     """
@@ -62,7 +62,7 @@ class RolloutWorker:
     ) -> Iterator[tuple[list[TokenSequence], list[Rollout]]]:
         """Make rollouts; yield as `Generator.generate` does.
 
-        Of the processes of an engine, which get the same requests, the first yields, and the others nothing.
+        All processes of an engine get the same requests; the first yields the rollouts, the others nothing.
         """
         return self._generator.generate(requests, sampling)
 
@@ -79,15 +79,15 @@ class RolloutWorker:
         self._weight_receiver.finish()
 
 
-def await_memory(share: float, seconds: float = 30.0) -> None:
-    """Wait until this `share` of the GPU's memory is free and no more becomes so, or at most so many seconds.
+def await_memory(fraction: float, seconds: float = 30.0) -> None:
+    """Wait until this `fraction` of the GPU's memory is free and no more is being freed, or at most `seconds`.
 
-    An engine that takes the place of one that was killed would else count the memory that the driver is still freeing.
+    An engine that takes the place of one that was killed would otherwise count memory that the driver is still freeing.
     """
     free = -1
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         before, (free, total) = free, torch.cuda.mem_get_info()
-        if free == before and free >= share * total:
+        if free == before and free >= fraction * total:
             return
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(POLL_S)

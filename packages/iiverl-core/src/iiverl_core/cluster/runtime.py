@@ -1,4 +1,4 @@
-"""The seam between the loop and the processes it commands."""
+"""The protocol between the training loop and the processes that it calls."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,7 +86,7 @@ class TrainerWorker(Protocol):
 
 
 class WorkerGroup(Protocol):
-    """The workers of a run, one per device. The function names the method: `group.run(TrainerWorker.evaluate, …)`."""
+    """The workers of a run, one per device. Methods are named by the function: `group.run(TrainerWorker.evaluate, …)`."""
 
     @property
     def store(self) -> Store:
@@ -95,11 +95,11 @@ class WorkerGroup(Protocol):
 
     @property
     def infos(self) -> Sequence[WorkerInfo]:
-        """What each worker is, by rank."""
+        """Position, process and device of each worker, by rank."""
         ...
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
-        """Call a method on every worker at the same time, each with its own arguments, and give all results by rank.
+        """Call a method on every worker at the same time, each with its own arguments, and return all results by rank.
 
         Raises:
             WorkerError: a worker raised or died; the group is of no further use.
@@ -107,15 +107,15 @@ class WorkerGroup(Protocol):
         ...
 
     def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
-        """Call a method that works alone on one worker. Raises as `run` does."""
+        """Call a method on one worker only. Raises as `run` does."""
         ...
 
     def stream(
         self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Sequence[tuple[Any, ...]]
     ) -> Iterator[tuple[Any, Any]]:
-        """Call a generator on every worker, which yields pairs: a value for the store and one for the caller.
+        """Call a generator on every worker, which yields pairs of a value for the store and one for the caller.
 
-        Yields pairs as they come: a reference to the stored value, and the other. Raises as `run` does.
+        Yields pairs of a reference to the stored value and the other value, as they come. Raises as `run` does.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Where token arrays lie between two workers."""
+"""Store token arrays and other values, and name them by handles that can be sent to other workers."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

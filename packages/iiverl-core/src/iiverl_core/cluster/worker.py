@@ -1,7 +1,7 @@
-"""The process on a device: its part of every model and, unless engines have devices of their own, a rollout engine.
+"""A trainer worker: one device's part of every model and, unless engines have devices of their own, a rollout engine.
 
-All workers of a group get the same calls in the same order, each with its own arguments. A call takes and returns
-small things; token arrays stay in the store and are named by handles.
+All workers of a group get the same calls in the same order, each with its own arguments. Arguments and results are
+small; token arrays stay in the store and are named by handles.
 """
 
 import os
@@ -142,7 +142,7 @@ class Worker(TrainerWorker):
         self._runner.load(folder)
 
     def memory(self) -> dict[str, int]:
-        """Give memory in bytes: what is used on this host, and on this device the most since the start."""
+        """Return memory in bytes: in use on this host, and the peak on this device since the start."""
         used = {"cpu_memory_used": psutil.virtual_memory().used}
         if self._device.type == "cuda":
             used["max_memory_allocated"] = torch.cuda.max_memory_allocated()
