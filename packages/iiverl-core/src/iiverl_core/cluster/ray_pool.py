@@ -248,7 +248,9 @@ class RayPool:
         self._deaths[replica] += 1
         if not self._started or self._deaths[replica] > self._spec.max_restarts:
             times = f" {self._deaths[replica]} times in a row" if self._deaths[replica] > 1 else ""
-            raise WorkerDiedError(f"{who} died{times} in {doing}. {self._spec.death_hint}\n{death[1]}") from None
+            raise WorkerDiedError(
+                f"{who} died{times} in {doing}. {self._spec.death_hint}\n{death[1]}"
+            ) from None
         self._end(replica)
         self._on_death(f"{who} died")
 
