@@ -136,23 +136,30 @@ def test_interrupted_while_workers_start(run: Run) -> None:
     assert run.ends(within=15) == 130
 
 
-def test_a_run_whose_worker_is_killed_starts_again_and_ends_with_the_same_bits(
+def test_a_run_whose_workers_die_and_stall_starts_again_and_ends_with_the_same_bits(
     quickstart_overrides: Callable[..., list[str]],
     differences: Callable[..., list[str]],
     tmp_path: Path,
 ) -> None:
     def overrides(folder: str) -> list[str]:
-        saving = ("trainer.total_training_steps=24", "trainer.save_freq=5")
+        saving = ("trainer.total_training_steps=24", "trainer.save_freq=5", "trainer.stall_timeout=25")
         return quickstart_overrides(*saving, runtime="ray", folder=folder)
 
     run = Run(overrides("killed"), tmp_path / "log")
     run.wait_for("step 12/")
-    worker = run.worker()
-    worker.kill()
-    assert run.process.wait(timeout=180) == 0
+    killed = run.worker()
+    killed.kill()
+    run.wait_for("restarting (1 of 3)")
+    run.wait_for("step 18/")
+    stopped = run.worker()
+    stopped.suspend()  # alive, and in nobody's way but the other worker's, which waits for it
+    assert run.process.wait(timeout=240) == 0
     log = run.log.read_text()
-    assert f"(process {worker.pid} on" in log
-    assert "restarting (1 of 3)" in log
+    assert f"(process {killed.pid} on" in log
+    assert re.search(
+        rf"nothing has moved for 25s .*worker \d \(process {stopped.pid} on .*\) does not answer", log
+    )
+    assert log.count("restarting (1 of 3)") == 2  # each time with a newer checkpoint
     assert re.search(r"resuming after step \d*[05] from .*/killed/global_step_\d", log)
     assert "Traceback" not in log
     undisturbed = Run(overrides("whole"), tmp_path / "whole.log")

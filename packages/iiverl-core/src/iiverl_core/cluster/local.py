@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from iiverl_core import activity
 from iiverl_core.cluster.store import LocalStore
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import RunConfig
@@ -45,7 +46,8 @@ class LocalGroup:
 
     def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
         """See `WorkerGroup.run_on`."""
-        return getattr(self._worker, method.__name__)(*arguments)
+        with activity.call(method.__name__):
+            return getattr(self._worker, method.__name__)(*arguments)
 
     def stream(
         self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Sequence[tuple[Any, ...]]

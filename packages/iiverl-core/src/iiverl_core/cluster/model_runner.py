@@ -7,14 +7,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from iiverl_core import activity
 from iiverl_core.algorithms import PolicyLoss
 from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import ROLLOUT_LOG_PROBS
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, ParallelRank, Role, StepResult, TrainingBackend
+from iiverl_core.training import (
+    Loss,
+    MicroBatch,
+    ModelSpec,
+    Outputs,
+    ParallelRank,
+    Role,
+    StepResult,
+    TrainingBackend,
+)
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, rollout_correction
 from iiverl_core.training.model_folder import write_description, write_safetensors
@@ -38,8 +49,8 @@ class ModelRunner:
         self._entropy_gradient = run.loss.entropy_coeff != 0
         correction = rollout_correction(run.algorithm.rollout_correction)
         self._losses: dict[Trained, Loss] = {
-            "actor": actor_loss(run.loss, policy_loss, correction),
-            "critic": critic_loss(run.loss),
+            "actor": _counted(actor_loss(run.loss, policy_loss, correction)),
+            "critic": _counted(critic_loss(run.loss)),
         }
 
     @property
@@ -164,6 +175,16 @@ class ModelRunner:
             else dummy_micro_batch(batch.arrays, self._device)
             for positions in batch.micro_batches
         ]
+
+
+def _counted(loss: Loss) -> Loss:
+    """Count every micro-batch as progress."""
+
+    def counted(outputs: Outputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        activity.advance()
+        return loss(outputs, batch)
+
+    return counted
 
 
 def build_models(run: RunConfig, device: torch.device) -> dict[Role, TrainingBackend]:

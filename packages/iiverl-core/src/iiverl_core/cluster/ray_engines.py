@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import ray
 
 from iiverl_core.cluster.engines import attach_handles
+from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.ray_group import device_of
 from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
@@ -38,8 +39,14 @@ class RayEngines:
     `transport_factory`.
     """
 
-    def __init__(self, run: RunConfig, group: WorkerGroup, log: Callable[[str], None]) -> None:
-        """Reserve devices and build the engines, still without weights.
+    def __init__(
+        self,
+        run: RunConfig,
+        group: WorkerGroup,
+        log: Callable[[str], None],
+        heartbeats: Heartbeats | None = None,
+    ) -> None:
+        """Reserve devices and build the engines, still without weights. Their processes report to `heartbeats`.
 
         Raises:
             ConfigError: the cluster does not have the devices, or the engine cannot run the model.
@@ -67,6 +74,7 @@ class RayEngines:
                 max_restarts=MAX_RESTARTS,
             ),
             on_death=self._on_death,
+            heartbeats=heartbeats,
         )
 
     @property

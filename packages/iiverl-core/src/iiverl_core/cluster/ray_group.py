@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.messages import WorkerInfo
 from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore, undisturbed
@@ -23,8 +24,10 @@ class RayGroup:
     machine without GPUs a "device" is a process on the CPU. Another group may be made once one is closed.
     """
 
-    def __init__(self, run: RunConfig) -> None:
+    def __init__(self, run: RunConfig, heartbeats: Heartbeats | None = None) -> None:
         """Reserve devices, start the processes, and build their models and engines.
+
+        The processes report what they do to `heartbeats`.
 
         Raises:
             ConfigError: there is no cluster where one is needed, it cannot be reached, or it does not have the devices.
@@ -49,7 +52,8 @@ class RayGroup:
                     replica_size=run.devices,
                     label=lambda rank: f"worker {rank}",
                     death_hint="If the machine killed it, it ran out of memory or was killed by hand.",
-                )
+                ),
+                heartbeats=heartbeats,
             )
         except BaseException:
             self.close()
@@ -93,6 +97,11 @@ class RayGroup:
 
     def _by_rank(self, arguments: Sequence[tuple[Any, ...]]) -> dict[int, tuple[Any, ...]]:
         return dict(zip(self._running.running, arguments, strict=True))
+
+
+def driver_heartbeats(interval_s: float) -> Heartbeats:
+    """Receive the reports of a run's processes, every `interval_s` each, on this machine."""
+    return Heartbeats(ray.util.get_node_ip_address(), interval_s)
 
 
 def device_of(run: RunConfig) -> str:

@@ -16,6 +16,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from iiverl_core import activity
+from iiverl_core.cluster.heartbeats import HeartbeatAddress, Heartbeats, send_heartbeats
 from iiverl_core.cluster.rendezvous import free_init_method
 from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
 from iiverl_core.errors import ConfigError, IIVerlError
@@ -45,7 +47,11 @@ class WorkerActor:
     a cluster it is a shared one.
     """
 
-    def __init__(self, worker: Callable[..., Any], folder: str) -> None:
+    def __init__(
+        self, worker: Callable[..., Any], folder: str, heartbeats: HeartbeatAddress | None = None
+    ) -> None:
+        if heartbeats is not None:
+            send_heartbeats(heartbeats)
         if Path(folder).is_dir():
             os.chdir(folder)
         if devices := ray.get_gpu_ids():  # Ray does so itself, unless the cluster is set up not to
@@ -61,12 +67,14 @@ class WorkerActor:
 
     def build(self, arguments: tuple[Any, ...]) -> Any:
         """Build the worker, and return its `info`."""
-        worker = self._worker = self._class(*arguments)
-        return worker.info
+        with activity.call("start"):
+            worker = self._worker = self._class(*arguments)
+            return worker.info
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method."""
-        return getattr(self._worker, method)(*arguments)
+        with activity.call(method):
+            return getattr(self._worker, method)(*arguments)
 
     def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
         """Call a generator of pairs, and yield their parts in turn; `RayPool.stream` pairs them again.
@@ -74,9 +82,10 @@ class WorkerActor:
         So a pair's first part is an object of its own in Ray's store, which outlives this process. Ray loses objects
         that are only named within what a generator yields.
         """
-        for stored, passed_on in getattr(self._worker, method)(*arguments):
-            yield stored
-            yield passed_on
+        with activity.call(method):
+            for stored, passed_on in getattr(self._worker, method)(*arguments):
+                yield stored
+                yield passed_on
 
 
 @dataclass(frozen=True)
@@ -112,18 +121,25 @@ class RayPool:
     call, and their exceptions may arrive before the news of the death.
     """
 
-    def __init__(self, spec: PoolSpec, on_death: Callable[[str], None] = lambda message: None) -> None:
+    def __init__(
+        self,
+        spec: PoolSpec,
+        on_death: Callable[[str], None] = lambda message: None,
+        heartbeats: Heartbeats | None = None,
+    ) -> None:
         """Reserve devices, start the processes, and build the workers.
 
-        `on_death` is called with a message as soon as a replica that can be started again died.
+        `on_death` is called with a message as soon as a replica that can be started again died. The processes report
+        what they do to `heartbeats`.
 
         Raises:
             ConfigError: the cluster does not have the devices.
             WorkerError: a worker could not be built.
         """
-        self._spec, self._on_death = spec, on_death
+        self._spec, self._on_death, self._heartbeats = spec, on_death, heartbeats
         self._bundle = [bundle for bundle, size in enumerate(spec.bundles) for _ in range(size)]
         self._actors: dict[int, Any] = {}
+        self._addresses: dict[int, HeartbeatAddress] = {}
         self._deaths = [0] * (len(self._bundle) // spec.replica_size)  # of each replica, in a row
         self._started = False
         self._placement: PlacementGroup | None = None
@@ -200,6 +216,7 @@ class RayPool:
                 streams = {each: rank for each, rank in streams.items() if rank in self._actors}
                 continue
             self._deaths[rank // self._spec.replica_size] = 0
+            activity.advance()
             yield reference, value
 
     def close(self) -> None:
@@ -214,6 +231,8 @@ class RayPool:
     def _make_actor(self, rank: int) -> Any:
         if self._placement is None:
             raise RuntimeError("the pool has been closed")
+        if self._heartbeats is not None:
+            self._addresses[rank] = self._heartbeats.expect(self._spec.label(rank))
         actor = ray.remote(WorkerActor).options(
             num_cpus=1,
             num_gpus=1 if self._spec.device == "cuda" else 0,
@@ -222,7 +241,7 @@ class RayPool:
                 self._placement, placement_group_bundle_index=self._bundle[rank]
             ),
         )
-        return actor.remote(self._spec.worker, str(Path.cwd()))
+        return actor.remote(self._spec.worker, str(Path.cwd()), self._addresses.get(rank))
 
     def _gather(self, calls: dict[Any, int], doing: str) -> dict[int, Any]:
         results: dict[int, Any] = {}
@@ -231,6 +250,7 @@ class RayPool:
             rank = calls.pop(call)
             try:
                 results[rank] = ray.get(call)
+                activity.advance()
             except (RayActorError, RayTaskError) as error:
                 self._fail(rank, doing, error)
                 calls = {call: rank for call, rank in calls.items() if rank in self._actors}
@@ -271,6 +291,8 @@ class RayPool:
         for rank in self._ranks(replica):
             ray.kill(self._actors.pop(rank))
             self.infos[rank] = None
+            if self._heartbeats is not None:
+                self._heartbeats.forget(self._addresses.pop(rank))
 
     def _ranks(self, replica: int) -> list[int]:
         size = self._spec.replica_size

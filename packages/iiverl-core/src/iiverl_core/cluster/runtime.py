@@ -1,6 +1,7 @@
 """The protocol between the training loop and the processes that it calls."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,22 @@ class WorkerError(IIVerlError):
 
 class WorkerDiedError(WorkerError):
     """The process of a worker has ended, by no fault of the code that it ran: another one may fare better."""
+
+
+@dataclass(frozen=True)
+class ProcessReport:
+    """What a process was doing `age_s` seconds ago: in `call` (None: waiting for one) since `call_s` seconds.
+
+    `count` grows as it makes progress (`iiverl_core.activity`). `age_s` is None if nothing was ever heard of it.
+    """
+
+    label: str
+    process: str = ""
+    call: str | None = None
+    call_s: float = 0.0
+    count: int = 0
+    stacks: str = ""
+    age_s: float | None = None
 
 
 class TrainerWorker(Protocol):

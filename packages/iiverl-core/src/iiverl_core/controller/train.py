@@ -18,6 +18,7 @@ from iiverl_core.controller.models import check_engine_devices, check_vocabulari
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.resume import Start, facts, find_start
 from iiverl_core.controller.trainer import Trainer
+from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
 from iiverl_core.errors import IIVerlError
@@ -95,7 +96,8 @@ def _run(
     stop: Stop,
 ) -> None:
     """Start the workers, train, and always stop the workers."""
-    with ExitStack() as exit_stack:
+    watchdog = Watchdog(run.trainer.stall_timeout, run.folder, progress)
+    with watchdog.watching(), ExitStack() as exit_stack:
         tracker = make_trackers(
             list(dict.fromkeys(["jsonl", *run.trainer.logger])),  # the report is based on it
             run.folder,
@@ -112,7 +114,7 @@ def _run(
             exit_stack.callback(scorer.close)
         processes = run.devices + (run.trainer.rollout_devices or 0)
         with progress.phase(f"starting {processes} worker{'s' * (processes > 1)}"):
-            group, engines = _start(run, progress.log, exit_stack)
+            group, engines = _start(run, progress.log, watchdog, exit_stack)
         workers = WorkerClient(group, engines, run)
         if start.checkpoint is not None:
             with progress.phase("loading the checkpoint"):
@@ -175,7 +177,9 @@ def prepare(loaded: Loaded) -> Plan:
     return Plan(prompts, order, val_prompts, steps)
 
 
-def _start(run: RunConfig, log: Callable[[str], None], exit_stack: ExitStack) -> tuple[WorkerGroup, Engines]:
+def _start(
+    run: RunConfig, log: Callable[[str], None], watchdog: Watchdog, exit_stack: ExitStack
+) -> tuple[WorkerGroup, Engines]:
     """Start the trainer workers and the engines; closing `exit_stack` stops them."""
     if run.trainer.runtime == "local":
         from iiverl_core.cluster.local import LocalGroup
@@ -185,13 +189,15 @@ def _start(run: RunConfig, log: Callable[[str], None], exit_stack: ExitStack) ->
         return group, ColocatedEngines(group, run.engine_devices)
     # The local runtime does not need Ray, which may not be installed.
     from iiverl_core.cluster.ray_engines import RayEngines
-    from iiverl_core.cluster.ray_group import RayGroup
+    from iiverl_core.cluster.ray_group import RayGroup, driver_heartbeats
 
-    group = RayGroup(run)
+    heartbeats = driver_heartbeats(watchdog.interval_s)
+    watchdog.reports = heartbeats.read
+    group = RayGroup(run, heartbeats)
     exit_stack.callback(group.close)
     if not run.trainer.rollout_devices:
         return group, ColocatedEngines(group, run.engine_devices)
-    engines = RayEngines(run, group, log)
+    engines = RayEngines(run, group, log, heartbeats)
     exit_stack.callback(engines.close)
     return group, engines
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
+from iiverl_core import activity
 from iiverl_core.rewards.scorer import Span, covered
 from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Outcome
@@ -109,6 +110,7 @@ class FunctionScorer:
             self._outcomes[id] = outcome
             self._pending.discard(id)
             self._changed.notify_all()
+        activity.advance()
 
 
 async def _awaited(outcome: Awaitable[Outcome]) -> Outcome:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from iiverl_core import activity
 from iiverl_core.config import RewardAPIConfig, RunConfig
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.rewards.failures import describe_failures
@@ -45,6 +46,7 @@ class _Sent:
 
     def done(self, _: Future[Outcome]) -> None:
         self.seconds = time.monotonic() - self.at
+        activity.advance()
 
 
 class RemoteScorer:
@@ -87,6 +89,7 @@ class RemoteScorer:
             )
             time.sleep(min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
+            activity.advance()  # a wait with an end of its own
             if any(not isinstance(answer, Failed) for answer in self._client.ping().values()):
                 for id in unscored:
                     self._send(id, self._submitted[id].sample)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from iiverl_core import activity
 from iiverl_core.rollout.engine import (
     Completion,
     GenerationRequest,
@@ -128,6 +129,7 @@ class _Runner:
                 yield self._result(task)
             if self._responses:
                 check_unfinished(self._engine, len(self._responses), self._version)
+                activity.advance()
                 for done in self._engine.step():
                     response = self._responses.pop(done.request)
                     if not response.cancelled():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
+from iiverl_core import activity
 from iiverl_core.telemetry.bars import Bars
 from iiverl_core.telemetry.metrics import SCORE
 from iiverl_core.telemetry.terminal import InputWatcher
@@ -71,9 +72,15 @@ class Progress:
         """Show `name` as the current phase; yield the counter of its `total` items."""
         outer, self.phase_now = self.phase_now, Phase(name, total)
         try:
-            yield self.phase_now
+            with activity.call(name):
+                yield self.phase_now
         finally:
             self.phase_now = outer
+
+    @property
+    def reading_input(self) -> bool:
+        """Whether a debugger or a prompt reads input."""
+        return self._input.pending()
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that `step` is done; its metrics hold the reward and, as `timing_s/step`, the time."""

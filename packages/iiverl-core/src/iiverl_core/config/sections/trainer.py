@@ -86,6 +86,8 @@ class TrainerConfig(Section):
     """Restarts from the newest checkpoint after a worker's process died, without a new checkpoint in between; 0 for none."""
     grace_seconds: Natural = 60
     """Seconds after SIGTERM in which the current step may finish and be saved; 0 to stop at once."""
+    stall_timeout: Natural = 1800
+    """Seconds without any progress, in any process, after which the run is restarted or ended; 0 to wait forever."""
     max_nonfinite_updates: Natural = 3
     """Consecutive updates with a loss or gradient that is not finite before the run stops; 0 for no limit."""
     default_hdfs_dir: Annotated[str | None, NoEffect("nothing is copied to HDFS")] = None
