@@ -55,11 +55,14 @@ def test_a_wait_without_progress_is_interrupted_and_located(
     watchdog: Watchdog, progress: Progress, tmp_path: Path
 ) -> None:
     began = time.monotonic()
-    with pytest.raises(
-        StallError, match=r"stall_timeout.*the phase 'scoring' .*MainThread in wait_for_nothing"
-    ) as raised:
-        with watchdog.watching(), progress.phase("scoring"):
-            wait_for_nothing(30)
+    with (
+        pytest.raises(
+            StallError, match=r"stall_timeout.*the phase 'scoring' .*MainThread in wait_for_nothing"
+        ) as raised,
+        watchdog.watching(),
+        progress.phase("scoring"),
+    ):
+        wait_for_nothing(30)
     assert time.monotonic() - began < 15
     (file,) = (tmp_path / "stalls").iterdir()
     assert str(file) in str(raised.value)
