@@ -133,7 +133,7 @@ def _engine(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
 
 
 def _verdict(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
-    from iiverl_core.memory import advice, no_room
+    from iiverl_core.memory import advice, suggest_for_engine
 
     of = f"{_gb(planned.device_memory)} GB"
     lines = []
@@ -143,7 +143,7 @@ def _verdict(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
             f"{phase.name} needs {_gb(phase.total)} of {of}, most for {who}: {kind}; {advice(run, planned, phase)}"
         )
     if not planned.engine.has_room:
-        lines.append(f"the engine has no room for one sequence; {no_room(run, planned)}")
+        lines.append(f"the engine has no room for one sequence; {suggest_for_engine(run, planned)}")
     return lines or [f"It fits: at most {_gb(planned.peak.total)} of {of}, in: {planned.peak.name}"]
 
 

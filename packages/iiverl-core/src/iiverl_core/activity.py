@@ -1,4 +1,4 @@
-"""What this process is doing: the call that it is in, and a count that grows while it makes progress.
+"""Record what this process is doing: the call that it is in, and a count that grows while it makes progress.
 
 There is one such record per process. Whoever gets something done advances the count; a watchdog compares counts.
 """

@@ -1,4 +1,4 @@
-"""Which versions of vLLM the engine `vllm` supports, and which models its CPU build can run. Imports no vLLM."""
+"""Versions of vLLM that the engine `vllm` supports, and models that its CPU build can run. Imports no vLLM."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version

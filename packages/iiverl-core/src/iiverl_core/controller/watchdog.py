@@ -34,7 +34,7 @@ class WorkerStalledError(WorkerDiedError):
 class Watchdog:
     """Watches a run from a thread, and raises in the main thread when nothing has moved for `timeout_s`.
 
-    `reports` tells what the other processes are doing; whoever starts them sets it.
+    `reports` returns what the other processes are doing; whoever starts them sets it.
     """
 
     def __init__(self, timeout_s: float, folder: Path, progress: Progress) -> None:

@@ -34,7 +34,7 @@ Truncation: TypeAlias = Literal["error", "left", "right"]
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TokenizedTable:
     """The prompts of one dataset.
 
     `ids` (T,) int32 holds the tokens of all its rows; prompt i is `ids[starts[i] : stops[i]]` and row `rows[i]`.
@@ -60,7 +60,7 @@ class PromptSet(Sequence[Prompt]):
 
     def __init__(
         self,
-        parts: Sequence[_Part],
+        parts: Sequence[_TokenizedTable],
         tokenizer: "PreTrainedTokenizerBase",
         prompt_key: str,
         ground_truth_key: str | None,
@@ -221,7 +221,7 @@ def _require_column(table: Table, key: str, column: str) -> None:
 
 def _tokenize(
     table: Table, prompt_key: str, tokenizer: "PreTrainedTokenizerBase", progress: Progress
-) -> _Part:
+) -> _TokenizedTable:
     task = progress.add_task(table.name, total=len(table))
     flat = array("i")
     lengths: list[int] = []
@@ -235,7 +235,9 @@ def _tokenize(
             lengths.append(len(ids))
         progress.update(task, completed=len(lengths))
     stops = np.cumsum(lengths)
-    return _Part(table, np.frombuffer(flat, dtype=np.int32), np.arange(len(table)), stops - lengths, stops)
+    return _TokenizedTable(
+        table, np.frombuffer(flat, dtype=np.int32), np.arange(len(table)), stops - lengths, stops
+    )
 
 
 def _encode(
@@ -274,12 +276,12 @@ def _require_template(table: Table, tokenizer: "PreTrainedTokenizerBase") -> Non
         )
 
 
-def _drop_overlong(part: _Part, limit: int) -> _Part:
+def _drop_overlong(part: _TokenizedTable, limit: int) -> _TokenizedTable:
     keep = part.lengths <= limit
-    return _Part(part.table, part.ids, part.rows[keep], part.starts[keep], part.stops[keep])
+    return _TokenizedTable(part.table, part.ids, part.rows[keep], part.starts[keep], part.stops[keep])
 
 
-def _truncate(part: _Part, limit: int, truncation: Truncation) -> _Part:
+def _truncate(part: _TokenizedTable, limit: int, truncation: Truncation) -> _TokenizedTable:
     overlong = np.flatnonzero(part.lengths > limit)
     if not len(overlong):
         return part
@@ -293,10 +295,10 @@ def _truncate(part: _Part, limit: int, truncation: Truncation) -> _Part:
         )
     starts = np.maximum(part.starts, part.stops - limit) if truncation == "left" else part.starts
     stops = np.minimum(part.stops, part.starts + limit) if truncation == "right" else part.stops
-    return _Part(part.table, part.ids, part.rows, starts, stops)
+    return _TokenizedTable(part.table, part.ids, part.rows, starts, stops)
 
 
-def _count(read: _Part, kept: _Part, limit: int) -> str:
+def _count(read: _TokenizedTable, kept: _TokenizedTable, limit: int) -> str:
     dropped = len(read.rows) - len(kept.rows)
     tail = f", {dropped} longer than {limit} tokens dropped" if dropped else ""
     count = f"{len(read.rows)} prompt{'s' if len(read.rows) != 1 else ''}"

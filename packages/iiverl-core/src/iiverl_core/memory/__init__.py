@@ -4,7 +4,7 @@ Pure arithmetic without devices, weights or a tensor library, printed by `iiverl
 say what they leave out.
 """
 
-from iiverl_core.memory.advice import advice, no_room
+from iiverl_core.memory.advice import advice, suggest_for_engine
 from iiverl_core.memory.engine import EngineMemory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
 from iiverl_core.memory.plan import Item, MemoryPlan, Pass, Phase, RoleMemory, find_facts, plan_memory
@@ -21,6 +21,6 @@ __all__ = [
     "advice",
     "find_facts",
     "layout_of",
-    "no_room",
     "plan_memory",
+    "suggest_for_engine",
 ]

@@ -21,7 +21,7 @@ def advice(run: RunConfig, plan: MemoryPlan, phase: Phase) -> str:
     return _work(run, plan, owner, kind)
 
 
-def no_room(run: RunConfig, plan: MemoryPlan) -> str:
+def suggest_for_engine(run: RunConfig, plan: MemoryPlan) -> str:
     """Suggest how to make a sequence fit into the engine's cache."""
     if plan.engine.weights + plan.engine.work > plan.device_memory:
         return f"raise {ROLLOUT}.tensor_model_parallel_size, which spreads an engine over more devices"

@@ -1,4 +1,4 @@
-"""What earlier runs left in a run's folder: kept under other names, so that no curve mixes two runs."""
+"""Keep what earlier runs left in a run's folder under other names, so that no curve mixes two runs."""
 
 import json
 import time

@@ -47,7 +47,7 @@ def training_flops(parameters: int, layers: int, heads: int, head_dim: int, leng
 def peak_flops(device_name: str) -> float | None:
     """Return the dense bf16 FLOP/s of a device by its name in torch, or None if unknown.
 
-    The name of a MIG slice does not tell its fraction of the peak, so it is unknown.
+    A MIG slice's name does not give its fraction of the peak, so it is unknown.
     """
     words = set(re.split(r"[^A-Z0-9]+", device_name.upper()))
     if "MIG" in words:

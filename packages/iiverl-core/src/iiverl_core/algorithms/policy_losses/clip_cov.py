@@ -24,7 +24,12 @@ from iiverl_core.algorithms.policy_losses.base import (
     clip_metrics,
     surrogates,
 )
-from iiverl_core.algorithms.policy_losses.covariance import covariance, how_many, positions, selected_tokens
+from iiverl_core.algorithms.policy_losses.covariance import (
+    covariance,
+    positions,
+    selected_count,
+    selected_tokens,
+)
 
 
 def clip_cov(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -50,5 +55,5 @@ def select_at_random(batch: PolicyBatch, settings: PolicyLossSettings) -> Tensor
     order = torch.randperm(len(ranks), generator=generator).to(keys.device)
     selected_before = sizes[order].cumsum(0) - sizes[order]
     selected = torch.zeros_like(order, dtype=torch.bool)
-    selected[order] = selected_before < how_many(settings.clip_cov_ratio, len(eligible_T))
+    selected[order] = selected_before < selected_count(settings.clip_cov_ratio, len(eligible_T))
     return torch.zeros_like(eligible_T).masked_scatter(eligible_T, selected[rank_of])

@@ -36,7 +36,7 @@ def positions(batch: PolicyBatch) -> Tensor:
     return torch.arange(batch.log_probs_T.numel(), device=starts_B.device) - segments.expand(starts_B)
 
 
-def how_many(fraction: float, tokens: int) -> int:
+def selected_count(fraction: float, tokens: int) -> int:
     """Compute the number of tokens in a fraction of the mini-batch: rounded down, but at least one."""
     return min(max(int(fraction * tokens), 1), tokens)
 

@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 
 from iiverl_core.algorithms.policy_losses.base import PolicyBatch, PolicyLossSettings
-from iiverl_core.algorithms.policy_losses.covariance import covariance, how_many, positions, selected_tokens
+from iiverl_core.algorithms.policy_losses.covariance import (
+    covariance,
+    positions,
+    selected_count,
+    selected_tokens,
+)
 
 
 def kl_cov(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,7 +40,7 @@ def kl_cov(batch: PolicyBatch, settings: PolicyLossSettings) -> tuple[Tensor, di
 def select_largest(batch: PolicyBatch, settings: PolicyLossSettings) -> Tensor:
     """Select the tokens of a mini-batch that get the KL penalty, (T,) bool."""
     covariance_T, position_T = covariance(batch), positions(batch)
-    k = how_many(settings.kl_cov_ratio, covariance_T.numel())
+    k = selected_count(settings.kl_cov_ratio, covariance_T.numel())
     threshold = covariance_T.topk(k).values[-1]
     above_T, tied_T = covariance_T > threshold, covariance_T == threshold
     last_position = position_T[tied_T].sort().values[k - 1 - above_T.sum()]
