@@ -1,11 +1,15 @@
-"""Does a run that is killed again and again end as one that was left alone?
+"""Does a run that is killed, or stopped, again and again end as one that was left alone?
 
-    python benchmarks/survival.py [--kills 30] [--steps 120] [--save-freq 10] [--seed 0] [--runtime ray] [--json FILE]
+    python benchmarks/survival.py [--kills 30] [--stalls 0] [--engines] [--steps 120] [--save-freq 10] [--json FILE]
 
 The quickstart trains once undisturbed. Then it trains again and again, and at random moments SIGKILL goes to the whole
 process group, to the driver alone, or (under Ray) to one of its workers, until `--kills` have been sent; a run that
-ended before its last step is started again by the same command. At the end of each run metrics (times apart), the samples of every step and the tensors of the last
-checkpoint have to be equal to the last bit, and no start may repeat more finished steps than `save_freq`.
+ended before its last step is started again by the same command. With `--stalls`, SIGSTOP goes to a worker that many
+times, and the run itself has to name it within `stall_timeout` + 10 s and go on. With `--engines`, the rollout engine
+is a process of its own, and may be the one that is hit.
+
+At the end of each run metrics (times apart), the samples of every step and the tensors of the last checkpoint have to
+be equal to the last bit, and no start may repeat more finished steps than `save_freq`.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +34,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+STALL_TIMEOUT_S = 20
 TIMES = ("time", "timing", "perf/", "reward/hidden_fraction")
 
 
@@ -41,7 +47,9 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
         f"trainer.save_freq={options.save_freq}",
         *("trainer.resume_mode=auto", "trainer.max_actor_ckpt_to_keep=2", "trainer.logger=[jsonl]"),
         f"trainer.runtime={options.runtime}",
-        f"trainer.n_gpus_per_node={2 if ray else 1}",
+        f"trainer.n_gpus_per_node={2 if ray and not options.engines else 1}",
+        *(["trainer.rollout_devices=1"] if options.engines else []),
+        f"trainer.stall_timeout={STALL_TIMEOUT_S}",
         f"trainer.default_local_dir={folder}",
         f"trainer.rollout_data_dir={folder}/samples",
     ]
@@ -49,10 +57,20 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
+def find_workers(run: subprocess.Popen[bytes]) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """List all processes that the run has started, and those that train or generate."""
+    family = psutil.Process(run.pid).children(recursive=True)
+    workers: list[psutil.Process] = []
+    for each in family:
+        with suppress(psutil.NoSuchProcess):
+            if "ray::WorkerActor" in " ".join(each.cmdline()):
+                workers.append(each)
+    return family, workers
+
+
 def kill_something(run: subprocess.Popen[bytes], chance: random.Random) -> str:
     """Send SIGKILL to a part of the run, and return which."""
-    family = psutil.Process(run.pid).children(recursive=True)
-    workers = [each for each in family if "ray::WorkerActor" in " ".join(each.cmdline())]
+    family, workers = find_workers(run)
     victim = chance.choice(["group", "driver", *(["worker"] if workers else [])])
     if victim == "worker":
         chance.choice(workers).kill()
@@ -131,10 +149,41 @@ def train_and_kill(
     return most
 
 
+def train_and_stall(
+    folder: Path, options: argparse.Namespace, chance: random.Random, named_after: list[float], alone: float
+) -> None:
+    """Train in `folder` to the end, stopping workers while stalls are left; add the seconds until each was named."""
+    run, log = start(folder, options), folder.parent / f"{folder.name}.log"
+    while run.poll() is None:
+        try:
+            run.wait(timeout=chance.uniform(1.0, 0.4 * alone))
+            break
+        except subprocess.TimeoutExpired:
+            workers = find_workers(run)[1]
+            if len(named_after) >= options.stalls or not workers:
+                continue
+        victim = chance.choice(workers)
+        reached = max((record["step"] for record in records(folder)), default=0)
+        victim.suspend()
+        began = time.monotonic()
+        while f"(process {victim.pid} on" not in log.read_text() and run.poll() is None:
+            time.sleep(0.1)
+        named_after.append(time.monotonic() - began)
+        print(
+            f"stall {len(named_after)}: after step {reached}, named after {named_after[-1]:.1f} s", flush=True
+        )
+        with suppress(psutil.NoSuchProcess):
+            victim.wait(timeout=60)  # the restart kills it
+    if run.returncode != 0:
+        raise RuntimeError(log.read_text()[-3000:])
+
+
 def main() -> int:
     """Run both, compare them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--stalls", type=int, default=0)
+    parser.add_argument("--engines", action="store_true")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--save-freq", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -145,6 +194,7 @@ def main() -> int:
     subprocess.run([sys.executable, QUICKSTART / "make_inputs.py"], check=True)
     kills: Counter[str] = Counter()
     different: list[str] = []
+    named_after: list[float] = []
     runs = most = 0
     with TemporaryDirectory(prefix="iiverl-survival-") as name:
         whole = Path(name, "whole")
@@ -158,14 +208,30 @@ def main() -> int:
             killed = Path(name, f"killed-{runs}")
             most = max(most, train_and_kill(killed, options, chance, kills, alone))
             different += differences(killed, whole, options.steps)
+        while len(named_after) < options.stalls:
+            runs += 1
+            stalled = Path(name, f"stalled-{runs}")
+            train_and_stall(stalled, options, chance, named_after, alone)
+            different += differences(stalled, whole, options.steps)
     print("| SIGKILL to | times |\n|---|---|")
     print("\n".join(f"| {victim} | {count} |" for victim, count in sorted(kills.items())))
     print(f"\n{runs} runs; at most {most} finished steps repeated (save_freq {options.save_freq})")
     print("equal to the undisturbed run to the last bit" if not different else f"different: {different[:10]}")
+    slowest = max(named_after, default=0.0)
+    if named_after:
+        print(
+            f"{len(named_after)} stalls, the slowest named after {slowest:.1f} s (limit {STALL_TIMEOUT_S} s + 10 s)"
+        )
     if options.json:
-        result = {"kills": dict(kills), "runs": runs, "most_steps_repeated": most, "different": different}
+        result = {
+            "kills": dict(kills),
+            "stalls_named_after_s": named_after,
+            "runs": runs,
+            "most_steps_repeated": most,
+            "different": different,
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return int(bool(different) or most > options.save_freq)
+    return int(bool(different) or most > options.save_freq or slowest > STALL_TIMEOUT_S + 10)
 
 
 if __name__ == "__main__":
