@@ -10,12 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iiverl_core.checkpoints import latest
-from iiverl_core.cluster.export import export
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.collector import RolloutCollector
 from iiverl_core.controller.trainer import Trainer
-from iiverl_core.errors import CheckpointError, ConfigError, IIVerlError
+from iiverl_core.errors import CheckpointError, IIVerlError
 from iiverl_core.stopping import Stop
 from quickstart_fixtures import BENCHMARKS, load_script
 
@@ -123,28 +122,6 @@ def test_the_folder_for_transformers_holds_the_trained_weights(
     )
     prompts = [each.apply_chat_template([{"role": "user", "content": "a word"}]) for each in tokenizers]
     assert prompts[0] == prompts[1]
-
-
-def test_an_exported_model_holds_the_trained_weights(
-    quickstart: Callable[..., Loaded], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(quickstart("trainer.total_training_steps=1", "trainer.save_freq=1"))
-    folder = tmp_path / "run" / "global_step_1"
-    saved = load_script(BENCHMARKS / "survival.py").tensors(folder / "actor")
-    export(folder, tmp_path / "exported", log=print)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
-    assert all(torch.equal(weight, saved[f"model.{name}"]) for name, weight in model.named_parameters())
-    assert "| step | 1 |" in (tmp_path / "exported" / "README.md").read_text()
-    export(folder, tmp_path / "half", dtype="bf16", log=print)
-    half = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
-    assert half.dtype == torch.bfloat16
-    assert all(
-        torch.equal(weight, saved[f"model.{name}"].bfloat16()) for name, weight in half.named_parameters()
-    )
-    with pytest.raises(ConfigError, match="half is not empty"):
-        export(folder, tmp_path / "half", log=print)
-    with pytest.raises(CheckpointError, match="holds no critic, but actor"):
-        export(folder, tmp_path / "third", "critic", log=print)
 
 
 def test_a_finished_run_has_nothing_left_to_do_until_it_is_made_longer(

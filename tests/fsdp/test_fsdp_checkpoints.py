@@ -26,20 +26,20 @@ SAMPLES = 4
 TOLERANCE = 1e-6
 
 
-def backend_of(
-    path: Path, role: Role = "actor", *, offload: bool = False, trained: bool = True
-) -> FSDPBackend:
-    return FSDPBackend(
-        ModelSpec(
-            role=role,
-            model=ModelConfig(path=str(path), use_remove_padding=False),
-            parallel=FSDPConfig(**PRECISION),
-            device=CPU,
-            optim=OptimConfig() if trained else None,
-            grad_clip=1.0,
-            offload=Offload(parameters=offload, optimizer=offload),
-        )
+def spec_of(path: Path, role: Role = "actor", *, offload: bool = False, trained: bool = True) -> ModelSpec:
+    return ModelSpec(
+        role=role,
+        model=ModelConfig(path=str(path), use_remove_padding=False),
+        parallel=FSDPConfig(**PRECISION),
+        device=CPU,
+        optim=OptimConfig() if trained else None,
+        grad_clip=1.0,
+        offload=Offload(parameters=offload, optimizer=offload),
     )
+
+
+def backend_of(path: Path, role: Role = "actor", **options: bool) -> FSDPBackend:
+    return FSDPBackend(spec_of(path, role, **options))
 
 
 def batches() -> list[MicroBatch]:
@@ -73,6 +73,14 @@ def step(backend: FSDPBackend) -> tuple[float, float]:
     total = torch.tensor(backend.forward_backward(batches(), loss)["loss"])
     dist.all_reduce(total)
     return total.item(), backend.step(1e-2).grad_norm
+
+
+def saved(path: Path, role: Role, folder: Path) -> dict[str, Tensor]:
+    """Save after a step; the weights by name."""
+    backend = backend_of(path, role)
+    step(backend)
+    backend.save(folder)()
+    return {name: value.clone() for name, value in backend.named_weights()}
 
 
 def interrupted(path: Path, role: Role, offload: bool, folder: Path) -> list[float]:
@@ -127,6 +135,17 @@ def test_training_goes_on_where_it_stopped(
     assert after == pytest.approx(alone, rel=TOLERANCE, abs=TOLERANCE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_the_weights_of_two_processes_are_read_without_a_group(
+    ranks: Callable[..., Ranks], paths: dict[Role, Path], role: Role, tmp_path: Path
+) -> None:
+    expected = ranks(2).run(saved, paths[role], role, tmp_path / "two")[0]
+    found = dict(FSDPBackend.saved_weights(spec_of(paths[role], role), tmp_path / "two"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_model_that_has_made_no_step_is_saved_as_it_is(
     one_rank, tiny_model_path: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +196,8 @@ def test_a_folder_without_a_checkpoint_is_told(one_rank, tiny_model_path: Path, 
         file.unlink()
     with pytest.raises(CheckpointError, match=rf"the checkpoint in {tmp_path}/broken is not whole: .*distcp"):
         backend.load(tmp_path / "broken")
+    with pytest.raises(CheckpointError, match=rf"model\.\S+ in {tmp_path}/broken cannot be read: .*distcp"):
+        dict(FSDPBackend.saved_weights(spec_of(tiny_model_path), tmp_path / "broken"))
     (tmp_path / "broken" / ".metadata").write_bytes(b"")
     with pytest.raises(CheckpointError, match="broken holds no checkpoint of a model"):
         backend.load(tmp_path / "broken")

@@ -32,7 +32,12 @@ def test_weights_are_named_as_in_a_checkpoint(one_rank, tmp_path: Path) -> None:
         device=torch.device("cpu"),
     )
     saved = load_file(tmp_path / "model.safetensors")
-    given = list(FSDPBackend(spec).named_weights())
+    backend = FSDPBackend(spec)
+    given = list(backend.named_weights())
     assert sorted(name for name, _ in given) == sorted(saved)
     assert "model.layers.1.mlp.experts.3.gate_proj.weight" in saved
     assert all(torch.equal(value, saved[name]) for name, value in given)
+    backend.save(tmp_path / "checkpoint")()
+    read = list(FSDPBackend.saved_weights(spec, tmp_path / "checkpoint"))
+    assert [name for name, _ in read] == [name for name, _ in given]
+    assert all(torch.equal(value, saved[name]) for name, value in read)

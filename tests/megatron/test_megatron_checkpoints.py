@@ -86,6 +86,14 @@ def saves(path: Path, folder: Path, role: Any, parallel: Any) -> list[float]:
     return after
 
 
+def saves_weights(path: Path, folder: Path, role: Any, parallel: Any) -> dict[str, torch.Tensor]:
+    """Save after a step; the weights by name."""
+    backend = in_layout(model_spec(path, parallel, role))
+    after_steps(backend, role, 1)
+    backend.save(folder)()
+    return {name: value.clone() for name, value in backend.named_weights()}
+
+
 def resumes(path: Path, folder: Path, role: Any, parallel: Any) -> tuple[list[float], list[float]]:
     """The same steps of a model that starts from what was saved, and of one that does not."""
     fresh = after_steps(in_layout(model_spec(path, parallel, role)), role)
@@ -119,6 +127,28 @@ def test_another_layout_goes_on_where_one_stopped(four_ranks: Ranks, case: str, 
     found, fresh = four_ranks.run(resumes, path, tmp_path / "saved", role, after)[0]
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert fresh != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "role", "parallel"),
+    [
+        ("qwen2", "CausalLM", "actor", layout(2, 2, sequence=True)),  # tied, with biases
+        ("qwen3", "TokenClassification", "critic", layout(2, 1)),
+        ("qwen3_moe", "CausalLM", "actor", layout(2, 2, 2, sequence=True)),
+    ],
+)
+def test_the_weights_of_any_layout_are_read_in_one_process(
+    one_rank, four_ranks: Ranks, family: str, head: str, role: Any, parallel: Any, tmp_path: Path
+) -> None:
+    from iiverl_megatron.backend import MegatronBackend
+
+    path = make_model(tmp_path, family, head)
+    expected = four_ranks.run(saves_weights, path, tmp_path / "saved", role, parallel)[0]
+    found = dict(MegatronBackend.saved_weights(model_spec(path, parallel, role), tmp_path / "saved"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with pytest.raises(CheckpointError, match="none holds no checkpoint of a model"):
+        dict(MegatronBackend.saved_weights(model_spec(path, parallel, role), tmp_path / "none"))
 
 
 def test_what_has_made_no_step_is_saved_too(one_rank, tmp_path: Path) -> None:

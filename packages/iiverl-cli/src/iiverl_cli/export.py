@@ -31,15 +31,21 @@ def export(
     ] = None,
     role: Annotated[ExportedRole, typer.Option(help="The model to export.")] = ExportedRole.actor,
     push: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Also upload the folder to the Hugging Face Hub.")
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Also upload the folder to a repository on the Hugging Face Hub, private if it is new.",
+        ),
     ] = None,
 ) -> None:
     """Write a trained model as safetensors, with tokenizer and model card, on a machine that needs no GPU."""
     with clean_exit():
         from pathlib import Path
 
+        from iiverl_core.cluster.export import Upload
         from iiverl_core.cluster.export import export as write
 
+        upload = Upload(push) if push is not None else None  # fails before anything is written
         folder = Path(target).expanduser()
         write(
             Path(checkpoint).expanduser().absolute(),
@@ -48,10 +54,6 @@ def export(
             dtype.value if dtype else None,
             log=lambda line: typer.echo(line, err=True),
         )
-        if push is not None:
-            from huggingface_hub import HfApi
-
-            HfApi().create_repo(push, private=True, exist_ok=True)
-            HfApi().upload_folder(repo_id=push, folder_path=folder)
-            typer.echo(f"uploaded to {push}", err=True)
+        if upload is not None:
+            typer.echo(f"uploaded: {upload.send(folder)}", err=True)
     typer.echo(target)

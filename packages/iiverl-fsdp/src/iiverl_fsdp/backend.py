@@ -9,15 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp import checkpoint
-from iiverl_fsdp.model import build_sharded
+from iiverl_fsdp.model import build_empty, build_sharded, split_joined
 
 
 class FSDPBackend:
@@ -95,12 +93,10 @@ class FSDPBackend:
         self._model.zero_grad(set_to_none=True)
 
     def _whole(self, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Gather a tensor, and split one that transformers joins, such as experts, into those of a checkpoint."""
+        """Gather a tensor."""
         value = value.to(self._spec.device)
-        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value}
-        if isinstance(self._model, PreTrainedModel):
-            whole = revert_weight_conversion(self._model, whole)
-        yield from whole.items()
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        yield from split_joined(self._model, name, whole)
 
     def parameter_count(self) -> int:
         """See `TrainingBackend.parameter_count`."""
@@ -120,6 +116,13 @@ class FSDPBackend:
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
         checkpoint.load(folder, self._model, self._optimizer)
+
+    @staticmethod
+    def saved_weights(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.saved_weights`."""
+        model = build_empty(spec)
+        for name, value in checkpoint.saved_weights(folder, model):
+            yield from split_joined(model, name, value)
 
     def _run(self, batch: MicroBatch, *, entropy: bool, entropy_gradient: bool = False) -> Outputs:
         packed = self._spec.model.use_remove_padding

@@ -4,11 +4,10 @@ The files are those of `torch.distributed.checkpoint`, which records each shard'
 named after the model's parameters, whatever their sharding. There are no random states, since dropout is off.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,10 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from iiverl_core.errors import CheckpointError
+from iiverl_core.training.saved_tensors import SavedTensors
 
 MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of names
 KIND = "optimizer"  # the entry of an optimizer, which has no others before its first step
@@ -67,12 +65,13 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) ->
     Raises:
         CheckpointError: there is no complete checkpoint, or it is of another model; that is checked first.
     """
-    try:
-        saved = FileSystemReader(folder).read_metadata()
-    except (OSError, EOFError, UnpicklingError) as error:
-        raise CheckpointError(f"{folder} holds no checkpoint of a model: {error}") from error
+    saved = SavedTensors(folder)
     state = _weights(model)
-    _check(folder, state, saved, optimizer)
+    _check(folder, state, saved)
+    if optimizer is not None and KIND not in saved.names:
+        raise CheckpointError(
+            f"the checkpoint in {folder} holds no optimizer: it is of a model that was not trained"
+        )
     moments = {} if optimizer is None else _empty_moments(model, saved)
     for name, states in moments.items():
         state |= {f"{OPTIMIZER}{name}.{key}": value for key, value in states.items()}
@@ -87,6 +86,18 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) ->
                 optimizer.state[parameter] = moments[name]
 
 
+def saved_weights(folder: Path, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Read the weights in `folder`, one at a time, by the names of `model`, which needs no storage.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint, or it is of another model; that is checked first.
+    """
+    saved, state = SavedTensors(folder), _weights(model)
+    _check(folder, state, saved)
+    for name in state:
+        yield name.removeprefix(MODEL), saved.read(name)
+
+
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Return this process's shards of the parameters, tied ones once, and the saved buffers.
 
@@ -96,15 +107,9 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {f"{MODEL}{name}": value for name, value in model.state_dict().items() if name in once}
 
 
-def _check(
-    folder: Path, state: dict[str, Tensor], saved: Metadata, optimizer: torch.optim.AdamW | None
-) -> None:
+def _check(folder: Path, state: dict[str, Tensor], saved: SavedTensors) -> None:
     """Raise CheckpointError unless names and shapes of the weights in `folder` are those of `state`."""
-    shapes = {
-        name: tuple(entry.size)
-        for name, entry in saved.state_dict_metadata.items()
-        if name.startswith(MODEL) and isinstance(entry, TensorStorageMetadata)
-    }
+    shapes = {name: shape for name, shape in saved.shapes.items() if name.startswith(MODEL)}
     for name in sorted(shapes.keys() | state.keys()):
         there, here = shapes.get(name), tuple(state[name].shape) if name in state else None
         if there != here:
@@ -112,22 +117,18 @@ def _check(
                 f"{folder} holds a checkpoint of another model: {name.removeprefix(MODEL)} "
                 f"{_described(there)} there and {_described(here)} here; was model.path changed since?"
             )
-    if optimizer is not None and KIND not in saved.state_dict_metadata:
-        raise CheckpointError(
-            f"the checkpoint in {folder} holds no optimizer: it is of a model that was not trained"
-        )
 
 
 def _described(shape: tuple[int, ...] | None) -> str:
     return "is not" if shape is None else f"has shape {shape}"
 
 
-def _empty_moments(model: nn.Module, saved: Metadata) -> dict[str, dict[str, Tensor]]:
+def _empty_moments(model: nn.Module, saved: SavedTensors) -> dict[str, dict[str, Tensor]]:
     """Allocate AdamW's states of each parameter that has some in the checkpoint, sharded like it."""
     moments: dict[str, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            if f"{OPTIMIZER}{name}.{key}" in saved.state_dict_metadata:
+            if f"{OPTIMIZER}{name}.{key}" in saved.names:
                 empty = torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
                 moments.setdefault(name, {})[key] = empty
     return moments

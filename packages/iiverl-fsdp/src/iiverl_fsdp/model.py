@@ -3,7 +3,7 @@
 Actor and reference are causal LMs of transformers, critic and reward model are built by `value_model`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from iiverl_core.config import FSDPConfig
@@ -59,19 +60,11 @@ def build_sharded(spec: ModelSpec) -> nn.Module:
     Raises:
         ConfigError: there is no model for this role at `spec.model.path`, or it does not support packing.
     """
-    parallel = spec.parallel
-    if not isinstance(parallel, FSDPConfig):
-        raise TypeError(f"FSDP reads fsdp_config, not {type(parallel).__name__}")
+    parallel = _parallel(spec)
     # FSDP2 moves weights, gradients and the optimizer's state together.
     offload = spec.offload.parameters or spec.offload.optimizer
-    config = _model_config(spec, half=parallel.mixed_precision.param_dtype not in ("fp32", "float32"))
-    dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
-    build, read = BUILDERS[spec.role]
-    try:
-        with torch.device("meta"):
-            model = build(spec, config, dtype)
-    except ValueError as error:
-        raise ConfigError(f"no {spec.role} model can be built from '{spec.model.path}': {error}") from error
+    model, config, dtype = _build_empty(spec)
+    _, read = BUILDERS[spec.role]
     if spec.model.enable_gradient_checkpointing and spec.optim is not None:
         _enable_checkpointing(_transformer(model))
     for module in model.modules():
@@ -93,6 +86,41 @@ def reshard(model: nn.Module) -> None:
     if not isinstance(model, FSDPModule):
         raise TypeError(f"{type(model).__name__} is not sharded")
     model.reshard()
+
+
+def build_empty(spec: ModelSpec) -> nn.Module:
+    """Build the model of `spec` without storage.
+
+    Raises:
+        ConfigError: there is no model for this role at `spec.model.path`.
+    """
+    return _build_empty(spec)[0]
+
+
+def _build_empty(spec: ModelSpec) -> tuple[nn.Module, PreTrainedConfig, torch.dtype]:
+    parallel = _parallel(spec)
+    config = _model_config(spec, half=parallel.mixed_precision.param_dtype not in ("fp32", "float32"))
+    dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
+    build, _ = BUILDERS[spec.role]
+    try:
+        with torch.device("meta"):
+            return build(spec, config, dtype), config, dtype
+    except ValueError as error:
+        raise ConfigError(f"no {spec.role} model can be built from '{spec.model.path}': {error}") from error
+
+
+def split_joined(model: nn.Module, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Split a tensor that transformers joins, such as experts, into those of a checkpoint."""
+    whole = {name: value}
+    yield from (
+        revert_weight_conversion(model, whole) if isinstance(model, PreTrainedModel) else whole
+    ).items()
+
+
+def _parallel(spec: ModelSpec) -> FSDPConfig:
+    if not isinstance(spec.parallel, FSDPConfig):
+        raise TypeError(f"FSDP reads fsdp_config, not {type(spec.parallel).__name__}")
+    return spec.parallel
 
 
 def _transformer(model: nn.Module) -> PreTrainedModel:

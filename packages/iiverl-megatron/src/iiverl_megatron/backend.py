@@ -25,6 +25,7 @@ from iiverl_megatron.model import build_chunks, distribute
 from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
 from iiverl_megatron.parallel import context_group, init_parallel, parallel_rank, tensor_group
+from iiverl_megatron.saved_weights import saved_weights
 from iiverl_megatron.vocabulary import split_token_log_probs
 from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
 
@@ -39,7 +40,7 @@ def _in_compute_context(
 
     @wraps(method)
     def inside(self: "MegatronBackend", *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._compute_context():
+        with _compute_context(self._spec):
             return method(self, *args, **kwargs)
 
     return inside
@@ -56,7 +57,7 @@ class MegatronBackend:
         if not isinstance(spec.parallel, MegatronConfig):
             raise TypeError(f"Megatron reads the section megatron, not {type(spec.parallel).__name__}")
         self._spec = spec
-        with self._compute_context():
+        with _compute_context(self._spec):
             init_parallel(spec.parallel)
             self.parallel_rank = parallel_rank()
             self._sharing = Sharing(
@@ -76,7 +77,7 @@ class MegatronBackend:
                 self._chunks = [distribute(model) for model in self._models]
                 self._optimizer = make_optimizer(self._chunks, spec.optim)
             self._offloading = Offloading(
-                spec.offload, self._chunks, self._optimizer, spec.device, self._compute_context
+                spec.offload, self._chunks, self._optimizer, spec.device, partial(_compute_context, spec)
             )
 
     @_in_compute_context
@@ -122,7 +123,7 @@ class MegatronBackend:
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_gradients`."""
-        with self._compute_context(), self._offloading.parameters():
+        with _compute_context(self._spec), self._offloading.parameters():
             self._offloading.allocate_gradients()
             finalize_model_grads(self._chunks, force_all_reduce=True)
             yield from named_tensors(
@@ -146,7 +147,7 @@ class MegatronBackend:
             wait = checkpoint.save(folder, self._chunks, self._optimizer if optimizer else None)
 
         def wait_in_context() -> None:
-            with self._compute_context():
+            with _compute_context(self._spec):
                 wait()
 
         return wait_in_context
@@ -156,6 +157,14 @@ class MegatronBackend:
         """See `TrainingBackend.load`."""
         with self._offloading.parameters(), self._offloading.optimizer():
             checkpoint.load(folder, self._chunks, self._optimizer)
+
+    @staticmethod
+    def saved_weights(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.saved_weights`."""
+        if not isinstance(spec.parallel, MegatronConfig):
+            raise TypeError(f"Megatron reads the section megatron, not {type(spec.parallel).__name__}")
+        with _compute_context(spec):
+            yield from saved_weights(spec, spec.parallel, folder)
 
     def _run(
         self,
@@ -254,10 +263,11 @@ class MegatronBackend:
             device=self._spec.device,
         )
 
-    def _compute_context(self) -> AbstractContextManager[None]:
-        """Let megatron-core compute on the CPU if that is the device."""
-        if self._spec.device.type == "cuda":
-            return nullcontext()
-        from iiverl_megatron.cpu import on_cpu
 
-        return on_cpu()
+def _compute_context(spec: ModelSpec) -> AbstractContextManager[None]:
+    """Let megatron-core compute on the CPU if that is the model's device."""
+    if spec.device.type == "cuda":
+        return nullcontext()
+    from iiverl_megatron.cpu import on_cpu
+
+    return on_cpu()

@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
@@ -181,20 +182,25 @@ def _complete(optimizer: torch.optim.Optimizer) -> None:
 
 def _sharded(chunks: Sequence[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:
     """Return this process's slices with their places in the whole tensors."""
-    metadata = {
-        **OPTIMIZER,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    state: dict[str, Any] = {
+        f"model{i}": sharded_weights(getattr(chunk, "module", chunk)) for i, chunk in enumerate(chunks)
     }
-    state = {}
-    for i, chunk in enumerate(chunks):
-        tensors = getattr(chunk, "module", chunk).sharded_state_dict(metadata=metadata)
-        state[f"model{i}"] = {name: part for name, part in tensors.items() if not name.endswith(EXTRA)}
     if optimizer is not None:
         for part in optimizer.chained_optimizers:
             _begin(part)
         whole = state if len(chunks) > 1 else state["model0"]
-        state["optimizer"] = optimizer.sharded_state_dict(whole, is_loading=loading, metadata=metadata)
+        state["optimizer"] = optimizer.sharded_state_dict(whole, is_loading=loading, metadata=_metadata())
     return state
+
+
+def sharded_weights(chunk: GPTModel) -> dict[str, Any]:
+    """Return the parameters of a chunk by name, with their places in the saved tensors."""
+    tensors = chunk.sharded_state_dict(metadata=_metadata())
+    return {name: part for name, part in tensors.items() if not name.endswith(EXTRA)}
+
+
+def _metadata() -> dict[str, Any]:
+    return {**OPTIMIZER, "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
 
 
 def _drawn_in(chunks: Sequence[Any]) -> tuple[Any, ...]:

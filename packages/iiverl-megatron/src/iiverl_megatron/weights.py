@@ -39,7 +39,7 @@ LOCAL_EXPERT = re.compile(
 def global_parameters(chunks: Sequence[GPTModel]) -> dict[str, nn.Parameter]:
     """Return this process's parameters by global name, without the last stage's copy of a tied embedding."""
     return {
-        _global_name(name, chunk): parameter
+        global_name(name, chunk): parameter
         for chunk in chunks
         for name, parameter in chunk.named_parameters()
         if not is_copy(chunk, parameter)
@@ -52,7 +52,7 @@ def is_copy(chunk: GPTModel, parameter: nn.Parameter) -> bool:
     return shared and parameter is chunk.output_layer.weight
 
 
-def _global_name(name: str, chunk: GPTModel) -> str:
+def global_name(name: str, chunk: GPTModel) -> str:
     """Number layers and experts over the whole model; experts have one name in all implementations."""
     found = re.fullmatch(r"decoder\.layers\.(\d+)\.(.*)", name)
     if found is None:
@@ -79,7 +79,7 @@ def read_weights(spec: ModelSpec, chunks: Sequence[GPTModel], architecture: Arch
     files = CheckpointFiles(spec)
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            mapping = weight_mapping(_global_name(name, chunk), architecture, spec.role)
+            mapping = weight_mapping(global_name(name, chunk), architecture, spec.role)
             _fill(parameter, mapping, files, spec)
 
 

@@ -8,35 +8,33 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 
 from iiverl_core.checkpoints import CONFIG_FILE, Checkpoint, read_json, verify
 from iiverl_core.cluster.model_runner import model_spec
 from iiverl_core.cluster.rendezvous import join_process_group
-from iiverl_core.config import Config, MegatronConfig, RunConfig, run_config
+from iiverl_core.config import Config, RunConfig, run_config
 from iiverl_core.dtypes import torch_dtype
-from iiverl_core.errors import CheckpointError, ConfigError
+from iiverl_core.errors import CheckpointError, ConfigError, IIVerlError
 from iiverl_core.registry import BACKENDS
-from iiverl_core.training import ModelSpec, Role, TrainingBackend
-from iiverl_core.training.model_folder import write_description, write_safetensors
-
-WHOLE = {
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "expert_model_parallel_size": 1,
-    "sequence_parallel": False,
-}
-"""The Megatron layout of a model that lies in one process."""
+from iiverl_core.training import Role, TrainingBackend
+from iiverl_core.training.model_folder import SHARD_BYTES, write_description, write_safetensors
 
 
 def export(
-    folder: Path, target: Path, role: Role = "actor", dtype: str | None = None, *, log: Callable[[str], None]
+    folder: Path,
+    target: Path,
+    role: Role = "actor",
+    dtype: str | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    log: Callable[[str], None],
 ) -> None:
     """Write a trained model of a checkpoint, its configuration, its tokenizer and a model card into `target`.
 
-    The model is held in CPU memory as a whole.
+    Tensors are read one at a time, and those of one file of about `shard_bytes` are in memory.
 
     Args:
         dtype: `bf16`, `fp16` or `fp32`; by default that of the checkpoint.
@@ -52,35 +50,81 @@ def export(
     if role not in checkpoint.roles:
         raise CheckpointError(f"{folder} holds no {role}, but {', '.join(sorted(checkpoint.roles))}")
     run = run_config(Config.model_validate(read_json(folder / CONFIG_FILE)))
-    log(f"reading the {role}")
-    with _alone():
-        backend: type[TrainingBackend] = BACKENDS[run.backend].load()
-        model = backend(_whole(run, role))
-        model.load(folder / role)
-        log(f"writing {target}")
-        write_safetensors(_cast(model.named_weights(), dtype), target, write=True)
+    log(f"writing {target}")
+    write_weights(run, role, checkpoint, target, dtype, shard_bytes=shard_bytes)
     write_description(run, role, target, dtype)
     (target / "README.md").write_text(_card(run, role, checkpoint), encoding="utf-8")
 
 
+def write_weights(
+    run: RunConfig,
+    role: Role,
+    checkpoint: Checkpoint,
+    target: Path,
+    dtype: str | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the weights of a model of a checkpoint as safetensors.
+
+    Args:
+        run: the run that wrote the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint does not hold the model.
+    """
+    backend: type[TrainingBackend] = BACKENDS[run.backend].load()
+    spec = replace(model_spec(run.roles[role], torch.device("cpu")), optim=None)
+    with _alone():
+        weights = backend.saved_weights(spec, checkpoint.folder / role)
+        write_safetensors(_cast(weights, dtype), target, write=True, shard_bytes=shard_bytes)
+
+
+class Upload:
+    """A repository on the Hugging Face Hub that a folder is uploaded to; a new one is private."""
+
+    def __init__(self, name: str) -> None:
+        """Create the repository `name`, ORG/NAME, unless it exists.
+
+        Raises:
+            ConfigError: the name is invalid, or the user is not logged in or must not write there.
+        """
+        self._name, self._api = name, HfApi()
+        try:
+            self._api.create_repo(name, private=True, exist_ok=True)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise ConfigError(
+                f"the repository {name} cannot be created: {error}\nLog in with `hf auth login`, or set HF_TOKEN to a "
+                "token that may write there."
+            ) from error
+
+    def send(self, folder: Path) -> str:
+        """Upload a folder, and return the address of the commit.
+
+        Raises:
+            IIVerlError: it cannot be uploaded; the folder is kept.
+        """
+        try:
+            return self._api.upload_folder(repo_id=self._name, folder_path=folder).commit_url
+        except (HfHubHTTPError, OSError) as error:
+            raise IIVerlError(
+                f"{folder} cannot be uploaded to {self._name}: {error}\nThe folder is complete; to upload it later: "
+                f"hf upload {self._name} {folder}"
+            ) from error
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Make a process group of this process alone."""
+    """Make a process group of this process alone, unless it is in one."""
+    if dist.is_initialized():
+        yield
+        return
     with TemporaryDirectory(prefix="iiverl-") as folder:
         join_process_group((Path(folder) / "rendezvous").as_uri(), 0, 1, "cpu")
         try:
             yield
         finally:
             dist.destroy_process_group()
-
-
-def _whole(run: RunConfig, role: Role) -> ModelSpec:
-    """Describe the model in one process, without an optimizer."""
-    spec = model_spec(run.roles[role], torch.device("cpu"))
-    parallel = spec.parallel
-    if isinstance(parallel, MegatronConfig):
-        parallel = parallel.model_copy(update=WHOLE)
-    return replace(spec, parallel=parallel, optim=None, offload=type(spec.offload)())
 
 
 def _cast(weights: Iterator[tuple[str, Tensor]], dtype: str | None) -> Iterator[tuple[str, Tensor]]:

@@ -177,6 +177,17 @@ class TrainingBackend(Protocol):
         """
         ...
 
+    @staticmethod
+    def saved_weights(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, Tensor]]:
+        """Yield what `save` wrote as full tensors by the names of Hugging Face checkpoints, one at a time, on the CPU.
+
+        Nothing else of the model is in memory. This process is a group of its own; the layout in `spec` is ignored.
+
+        Raises:
+            CheckpointError: the files are incomplete, or belong to another model.
+        """
+        ...
+
     def load(self, folder: Path) -> None:
         """Load what `save` wrote, with any number of processes and any parallel layout.
 

@@ -17,10 +17,12 @@ from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 4 * 2**30
+"""Size of a file of weights."""
 
 
 def write_safetensors(
-    weights: Iterable[tuple[str, Tensor]], folder: Path, *, write: bool, shard_bytes: int = 4 * 2**30
+    weights: Iterable[tuple[str, Tensor]], folder: Path, *, write: bool, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write named weights into files of about `shard_bytes`, with an index of them.
 
