@@ -11,7 +11,7 @@ import pytest
 
 from iiverl_core.config import load
 from iiverl_core.errors import ConfigError
-from iiverl_core.registry import ENGINES, EngineInfo, Info, Registry
+from iiverl_core.registry import ENGINES, EngineInfo, Info, Metric, Registry, RewardSource
 from iiverl_core.registry import registry as mechanism
 
 GROUP = "iiverl.things"
@@ -74,6 +74,21 @@ def test_a_package_takes_the_place_of_what_stands_in_for_it(offering: Callable[.
 def test_infos_of_another_kind_are_of_another_registry(offering: Callable[..., Registry[Thing]]) -> None:
     things = offering(other=OtherThing(name="other", summary="another", code="math:sqrt"))
     assert "other" not in things and not things.broken
+
+
+def test_what_only_iiverl_can_define_is_refused_from_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ModuleType("offered_infos")
+    here.source = RewardSource(name="mine", summary="scores", code="math:sqrt", key="reward_model.enable")  # type: ignore[attr-defined]
+    here.metric = Metric(name="mine/{mean,max}", unit="", summary="lengths", code="math:sqrt")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "offered_infos", here)
+    for kind, name, reason in (
+        (RewardSource, "source", "reward_manager selects it"),
+        (Metric, "metric", "mine/{mean,max} is a pattern"),
+    ):
+        entries = [EntryPoint(name, f"offered_infos:{name}", GROUP)]
+        monkeypatch.setattr(mechanism, "entry_points", lambda group, entries=entries: entries)
+        registry = Registry(name, GROUP, kind)
+        assert not registry and reason in "".join(registry.broken.values())
 
 
 def test_what_cannot_be_used_is_named_with_the_reason(offering: Callable[..., Registry[Thing]]) -> None:

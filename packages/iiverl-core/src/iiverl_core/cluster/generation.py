@@ -46,8 +46,7 @@ class Generator:
 
     def sleep(self, discard_weights: bool) -> None:
         """Let the engine release the memory that only generating needs, and with `discard_weights` its weights'."""
-        if self._run.rollout.free_cache_engine:
-            self._engine.sleep(discard_weights=discard_weights)
+        self._engine.sleep(discard_weights=discard_weights)
 
     def close(self) -> None:
         """End the engine, and maybe torch.distributed in this process with it; see `RolloutEngine.close`."""

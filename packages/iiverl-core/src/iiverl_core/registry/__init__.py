@@ -19,7 +19,7 @@ from iiverl_core.registry.backends import BACKENDS, BackendInfo
 from iiverl_core.registry.engines import ENGINES, EngineInfo
 from iiverl_core.registry.metrics import METRICS, Metric
 from iiverl_core.registry.registry import Info, Registry, load_code
-from iiverl_core.registry.rewards import REWARD_SOURCES, RewardSource
+from iiverl_core.registry.rewards import REWARD_MODEL, REWARD_SOURCES, RewardSource
 from iiverl_core.registry.trackers import TRACKERS, TrackerInfo
 
 REGISTRIES = (
@@ -43,6 +43,7 @@ __all__ = [
     "METRICS",
     "POLICY_LOSSES",
     "REGISTRIES",
+    "REWARD_MODEL",
     "REWARD_SOURCES",
     "TRACKERS",
     "AggregationInfo",

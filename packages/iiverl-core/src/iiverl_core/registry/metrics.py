@@ -17,11 +17,20 @@ GROUP = "iiverl.metrics"
 class Metric(Info):
     """A metric: `code` computes it, `summary` is its meaning, `unit` its unit.
 
-    A name may be a pattern: `{a,b}` stands for each of the words, and `{word}` for any text. In other packages, `code` is a
-    function of all rollouts of a step that returns a number, or None if the step has no value.
+    A name may be a pattern: `{a,b}` stands for each of the words, and `{word}` for any text. In other packages the name is
+    no pattern, and `code` is a function of all rollouts of a training step, failed ones too, that returns a number, or
+    None if the step has no value.
     """
 
     unit: str
+
+    def unusable(self) -> str | None:
+        """See `Info.unusable`."""
+        return (
+            f"{self.name} is a pattern; code outside iiverl computes one metric by its name"
+            if "{" in self.name
+            else None
+        )
 
     def matches(self, name: str) -> bool:
         """Return whether a name matches this metric."""

@@ -39,6 +39,10 @@ class Info:
             raise ConfigError(reason)
         return load_code(self.code, self.name)
 
+    def unusable(self) -> str | None:
+        """Explain why the info of another package cannot be used; None if it can."""
+        return None
+
     def missing(self) -> str | None:
         """Explain what has to be installed before this can be used; None if nothing."""
         return None
@@ -137,7 +141,9 @@ class Registry(Mapping[str, InfoT], Generic[InfoT]):
             if isinstance(info, str):
                 broken[where] = info
             elif isinstance(info, self._kind):
-                if clash := next((word for word in info.names if word in taken), None):
+                if reason := info.unusable():
+                    broken[where] = reason
+                elif clash := next((word for word in info.names if word in taken), None):
                     broken[where] = f"the {self.label} {clash} is already defined by {taken[clash]}"
                 else:
                     external.append(info)

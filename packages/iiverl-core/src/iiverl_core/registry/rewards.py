@@ -16,13 +16,25 @@ class RewardSource(Info):
     """A source of scores: `code` is a function of a `RunConfig` that returns a `Scorer`.
 
     `key` enables it in a configuration: if it is set and not false or, for `MANAGER_KEY`, if its value is the source's
-    name. The source without a key is the default. With `needs_workers`, it runs on the trainer workers, is built after
-    them, and its score is added to that of another source.
+    name. The source without a key is the default. A source of another package is selected by `MANAGER_KEY`.
     """
 
     key: str | None = MANAGER_KEY
-    needs_workers: bool = False
 
+    def unusable(self) -> str | None:
+        """See `Info.unusable`."""
+        if self.key == MANAGER_KEY:
+            return None
+        return f"the key of the reward source {self.name} is {self.key!r}; leave it out, {MANAGER_KEY} selects it"
+
+
+REWARD_MODEL = RewardSource(
+    name="reward_model",
+    summary="a sequence-classification model on the devices of the run",
+    code="iiverl_core.rewards.build:add_reward_model",
+    key="reward_model.enable",
+)
+"""The one source that needs the trainer workers: it is built after them, from the scorer to whose scores it adds its own."""
 
 REWARD_SOURCES = Registry(
     "reward source",
@@ -41,13 +53,7 @@ REWARD_SOURCES = Registry(
             code="iiverl_core.rewards.build:function_scorer",
             key="custom_reward_function.path",
         ),
-        RewardSource(
-            name="reward_model",
-            summary="a sequence-classification model on the devices of the run",
-            code="iiverl_core.rewards.build:add_reward_model",
-            key="reward_model.enable",
-            needs_workers=True,
-        ),
+        REWARD_MODEL,
         RewardSource(
             name="rules",
             summary="the built-in rule of each prompt's data source",

@@ -10,9 +10,9 @@ from iiverl_core.registry import (
     ENGINES,
     ESTIMATORS,
     METRICS,
+    REGISTRIES,
     REWARD_SOURCES,
     TRACKERS,
-    Registry,
     load_code,
 )
 from iiverl_core.registry.rewards import MANAGER_KEY
@@ -54,24 +54,24 @@ def _trackers_are_installed(view: ConfigView) -> str | None:
     return f"{' and '.join(absent)} {are} not installed; install with: {install_command(*absent)}"
 
 
-def _check_entry_points(registry: Registry, key: str) -> None:
+def _check_entry_points(group: str, key: str) -> None:
     @checks.add("C931", "warning", key)
     def entry_points_are_usable(view: ConfigView) -> str | None:
-        return (
-            "; ".join(f"the {entry} is ignored: {reason}" for entry, reason in registry.broken.items())
-            or None
-        )
+        broken: dict[str, str] = {}
+        for registry in REGISTRIES:
+            broken |= registry.broken if registry.group == group else {}
+        return "; ".join(f"the {entry} is ignored: {reason}" for entry, reason in broken.items()) or None
 
 
-for _registry, _key in (
-    (ESTIMATORS, ADV_ESTIMATOR),  # of the group of all algorithms
-    (ENGINES, ENGINE),
-    (BACKENDS, BACKEND),
-    (REWARD_SOURCES, MANAGER_KEY),
-    (METRICS, "trainer.logger"),
-    (TRACKERS, "trainer.logger"),
-):
-    _check_entry_points(_registry, _key)
+for _group, _key in {
+    ESTIMATORS.group: ADV_ESTIMATOR,  # of the group of all algorithms
+    ENGINES.group: ENGINE,
+    BACKENDS.group: BACKEND,
+    REWARD_SOURCES.group: MANAGER_KEY,
+    METRICS.group: "trainer.logger",
+    TRACKERS.group: "trainer.logger",
+}.items():
+    _check_entry_points(_group, _key)
 
 
 def _check_backend(role: Role, key: str) -> None:

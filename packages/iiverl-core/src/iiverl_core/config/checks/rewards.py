@@ -3,7 +3,7 @@
 import os
 
 from iiverl_core.config.checks.check import Checks, ConfigView
-from iiverl_core.registry import REWARD_SOURCES
+from iiverl_core.registry import REWARD_MODEL, REWARD_SOURCES
 from iiverl_core.registry.rewards import MANAGER_KEY
 
 checks = Checks()
@@ -36,7 +36,7 @@ def _token_is_there(view: ConfigView) -> str | None:
 
 @checks.add("C503", "error", FUNCTION, "reward_api.enable", MANAGER_KEY)
 def _one_source(view: ConfigView) -> str | None:
-    names = [source.name for source in view.config.reward_sources if not source.needs_workers]
+    names = [source.name for source in view.config.reward_sources if source is not REWARD_MODEL]
     if len(names) < 2:
         return None
     return f"{' and '.join(names)} cannot both score the responses; remove one of them"

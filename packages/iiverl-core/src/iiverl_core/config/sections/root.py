@@ -12,7 +12,7 @@ from iiverl_core.config.sections.rewards import CustomRewardFunctionConfig, Rewa
 from iiverl_core.config.sections.rollout import RolloutConfig
 from iiverl_core.config.sections.section import NotYet, Section
 from iiverl_core.config.sections.trainer import TrainerConfig
-from iiverl_core.registry import BACKENDS, ENGINES, ESTIMATORS, REWARD_SOURCES, RewardSource
+from iiverl_core.registry import BACKENDS, ENGINES, ESTIMATORS, REWARD_MODEL, REWARD_SOURCES, RewardSource
 from iiverl_core.registry.rewards import MANAGER_KEY
 
 
@@ -74,7 +74,7 @@ class Config(Section):
         asked = self.reward_sources
         if not asked:
             return next(source for source in REWARD_SOURCES.values() if source.key is None)
-        return next((source for source in asked if not source.needs_workers), None)
+        return next((source for source in asked if source is not REWARD_MODEL), None)
 
     def _asks_for(self, source: RewardSource) -> bool:
         value = self.at(source.key or "")
