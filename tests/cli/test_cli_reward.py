@@ -110,7 +110,7 @@ def test_check_of_rows_that_cannot_be_verified() -> None:
         renamed = check(server.url)
     assert judged.exit_code == renamed.exit_code == 2
     assert (
-        judged.stderr.startswith("error: val.jsonl: row 0 of the dataset")
+        judged.stderr.startswith("error: val.jsonl, row 0 (the first is 0), column")
         and "'llm_judge': no judge is set" in judged.stderr
     )
     assert "there is no such column. Columns: verification." in renamed.stderr

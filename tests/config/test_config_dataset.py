@@ -131,6 +131,12 @@ def test_fewer_rows_than_a_step_takes(kind: str, count: int) -> None:
         name, "algorithm.filter_groups.enable=true", f"data.gen_batch_size={count + 1}", batch=1
     )
     assert any(f"gen_batch_size: {count + 1}" in message for message in reported(filtered))
+    small = (name, "algorithm.filter_groups.enable=true", "data.gen_batch_size=1")  # no step in any epoch
+    assert any(
+        f"train_batch_size: {count + 1}" in message for message in reported(loaded(*small, batch=count + 1))
+    )
+    chosen = loaded(*small, "trainer.total_training_steps=1", batch=count + 1)
+    assert not any("fewer than" in message for message in reported(chosen))
 
 
 @pytest.mark.parametrize("kind", KINDS)

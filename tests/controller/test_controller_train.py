@@ -10,7 +10,8 @@ import pytest
 
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
-from iiverl_core.errors import ConfigError
+from iiverl_core.controller.train import prepare
+from iiverl_core.errors import ConfigError, DataError
 from iiverl_core.rewards import TooManyFailures
 
 Make = Callable[..., Loaded]
@@ -212,6 +213,29 @@ def test_a_reward_function_that_cannot_be_loaded_is_told_before_anything_starts(
     with pytest.raises(ConfigError, match="no_such_package_anywhere"):
         train(quickstart(f"custom_reward_function.path={tmp_path}/reward.py"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_step_is_an_error(quickstart: Make, tmp_path: Path) -> None:
+    """Only the length filter shows here that too few prompts are left for one step, and enough for a generation batch."""
+    prompts = ["a"] * 4 + ["abcdefgh"] * 4
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": each, "ground_truth": "1"}) + "\n" for each in prompts))
+    filtered = (
+        f"data.train_files={data}",
+        "data.max_prompt_length=5",
+        "data.filter_overlong_prompts=true",
+        "data.train_batch_size=8",
+        "data.gen_batch_size=2",
+        "algorithm.filter_groups.enable=true",
+        "trainer.total_training_steps=null",
+        "trainer.total_epochs=2",
+    )
+    with pytest.raises(DataError, match=r"4 prompts.*data.train_batch_size: 8"):
+        prepare(quickstart(*filtered))
+    with pytest.raises(DataError, match=r"4 prompts.*data.gen_batch_size: 6"):
+        prepare(quickstart(*filtered, "data.gen_batch_size=6"))
+    assert prepare(quickstart(*filtered, "data.train_batch_size=4")).total_steps == 2
+    assert prepare(quickstart(*filtered, "trainer.total_training_steps=3")).total_steps == 3
 
 
 def test_validation_only(quickstart: Make, tmp_path: Path) -> None:

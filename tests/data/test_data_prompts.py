@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, List, Value
 from hypothesis import HealthCheck, given, settings
@@ -349,3 +351,30 @@ def test_a_fingerprint_is_of_prompts_and_ground_truths_wherever_they_lie(
     assert short.fingerprint() == load(left, tiny_tokenizer).fingerprint()
     assert short.without_ground_truth().tolist() == []
     assert whole.without_ground_truth().tolist() == [2]
+
+
+def test_prompts_are_named_by_their_file_and_row_there(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Also after the length filter has dropped rows, and in a second file."""
+    first = write(tmp_path / "first.jsonl", ["long" * 9, "a", "long" * 9, "b"])
+    second = write(tmp_path / "second.jsonl", ["long" * 9, "c"])
+    prompts = load([first, second], tiny_tokenizer, limit=3, filter_overlong=True)
+    assert [(each.text, each.source, each.source_row, each.row) for each in prompts] == [
+        ("a", first, 1, 0), ("b", first, 3, 1), ("c", second, 1, 2)
+    ]  # fmt: skip
+    assert [prompts.place(i) for i in range(3)] == [each.place for each in prompts]
+    assert prompts[2].place == f"{second}, row 1 (the first is 0)"
+
+
+def test_nulls_of_other_rows_are_not_in_a_ground_truth(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Parquet gives every row the fields of all; what the reward reads is what the row was written with."""
+    truths = [{"value": "2"}, {"cases": [{"in": "1"}, {"out": "2"}], "language": "python"}]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{"prompt": "a", "ground_truth": truth} for truth in truths]), path)
+    assert [each.ground_truth for each in load(str(path), tiny_tokenizer)] == truths
+    nested = [{"prompt": "a", "reward_model": {"ground_truth": truth}} for truth in truths]
+    pq.write_table(pa.Table.from_pylist(nested), path)
+    assert [each.ground_truth for each in load(str(path), tiny_tokenizer)] == truths

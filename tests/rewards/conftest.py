@@ -23,6 +23,8 @@ def _make_sample(
         data_source=data_source,
         ground_truth=ground_truth,
         columns=columns,
+        source="rows.jsonl",
+        source_row=key[0],
     )
     return make_rollout(*key, prompt=prompt, text=text, raw_text=f"{text}<end>", response_length=len(text))
 

@@ -47,7 +47,7 @@ def test_without_a_function_the_rules_score_by_data_source(make_sample):
 def test_a_row_that_its_rule_cannot_score_fails_and_is_named(make_sample):
     outcome = scores(run_config(build({})), make_sample("#### 72", "none", key=(6, 0)))[id_of(6, 0)]
     assert isinstance(outcome, Failed)
-    assert "row 6 of the dataset" in outcome.detail
+    assert "rows.jsonl, row 6 (the first is 0)" in outcome.detail
 
 
 def test_a_data_source_without_a_rule_never_scores_zero(make_sample):

@@ -117,7 +117,7 @@ def test_a_conversation_that_is_too_long_fails_by_itself(
     failed = outcomes[id_of(0, 1)]
     assert isinstance(failed, Failed)
     assert failed.kind == "function"
-    assert failed.detail.startswith("row 0 of the dataset: the prompt and its response are ")
+    assert failed.detail.startswith(f"{sample.prompt.place}: the prompt and its response are ")
 
 
 def test_what_the_model_cannot_read_is_told_before_the_run(
@@ -131,7 +131,7 @@ def test_what_the_model_cannot_read_is_told_before_the_run(
     refusing.save_pretrained(tmp_path / "refusing")
     config = config_of(model={"path": str(tmp_path / "refusing")})
     check_reward_model(config)
-    with pytest.raises(ConfigError, match=r"^row 0 of the dataset: the prompt .* only one message"):
+    with pytest.raises(ConfigError, match=r", row 0 \(the first is 0\): the prompt .* only one message"):
         check_prompts(config, [sample.prompt])
     bare = reward_tokenizer()
     bare.chat_template = None

@@ -3,12 +3,14 @@
 import asyncio
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +93,14 @@ NUMBERS = [
     (np.int64(3), 3.0),
     (np.bool_(True), 1.0),
     (Fraction(1, 4), 0.25),
+    (Decimal("0.25"), 0.25),
+    (np.array(0.5), 0.5),
+    (np.array([0.5]), 0.5),
+    (np.array([[True]]), 1.0),
+    (np.array(Decimal("0.25")), 0.25),
+    (torch.tensor(0.5), 0.5),
+    (torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True), 0.5),
+    (torch.tensor([[3]]), 3.0),
 ]
 
 
@@ -129,7 +139,16 @@ NOTHING = [
     ("1.0", "'1.0' of type str"),
     ([1.0], "[1.0] of type list"),
     ((1.0, {}), "of type tuple"),
-    (np.array([1.0]), "of type ndarray"),
+    (np.array([1.0, 2.0]), "of type ndarray"),
+    (np.array([]), "of type ndarray"),
+    (np.array(["1.0"]), "of type ndarray"),
+    (np.array([math.nan]), "of type ndarray"),
+    (torch.tensor([1.0, 2.0]), "of type Tensor"),
+    (torch.tensor(math.inf), "of type Tensor"),
+    (torch.zeros(1, device="meta"), "of type Tensor"),
+    (Decimal("NaN"), "of type Decimal"),
+    (Decimal("sNaN"), "of type Decimal"),
+    (Decimal("1e400"), "of type Decimal"),
     (1j, "1j of type complex"),
     ({}, "a dict without 'score'; its keys: none"),
     ({"reward": 1.0, "acc": 1}, "a dict without 'score'; its keys: 'reward', 'acc'"),

@@ -10,11 +10,11 @@ from iiverl_core.config import RewardAPIConfig, build, run_config
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.rewards import apply_failure_policy, check_failures, make_scorer
 from iiverl_core.rewards.failures import TooManyFailures
-from iiverl_core.rewards.remote import check_rows, check_server, make_client
+from iiverl_core.rewards.remote import check_rows, check_server, make_client, reward_sample
 from iiverl_core.samples import Prompt
 from iiverl_reward_client import Failed, Scored
 from reward_servers import reward_server
-from rollouts import id_of
+from rollouts import id_of, make_rollout
 
 INFO = json.dumps({"type": "math_verifiable", "answer": {"value": "7"}})
 
@@ -34,7 +34,7 @@ def check_prompts(configuration, prompts) -> None:
 
 
 def prompt(**columns) -> Prompt:
-    return Prompt(row=3, ids=(1,), text="q", columns=columns)
+    return Prompt(row=0, ids=(1,), text="q", columns=columns, source="rows.jsonl", source_row=3)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_the_token_is_sent_and_shown_nowhere(scoring, monkeypatch, caplog) -> No
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"verification": INFO}, r"row 3 .*'verification_info' .*no such column.*verification"),
+        ({"verification": INFO}, r"rows.jsonl, row 3 .*'verification_info' .*no such column.*verification"),
         ({"verification_info": "{'type'}"}, r"row 3 .*is not JSON"),
         ({"verification_info": "[1]"}, "a JSON object"),
         ({"verification_info": '{"answer": {}}'}, "type missing; there is answer"),
@@ -197,6 +197,16 @@ def test_good_rows_pass_as_text_or_as_a_mapping() -> None:
         check_prompts(
             config(server.url), [prompt(verification_info=INFO), prompt(verification_info=json.loads(INFO))]
         )
+
+
+def test_nulls_are_no_fields_of_the_verification_info() -> None:
+    """A parquet file gives every row the fields of all rows; a server refuses an answer whose language is null."""
+    info = {"type": "code_verifiable", "answer": {"test_cases": [{"input": "1", "output": "2"}]}}
+    cases = [{"input": "1", "output": "2", "timeout": None}]
+    filled = {**info, "answer": {"test_cases": cases, "language": None, "value": None}, "extra": None}
+    row = prompt(verification_info=filled)
+    assert reward_sample(make_rollout(prompt=row), "verification_info").verification_info == info
+    assert reward_sample(make_rollout(prompt=prompt()), "verification_info").verification_info == ""
 
 
 def test_a_server_that_does_not_answer_is_told_before_the_run() -> None:

@@ -92,7 +92,7 @@ def test_no_data_source_at_all_names_the_column():
 
 
 def test_the_error_survives_the_way_between_processes():
-    error = UnknownDataSource("acme/sonnets", where="row 3 of the dataset")
+    error = UnknownDataSource("acme/sonnets", where="rows.jsonl, row 3 (the first is 0)")
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.data_source, copy.where) == (str(error), error.data_source, error.where)
 
@@ -111,7 +111,7 @@ def test_prompts_that_all_have_a_rule_and_a_truth_pass(make_sample):
 def test_the_first_row_without_a_rule_is_named(make_sample):
     prompts = [make_sample(ground_truth="72", key=(i, 0)).prompt for i in range(3)]
     prompts.append(make_sample(ground_truth="72", data_source="acme/sonnets", key=(17, 0)).prompt)
-    with pytest.raises(UnknownDataSource, match=r"row 17 of the dataset.*acme/sonnets.*Known: openai/gsm8k"):
+    with pytest.raises(UnknownDataSource, match=r"rows.jsonl, row 17 .*acme/sonnets.*Known: openai/gsm8k"):
         check_data_sources(prompts)
 
 
@@ -131,6 +131,6 @@ def test_a_row_whose_truth_nothing_could_match_is_named(make_sample, data_source
     bad = make_sample(ground_truth=ground_truth, data_source=data_source, key=(5, 0)).prompt
     with pytest.raises(IIVerlError) as caught:
         check_data_sources([good, bad])
-    assert "row 5 of the dataset" in str(caught.value)
+    assert "rows.jsonl, row 5 (the first is 0)" in str(caught.value)
     assert message in str(caught.value)
     assert caught.value.exit_code == 2

@@ -29,6 +29,8 @@ def make_sample() -> Callable[..., Rollout]:
             text="a question",
             data_source="org/set",
             ground_truth=ground_truth,
+            source="rows.jsonl",
+            source_row=10 + group,
         )
         return make_rollout(
             group,

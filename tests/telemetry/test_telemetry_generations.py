@@ -17,8 +17,8 @@ from iiverl_core.telemetry.generations import as_lines, as_markdown
 from iiverl_core.telemetry.trackers import Trackers
 from iiverl_reward_client import Failed, Scored
 
-GOOD = Generation(12, 0, "org/set", "What is 8·9?", "It is 72.\n# done", 1.0, None, "72")
-BAD = Generation(3, 1, "", "a\nb", "", None, "timeout: no answer in 5 s", None)
+GOOD = Generation("val.jsonl", 12, 0, "org/set", "What is 8·9?", "It is 72.\n# done", 1.0, None, "72")
+BAD = Generation("val.jsonl", 3, 1, "", "a\nb", "", None, "timeout: no answer in 5 s", None)
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ def test_a_sample_becomes_what_is_shown(make_sample: Callable[..., Rollout]) -> 
     failed = make_sample(1, outcome=Failed("timeout", detail="no answer\nin 5 s"))
     unscored = make_sample(2)
     first, second, third = pick([good, failed, unscored], 3)
-    assert first == Generation(10, 0, "org/set", "a question", "half ?", 0.5, None, '{"answer": 7}')
+    assert first == Generation(
+        "rows.jsonl", 10, 0, "org/set", "a question", "half ?", 0.5, None, '{"answer": 7}'
+    )
     assert (second.score, second.failure) == (None, "timeout: no answer\nin 5 s")
     assert [row.verdict for row in (first, second, third)] == [
         "score 0.5",
@@ -74,17 +76,17 @@ def test_a_sample_becomes_what_is_shown(make_sample: Callable[..., Rollout]) -> 
 
 def test_markdown_takes_nothing_in_a_text_for_markdown() -> None:
     assert as_markdown(GOOD) == (
-        "org/set · row 12 · **score 1**\n\n**prompt**\n\n    What is 8·9?\n\n"
+        "org/set · val.jsonl, row 12 · **score 1**\n\n**prompt**\n\n    What is 8·9?\n\n"
         "**response**\n\n    It is 72.\n    # done\n\n**ground truth**\n\n    72"
     )
     assert as_markdown(BAD).startswith(
-        "row 3, response 2 · **timeout: no answer in 5 s**\n\n**prompt**\n\n    a\n    b\n"
+        "val.jsonl, row 3, response 2 · **timeout: no answer in 5 s**\n\n**prompt**\n\n    a\n    b\n"
     )
 
 
 def test_lines_are_cut_in_the_middle() -> None:
     assert as_lines(GOOD) == [
-        "  org/set, row 12: score 1",
+        "  org/set, val.jsonl, row 12: score 1",
         "    prompt    What is 8·9?",
         "    response  It is 72. # done",
         "    truth     72",
@@ -148,13 +150,16 @@ def test_tensorboard_has_a_text_for_each_row_over_the_steps(tmp_path: Path) -> N
     tracker.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert events.Tags()["tensors"] == ["val/generations/row 12", "val/generations/row 3, response 2"]
+    assert events.Tags()["tensors"] == [
+        "val/generations/val.jsonl, row 12",
+        "val/generations/val.jsonl, row 3, response 2",
+    ]
     texts = [
         (event.step, event.tensor_proto.string_val[0].decode())
-        for event in events.Tensors("val/generations/row 12")
+        for event in events.Tensors("val/generations/val.jsonl, row 12")
     ]
     assert texts == [(step, as_markdown(replace(GOOD, response=f"at {step}"))) for step in (5, 10)]
-    metadata = events.SummaryMetadata("val/generations/row 12")
+    metadata = events.SummaryMetadata("val/generations/val.jsonl, row 12")
     assert metadata.plugin_data.plugin_name == "text"
     assert [event.step for event in events.Scalars("val/test_score/org/set")] == [5, 10]
 
@@ -184,8 +189,8 @@ def test_swanlab_has_a_text_a_response(tmp_path: Path, monkeypatch: pytest.Monke
     swanlab = StandIn(monkeypatch, "swanlab")
     make(["swanlab"], tmp_path).log_generations([GOOD, BAD], 5)
     texts = [
-        ("Text", (as_markdown(GOOD),), {"caption": "row 12: score 1"}),
-        ("Text", (as_markdown(BAD),), {"caption": "row 3, response 2: timeout: no answer in 5 s"}),
+        ("Text", (as_markdown(GOOD),), {"caption": "val.jsonl, row 12: score 1"}),
+        ("Text", (as_markdown(BAD),), {"caption": "val.jsonl, row 3, response 2: timeout: no answer in 5 s"}),
     ]
     assert swanlab.calls[-1] == ("log", ({"val/generations": texts},), {"step": 5})
 

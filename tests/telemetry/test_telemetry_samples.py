@@ -15,7 +15,7 @@ from rollouts import id_of
 Make = Callable[..., Rollout]
 
 COLUMNS = (
-    "step data_source row group member prompt response ground_truth score outcome failure_detail components reward "
+    "step data_source source row group member prompt response ground_truth score outcome failure_detail components reward "
     "baseline advantage rollout_log_prob_sum old_log_prob_sum ref_log_prob_sum response_length finish_reason weights_version"
 )
 
@@ -47,6 +47,7 @@ def test_a_scored_and_a_failed_sample(tmp_path: Path, make_sample: Make):
     assert first == dict.fromkeys(COLUMNS.split()) | {
         "step": 12,
         "data_source": "org/set",
+        "source": "rows.jsonl",
         "row": 10,
         "group": 0,
         "member": 2,

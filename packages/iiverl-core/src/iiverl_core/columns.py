@@ -31,10 +31,10 @@ def ground_truth_of(row: Mapping[str, Any], key: str | None) -> Any:
     made for verl, or else the column `ground_truth`.
     """
     if key:
-        return row.get(key)
+        return without_nulls(row.get(key))
     if _holds_ground_truth(row.get(REWARD_MODEL)):
-        return row[REWARD_MODEL][GROUND_TRUTH]
-    return row.get(GROUND_TRUTH)
+        return without_nulls(row[REWARD_MODEL][GROUND_TRUTH])
+    return without_nulls(row.get(GROUND_TRUTH))
 
 
 def pop_ground_truth(columns: dict[str, Any], key: str | None) -> Any:
@@ -43,6 +43,21 @@ def pop_ground_truth(columns: dict[str, Any], key: str | None) -> Any:
     if key or not _holds_ground_truth(columns.get(REWARD_MODEL)):
         columns.pop(key or GROUND_TRUTH, None)
     return truth
+
+
+def verification_info_of(columns: Mapping[str, Any], column: str) -> Any:
+    """Read what a row sends to a reward server; an empty string if it has nothing."""
+    return without_nulls(columns.get(column)) or ""
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the fields that are None, at any depth; items of lists stay.
+
+    In columns of structs, all rows have the same fields, and those that a row was written without are null.
+    """
+    if isinstance(value, Mapping):
+        return {name: without_nulls(field) for name, field in value.items() if field is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def is_given(ground_truth: Any) -> bool:

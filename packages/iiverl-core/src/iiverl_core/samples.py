@@ -41,7 +41,8 @@ class SampleId(NamedTuple):
 class Prompt:
     """One row of a dataset, ready for the model.
 
-    `row` is its position in the (concatenated, filtered) dataset. `ids` are the tokens that the model reads, and `text` is
+    `row` is its position in the (concatenated, filtered) dataset; `source` and `source_row` are the dataset as the user
+    names it and the row there, counted from 0. `ids` are the tokens that the model reads, and `text` is
     the same as a string. `columns` has every other column of the row, including `extra_info` and the reward server's
     `verification_info` if the dataset has them. `chat` has the messages if the prompt is a chat, since a reward model may
     use a different chat template.
@@ -54,10 +55,22 @@ class Prompt:
     ground_truth: Any = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     chat: tuple[Mapping[str, Any], ...] | None = None
+    source: str = ""
+    source_row: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where the row is, for messages."""
+        return place_of(self.source, self.source_row)
 
     def tokens_only(self) -> "Prompt":
         """Return the part that an engine reads: row and token ids, without text and columns."""
-        return replace(self, text="", ground_truth=None, columns={}, chat=None)
+        return replace(self, text="", ground_truth=None, columns={}, chat=None, source="")
+
+
+def place_of(source: str, row: int) -> str:
+    """Name a row of a dataset, as the user can find it there."""
+    return f"{source}, row {row} (the first is 0)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from iiverl_core.controller.resume import Start, facts, find_start
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
-from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer
+from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer, too_few_prompts
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import (
     add_reward_model,
@@ -171,9 +171,14 @@ def prepare(loaded: Loaded) -> Plan:
     validates = trainer.val_before_train or trainer.val_only or trainer.test_freq > 0
     val_prompts = prompts_of(data.val_files, data.val_split) if data.val_files and validates else None
     filtered = run.algorithm.filter_groups.enable
-    batch_size = data.gen_batch_size if filtered else data.train_batch_size
-    order = PromptOrder(len(prompts), batch_size, seed=data.seed, shuffle=data.shuffle)
+    if filtered:
+        key, batch_size = "data.gen_batch_size", data.gen_batch_size
+    else:
+        key, batch_size = "data.train_batch_size", data.train_batch_size
+    order = PromptOrder(len(prompts), batch_size, seed=data.seed, shuffle=data.shuffle, key=key)
     steps = trainer.total_training_steps or len(prompts) // data.train_batch_size * trainer.total_epochs
+    if not steps and not trainer.val_only:  # batches of gen_batch_size fit, but not one of train_batch_size
+        raise too_few_prompts(len(prompts), "data.train_batch_size", data.train_batch_size)
     return Plan(prompts, order, val_prompts, steps)
 
 

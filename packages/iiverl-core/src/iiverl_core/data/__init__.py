@@ -7,7 +7,7 @@ from iiverl_core.data.conversation import (
     to_reward_tokens,
 )
 from iiverl_core.data.hub import check_model
-from iiverl_core.data.order import PromptOrder
+from iiverl_core.data.order import PromptOrder, too_few_prompts
 from iiverl_core.data.prompts import PromptSet, Truncation, load_prompts
 from iiverl_core.data.sources import DatasetRef, Table, load_table, parse_dataset
 from iiverl_core.data.tokenizer import load_tokenizer
@@ -29,4 +29,5 @@ __all__ = [
     "load_tokenizer",
     "parse_dataset",
     "to_reward_tokens",
+    "too_few_prompts",
 ]

@@ -117,7 +117,7 @@ def to_reward_tokens(rollout: Rollout, writer: ConversationWriter) -> TokenSeque
     try:
         return TokenSequence.untrained(writer.ids(rollout.prompt, rollout.text))
     except PromptError as error:
-        return Failed("function", detail=f"row {rollout.prompt.row} of the dataset: the prompt {error}")
+        return Failed("function", detail=f"{rollout.prompt.place}: the prompt {error}")
 
 
 def check_conversations(writer: ConversationWriter, prompts: Iterable[Prompt]) -> None:
@@ -130,4 +130,4 @@ def check_conversations(writer: ConversationWriter, prompts: Iterable[Prompt]) -
         try:
             writer.ids(prompt, "answer")
         except PromptError as error:
-            raise ConfigError(f"row {prompt.row} of the dataset: the prompt {error}") from error
+            raise ConfigError(f"{prompt.place}: the prompt {error}") from error

@@ -13,7 +13,8 @@ class PromptOrder:
     """The prompts of each step.
 
     An epoch is a permutation of `size` prompts, cut into batches; a partial last batch is dropped. The batch of a step
-    depends only on the four fields and the step, so a resumed run needs no state beyond its step.
+    depends only on the first four fields and the step, so a resumed run needs no state beyond its step. `key` is the key
+    of the configuration that sets `batch_size`.
 
     Raises:
         DataError: the dataset is smaller than one batch.
@@ -23,14 +24,11 @@ class PromptOrder:
     batch_size: int
     seed: int = 1
     shuffle: bool = True
+    key: str = "data.train_batch_size"
 
     def __post_init__(self) -> None:
         if self.size < self.batch_size:
-            raise DataError(
-                f"The training data has {self.size} prompts, fewer than one step takes "
-                f"(data.train_batch_size: {self.batch_size}).\n"
-                f"Set data.train_batch_size to {self.size} or less, or add data."
-            )
+            raise too_few_prompts(self.size, self.key, self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -44,6 +42,14 @@ class PromptOrder:
         if not self.shuffle:
             return epoch, np.arange(start, start + self.batch_size)
         return epoch, permutation(self.size, self.seed, epoch)[start : start + self.batch_size].copy()
+
+
+def too_few_prompts(size: int, key: str, batch_size: int) -> DataError:
+    """Return an error about training data of `size` prompts, fewer than the `batch_size` that `key` asks for."""
+    return DataError(
+        f"The training data has {size} prompts, fewer than one step takes ({key}: {batch_size}).\n"
+        f"Set {key} to {size} or less, or add data."
+    )
 
 
 @lru_cache(maxsize=2)

@@ -25,7 +25,7 @@ from iiverl_core.data.chat import PromptError, as_messages, render
 from iiverl_core.data.sources import Table, load_tables
 from iiverl_core.data.tokenizer import one_start
 from iiverl_core.errors import DataError
-from iiverl_core.samples import Prompt
+from iiverl_core.samples import Prompt, place_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,6 +109,8 @@ class PromptSet(Sequence[Prompt]):
             ground_truth=pop_ground_truth(columns, self.ground_truth_key),
             columns=columns,
             chat=None if isinstance(prompt, str) else tuple(as_messages(prompt)),
+            source=part.table.name,
+            source_row=int(part.rows[i]),
         )
 
     @property
@@ -120,7 +122,7 @@ class PromptSet(Sequence[Prompt]):
         """Describe the dataset of a prompt and its row there."""
         number = bisect_right(self._ends, index)
         part = self._parts[number]
-        return _place(part.table, int(part.rows[index - self._ends[number] + len(part.rows)]))
+        return place_of(part.table.name, int(part.rows[index - self._ends[number] + len(part.rows)]))
 
     def without_ground_truth(self) -> np.ndarray:
         """Find the prompts without a ground truth, (M,) int64, without decoding any."""
@@ -229,7 +231,7 @@ def _tokenize(
         for ids in _encode(prompts, table, len(lengths), tokenizer):
             if not ids:
                 raise DataError(
-                    f"{_place(table, len(lengths))}: the prompt is empty.\nRemove the row, or fill it in."
+                    f"{place_of(table.name, len(lengths))}: the prompt is empty.\nRemove the row, or fill it in."
                 )
             flat.extend(ids)
             lengths.append(len(ids))
@@ -255,7 +257,7 @@ def _encode(
             texts.append(render(prompt, tokenizer))
         except PromptError as error:
             raise DataError(
-                f"{_place(table, row)}: the prompt {error}.\nFix the row or remove it."
+                f"{place_of(table.name, row)}: the prompt {error}.\nFix the row or remove it."
             ) from error
     plain = [isinstance(prompt, str) for prompt in prompts]
     if all(plain):
@@ -288,7 +290,7 @@ def _truncate(part: _TokenizedTable, limit: int, truncation: Truncation) -> _Tok
     if truncation == "error":
         first, longest = part.lengths[overlong[0]], part.lengths.max()
         raise DataError(
-            f"{_place(part.table, int(part.rows[overlong[0]]))}: the prompt has {first} tokens, and "
+            f"{place_of(part.table.name, int(part.rows[overlong[0]]))}: the prompt has {first} tokens, and "
             f"data.max_prompt_length is {limit}. {len(overlong)} of {len(part.rows)} prompts are too long; the longest "
             f"has {longest} tokens.\nRaise data.max_prompt_length, or drop such prompts (data.filter_overlong_prompts: "
             "true), or truncate them (data.truncation: left or right)."
@@ -303,7 +305,3 @@ def _count(read: _TokenizedTable, kept: _TokenizedTable, limit: int) -> str:
     tail = f", {dropped} longer than {limit} tokens dropped" if dropped else ""
     count = f"{len(read.rows)} prompt{'s' if len(read.rows) != 1 else ''}"
     return f"{read.table.name}: {count}{tail}"
-
-
-def _place(table: Table, row: int) -> str:
-    return f"{table.name}, row {row} (the first is 0)"

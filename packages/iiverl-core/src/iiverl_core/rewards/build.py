@@ -148,4 +148,4 @@ def score_by_rule(rollout: Rollout) -> Outcome:
         score, answer = rule.score(rollout.text, rollout.prompt.ground_truth), rule.answer(rollout.text)
         return Scored(score, info={} if answer is None else {"pred": answer})
     except ValueError as error:
-        return Failed("function", detail=f"row {rollout.prompt.row} of the dataset: {error}")
+        return Failed("function", detail=f"{rollout.prompt.place}: {error}")

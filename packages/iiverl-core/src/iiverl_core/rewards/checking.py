@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from iiverl_core.columns import ground_truth_of
+from iiverl_core.columns import ground_truth_of, verification_info_of
 from iiverl_core.config import DataConfig, RunConfig
 from iiverl_core.data.chat import PromptError, as_messages
 from iiverl_core.data.sources import load_tables
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards.remote import ROWS_CHECKED, check_rows, check_server, make_client
-from iiverl_core.samples import Prompt
+from iiverl_core.samples import Prompt, place_of
 from iiverl_reward_client import Capabilities, Failed, Outcome, RewardSample, SyncRewardClient
 
 WRONG_ANSWER = r"\boxed{this is not the answer}"
@@ -87,11 +87,8 @@ def _check(
     """Query the servers' capabilities, and check the datasets' first rows against them."""
     capabilities = check_server(client)
     datasets = _datasets(run)
-    for name, prompts in datasets:
-        try:
-            check_rows(run, prompts, capabilities)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from None
+    for _, prompts in datasets:
+        check_rows(run, prompts, capabilities)
     return capabilities, datasets
 
 
@@ -104,32 +101,32 @@ def _datasets(run: RunConfig) -> list[tuple[str, list[Prompt]]]:
     return [
         (
             table.name,
-            [_prompt(i, table.row(i), data) for i in range(min(len(table), ROWS_CHECKED))],
+            [_prompt(table.name, i, table.row(i), data) for i in range(min(len(table), ROWS_CHECKED))],
         )
         for table in tables
     ]
 
 
-def _prompt(number: int, row: Mapping[str, Any], data: DataConfig) -> Prompt:
+def _prompt(source: str, number: int, row: Mapping[str, Any], data: DataConfig) -> Prompt:
     columns = {name: value for name, value in row.items() if name != data.prompt_key}
     return Prompt(
         row=number,
         ids=(),
-        text=_text(row.get(data.prompt_key), number, data.prompt_key),
+        text=_text(row.get(data.prompt_key), place_of(source, number), data.prompt_key),
         ground_truth=ground_truth_of(row, data.ground_truth_key),
         columns=columns,
+        source=source,
+        source_row=number,
     )
 
 
-def _text(prompt: Any, number: int, prompt_key: str) -> str:
+def _text(prompt: Any, place: str, prompt_key: str) -> str:
     if isinstance(prompt, str):
         return prompt
     try:
         return "\n".join(message["content"] for message in as_messages(prompt))
     except PromptError as error:
-        raise ConfigError(
-            f"row {number} of the dataset, column {prompt_key!r} (data.prompt_key): it {error}"
-        ) from None
+        raise ConfigError(f"{place}, column {prompt_key!r} (data.prompt_key): it {error}") from None
 
 
 def _score_made_up(client: SyncRewardClient, prompts: Sequence[Prompt], column: str) -> list[TriedAnswer]:
@@ -137,7 +134,7 @@ def _score_made_up(client: SyncRewardClient, prompts: Sequence[Prompt], column: 
     tries: list[tuple[int, str, Literal["wrong", "right"]]] = []
     samples: list[RewardSample] = []
     for prompt in prompts:
-        info = prompt.columns.get(column) or ""
+        info = verification_info_of(prompt.columns, column)
         document = _as_mapping(info)
         answer = document.get("answer")
         value = answer.get("value") if isinstance(answer, Mapping) else None

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def load_custom_function(config: CustomRewardFunctionConfig) -> CustomFunction:
 def outcome_of_return(returned: Any) -> Outcome:
     """Turn the return value of a reward function into an outcome.
 
-    A finite number is the score. So is `score` of a mapping, whose other finite numbers become `components` and the
+    A finite number is the score, also in an array or tensor of one element. So is `score` of a mapping, whose other finite numbers become `components` and the
     rest `info`. Anything else is a failure that names the return value.
     """
     if not isinstance(returned, Mapping):
@@ -144,14 +145,35 @@ def outcome_of_return(returned: Any) -> Outcome:
 
 
 def _number(value: Any) -> float | None:
-    """Convert a Python or numpy number or bool to a float; None for anything else or if it is not finite."""
-    if not isinstance(value, Real | np.bool_):
-        return None
+    """Convert a number or bool, also in an array or tensor of one element, to a float.
+
+    Returns None for anything else, or if the number is not finite.
+    """
+    if not isinstance(value, Real | Decimal | np.bool_):
+        return _number(_only_element(value)) if _is_array_of_one(value) else None
     try:
         number = float(value)
-    except OverflowError:
+    except (OverflowError, ValueError):  # too large, or a signalling NaN
         return None
     return number if math.isfinite(number) else None
+
+
+def _is_array_of_one(value: Any) -> bool:
+    """Return whether a value is an array or tensor, of whatever library, with one element."""
+    shape = getattr(value, "shape", None)
+    try:
+        return shape is not None and callable(getattr(value, "item", None)) and math.prod(shape) == 1
+    except TypeError:
+        return False
+
+
+def _only_element(value: Any) -> Any:
+    """Return the element of an array of one, as a Python object; None if its library cannot read it."""
+    try:
+        item = value.item()
+    except Exception:  # of any library
+        return None
+    return item if isinstance(item, Real | Decimal) else None
 
 
 def _check_signature(function: Callable[..., Any], config: CustomRewardFunctionConfig, path: Path) -> None:

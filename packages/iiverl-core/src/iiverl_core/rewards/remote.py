@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from iiverl_core import activity
+from iiverl_core.columns import verification_info_of, without_nulls
 from iiverl_core.config import RewardAPIConfig, RunConfig
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.rewards.failures import describe_failures
@@ -131,7 +132,7 @@ def reward_sample(rollout: Rollout, column: str) -> RewardSample:
     return RewardSample(
         id="-".join(map(str, rollout.id)),
         llm_output=rollout.prompt.text + rollout.raw_text,
-        verification_info=rollout.prompt.columns.get(column) or "",
+        verification_info=verification_info_of(rollout.prompt.columns, column),
         prompt=rollout.prompt.text,
         response=rollout.raw_text,
         label=rollout.prompt.ground_truth,
@@ -192,11 +193,11 @@ def check_rows(run: RunConfig, prompts: Iterable[Prompt], servers: Mapping[str, 
     if run.rewards.api.protocol in ("openrlhf", "slime"):
         return
     for prompt in islice(prompts, ROWS_CHECKED):
-        place = f"row {prompt.row} of the dataset, column {column!r} (reward_api.verification_info_column)"
+        place = f"{prompt.place}, column {column!r} (reward_api.verification_info_column)"
         if column not in prompt.columns:
             there = ", ".join(prompt.columns) or "none but the prompt"
             raise ConfigError(f"{place}: there is no such column. Columns: {there}.")
-        kind = _verification_type(prompt.columns[column], place)
+        kind = _verification_type(without_nulls(prompt.columns[column]), place)
         for url, server in servers.items():
             if server is not None and kind not in server.types:
                 reason = server.unavailable.get(kind, f"it verifies {', '.join(server.types)}")

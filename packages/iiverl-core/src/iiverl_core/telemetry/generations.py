@@ -13,10 +13,11 @@ from iiverl_reward_client import Failed, Scored
 class Generation:
     """A response to a row of the dataset, and its outcome, as shown to the user.
 
-    `member` is its index among the row's responses. `score` is None if scoring failed, and `failure` describes why.
+    `source` is the dataset and `row` the row there, counted from 0; `member` is its index among the row's responses. `score` is None if scoring failed, and `failure` describes why.
     `ground_truth` is the string, or JSON if it is not a string.
     """
 
+    source: str
     row: int
     member: int
     data_source: str
@@ -29,7 +30,8 @@ class Generation:
     @property
     def name(self) -> str:
         """The name of the response, the same at each validation."""
-        return f"row {self.row}" if self.member == 0 else f"row {self.row}, response {self.member + 1}"
+        row = f"{self.source}, row {self.row}"
+        return row if self.member == 0 else f"{row}, response {self.member + 1}"
 
     @property
     def verdict(self) -> str:
@@ -80,7 +82,8 @@ def _generation(rollout: Rollout) -> Generation:
     prompt, outcome = rollout.prompt, rollout.outcome
     failed = isinstance(outcome, Failed)
     return Generation(
-        row=prompt.row,
+        source=utf8(prompt.source),
+        row=prompt.source_row,
         member=rollout.id.member,
         data_source=utf8(prompt.data_source),
         prompt=utf8(prompt.text),

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from iiverl_core.columns import verification_info_of
 from iiverl_core.samples import Rollout, SampleId, Split
 from iiverl_reward_client import Failed, Outcome, Scored
 
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
         ("data_source", pa.string()),
+        ("source", pa.string()),
         ("row", pa.int64()),
         ("group", pa.int64()),
         ("member", pa.int64()),
@@ -81,7 +83,7 @@ def write_samples(
 ) -> Path:
     """Write the samples of a training step to `{folder}/{step}.parquet`, ordered by group and member.
 
-    `outcome` is `scored`, the kind of the failure, or null if the sample was not scored; a failed sample has no score.
+    `source` and `row` are the dataset and the row there, counted from 0. `outcome` is `scored`, the kind of the failure, or null if the sample was not scored; a failed sample has no score.
     `ground_truth` is the string, or JSON if it is not a string; `components` is JSON. The file is written atomically and
     replaces the one of the same step.
     """
@@ -123,7 +125,8 @@ def _row(step: int, rollout: Rollout, numbers: SampleNumbers) -> dict[str, Any]:
     return {
         "step": step,
         "data_source": utf8(prompt.data_source),
-        "row": prompt.row,
+        "source": utf8(prompt.source),
+        "row": prompt.source_row,
         "group": rollout.id.group,
         "member": rollout.id.member,
         "prompt": utf8(prompt.text),
@@ -155,7 +158,7 @@ def _scored_row(rollout: Rollout, column: str) -> dict[str, Any]:
         "id": None if identity is None else str(identity),
         "data_source": prompt.data_source or None,
         "llm_output": utf8(prompt.text + rollout.raw_text),
-        "verification_info": as_text(prompt.columns.get(column)),
+        "verification_info": as_text(verification_info_of(prompt.columns, column) or None),
         "response": utf8(rollout.raw_text),
         **_scored_outcome(rollout.outcome),
         "group": rollout.id.group,

@@ -27,6 +27,7 @@ TRAIN, VAL = "data.train_files", "data.val_files"
 SPLITS = {TRAIN: "data.train_split", VAL: "data.val_split"}
 PROMPT, TRUTH, SOURCE = "data.prompt_key", "data.ground_truth_key", "data.data_source_key"
 BATCH, GENERATED, FILTERED = "data.train_batch_size", "data.gen_batch_size", "algorithm.filter_groups.enable"
+STEPS = "trainer.total_training_steps"
 VALIDATES = ("trainer.test_freq", "trainer.val_before_train", "trainer.val_only")
 SERVER, COLUMN, PROTOCOL = "reward_api.enable", "reward_api.verification_info_column", "reward_api.protocol"
 FUNCTION, FUNCTION_NAME, MODEL = (
@@ -51,7 +52,7 @@ def _heads(view: ConfigView, files: str) -> Iterator[tuple[str, Head | DataError
     splits = splits * len(names) if len(splits) == 1 else splits
     columns = (view[PROMPT], view[SOURCE], view[COLUMN], *ground_truth_columns(view[TRUTH]))
     for name, split in zip(names, splits, strict=False):
-        yield name, _head(name, split, columns, _step(view), _stamp(name))
+        yield name, _head(name, split, columns, _needed(view)[1], _stamp(name))
 
 
 @lru_cache(maxsize=64)
@@ -73,9 +74,15 @@ def _stamp(name: str) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _step(view: ConfigView) -> int:
-    """Return the number of prompts that a step needs."""
-    return view[GENERATED] if view[FILTERED] else view[BATCH]
+def _needed(view: ConfigView) -> tuple[str, int]:
+    """Return the number of prompts that the run needs to make a step, and the key that sets it.
+
+    Steps are counted in batches of `train_batch_size`, although a filtered step is filled by smaller ones.
+    """
+    keys = [BATCH] if not view[FILTERED] or view[STEPS] is None else []
+    keys += [GENERATED] if view[FILTERED] and view.is_set(GENERATED) else []
+    key = max(keys or [BATCH], key=lambda key: view[key])
+    return key, view[key]
 
 
 def _one_line(message: object) -> str:
@@ -84,7 +91,7 @@ def _one_line(message: object) -> str:
 
 def _check_files(files: str) -> None:
     reads = (files, SPLITS[files])
-    columns = (PROMPT, TRUTH, SOURCE, COLUMN, BATCH, GENERATED, FILTERED)
+    columns = (PROMPT, TRUTH, SOURCE, COLUMN, BATCH, GENERATED, FILTERED, STEPS)
 
     @checks.add("C901", "input", *reads)
     def files_exist(view: ConfigView) -> str | None:
@@ -213,11 +220,13 @@ def _validation_is_unseen(view: ConfigView) -> str | None:
     return f"{shared[0]} is also used for training" if shared else None
 
 
-@checks.add("C916", "input", BATCH, TRAIN, GENERATED, FILTERED, SPLITS[TRAIN], PROMPT, TRUTH, SOURCE, COLUMN)
+@checks.add(
+    "C916", "input", BATCH, TRAIN, GENERATED, FILTERED, STEPS, SPLITS[TRAIN], PROMPT, TRUTH, SOURCE, COLUMN
+)
 def _a_step_has_rows(view: ConfigView) -> str | None:
     heads = [head for _, head in _heads(view, TRAIN)]
     rows = sum(head.count for head in heads if isinstance(head, Head))
-    if rows >= _step(view) or not all(isinstance(head, Head) for head in heads):
+    key, needed = _needed(view)
+    if rows >= needed or not all(isinstance(head, Head) for head in heads):
         return None
-    key = GENERATED if view[FILTERED] and view.is_set(GENERATED) else BATCH
-    return f"{TRAIN} has {rows} row{'s' * (rows != 1)}, fewer than a step needs ({key}: {_step(view)}); set {key} to at most {rows}"
+    return f"{TRAIN} has {rows} row{'s' * (rows != 1)}, fewer than a step needs ({key}: {needed}); set {key} to at most {rows}"

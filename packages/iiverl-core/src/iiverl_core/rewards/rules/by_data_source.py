@@ -98,12 +98,12 @@ def check_data_sources(prompts: Iterable[Prompt]) -> None:
             try:
                 rules[source] = rule_for(source)
             except UnknownDataSource:
-                raise UnknownDataSource(source, where=f"row {prompt.row} of the dataset") from None
+                raise UnknownDataSource(source, where=prompt.place) from None
         _check_ground_truth(prompt, rules[source])
 
 
 def _check_ground_truth(prompt: Prompt, rule: Rule) -> None:
-    place = f"row {prompt.row} of the dataset (data_source {prompt.data_source!r})"
+    place = f"{prompt.place}, data_source {prompt.data_source!r}"
     if prompt.ground_truth is None:
         raise ConfigError(
             f"{place}: there is no ground truth for the built-in rule to compare with. Give the row "
