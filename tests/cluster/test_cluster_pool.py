@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,10 +58,14 @@ class Echo:
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_is_up() -> Iterator[None]:
+    from ray import cloudpickle
+
     from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are on no path of the workers
     start_ray(cpus=4)
     yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     stop_ray()
 
 
