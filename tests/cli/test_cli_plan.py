@@ -74,7 +74,7 @@ def test_a_run_that_does_not_fit_is_reported_and_exits_with_3() -> None:
     assert result.exit_code == 3
     assert "TOO LARGE" in result.stdout
     sentences = " ".join(result.stdout.split())
-    assert "update: actor needs 54.9 of 40.0 GB, most for actor: gradients" in sentences
+    assert "update: actor needs 46.2 of 40.0 GB, most for actor: gradients" in sentences
     assert (
         "the engine has no room for one sequence; raise actor_rollout_ref.rollout.gpu_memory_utilization"
         in sentences

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from iiverl_core.algorithms import PolicyBatch, Segments, find_policy_loss
@@ -337,6 +338,15 @@ def test_offload_and_mixed_precision_give_about_the_same(
     for result, reference in zip(results, expected, strict=True):
         torch.testing.assert_close(result.log_probs_T, reference.log_probs_T, atol=0.03, rtol=0)
         assert result.log_probs_T.dtype == torch.float32
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_weight_is_left_gathered(one_rank, tiny_model_path: Path, packed: bool) -> None:
+    """Neither by the checks when a model is built nor by a forward pass, which no backward pass follows."""
+    backend = FSDPBackend(spec(str(tiny_model_path), packed=packed))
+    for _ in range(2):
+        assert all(isinstance(each, DTensor) for each in backend._model.parameters())
+        backend.forward(plan(Packing(sequences=4), "token-mean", IN_ORDER))
 
 
 def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path) -> None:

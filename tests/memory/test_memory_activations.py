@@ -1,6 +1,7 @@
-"""Activations: what autograd keeps of a layer of transformers, and how parallelism divides it."""
+"""Activations and the head: what autograd keeps of a layer of transformers, and how parallelism divides it."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from transformers import (
 )
 
 from iiverl_core.config.model_facts import ModelFacts, read_model_facts
-from iiverl_core.memory.activations import Work, activations, kept_by_a_layer, logits
+from iiverl_core.memory.activations import Work, activations, kept_by_a_layer
+from iiverl_core.memory.head import head_memory
 from iiverl_core.memory.layout import Layout
 
 TINY: dict[str, Any] = {
@@ -123,9 +125,13 @@ def test_without_gradients_one_layer_is_enough() -> None:
     )
 
 
-def test_logits_are_where_the_head_is() -> None:
-    assert logits(FACTS, Layout(1), "first", WORK) == 128 * 160 * (2 + 4 + 4)
-    assert logits(FACTS, Layout(1), "first", replace(WORK, entropy=True)) == 128 * 160 * (2 + 4 + 4 + 4)
+def test_a_tile_of_logits_is_where_the_head_is() -> None:
+    tile, hidden, weight = 128 * 160 * 2 * 4, 128 * 64, 160 * 64  # all logits are one tile
+    count = partial(head_memory, FACTS, work=WORK)
+    assert count(Layout(1), "first", trained=False) == tile + hidden * 2
+    assert count(Layout(1), "first", trained=True) == tile + hidden * 2 + (hidden + weight) * 4
     split = Layout(4, tensor=2, pipeline=2)
-    assert logits(FACTS, split, "first", WORK) == 0
-    assert logits(FACTS, split, "last", WORK) == 128 * 80 * (2 + 4 + 4)
+    assert count(split, "first", trained=True) == 0
+    assert count(split, "last", trained=False) == tile / 2 + hidden * 2
+    many = replace(WORK, responses=2**20)
+    assert count(Layout(1), "last", work=many, trained=False) == 2**25 * 2 * 4 * 160 // 8192 + 2**20 * 64 * 2

@@ -56,7 +56,7 @@ def test_phases_are_those_of_the_models() -> None:
     assert [model.role for model in with_critic.roles] == ["actor", "reference", "critic", "reward"]
     assert list(phases(with_critic))[-2:] == ["update: actor", "update: critic"]
     assert with_critic.roles[2].states.weights < with_critic.roles[0].states.weights  # a head for one number
-    assert with_critic.roles[2].forward.logits == 0
+    assert with_critic.roles[2].forward.head == 0
 
 
 def test_the_engine_takes_its_share_and_sleeps() -> None:
@@ -153,7 +153,15 @@ def test_what_fits_says_so_and_what_does_not_says_which_key() -> None:
             "update: actor",
             "trainer.nnodes",
         ),
-        ({"backend": "fsdp"}, "update: actor", "ppo_max_token_len_per_gpu"),
+        (
+            {
+                "backend": "fsdp",
+                "model": {"enable_gradient_checkpointing": True},
+                "actor": {"use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": 65536},
+            },
+            "update: actor",
+            "ppo_max_token_len_per_gpu",
+        ),
         ({"backend": "fsdp", "actor": {"ppo_micro_batch_size_per_gpu": 1}}, "update: actor", "param_offload"),
     ],
 )

@@ -101,7 +101,7 @@ def _models(planned: "MemoryPlan") -> str:
     rows = [(kind, [getattr(model.states, kind) for model in planned.roles]) for kind in states]
     rows += [
         ("activations", [work.activations for work in works]),
-        ("logits", [work.logits for work in works]),
+        ("head", [work.head for work in works]),
         ("in use", [model.most for model in planned.roles]),
         ("waiting", [sum(model.resident.values()) for model in planned.roles]),
     ]

@@ -12,16 +12,15 @@ from torch.distributed.tensor import DTensor
 
 from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
 from iiverl_core.training.layout import lay_out
-from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp import checkpoint
-from iiverl_fsdp.model import build_empty, build_sharded, split_joined
+from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined
 
 
 class FSDPBackend:
     """A model sharded over all processes of the group, each of which is a data-parallel rank.
 
-    It is a causal LM for actor and reference, and a `ValueModel` for critic and reward model.
+    It is a `PolicyModel` for actor and reference, and a `ValueModel` for critic and reward model.
 
     Implements `iiverl_core.training.TrainingBackend`.
     """
@@ -43,7 +42,9 @@ class FSDPBackend:
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
         """See `TrainingBackend.forward`."""
         with torch.no_grad():
-            return [self._run(batch, entropy=entropy) for batch in micro_batches]
+            outputs = [self._run(batch, entropy=entropy) for batch in micro_batches]
+        reshard(self._model)  # no backward pass does it
+        return outputs
 
     def forward_backward(
         self,
@@ -132,14 +133,10 @@ class FSDPBackend:
             return Outputs(values_T=self._model(*inputs, layout.rows_T, layout.columns_T))
         if self._spec.role == "reward":
             return Outputs(scores_B=self._model(*inputs, layout.last_rows_S, layout.last_columns_S))
-        logits = self._model(
-            input_ids=layout.input_ids_BL,
-            position_ids=layout.position_ids_BL,
-            logits_to_keep=layout.keep,
-            use_cache=False,
-        ).logits
-        log_probs_T, entropy_T = token_log_probs(
-            layout.pick(logits),
+        log_probs_T, entropy_T = self._model(
+            *inputs,
+            layout.rows_T,
+            layout.columns_T,
             layout.targets_T,
             batch.temperature,
             entropy=entropy,

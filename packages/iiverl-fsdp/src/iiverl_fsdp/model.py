@@ -1,10 +1,10 @@
 """Build a sharded model: on the meta device everywhere, read from disk once, scattered to all processes.
 
-Actor and reference are causal LMs of transformers, critic and reward model are built by `value_model`.
+Actor and reference are built by `policy_model`, critic and reward model by `value_model`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -27,32 +27,23 @@ from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec, Role
 from iiverl_fsdp.packing import check_packing
-from iiverl_fsdp.value_model import ValueModel, build_value_model, read_value_model, source
+from iiverl_fsdp.policy_model import PolicyModel, build_policy_model, probe_head, read_policy_model
+from iiverl_fsdp.value_model import ValueModel, build_value_model, read_value_model
+
+ShardedModel: TypeAlias = PolicyModel | ValueModel
 
 
-def build_language_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Build the causal LM of `config` on the default device."""
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def read_language_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """Read the causal LM at `spec.model.path` into CPU memory; raises OSError or ValueError if there is none."""
-    return AutoModelForCausalLM.from_pretrained(
-        source(spec), config=config, dtype=dtype, trust_remote_code=spec.model.trust_remote_code
-    )
-
-
-BUILDERS: dict[Role, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
-    "actor": (build_language_model, read_language_model),
-    "reference": (build_language_model, read_language_model),
+BUILDERS: dict[Role, tuple[Callable[..., ShardedModel], Callable[..., ShardedModel]]] = {
+    "actor": (build_policy_model, read_policy_model),
+    "reference": (build_policy_model, read_policy_model),
     "critic": (build_value_model, read_value_model),
     "reward": (build_value_model, read_value_model),
 }
 """For each role: the function that builds its model without weights, and the one that reads it from disk."""
 
 
-def build_sharded(spec: ModelSpec) -> nn.Module:
-    """Build the model of `spec` over all processes: a causal LM, or a `ValueModel`.
+def build_sharded(spec: ModelSpec) -> ShardedModel:
+    """Build the model of `spec` over all processes.
 
     Only the first process reads the weights; each keeps its shard. Dropout is off: the log-probs of a response must not
     change from one pass to the next.
@@ -75,9 +66,11 @@ def build_sharded(spec: ModelSpec) -> nn.Module:
     _shard(model, parallel, spec.device, offload)
     model.to_empty(device="cpu" if offload else spec.device)
     _load(model, spec, lambda: read(spec, config, dtype))
+    if isinstance(model, PolicyModel):
+        probe_head(model, spec)
     if spec.model.use_remove_padding:
         check_packing(model, _transformer(model), spec)
-        reshard(model)  # an optimizer built now would step the gathered copies of the root's weights
+    reshard(model)  # an optimizer built now would step the gathered copies of the root's weights
     return model
 
 
@@ -88,7 +81,7 @@ def reshard(model: nn.Module) -> None:
     model.reshard()
 
 
-def build_empty(spec: ModelSpec) -> nn.Module:
+def build_empty(spec: ModelSpec) -> ShardedModel:
     """Build the model of `spec` without storage.
 
     Raises:
@@ -97,7 +90,7 @@ def build_empty(spec: ModelSpec) -> nn.Module:
     return _build_empty(spec)[0]
 
 
-def _build_empty(spec: ModelSpec) -> tuple[nn.Module, PreTrainedConfig, torch.dtype]:
+def _build_empty(spec: ModelSpec) -> tuple[ShardedModel, PreTrainedConfig, torch.dtype]:
     parallel = _parallel(spec)
     config = _model_config(spec, half=parallel.mixed_precision.param_dtype not in ("fp32", "float32"))
     dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
@@ -112,9 +105,9 @@ def _build_empty(spec: ModelSpec) -> tuple[nn.Module, PreTrainedConfig, torch.dt
 def split_joined(model: nn.Module, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Split a tensor that transformers joins, such as experts, into those of a checkpoint."""
     whole = {name: value}
-    yield from (
-        revert_weight_conversion(model, whole) if isinstance(model, PreTrainedModel) else whole
-    ).items()
+    if isinstance(model, PolicyModel):
+        whole = revert_weight_conversion(model.language_model, whole)
+    yield from whole.items()
 
 
 def _parallel(spec: ModelSpec) -> FSDPConfig:
@@ -123,11 +116,8 @@ def _parallel(spec: ModelSpec) -> FSDPConfig:
     return spec.parallel
 
 
-def _transformer(model: nn.Module) -> PreTrainedModel:
-    part = model.backbone_module if isinstance(model, ValueModel) else model
-    if not isinstance(part, PreTrainedModel):
-        raise TypeError(f"{type(part).__name__} is not a model of transformers")
-    return part
+def _transformer(model: ShardedModel) -> PreTrainedModel:
+    return model.backbone_module if isinstance(model, ValueModel) else model.language_model
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:
@@ -154,7 +144,7 @@ def _model_config(spec: ModelSpec, *, half: bool) -> PreTrainedConfig:
     return config
 
 
-def _shard(model: nn.Module, parallel: FSDPConfig, device: torch.device, offload: bool) -> None:
+def _shard(model: ShardedModel, parallel: FSDPConfig, device: torch.device, offload: bool) -> None:
     """Shard each transformer block, and what is left (embeddings, head, last norm) as one more group.
 
     The head of a `ValueModel` is a group of its own, which computes in fp32 or wider whatever the rest does: in bf16
@@ -179,7 +169,7 @@ def _shard(model: nn.Module, parallel: FSDPConfig, device: torch.device, offload
     fully_shard(model, **options)
 
 
-def _load(model: nn.Module, spec: ModelSpec, read: Callable[[], nn.Module]) -> None:
+def _load(model: ShardedModel, spec: ModelSpec, read: Callable[[], nn.Module]) -> None:
     """Read the weights on the first process, scatter shards and broadcast buffers."""
     state: dict[str, Any] = {}
     buffers: dict[str, torch.Tensor] = {}

@@ -54,7 +54,8 @@ def _run(model: nn.Module, neighbour: int, device: torch.device) -> None:
     """Run two sequences in one row, the first consisting of the token `neighbour`."""
     ids = torch.tensor([[neighbour] * FIRST + [2] * SECOND], device=device)
     positions = torch.tensor([[*range(FIRST), *range(SECOND)]], device=device)
+    at = torch.zeros(1, dtype=torch.long, device=device), positions[0, -1:]
     if isinstance(model, ValueModel):
-        model(ids, positions, torch.zeros(1, dtype=torch.long, device=device), positions[0, -1:])
+        model(ids, positions, *at)
     else:
-        model(input_ids=ids, position_ids=positions, use_cache=False)
+        model(ids, positions, *at, ids[0, -1:], 1.0, entropy=False, entropy_gradient=False)

@@ -20,13 +20,13 @@ from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
 from iiverl_megatron.architecture import read_architecture
 from iiverl_megatron.context import gather_tokens
+from iiverl_megatron.heads import Targets
 from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
 from iiverl_megatron.model import build_chunks, distribute
 from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
 from iiverl_megatron.parallel import context_group, init_parallel, parallel_rank, tensor_group
 from iiverl_megatron.saved_weights import saved_weights
-from iiverl_megatron.vocabulary import split_token_log_probs
 from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
 
 P = ParamSpec("P")
@@ -183,12 +183,15 @@ class MegatronBackend:
             batches += [dummy_micro_batch(tuple(batches[0].arrays_T), self._spec.device)] * short
         inputs = [self._inputs(batch) for batch in batches]
         finish = [
-            partial(self._finish, batch, each, entropy, entropy_gradient, loss)
+            partial(self._finish, batch, each, loss) for batch, each in zip(batches, inputs, strict=True)
+        ]
+        targets = [
+            Targets(each.targets_T, batch.temperature, entropy, entropy_gradient)
             for batch, each in zip(batches, inputs, strict=True)
         ]
         results = get_forward_backward_func()(
             forward_step_func=self._forward_step,
-            data_iterator=[iter(zip(inputs, finish, strict=True)) for _ in chunks],
+            data_iterator=[iter(zip(inputs, targets, finish, strict=True)) for _ in chunks],
             model=chunks,
             num_microbatches=len(batches),
             seq_length=1,  # each micro-batch has its own
@@ -198,11 +201,11 @@ class MegatronBackend:
         )
         return results[: len(micro_batches)]
 
-    def _forward_step(self, data: Iterator[tuple[Inputs, Any]], chunk: Any) -> tuple[Tensor, Any]:
+    def _forward_step(self, data: Iterator[tuple[Inputs, Targets, Any]], chunk: Any) -> tuple[Tensor, Any]:
         """Run one chunk over the next micro-batch."""
-        inputs, finish = next(data)
+        inputs, targets, finish = next(data)
         model = getattr(chunk, "module", chunk)
-        with model.output_layer.at(inputs.positions) if model.post_process else nullcontext():
+        with model.output_layer.at(inputs.positions, targets) if model.post_process else nullcontext():
             output = chunk(
                 input_ids=inputs.input_ids_BL,
                 position_ids=inputs.position_ids_BL,
@@ -215,44 +218,30 @@ class MegatronBackend:
         self,
         batch: MicroBatch,
         inputs: Inputs,
-        entropy: bool,
-        entropy_gradient: bool,
         loss: Loss | None,
         output: Tensor,
         non_loss_data: bool = False,
     ) -> Any:
         """Convert the last chunk's output to `Outputs`, or with a loss to its value, no token count, and metrics."""
-        outputs = self._outputs(output[0], batch, inputs, entropy, entropy_gradient)
+        outputs = self._outputs(output[0], inputs)
         if loss is None:
             return outputs
         value, metrics = loss(outputs, batch)
         return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
 
-    def _outputs(
-        self, head_NV: Tensor, batch: MicroBatch, inputs: Inputs, entropy: bool, entropy_gradient: bool
-    ) -> Outputs:
-        def on_all_ranks(local: Tensor) -> Tensor:
-            if self._sharing.context == 1:
-                return local
-            return gather_tokens(local, inputs.local_N, context_group())
-
+    def _outputs(self, head_NK: Tensor, inputs: Inputs) -> Outputs:
+        """Name the columns of the head's output, those of all context-parallel processes."""
+        columns = [
+            column_N
+            if self._sharing.context == 1
+            else gather_tokens(column_N, inputs.local_N, context_group())
+            for column_N in head_NK.unbind(-1)
+        ]
         if self._spec.role == "critic":
-            return Outputs(values_T=on_all_ranks(head_NV.sum(-1)))
+            return Outputs(values_T=columns[0])
         if self._spec.role == "reward":
-            return Outputs(scores_B=on_all_ranks(head_NV.sum(-1)))
-        log_probs_T, entropy_T = split_token_log_probs(
-            head_NV,
-            inputs.targets_T,
-            batch.temperature,
-            vocabulary=self._architecture.vocabulary,
-            group=tensor_group(),
-            entropy=entropy,
-            entropy_gradient=entropy_gradient,
-        )
-        return Outputs(
-            log_probs_T=on_all_ranks(log_probs_T),
-            entropy_T=None if entropy_T is None else on_all_ranks(entropy_T),
-        )
+            return Outputs(scores_B=columns[0])
+        return Outputs(log_probs_T=columns[0], entropy_T=columns[1] if len(columns) > 1 else None)
 
     def _inputs(self, batch: MicroBatch) -> Inputs:
         return make_inputs(

@@ -16,7 +16,7 @@ from iiverl_megatron.layers import block_spec
 def build_chunks(spec: ModelSpec, parallel: MegatronConfig, architecture: Architecture) -> list[GPTModel]:
     """Build this pipeline stage's chunks, without weights.
 
-    The last chunk of the last stage has a head for the model's role: logits, or one number.
+    The last chunk of the last stage has a head for the model's role: log-probs, or one number.
     """
     count = parallel.virtual_pipeline_model_parallel_size
     return [_chunk(spec, architecture, chunk if count else None) for chunk in range(count or 1)]
@@ -42,7 +42,7 @@ def _chunk(spec: ModelSpec, architecture: Architecture, chunk: int | None) -> GP
     model.rotary_pos_emb.inv_freq = architecture.inv_freq.to(spec.device)
     if last:
         head = (
-            PolicyHead(config, model.output_layer)
+            PolicyHead(config, model.output_layer, architecture.vocabulary)
             if spec.role in ("actor", "reference")
             else ValueHead(config, bias=spec.role == "critic")
         )

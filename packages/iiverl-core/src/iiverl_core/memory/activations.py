@@ -1,4 +1,4 @@
-"""Memory of activations and logits on one device, in addition to a model's states.
+"""Memory of activations on one device, in addition to a model's states.
 
 After Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", whose count of the
 tensors that a layer keeps for its backward pass is adapted to RMS norms, rotary embeddings, grouped-query attention,
@@ -18,14 +18,12 @@ FP32 = 4
 class Work:
     """The largest micro-batch of one model.
 
-    `tokens` in total, of which `responses` are response tokens. With `checkpointing`, activations are recomputed; with
-    `entropy`, it is part of the loss.
+    `tokens` in total, of which `responses` are response tokens. With `checkpointing`, activations are recomputed.
     """
 
     tokens: int
     responses: int
     checkpointing: bool = False
-    entropy: bool = False
 
 
 def kept_by_a_layer(facts: ModelFacts, layout: Layout, work: Work) -> int:
@@ -88,15 +86,3 @@ def activations(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, 
     tokens = work.tokens / layout.context
     inputs = tokens * facts.hidden_size * layout.weight_bytes / layout.sequence_split
     return round(layers * inputs) + layer
-
-
-def logits(facts: ModelFacts, layout: Layout, stage: Stage, work: Work) -> int:
-    """Count the bytes of the response tokens' logits, on the stage with the head.
-
-    They exist in the model's dtype and twice in fp32: scaled by the temperature, and as an intermediate of the softmax
-    or its gradient. With entropy in the loss, there is one more fp32 copy.
-    """
-    if layout.pipeline > 1 and stage == "first":
-        return 0
-    copies = layout.weight_bytes + FP32 * (2 + work.entropy)
-    return round(work.responses / layout.context * facts.vocabulary / layout.tensor * copies)

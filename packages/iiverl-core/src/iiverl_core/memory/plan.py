@@ -7,8 +7,9 @@ from typing import Literal, TypeAlias
 from iiverl_core.config import Role, RoleConfig, RunConfig
 from iiverl_core.config.model_facts import ModelFacts, find_config, read_model_facts
 from iiverl_core.errors import ConfigError
-from iiverl_core.memory.activations import activations, logits
+from iiverl_core.memory.activations import activations
 from iiverl_core.memory.engine import EngineMemory, engine_memory
+from iiverl_core.memory.head import head_memory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
 from iiverl_core.memory.states import States, states
 from iiverl_core.memory.work import work_of
@@ -25,12 +26,12 @@ class Pass:
 
     tokens: int
     activations: int
-    logits: int
+    head: int
 
     @property
     def total(self) -> int:
-        """Activations and logits."""
-        return self.activations + self.logits
+        """Activations, and the head of a policy."""
+        return self.activations + self.head
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class RoleMemory:
             **on_device,
             "gathered": self.states.gathered,
             "activations": work.activations,
-            "logits": work.logits,
+            "head": work.head,
         }
 
     @property
@@ -165,8 +166,8 @@ def _role(run: RunConfig, role: RoleConfig, facts: ModelFacts, stage: Stage) -> 
 
     def make_pass(train: bool) -> Pass:
         work = work_of(run, role, train=train)
-        head_logits = logits(facts, layout, stage, work) if language else 0
-        return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), head_logits)
+        head = head_memory(facts, layout, stage, work, trained=train) if language else 0
+        return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), head)
 
     trained = role.training is not None
     state_sizes = states(facts, layout, stage, language=language, trained=trained)

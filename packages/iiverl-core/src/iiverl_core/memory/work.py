@@ -27,5 +27,4 @@ def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
         tokens=tokens,
         responses=ceil(tokens * response / (prompt + response)),
         checkpointing=train and role.model.enable_gradient_checkpointing,
-        entropy=role.role == "actor" and train and run.loss.entropy_coeff != 0,
     )
