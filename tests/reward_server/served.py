@@ -34,7 +34,7 @@ class Server:
     port: int
     scoring: Scoring
 
-    def raw(self, request: bytes, timeout: float = 30) -> Answer:
+    def raw(self, request: bytes, timeout: float = 120) -> Answer:
         """Send bytes and read the answer to its end."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(request)

@@ -79,6 +79,10 @@ def score(
         ([("1\r\n2", "1\n2\n")], 1.0),
         ([("1 2", "1  2")], 0.0),
         ([("", "")], 1.0),
+        ([("1\x0c2", "1\n2")], 0.0),
+        ([("1\u20282", "1\n2")], 0.0),
+        ([("1\x0c", "1")], 0.0),
+        ([("\udcff", "\ufffd")], 0.0),
     ],
 )
 def test_the_share_of_cases(
@@ -101,7 +105,15 @@ def test_a_response_without_a_program_has_zero(monkeypatch: pytest.MonkeyPatch) 
 def test_a_program_that_was_killed_has_not_passed(
     monkeypatch: pytest.MonkeyPatch, ended: str, expected: float
 ) -> None:
-    assert score(monkeypatch, lambda *_: told("1", ended, None), ("1", "1")).score == expected
+    assert (
+        score(monkeypatch, lambda *_: told("1", ended, 0 if ended == "exit" else None), ("1", "1")).score
+        == expected
+    )
+
+
+@pytest.mark.parametrize("code", [1, 2, 255])
+def test_right_output_before_a_crash_has_not_passed(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    assert score(monkeypatch, lambda *_: told("1", code=code), ("1", "1")).score == 0.0
 
 
 def test_a_sandbox_that_fails_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +128,16 @@ def test_a_sandbox_that_fails_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_language_that_the_sandbox_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadAnswerError, match="no cpp here"):
         score(monkeypatch, echo, ("1", "1"), response="```cpp\nx\n```", language="cpp")
+    with pytest.raises(BadAnswerError, match="no cpp here"):  # whatever the response is
+        score(monkeypatch, echo, ("1", "1"), response="none", language="cpp")
+
+
+@pytest.mark.parametrize("language", ["py", "Python", "python3", "Python3.11"])
+@pytest.mark.parametrize("fence", ["```python3.10", "~~~Py", "```", "   ```python"])
+def test_the_names_of_a_language(monkeypatch: pytest.MonkeyPatch, language: str, fence: str) -> None:
+    end = fence.rstrip("pPython3.10")
+    response = f"So:\r\n{fence}\r\nx\r\n{end}\r\n"
+    assert score(monkeypatch, echo, ("1", "1"), response=response, language=language).score == 1.0
 
 
 def test_a_program_that_used_up_its_time_fails_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,12 @@ def test_a_response_stands_behind_the_last_marker(text: str, expected: tuple[str
         ("\\boxed{\\boxed{7}}", "7"),
         ("\\\\boxed{8}", "8"),
         ("\\boxed{}", ""),
-        ("\\boxed 9", None),
+        ("$\\boxed 9$", "9"),
+        ("\\fbox{1} or \\boxed{2}, \\boxed -3", "-3"),
+        ("$\\boxed\\frac{1}{2}$", "\\frac{1}{2}"),
+        ("\\boxed{4}, with \\boxed as asked", "4"),
+        ("\\boxed 5$ and then \\boxed{6", "5"),
+        ("\\boxed", None),
     ],
 )
 def test_the_last_closed_box(text: str, expected: str | None) -> None:
@@ -70,6 +75,13 @@ def test_a_box_is_found_whatever_stands_before_it(before: str, inside: str, afte
         ('```python\ns = "```x"\n```', [("python", 's = "```x"\n')]),
         ("```python\nnever closed", []),
         ("``` ```", []),
+        ("```python3.10\na\n```", [("python", "a\n")]),
+        ("~~~py\na\n```\nb\n~~~", [("python", "a\n```\nb\n")]),
+        ("```python\r\na\r\nb\r\n```\r\n", [("python", "a\nb\n")]),
+        ("1. so:\n   ```python\n   if a:\n       b\n   ```", [("python", "if a:\n    b\n")]),
+        ("  ```python\na\n  b\n  ```", [("python", "a\n  b\n")]),
+        ("````{.python}\n```\n````", [("python", "```\n")]),
+        ("```python\na = '\x0c\u2028'\n```", [("python", "a = '\x0c\u2028'\n")]),
     ],
 )
 def test_fenced_blocks(text: str, expected: list[tuple[str, str]]) -> None:
@@ -81,11 +93,21 @@ def test_the_last_block_of_a_language() -> None:
     assert last_code_block(text) == "3\n"
     assert last_code_block(text, "Python") == "2\n"
     assert last_code_block(text, "rust") is None
+    assert last_code_block(text + "```\n4\n```", "python3.12") == "2\n"
+    assert last_code_block("```\n1\n```\n```\n2\n```\n```cpp\n3\n```", "python") == "2\n"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["```py\n" * 100_000, "```" * 200_000, "`" * 500_000, "\\boxed{" * 70_000, "\\boxed" + " " * 500_000],
+    [
+        "```py\n" * 100_000,
+        "```\n" + "`" * 500_000 + "x",
+        "~" * 500_000 + "`",
+        "```" * 200_000,
+        "`" * 500_000,
+        "\\boxed{" * 70_000,
+        "\\boxed" + " " * 500_000,
+    ],
 )
 def test_long_nonsense_takes_time_in_proportion(text: str) -> None:
     began = time.monotonic()

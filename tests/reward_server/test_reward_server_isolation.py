@@ -44,19 +44,13 @@ def own(tmp_path: Path) -> Any:
     return lambda *names: [f"{path}:{name}" for name in names]
 
 
-def test_a_pathological_expression_costs_one_answer(start: Any) -> None:
-    server = start(workers=2, time_limit=2)
+def test_a_pathological_response_scores_zero_and_costs_no_other(start: Any) -> None:
+    server = start(workers=2, time_limit=60, response_time_limit=0.5, accept_unevaluated=True)
     good = ("\\boxed{420}", "math_verifiable", MATH)
     assert server.rewards(good, good)[0]["score"] == 1.0  # both processes have been there
-    began = time.monotonic()
     results = server.rewards(("\\boxed{9^{9^{9^{9}}}}", "math_verifiable", MATH), *[good] * 20)
-    assert results[0]["error"] == {
-        "kind": "timeout",
-        "detail": "math_verifiable: verifying took longer than 2 s",
-        "retry_after": None,
-    }
+    assert (results[0]["score"], set(results[0]["info"])) == (0.0, {"reason"})
     assert [result["score"] for result in results[1:]] == [1.0] * 20
-    assert time.monotonic() - began < 8
     assert server.rewards(good)[0]["score"] == 1.0
 
 

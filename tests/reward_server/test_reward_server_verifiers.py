@@ -9,12 +9,13 @@ import pytest
 
 from iiverl_reward_client.verifiers import (
     BadAnswerError,
+    ReferenceFirst,
     Submission,
     answers,
     math_verifiable,
     swe_verifiable,
 )
-from iiverl_reward_client.verifiers.worker import NoScoreError, parts_of
+from iiverl_reward_client.verifiers.worker import NoScoreError, parts_of, run
 
 
 def submission(type: str, response: str, answer: Any) -> Submission:
@@ -48,9 +49,108 @@ def test_mathematics(response: str, value: str, expected: float) -> None:
     assert math_verifiable.score(submission("math_verifiable", response, {"value": value})) == expected
 
 
-def test_a_reference_that_cannot_be_read_is_no_zero() -> None:
+EQUAL = [
+    ("5 cm", "5"),
+    (r"5\text{ cm}", "5 cm"),
+    (r"10\text{ meters}", r"10\text{ m}"),
+    (r"5\text{ cm}^2", "5"),
+    ("12 square units", "12"),
+    ("1010", "1010_2"),
+    ("1010_{2}", "1010_2"),
+    (r"\text{Even}", "even"),
+    (r"\text{(B)}", "B"),
+    (r"\text{C}", "C"),
+    ("yx", "xy"),
+    ("是的", r"\text{是的}"),
+    (r"8:00\text{ a.m.}", "8:00 am"),
+    (r"3 \times 10^8", "300000000"),
+    (r"90^\circ", "90"),
+    ("1,2", r"\{1,2\}"),
+    ("5000000", r"5\text{ million}"),
+    ("0.333333", r"\frac13"),
+    (r"3\frac12", "3.5"),
+    (r"\ln 4", r"2\ln 2"),
+    (r"2\cdot\sqrt3", r"2\sqrt3"),
+    ("50\\%", "0.5"),
+    (r"\gcd(a,b)", r"\gcd(a,b)"),
+]
+UNEQUAL = [
+    ("silent", "listen"),
+    ("ACBD", "ABCD"),
+    ("FTF", "TFF"),
+    ("不是", "是的"),
+    ("5 cm", "5 km"),
+    (r"5\text{ cm}", r"5\text{ km}"),
+    (r"5\text{ m}^2", r"5\text{ m}^3"),
+    ("5 square feet", "5 feet"),
+    ("1010_3", "1010_2"),
+    ("7_{10}", "7_{8}"),
+    (r"\{0,1\}", "(0,1)"),
+    ("[0,1)", "[0,1]"),
+    ("5", r"5\text{ million}"),
+    (r"5\text{ thousand}", r"5\text{ million}"),
+    (r"8:00\text{ a.m.}", r"8:00\text{ p.m.}"),
+    (r"8\text{ a.m.}", r"8\text{ p.m.}"),
+    ("9:00", "8:00"),
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+    ("0", r"\frac{1}{2^{98}}"),
+    ("123456789012346", "123456789012345"),
+    ("123456789.1", "123456789"),
+    ("10^{30}+1", "10^{30}"),
+]
+# Each is equal to its reference, and no answer.
+RESTATED = [
+    (r"\int_0^1 x^2\,dx", "1/3"),
+    (r"\gcd(1071,462)", "21"),
+    (r"123 \cdot 456", "56088"),
+    ("(3)(4)", "12"),
+    ("3+4", "7"),
+    ("2^{10}", "1024"),
+    ("5!", "120"),
+    (r"\binom{5}{2}", "10"),
+    (r"\sqrt{16}", "4"),
+    (r"\log_2 8", "3"),
+    (r"\sin(30^\circ)", "1/2"),
+    (r"\sum_{i=1}^{3} i", "6"),
+    (r"\lim_{x\to 0}\frac{\sin x}{x}", "1"),
+]
+
+
+@pytest.mark.parametrize(("given", "value"), EQUAL)
+def test_answers_of_one_meaning(given: str, value: str) -> None:
+    assert mathematics(given, value) == 1.0
+
+
+@pytest.mark.parametrize(("given", "value"), [*UNEQUAL, *RESTATED])
+def test_answers_that_only_look_alike(given: str, value: str) -> None:
+    assert mathematics(given, value) == 0.0
+    assert mathematics(value, value) == 1.0
+
+
+@pytest.mark.parametrize(("given", "value"), [(r"123 \cdot 456", "56088"), ("2^{10}", "1024")])
+def test_restated_problems_are_an_option(given: str, value: str) -> None:
+    assert mathematics(given, value, math_verifiable.score_unevaluated) == 1.0
+
+
+def mathematics(given: str, value: str, score: Any = math_verifiable.score) -> float:
+    return score(submission("math_verifiable", f"\\boxed{{{given}}}", {"value": value}))
+
+
+@pytest.mark.parametrize("value", ["$$", r"\text{}"])
+@pytest.mark.parametrize("response", ["\\boxed{1}", "no box", ""])
+def test_a_reference_that_cannot_be_read_is_no_zero(value: str, response: str) -> None:
     with pytest.raises(BadAnswerError, match="cannot read"):
-        math_verifiable.score(submission("math_verifiable", "\\boxed{1}", {"value": "$$"}))
+        math_verifiable.score(submission("math_verifiable", response, {"value": value}))
+
+
+def test_only_what_the_response_causes_scores_zero() -> None:
+    def broken(*_: Any) -> Any:
+        raise RecursionError("too deep")
+
+    given = submission("x", "", None)
+    assert run(ReferenceFirst(lambda answer: answer, broken), given)["unearned"].startswith("RecursionError")
+    assert run(ReferenceFirst(broken, lambda *_: 1.0), given)["raised"].startswith("RecursionError")
+    assert run(broken, given)["raised"].startswith("RecursionError")
 
 
 BEFORE = "a\nb\nc\n"
@@ -87,6 +187,21 @@ def test_long_edits_are_compared_without_junk() -> None:
         submission("swe_verifiable", f"```\n{edit}```", {"input": before, "ground_truth": truth})
     )
     assert 0.9 < scored < 1.0
+
+
+def test_edits_of_thousands_of_lines_are_compared_by_lines() -> None:
+    before = "".join(f"line {n}\n" for n in range(3000))
+    truth = before.replace("line 1", "word 1")  # 1111 lines
+    edit = truth.replace("word 1999\n", "")
+
+    def similar(block: str) -> float:
+        answer = {"input": before, "ground_truth": truth}
+        return swe_verifiable.score(submission("swe_verifiable", f"```\n{block}```", answer))
+
+    assert similar(truth) == 1.0
+    assert 0.99 < similar(edit) < 1.0
+    assert 0.0 < similar(before.replace("line 12", "word 12")) < 0.5
+    assert similar("x\n" * 3000) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ _SECRETS = ("llm_judge_api_key", "token")
 _SCORING = (
     "use_format_verifier", "answer_marker", "end_token", "llm_judge_model", "llm_judge_base_url",
     "llm_judge_max_tokens", "llm_judge_temperature", "fusion_sandbox_url", "case_time_limit", "code_time_limit",
+    "response_time_limit", "accept_unevaluated", "memory_bytes",
 )  # fmt: skip
 
 
@@ -80,7 +81,8 @@ def _built_in(settings: Settings) -> dict[str, RegisteredVerifier]:
         temperature=settings.llm_judge_temperature,
         seconds=settings.judge_time_limit,
     )
-    mathematics = _function(settings, f"{here}.math_verifiable:score", check_math)
+    form = "score_unevaluated" if settings.accept_unevaluated else "score"
+    mathematics = _function(settings, f"{here}.math_verifiable:{form}", check_math)
     edits = _function(settings, f"{here}.swe_verifiable:score", check_swe)
     return {
         "math_verifiable": RegisteredVerifier(mathematics, settings.workers),
@@ -96,7 +98,7 @@ def _function(
     return FunctionVerifier(
         target,
         places=settings.workers,
-        limits=WorkerLimits(settings.time_limit, settings.memory_bytes),
+        limits=WorkerLimits(settings.time_limit, settings.response_time_limit, settings.memory_bytes),
         check=check,
         hidden_variables=[variable_of(name) for name in _SECRETS],
     )

@@ -12,7 +12,13 @@ from iiverl_reward_client.server.lanes import Lane
 from iiverl_reward_client.server.metrics import Metrics
 from iiverl_reward_client.server.registry import BUILT_IN, find_verifiers, version_of
 from iiverl_reward_client.server.settings import Settings
-from iiverl_reward_client.verifiers import BadAnswerError, Submission, UnavailableError, VerifierError
+from iiverl_reward_client.verifiers import (
+    BadAnswerError,
+    ResponseError,
+    Submission,
+    UnavailableError,
+    VerifierError,
+)
 from iiverl_reward_client.verifiers.extraction import split_turn
 from iiverl_reward_client.verifiers.format_score import format_score, with_format
 
@@ -109,7 +115,10 @@ class Scoring:
             raise UnavailableError(self.unavailable[type])
         verifier = self._verifiers[type].verifier
         verifier.check(submission.answer)
-        scored = await self._lanes[type].run(lambda: verifier.verify(submission))
+        try:
+            scored = await self._lanes[type].run(lambda: verifier.verify(submission))
+        except ResponseError as error:
+            scored = Scored(0.0, info={"reason": error.reason})
         if settings.use_format_verifier and type in BUILT_IN:
             return with_format(scored, format_score(submission, settings.end_token))
         return scored

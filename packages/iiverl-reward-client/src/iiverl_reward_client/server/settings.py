@@ -71,6 +71,13 @@ class Settings(BaseModel):
         default=min(4, os.cpu_count() or 1), gt=0, description="Programs that run at the same time."
     )
     time_limit: float = Field(default=10.0, gt=0, description="Maximum seconds of a verifier's function.")
+    response_time_limit: float = Field(
+        default=2.0, gt=0, description="CPU seconds after which a response to mathematics or edits scores 0."
+    )
+    accept_unevaluated: bool = Field(
+        default=False,
+        description="Accept answers to mathematics with operators that the reference does not have.",
+    )
     memory_bytes: int = Field(
         default=2 * 2**30, gt=0, description="Maximum resident bytes of a verifier's process."
     )
@@ -78,9 +85,9 @@ class Settings(BaseModel):
         default=5.0, gt=0, description="Maximum seconds of a program per test case."
     )
     code_time_limit: float = Field(
-        default=60.0, gt=0, description="Maximum seconds of a program for all its test cases."
+        default=20.0, gt=0, description="Maximum seconds of a program for all its test cases."
     )
-    judge_time_limit: float = Field(default=60.0, gt=0, description="Maximum seconds of a judgement.")
+    judge_time_limit: float = Field(default=20.0, gt=0, description="Maximum seconds of a judgement.")
     judge_places: int = Field(default=32, gt=0, description="Judgements at the same time.")
 
 

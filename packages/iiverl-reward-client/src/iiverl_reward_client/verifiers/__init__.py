@@ -3,10 +3,20 @@ language model as a judge. A score is finite, and a failure is typed."""
 
 from iiverl_reward_client.verifiers.verifier import (
     BadAnswerError,
+    ReferenceFirst,
+    ResponseError,
     Submission,
     UnavailableError,
     Verifier,
     VerifierError,
 )
 
-__all__ = ["BadAnswerError", "Submission", "UnavailableError", "Verifier", "VerifierError"]
+__all__ = [
+    "BadAnswerError",
+    "ReferenceFirst",
+    "ResponseError",
+    "Submission",
+    "UnavailableError",
+    "Verifier",
+    "VerifierError",
+]

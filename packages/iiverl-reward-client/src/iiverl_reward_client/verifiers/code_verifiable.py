@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from iiverl_reward_client.outcomes import Scored
 from iiverl_reward_client.verifiers.answers import check_code
-from iiverl_reward_client.verifiers.extraction import last_code_block
+from iiverl_reward_client.verifiers.extraction import language_name, last_code_block, split_lines
 from iiverl_reward_client.verifiers.verifier import (
     BadAnswerError,
     Submission,
@@ -17,7 +17,7 @@ from iiverl_reward_client.verifiers.verifier import (
 )
 
 if TYPE_CHECKING:
-    from iiverl_reward_client.verifiers.sandbox import Sandbox
+    from iiverl_reward_client.verifiers.sandbox import Execution, Sandbox
 
 _NAME = "code_verifiable"
 
@@ -25,6 +25,7 @@ _NAME = "code_verifiable"
 class CodeVerifier:
     """Runs the last fenced block in the requested language once per test case.
 
+    A case is passed by the right output and exit code 0.
     `case_seconds` limits one run, `seconds` all runs of a submission. A program that exceeds the first fails that case.
     If the time for all is over, the remaining cases are failed if the program timed out before, since it used up the
     time; otherwise there is no score.
@@ -36,6 +37,7 @@ class CodeVerifier:
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="code-verifier")
         self._sandbox: Sandbox | None = None
+        self._languages = {"python"}  # that the sandbox has run
 
     async def start(self) -> None:
         """Find a sandbox; raises `UnavailableError` with the reason if there is none."""
@@ -52,12 +54,15 @@ class CodeVerifier:
 
     async def verify(self, submission: Submission) -> Scored:
         """Run the program; a response without a block in the language scores 0.0."""
-        language = submission.answer.get("language", "python")
-        source = last_code_block(submission.response, language)
+        language = language_name(submission.answer.get("language") or "python")
         cases: list[dict[str, str]] = submission.answer["test_cases"]
+        loop = asyncio.get_running_loop()
+        if language not in self._languages:  # part of the reference, so it comes before the response
+            await loop.run_in_executor(self._threads, self._run, "", "", language, self._case_seconds)
+            self._languages.add(language)
+        source = last_code_block(submission.response, language)
         if source is None:
             return Scored(0.0, info={"passed": 0, "test_cases": len(cases), "program": "none found"})
-        loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._run_all, source, cases, language)
 
     async def close(self) -> None:
@@ -66,37 +71,40 @@ class CodeVerifier:
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
     def _run_all(self, source: str, cases: list[dict[str, str]], language: str) -> Scored:
-        from iiverl_reward_client.verifiers.sandbox import Limits, SandboxError, UnsupportedLanguage
-
         deadline = time.monotonic() + self._seconds
         passed = overran = 0
         for done, case in enumerate(cases):
-            sandbox = self._sandbox
-            if sandbox is None:
-                raise VerifierError("overload", "the server is shutting down")
             left = deadline - time.monotonic()
             if left <= 0 and overran:
                 break
             if left <= 0:
                 raise VerifierError("timeout", f"{done} of {len(cases)} test cases took {self._seconds:g} s")
-            seconds = min(self._case_seconds, left)
-            limits = replace(Limits(), wall_seconds=seconds, cpu_seconds=seconds)
-            try:
-                execution = sandbox.run(source, case["input"], language=language, limits=limits)
-            except UnsupportedLanguage as error:
-                raise BadAnswerError(f"{_NAME}: {error}") from error
-            except SandboxError as error:
-                raise VerifierError("server", f"{_NAME}: the sandbox failed: {error}") from error
+            execution = self._run(source, case["input"], language, min(self._case_seconds, left))
             overran += execution.ended == "timeout"
-            passed += execution.ended == "exit" and _same(execution.stdout, case["output"])
+            passed += execution.exit_code == 0 and _same(execution.stdout, case["output"])
         return Scored(
             passed / len(cases),
             info={"passed": passed, "test_cases": len(cases), "overran": overran},
         )
 
+    def _run(self, source: str, stdin: str, language: str, seconds: float) -> "Execution":
+        from iiverl_reward_client.verifiers.sandbox import Limits, SandboxError, UnsupportedLanguage
+
+        if self._sandbox is None:
+            raise VerifierError("overload", "the server is shutting down")
+        limits = replace(Limits(), wall_seconds=seconds, cpu_seconds=seconds)
+        try:
+            return self._sandbox.run(source, stdin, language=language, limits=limits)
+        except UnsupportedLanguage as error:
+            raise BadAnswerError(f"{_NAME}: {error}") from error
+        except SandboxError as error:
+            raise VerifierError("server", f"{_NAME}: the sandbox failed: {error}") from error
+
 
 def _same(output: str, expected: str) -> bool:
-    """Compare as in programming contests: ignore white space at the ends of lines and of the text."""
-    return [line.rstrip() for line in output.strip().splitlines()] == [
-        line.rstrip() for line in expected.strip().splitlines()
-    ]
+    """Compare as in programming contests: ignore white space at the ends of lines, and blank lines around the text."""
+    return _lines(output) == _lines(expected)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip(" \t") for line in split_lines(text.strip(" \t\r\n"))]

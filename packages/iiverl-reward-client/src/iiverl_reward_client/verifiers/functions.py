@@ -6,15 +6,21 @@ from typing import Any
 
 from iiverl_reward_client.outcomes import FailureKind, Scored
 from iiverl_reward_client.verifiers.processes import VerifierProcessError, WorkerLimits, WorkerPool
-from iiverl_reward_client.verifiers.verifier import Submission, UnavailableError, VerifierError
+from iiverl_reward_client.verifiers.verifier import (
+    ResponseError,
+    Submission,
+    UnavailableError,
+    VerifierError,
+)
 
 
 class FunctionVerifier:
     """Scores by the function at `target`, in `places` processes.
 
     The function takes a `Submission` and returns a finite number, or a dict with `score`; it may be a coroutine
-    function. With a `check` it is one of this package, and an exception is a failure of kind `server`. Otherwise it is
-    the user's: an exception is of kind `function`, and `start` waits until it is loaded, to report errors early.
+    function, or a `ReferenceFirst`. With a `check` it is one of this package, and an exception before the response is
+    looked at is a failure of kind `server`. Otherwise it is the user's: an exception is of kind `function`, and `start`
+    waits until it is loaded, to report errors early.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class FunctionVerifier:
             reply = await self._pool.call(asdict(submission))
         except VerifierError as failed:
             raise VerifierError(failed.kind, f"{submission.type}: {failed.detail}") from failed
+        if "unearned" in reply:
+            raise ResponseError(reply["unearned"])
         if "raised" in reply:
             kind: FailureKind = "function" if self._check is None else "server"
             raise VerifierError(kind, f"{submission.type}: {reply['raised']}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iiverl_reward_client.verifiers.verifier import VerifierError
+from iiverl_reward_client.verifiers.verifier import ResponseError, VerifierError
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +28,23 @@ class VerifierProcessError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """Limits per submission: seconds of wall time, and bytes of resident memory (on Linux only)."""
+    """Limits per submission: seconds of wall time, and bytes of resident memory (on Linux only).
+
+    `response_seconds` is CPU time in the second stage of a `ReferenceFirst`.
+    """
 
     seconds: float = 10.0
+    response_seconds: float = 2.0
     memory_bytes: int = 2 * 2**30
+
+
+class _ProcessEndedError(Exception):
+    """A worker process ended before its reply, by this signal if it was one."""
+
+    def __init__(self, code: int) -> None:
+        self.signal = -code if code < 0 else None
+        ended = f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+        super().__init__(f"the verifier's process {ended}")
 
 
 class WorkerPool:
@@ -46,6 +59,7 @@ class WorkerPool:
         self._hidden = frozenset(hidden_variables)
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._processes: set[asyncio.subprocess.Process] = set()
+        self._start_bytes: dict[asyncio.subprocess.Process, int] = {}  # resident, once the function is loaded
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[int]] = set()
         self._count = 0  # of processes, including those that are starting
@@ -63,8 +77,11 @@ class WorkerPool:
     async def call(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message to an idle process, and return its reply.
 
+        If it takes too long or too much memory, or ends the process, that process is replaced.
+
         Raises:
-            VerifierError: it took too long or too much memory, or the process ended; the process is replaced.
+            ResponseError: that happened after the reference had been read, and not because of the machine.
+            VerifierError: it happened before, or the machine was too busy.
         """
         line = json.dumps(message).encode() + b"\n"
         process = await self._take_idle()
@@ -73,7 +90,10 @@ class WorkerPool:
         except BaseException:
             self._replace(process)
             raise
-        self._idle.put_nowait(process)
+        if 2 * _resident_bytes(process.pid) > self._limits.memory_bytes + self._start_bytes[process]:
+            self._replace(process)  # the next submission must not pay for what this one left behind
+        else:
+            self._idle.put_nowait(process)
         return reply
 
     async def close(self) -> None:
@@ -100,7 +120,8 @@ class WorkerPool:
 
     async def _exchange(self, process: asyncio.subprocess.Process, line: bytes) -> dict[str, Any]:
         """Send a line and await the reply within the limits."""
-        answer = asyncio.create_task(_ask(process, line))
+        replies = _Replies(process)
+        answer = asyncio.create_task(replies.ask(line))
         watch = asyncio.create_task(_memory_above(process.pid, self._limits.memory_bytes))
         try:
             done, _ = await asyncio.wait(
@@ -108,13 +129,18 @@ class WorkerPool:
             )
             if answer in done:
                 return await answer
+        except _ProcessEndedError as ended:
+            if not replies.reference_read or ended.signal == signal.SIGKILL:  # the kernel was out of memory
+                raise VerifierError("server", str(ended)) from None
+            if ended.signal == signal.SIGPROF:
+                raise ResponseError("verifying the response took too long") from None
+            raise ResponseError(str(ended)) from None
         finally:
             answer.cancel()
             watch.cancel()
         if watch in done:
-            raise VerifierError(
-                "server", f"verifying took more than {self._limits.memory_bytes / 2**20:.0f} MiB of memory"
-            )
+            took = f"verifying took more than {self._limits.memory_bytes / 2**20:.0f} MiB of memory"
+            raise ResponseError(took) if replies.reference_read else VerifierError("server", took)
         raise VerifierError("timeout", f"verifying took longer than {self._limits.seconds:g} s")
 
     def _replace(self, process: asyncio.subprocess.Process) -> None:
@@ -144,6 +170,8 @@ class WorkerPool:
             *command,
             self._target,
             str(self._limits.seconds),
+            str(self._limits.response_seconds),
+            str(self._limits.memory_bytes),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={key: value for key, value in os.environ.items() if key not in self._hidden},
@@ -158,29 +186,41 @@ class WorkerPool:
             self._end(process)
             if isinstance(error, TimeoutError):
                 raise VerifierProcessError(f"it was not ready after {_START_TIMEOUT_S:g} s") from None
-            if isinstance(error, VerifierError):
-                raise VerifierProcessError(error.detail) from None
+            if isinstance(error, VerifierError | _ProcessEndedError):
+                raise VerifierProcessError(str(error)) from None
             raise
         if "unusable" in message:
             self._end(process)
             raise VerifierProcessError(message["unusable"])
+        self._start_bytes[process] = _resident_bytes(process.pid)
         return process
 
     def _end(self, process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         self._processes.discard(process)
+        self._start_bytes.pop(process, None)
         task = asyncio.create_task(process.wait())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
 
-async def _ask(process: asyncio.subprocess.Process, line: bytes) -> dict[str, Any]:
-    assert process.stdin is not None
-    with suppress(ConnectionError):  # reported below, with the exit code
-        process.stdin.write(line)
-        await process.stdin.drain()
-    return json.loads(await _line(process))
+class _Replies:
+    """The lines with which a process answers one message; `reference_read` tells its stage."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.reference_read = False
+
+    async def ask(self, line: bytes) -> dict[str, Any]:
+        """Send a message and return the reply."""
+        assert self._process.stdin is not None
+        with suppress(ConnectionError):  # reported below, with the exit code
+            self._process.stdin.write(line)
+            await self._process.stdin.drain()
+        while "stage" in (reply := json.loads(await _line(self._process))):
+            self.reference_read = True
+        return reply
 
 
 async def _line(process: asyncio.subprocess.Process) -> bytes:
@@ -190,20 +230,21 @@ async def _line(process: asyncio.subprocess.Process) -> bytes:
     except ValueError:
         raise VerifierError("server", f"a verifier's reply exceeds {_REPLY_BYTES} bytes") from None
     if not line:
-        code = await process.wait()
-        ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise VerifierError("server", f"the verifier's process {ended}")
+        raise _ProcessEndedError(await process.wait())
     return line
 
 
 async def _memory_above(pid: int, most: int) -> None:
     """Return once a process uses more than `most` bytes; never return without /proc."""
-    statm = Path(f"/proc/{pid}/statm")
-    page = os.sysconf("SC_PAGE_SIZE")
     while True:
         await asyncio.sleep(_MEMORY_CHECK_S)
-        try:
-            if int(statm.read_text().split()[1]) * page > most:
-                return
-        except (OSError, IndexError, ValueError):  # no /proc, or the process has just ended
-            await asyncio.Event().wait()
+        if _resident_bytes(pid) > most:
+            return
+
+
+def _resident_bytes(pid: int) -> int:
+    """Return a process's resident memory; 0 without /proc, or if the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0

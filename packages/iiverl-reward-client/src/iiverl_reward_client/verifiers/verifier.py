@@ -1,8 +1,12 @@
-"""The interface between the server and verifiers."""
+"""The interface between the server and verifiers, and the principle that decides between a score and a failure.
 
-from collections.abc import Mapping
+What the response causes is a score of 0 (`ResponseError`); what the reference, the machine or a service causes is a
+failure (`VerifierError`). The reference is read before the response is looked at.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from iiverl_reward_client.outcomes import FailureKind, Scored
 
@@ -20,6 +24,38 @@ class Submission:
     answer: Any
     prompt: str | None
     verification_info: Mapping[str, Any]
+
+
+_Reference = TypeVar("_Reference")
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceFirst(Generic[_Reference]):
+    """A verifier function in two stages, so that each fault can be attributed.
+
+    `read` turns an answer into a reference and tries all that comparing will do with it; whatever goes wrong there is a
+    failure. `compare` scores a response, finite, against the reference; whatever goes wrong there, exceptions and
+    exhausted limits included, is due to the response and scores 0.
+    """
+
+    read: Callable[[Any], _Reference]
+    compare: Callable[[str, _Reference], float]
+
+    def __call__(self, submission: "Submission") -> float:
+        """Score a submission.
+
+        Raises:
+            BadAnswerError: the reference is invalid.
+        """
+        return self.compare(submission.response, self.read(submission.answer))
+
+
+class ResponseError(Exception):
+    """The response itself prevents its verification, so it scores 0; `reason` is for humans."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class VerifierError(Exception):
@@ -72,6 +108,7 @@ class Verifier(Protocol):
         """Score a submission whose answer has passed `check`.
 
         Raises:
+            ResponseError: the response scores 0, since it prevents its verification.
             VerifierError: there is no score.
         """
         ...

@@ -1,8 +1,11 @@
 """A process that runs one verifier function, one submission at a time, until its input ends.
 
-`python -m iiverl_reward_client.verifiers.worker TARGET SECONDS`, where TARGET is `module:function` or
+`python -m iiverl_reward_client.verifiers.worker TARGET SECONDS RESPONSE_SECONDS BYTES`, where TARGET is `module:function` or
 `file.py:function`. It writes `{"ready": true}` once the function is loaded, or `{"unusable": why}`; then it answers each
-line of JSON with a line of JSON. It is a process because only a process can be stopped during a computation.
+line of JSON with a line of JSON. A function in two stages (`ReferenceFirst`) is preceded by the line
+`{"stage": "response"}` once the reference has been read; from then on the response may use
+RESPONSE_SECONDS of CPU time and BYTES of further address space. It is a process because only a process can be stopped during a
+computation.
 """
 
 import asyncio
@@ -11,22 +14,24 @@ import inspect
 import json
 import math
 import os
+import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from iiverl_reward_client.verifiers.verifier import Submission, VerifierError
+from iiverl_reward_client.verifiers.verifier import ReferenceFirst, ResponseError, Submission, VerifierError
 
 _GRACE = 2.0  # seconds after the time limit for the server to kill this process
 
 
-def main(target: str, time_limit: float) -> None:
+def main(target: str, time_limit: float, response_seconds: float, memory_bytes: int) -> None:
     """Serve submissions until the input ends; the server kills this process if one takes too long."""
     # The verifier gets the standard streams: what it prints must not get among the replies.
     requests = os.fdopen(os.dup(0), "rb")
@@ -45,7 +50,11 @@ def main(target: str, time_limit: float) -> None:
     for line in requests:
         # If the server is gone, the alarm ends this process.
         signal.setitimer(signal.ITIMER_REAL, time_limit + _GRACE)
-        reply = run(function, Submission(**json.loads(line)))
+        reply = run(
+            function,
+            Submission(**json.loads(line)),
+            lambda: _response_stage(replies, response_seconds, memory_bytes),
+        )
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(replies, reply)
 
@@ -92,19 +101,66 @@ def _check_signature(function: Any, name: str) -> None:
         raise SignatureError(f"{name} has the signature {name}{signature}; {wanted}") from None
 
 
-def run(function: Callable[[Submission], Any], submission: Submission) -> dict[str, Any]:
-    """Score a submission and return the reply; an exception of the function becomes a failure."""
+def run(
+    function: Callable[[Submission], Any],
+    submission: Submission,
+    response_stage: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Any]:
+    """Score a submission and return the reply.
+
+    An exception of the function becomes a failure; one of the second stage of `ReferenceFirst`, which runs in the
+    context `response_stage`, a score of 0.
+    """
     try:
+        if isinstance(function, ReferenceFirst):
+            reference = function.read(submission.answer)
+            try:
+                with response_stage():
+                    return parts_of(function.compare(submission.response, reference))
+            except Exception as error:
+                raise ResponseError(describe_error(error)) from error
         returned = function(submission)
         if inspect.isawaitable(returned):
             returned = asyncio.run(_awaited(returned))
         return parts_of(returned)
+    except ResponseError as error:
+        return {"unearned": error.reason}
     except VerifierError as failed:
         return {"failed": failed.kind, "detail": failed.detail, "retry_after": failed.retry_after}
     except NoScoreError as error:
         return {"raised": str(error)}
     except (Exception, SystemExit) as error:
         return {"raised": describe_error(error)}
+
+
+@contextmanager
+def _response_stage(replies: Any, cpu_seconds: float, memory_bytes: int) -> Iterator[None]:
+    """Announce that the reference has been read, and limit what the response may use.
+
+    The kernel ends the process with SIGPROF once the CPU time is used up. That is the response's doing; if the time limit
+    ends before, it is the machine's, which is too busy.
+    """
+    _send(replies, {"stage": "response"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if used := _address_space():
+        most = used + memory_bytes
+        resource.setrlimit(
+            resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
+        )
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    """Return the bytes of this process's address space; 0 without /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def parts_of(returned: Any) -> dict[str, Any]:
@@ -199,4 +255,4 @@ def _send(replies: Any, reply: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

@@ -1,12 +1,7 @@
 r"""The rule of the MATH datasets: the last `\boxed{…}` is the answer, compared in normal form."""
 
-import re
-
 from iiverl_core.rewards.rules.normal_form import normal_form
-
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_UNBRACED = re.compile(r"[^$\n]*")
+from iiverl_reward_client.verifiers.extraction import last_box
 
 
 def score(response: str, ground_truth: str) -> float:
@@ -36,21 +31,6 @@ def answer(response: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed{…}` of a text, or None if there is none or its brace is not closed.
-
-    A box without braces, as in `$\boxed 5$`, ends at the next dollar sign or at the end of the line. An unclosed last
-    box is an answer that was cut off: an earlier box does not replace it.
-    """
-    boxes = list(_BOX.finditer(text))
-    if not boxes:
-        return None
-    start = boxes[-1].end()
-    if not text.startswith("{", start):
-        unbraced = _UNBRACED.match(text, start)
-        return unbraced[0].strip() if unbraced else None
-    depth = 0
-    for brace in _BRACE.finditer(text, start):  # an escaped brace, "\{", is a character and not a brace
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[start + 1 : brace.start()].strip()
-    return None
+    r"""Return the content of a text's last whole box, as the reward server finds it, without surrounding spaces."""
+    box = last_box(text)
+    return None if box is None else box.strip()

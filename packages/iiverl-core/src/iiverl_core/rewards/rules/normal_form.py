@@ -72,10 +72,10 @@ _UNITS = (
 
 _WORDS = _spellings(
     # Text after a quantity is its unit and is removed with its exponent. "a.m." and "p.m." distinguish times and stay,
-    # and so does text between two numbers, which would become one.
+    # as "million" does, and text between two numbers, which would become one.
     (
         r"(?<=[^+\-*/=(,\[{<>&|:_^])"
-        r"(?:\\(?:text|mbox|hbox|textrm)\{(?![ap]\.?m\b)[^{}]*\}|\\mathrm\{[^{}]{2,}\})"
+        r"(?:\\(?:text|mbox|hbox|textrm)\{(?![ap]\.?m\b|(?:hundred|thousand|million|billion|trillion|dozen)s?\b)[^{}]*\}|\\mathrm\{[^{}]{2,}\})"
         r"(?:\^(?:\{\d\}|\d))?(?!\d)",
         "",
     ),

@@ -34,7 +34,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a program ended, and its output, decoded as UTF-8 with replacement characters.
+    """How a program ended, and its output, decoded as UTF-8.
+
+    Bytes that are not UTF-8 become unpaired surrogates ("surrogateescape"), which equal no text that a program can print;
+    servers that decode the output themselves may do otherwise.
 
     `exit_code` is set if the program ended by itself (`ended` is `exit`); `timeout` is CPU or wall time. A program that
     runs out of address space gets a MemoryError and usually exits with it; `memory` means that it was killed because all

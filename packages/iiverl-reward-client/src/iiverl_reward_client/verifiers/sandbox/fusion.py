@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import httpx
 
+from iiverl_reward_client.verifiers import bounded_http
 from iiverl_reward_client.verifiers.sandbox.base import (
     DEFAULT_LIMITS,
     Execution,
@@ -13,6 +14,8 @@ from iiverl_reward_client.verifiers.sandbox.base import (
     UnsupportedLanguage,
 )
 
+_ESCAPED = 6  # bytes of a character in JSON, at most
+_SPARE_BYTES = 1 << 20
 _SLACK_SECONDS = 30.0  # for a busy server, in addition to compiling and running
 
 
@@ -25,7 +28,8 @@ class FusionSandbox:
     def __init__(self, url: str) -> None:
         root = url.rstrip("/").removesuffix("/run_code")
         self._address = f"{root}/run_code"
-        self._client = httpx.Client(limits=httpx.Limits(max_connections=None))
+        limits = httpx.Limits(max_connections=None)
+        self._client = httpx.Client(limits=limits, trust_env=bounded_http.uses_proxy(root))
 
     def run(
         self, source: str, stdin: str = "", *, language: str = "python", limits: Limits = DEFAULT_LIMITS
@@ -41,7 +45,15 @@ class FusionSandbox:
             "memory_limit_MB": math.ceil(limits.memory_bytes / (1 << 20)),
         }
         try:
-            response = self._client.post(self._address, json=request, timeout=2 * seconds + _SLACK_SECONDS)
+            response = bounded_http.post_sync(
+                self._client,
+                self._address,
+                request,
+                _ESCAPED * limits.output_bytes + _SPARE_BYTES,
+                timeout=2 * seconds + _SLACK_SECONDS,
+            )
+        except bounded_http.OversizedError as error:
+            raise SandboxError(f"{self._address}: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise SandboxError(f"{self._address}: {type(error).__name__}: {error}") from error
         if response.status_code == 422:  # only the language can be invalid

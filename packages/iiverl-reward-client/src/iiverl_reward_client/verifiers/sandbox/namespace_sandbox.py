@@ -178,8 +178,8 @@ def _wait_for(launcher: subprocess.Popen[bytes], control: int, limits: Limits) -
         if "error" in message:
             _raise_for(message, b"")
         ended = _ended(limit, message)
-        stdout = bytes(streams.read[out][: limits.output_bytes]).decode("utf-8", "replace")
-        stderr = bytes(streams.read[err][: limits.output_bytes]).decode("utf-8", "replace")
+        stdout = bytes(streams.read[out][: limits.output_bytes]).decode("utf-8", "surrogateescape")
+        stderr = bytes(streams.read[err][: limits.output_bytes]).decode("utf-8", "surrogateescape")
     return Execution(stdout, stderr, message.get("exit_code") if ended == "exit" else None, ended)
 
 

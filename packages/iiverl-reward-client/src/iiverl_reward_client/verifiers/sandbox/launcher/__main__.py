@@ -30,6 +30,7 @@ def main(spec_file: int, control: int, how: str) -> int:
     from iiverl_reward_client.verifiers.sandbox.launcher import bubblewrap, kernel, namespaces, supervisor
     from iiverl_reward_client.verifiers.sandbox.launcher.spec import Spec, send
 
+    os.umask(0o022)  # the program, which is another user, can read what is made for it
     for descriptor in (spec_file, control):
         os.set_inheritable(descriptor, False)
     try:
