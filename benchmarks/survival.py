@@ -152,9 +152,15 @@ def train_and_kill(
 def train_and_stall(
     folder: Path, options: argparse.Namespace, chance: random.Random, named_after: list[float], alone: float
 ) -> None:
-    """Train in `folder` to the end, stopping workers while stalls are left; add the seconds until each was named."""
+    """Train in `folder` to the end, stopping workers while stalls are left; add the seconds until each was named.
+
+    A worker is stopped once it has finished a step: one that has never reported is given longer.
+    """
     run, log = start(folder, options), folder.parent / f"{folder.name}.log"
     while run.poll() is None:
+        printed = log.stat().st_size
+        while run.poll() is None and "\nstep " not in log.read_text()[printed:]:
+            time.sleep(0.1)
         try:
             run.wait(timeout=chance.uniform(1.0, 0.4 * alone))
             break

@@ -90,8 +90,10 @@ def test_what_moves_is_left_alone(watchdog: Watchdog, monkeypatch: pytest.Monkey
 
 
 def test_workers_in_a_call_and_silent_ones_are_named_and_may_be_replaced(
-    watchdog: Watchdog, tmp_path: Path
+    watchdog: Watchdog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("iiverl_core.controller.watchdog.START_S", 2.0)
+    began = time.monotonic()
     watchdog.reports = lambda: [
         ProcessReport("worker 0", "process 11 on here", "update", 65.0, 4, "in all_reduce", age_s=0.0),
         ProcessReport("worker 1", "process 12 on there", "update", 3.0, 4, "", age_s=61.0),
@@ -100,6 +102,7 @@ def test_workers_in_a_call_and_silent_ones_are_named_and_may_be_replaced(
     ]
     with pytest.raises(WorkerStalledError) as raised, watchdog.watching():
         wait_for_nothing(30)
+    assert time.monotonic() - began > 2.0  # longer than without worker 2, which has not reported yet
     message = str(raised.value)
     assert "worker 1 (process 12 on there) does not answer since 1m01s, last in update" in message
     assert "worker 2 does not answer" in message

@@ -19,6 +19,9 @@ from iiverl_core.errors import IIVerlError
 from iiverl_core.telemetry import Progress
 from iiverl_core.telemetry.timers import duration
 
+START_S = (
+    120  # least patience with a process that has not reported yet: it imports torch, perhaps from a slow disk
+)
 SILENT_BEATS = 4  # missed in a row: a process that sends none has stopped, or its machine has
 WAKE_SIGNAL = signal.SIGURG  # ignored by default, and by everything else that runs here
 
@@ -82,7 +85,8 @@ class Watchdog:
             seen, before = counts, now
             if self._progress.reading_input:
                 still_s = 0.0  # somebody is at a debugger's prompt
-            if still_s >= self.timeout_s:
+            starting = any(report.age_s is None for report in reports)
+            if still_s >= (max(self.timeout_s, START_S) if starting else self.timeout_s):
                 self._stalled(reports)
                 still_s = 0.0
 
