@@ -3,6 +3,7 @@ policy loss and for the critic."""
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -317,6 +318,28 @@ def test_a_gradient_that_is_not_finite_is_not_followed(one_rank, tiny_model_path
     backend.forward_backward(plan(Packing(sequences=4), "token-mean", IN_ORDER), broken)
     assert not backend.step(lr=1e-2).taken
     assert all(torch.equal(tensor, before[name]) for name, tensor in backend.named_weights())
+
+
+def converted_weights(path: str) -> list[tuple[str, torch.Tensor]]:
+    backend = FSDPBackend(spec(path))
+    sizes: list[int] = []
+    gather = DTensor.full_tensor
+
+    def recorded(value: DTensor, **options) -> torch.Tensor:
+        sizes.append(value.dtype.itemsize)
+        return gather(value, **options)
+
+    with mock.patch.object(DTensor, "full_tensor", recorded):
+        weights = list(backend.named_weights(torch.bfloat16))
+    assert sizes == [torch.bfloat16.itemsize] * len(weights)
+    return weights
+
+
+def test_weights_are_converted_before_they_are_gathered(one_rank, tiny_model_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.bfloat16)
+    weights = dict(converted_weights(str(tiny_model_path)))
+    assert weights.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
 
 
 def test_weights_are_those_on_disk(one_rank, tiny_model_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_positions_as_llama_scales_them_and_half_precision(one_rank, tmp_path: P
     assert near.dtype == torch.float32 and not torch.equal(near, found)
     torch.testing.assert_close(near, found, atol=0.2, rtol=0)
     assert {tensor.dtype for _, tensor in half.named_weights()} == {torch.bfloat16}
+    assert {tensor.dtype for _, tensor in half.named_weights(torch.float32)} == {torch.float32}
 
 
 def test_settings_are_made_before_megatron_core_is_imported() -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -79,12 +78,14 @@ class FSDPBackend:
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(grad_norm=grad_norm, taken=taken)
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_weights`. Tied weights come once; saved buffers are included."""
         saved = self._model.state_dict().keys()
-        buffers = ((name, buffer) for name, buffer in self._model.named_buffers() if name in saved)
-        for name, tensor in chain(self._model.named_parameters(), buffers):
-            yield from self._whole(name, tensor.detach())
+        for name, parameter in self._model.named_parameters():
+            yield from self._whole(name, parameter.detach().to(dtype or parameter.dtype))
+        for name, buffer in self._model.named_buffers():
+            if name in saved:
+                yield from self._whole(name, buffer.detach())
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_gradients`."""

@@ -114,11 +114,11 @@ class MegatronBackend:
         self._offloading.free_gradients()
         return result
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_weights`. Tied weights come once."""
         with self._offloading.parameters():
             yield from named_tensors(
-                self._models, self._architecture, self._spec.role, lambda parameter: parameter.data
+                self._models, self._architecture, self._spec.role, lambda parameter: parameter.data, dtype
             )
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:

@@ -128,10 +128,12 @@ def named_tensors(
     architecture: Architecture,
     role: Role,
     value_of: Callable[[nn.Parameter], Tensor],
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield whole tensors by the names of transformers checkpoints, the same on every process.
 
-    `value_of` returns a parameter's value or gradient. All processes take part in each tensor.
+    `value_of` returns a parameter's value or gradient, which is converted to `dtype`, if given, before it is gathered.
+    All processes take part in each tensor.
     """
     own = {name: value_of(parameter).detach() for name, parameter in global_parameters(chunks).items()}
     device = next(chunks[0].parameters()).device
@@ -140,12 +142,16 @@ def named_tensors(
         mapping, owner = weight_mapping(name, architecture, role), owners[name]
         replicated = _is_replicated(mapping)
         slices = torch.empty(
-            1 if replicated else tensor_group().size(), *owner.shape, dtype=owner.dtype, device=device
+            1 if replicated else tensor_group().size(),
+            *owner.shape,
+            dtype=dtype or owner.dtype,
+            device=device,
         )
         if name in own and replicated:
             slices[0] = own[name]
         elif name in own:
-            dist.all_gather_into_tensor(slices.flatten(0, 1), own[name].contiguous(), group=tensor_group())
+            part = own[name].to(slices.dtype).contiguous()
+            dist.all_gather_into_tensor(slices.flatten(0, 1), part, group=tensor_group())
         dist.broadcast(
             slices, src=owner.rank, group=expert_pipeline_group() if mapping.expert else pipeline_group()
         )

@@ -1,7 +1,7 @@
 """A process's part of every model: built, run forward and updated over its rank batch."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from iiverl_core.algorithms import PolicyLoss
 from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RoleConfig, RunConfig
+from iiverl_core.dtypes import torch_dtype
 from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import ROLLOUT_LOG_PROBS
 from iiverl_core.training import (
@@ -71,6 +72,10 @@ class ModelRunner:
         if role not in self._models:
             raise RuntimeError(f"this run has no {role}")
         return self._models[role]
+
+    def rollout_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Give the actor's weights by name, in the dtype of the engines."""
+        return self.model("actor").named_weights(torch_dtype(self._run.rollout.dtype))
 
     def evaluate(self, role: Role, batch: RankBatch) -> TokenArrays:
         """Compute log-probs under a policy, or values of the critic, for the trained tokens of each sequence.

@@ -114,11 +114,11 @@ class Worker(TrainerWorker):
 
     def update_rollout_weights(self, version: int) -> None:
         """Give the engine that lives here the actor's weights."""
-        self._generating().update_weights(self._runner.model("actor").named_weights(), version)
+        self._generating().update_weights(self._runner.rollout_weights(), version)
 
     def begin_weight_sync(self, transport: WeightTransport) -> None:
         """Begin to send the actor's weights to engines elsewhere; the first output rank sends them."""
-        self._weight_sender.begin(self._runner.model("actor").named_weights(), transport)
+        self._weight_sender.begin(self._runner.rollout_weights(), transport)
 
     def next_bucket(self, size: int) -> BucketMetadata | None:
         """See `WeightSender.next_bucket`. All workers take part."""

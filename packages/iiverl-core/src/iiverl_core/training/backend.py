@@ -147,8 +147,11 @@ class TrainingBackend(Protocol):
         """Clip the gradient, step the optimizer with learning rate `lr`, and clear the gradient."""
         ...
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield full tensors by the names of Hugging Face checkpoints, one at a time, the same on every process."""
+    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield full tensors by the names of Hugging Face checkpoints, one at a time, the same on every process.
+
+        Parameters are converted to `dtype`, if given, before they are gathered.
+        """
         ...
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
