@@ -51,7 +51,7 @@ def main(steps: int, inputs: Path = QUICKSTART / "inputs") -> list[float]:
     # Two copies of the weights: one is trained, the other generates. The engine has its own forward pass with a
     # key-value cache, and computes a prompt once for all its responses.
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     engine = HFEngine(model, dtype=torch.float32, device="cpu")
 
     rewards = []

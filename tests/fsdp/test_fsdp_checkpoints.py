@@ -157,6 +157,21 @@ def test_a_model_that_has_made_no_step_is_saved_as_it_is(
         assert [step(other) for _ in range(2)] == expected
 
 
+def test_states_of_the_optimizer_are_there_before_the_first_step_and_change_nothing(
+    one_rank, tiny_model_path: Path
+) -> None:
+    """Against AdamW as torch makes it, which allocates them in the first step."""
+    backend = backend_of(tiny_model_path)
+    sizes = [
+        (parameter.numel(), [value.numel() for value in backend._optimizer.state[parameter].values()])
+        for parameter in backend._model.parameters()
+    ]
+    assert all(states == [1, size, size] for size, states in sizes)
+    lazy = backend_of(tiny_model_path)
+    lazy._optimizer.state.clear()
+    assert [step(lazy) for _ in range(3)] == [step(backend) for _ in range(3)]
+
+
 def test_a_model_without_an_optimizer_has_its_weights_alone(
     one_rank, tiny_model_path: Path, tmp_path: Path
 ) -> None:

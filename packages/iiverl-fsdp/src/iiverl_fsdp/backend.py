@@ -14,6 +14,7 @@ from iiverl_core.training.layout import lay_out
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp import checkpoint
 from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined
+from iiverl_fsdp.optimizer import make_optimizer
 
 
 class FSDPBackend:
@@ -29,14 +30,7 @@ class FSDPBackend:
         self.parallel_rank = ParallelRank(data_rank=dist.get_rank(), data_size=dist.get_world_size())
         self._spec = spec
         self._model = build_sharded(spec)
-        self._optimizer = None
-        if spec.optim is not None:
-            self._optimizer = torch.optim.AdamW(
-                self._model.parameters(),
-                lr=spec.optim.lr,
-                betas=spec.optim.betas,
-                weight_decay=spec.optim.weight_decay,
-            )
+        self._optimizer = make_optimizer(self._model, spec.optim) if spec.optim else None
 
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
         """See `TrainingBackend.forward`."""

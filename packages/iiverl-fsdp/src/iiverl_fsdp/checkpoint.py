@@ -18,9 +18,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from iiverl_core.errors import CheckpointError
 from iiverl_core.training.saved_tensors import SavedTensors
+from iiverl_fsdp.optimizer import forget
 
 MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of names
-KIND = "optimizer"  # the entry of an optimizer, which has no others before its first step
+KIND = "optimizer"  # the entry that says which optimizer it is
 
 
 def save(
@@ -39,10 +40,7 @@ def save(
     state: dict[str, Any] = _weights(model)
     if optimizer is not None:
         state[KIND] = type(optimizer).__name__
-        for name, parameter in model.named_parameters():
-            # A parameter without a step has no state, and `optimizer.state[…]` would create one.
-            for key, value in optimizer.state.get(parameter, {}).items():
-                state[f"{OPTIMIZER}{name}.{key}"] = value
+        state |= _optimizer_states(model, optimizer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writing = state_dict_saver.async_save(state, checkpoint_id=folder, process_group=group)
@@ -72,18 +70,14 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) ->
         raise CheckpointError(
             f"the checkpoint in {folder} holds no optimizer: it is of a model that was not trained"
         )
-    moments = {} if optimizer is None else _empty_moments(model, saved)
-    for name, states in moments.items():
-        state |= {f"{OPTIMIZER}{name}.{key}": value for key, value in states.items()}
+    if optimizer is not None:
+        forget(optimizer)  # an optimizer that had made no step may have been saved without states
+        states = _optimizer_states(model, optimizer)
+        state |= {name: value for name, value in states.items() if name in saved.names}
     try:
         state_dict_loader.load(state, checkpoint_id=folder)  # into the tensors themselves
     except CheckpointException as error:
         raise CheckpointError(f"the checkpoint in {folder} is not whole: {_reason(error)}") from error
-    if optimizer is not None:
-        optimizer.state.clear()
-        for name, parameter in model.named_parameters():
-            if name in moments:
-                optimizer.state[parameter] = moments[name]
 
 
 def saved_weights(folder: Path, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -123,15 +117,13 @@ def _described(shape: tuple[int, ...] | None) -> str:
     return "is not" if shape is None else f"has shape {shape}"
 
 
-def _empty_moments(model: nn.Module, saved: SavedTensors) -> dict[str, dict[str, Tensor]]:
-    """Allocate AdamW's states of each parameter that has some in the checkpoint, sharded like it."""
-    moments: dict[str, dict[str, Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            if f"{OPTIMIZER}{name}.{key}" in saved.names:
-                empty = torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
-                moments.setdefault(name, {})[key] = empty
-    return moments
+def _optimizer_states(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Return AdamW's states by their names in a checkpoint."""
+    return {
+        f"{OPTIMIZER}{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
 def _reason(error: BaseException) -> str:
