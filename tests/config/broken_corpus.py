@@ -59,6 +59,7 @@ FILES = {
     "experts/config.json": json.dumps(
         {**DENSE, "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2}
     ),
+    "short/config.json": json.dumps({**DENSE, "max_position_embeddings": 64}),
     "models/dense/config.json": json.dumps(DENSE),
     "mistral/config.json": json.dumps({**DENSE, "model_type": "mistral"}),
 }

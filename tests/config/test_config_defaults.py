@@ -195,6 +195,11 @@ def test_defaults_of_an_invalid_value_say_so(tmp_path: Path) -> None:
 def test_overrides_are_read_as_utf_8_whatever_the_terminals_encoding(empty: Path) -> None:
     as_ascii = "trainer.project_name=modèle".encode().decode("ascii", "surrogateescape")
     assert load(empty, [as_ascii]).config.trainer.project_name == "modèle"
+    with pytest.MonkeyPatch.context() as patch:  # a terminal in which any byte is a character
+        patch.setattr("os.fsencode", lambda text: text.encode("latin-1"))
+        as_latin_1 = "trainer.project_name=modèle".encode().decode("latin-1")
+        assert load(empty, [as_latin_1]).config.trainer.project_name == "modèle"
+        assert load(empty, ["trainer.project_name=modèle"]).config.trainer.project_name == "modèle"
     latin_1 = "trainer.project_name=modèle".encode("latin-1").decode("utf-8", "surrogateescape")
     loaded = load(empty, [latin_1])
     assert codes(loaded) == ["C010"]

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from iiverl_core.config.model_facts import find_config, read_model_facts
+from iiverl_core.config.model_facts import find_config, positions_from, read_model_facts
 
 SHAPES = Path(__file__).parents[2] / "examples" / "grpo_megatron" / "models"
 TINY: dict[str, Any] = {
@@ -122,3 +122,34 @@ def test_what_is_no_known_shape_is_none(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["no/such", "", "a" * 5000, "nul\0byte"])
 def test_what_cannot_be_a_path_is_none(name: str) -> None:
     assert find_config(name) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "positions"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 1024}, 1024),
+        ({}, None),
+        ({"max_position_embeddings": 64, "rope_scaling": None}, 64),
+        ({"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 2.0}}, 128),
+        ({"max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 64),
+        ({"max_position_embeddings": 256, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 256),
+        (
+            {
+                "max_position_embeddings": 64,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            },
+            256,
+        ),
+        (
+            {
+                "max_position_embeddings": 256,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            },
+            256,
+        ),
+    ],
+)
+def test_the_number_of_positions(values: dict, positions: int | None) -> None:
+    """As vLLM derives it: scaling multiplies the positions that a model was pretrained with."""
+    assert positions_from(values) == positions

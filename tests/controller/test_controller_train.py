@@ -1,12 +1,16 @@
 """Whole runs, without Ray: what they learn, write, and do when something goes wrong."""
 
+import errno
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
@@ -236,6 +240,55 @@ def test_a_run_without_a_step_is_an_error(quickstart: Make, tmp_path: Path) -> N
         prepare(quickstart(*filtered, "data.gen_batch_size=6"))
     assert prepare(quickstart(*filtered, "data.train_batch_size=4")).total_steps == 2
     assert prepare(quickstart(*filtered, "trainer.total_training_steps=3")).total_steps == 3
+
+
+@pytest.mark.parametrize("key", ["default_local_dir", "rollout_data_dir", "validation_data_dir"])
+def test_folders_are_tried_before_anything_starts(quickstart: Make, tmp_path: Path, key: str) -> None:
+    loaded = quickstart(f"trainer.{key}=/proc/no/such/folder")  # root may write everywhere but there
+    with pytest.raises(ConfigError, match=rf"^trainer.{key}: /proc/no/such/folder cannot be written"):
+        train(loaded)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_goes_on_without_samples_that_cannot_be_written(
+    quickstart: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("iiverl_core.controller.observer.write_samples", full)
+    train(
+        quickstart(
+            "trainer.total_training_steps=2",
+            "trainer.val_before_train=true",
+            f"trainer.validation_data_dir={tmp_path}/val",
+        )
+    )
+    assert [record["step"] for record in history(tmp_path / "run")] == [0, 1, 2]
+    printed = capsys.readouterr()
+    for key in ("rollout_data_dir", "validation_data_dir"):
+        assert (printed.out + printed.err).count(f"trainer.{key}: the samples could not be written") == 1
+
+
+def test_a_turn_that_ends_with_no_end_of_sentence_token_is_a_warning(
+    quickstart: Make, quickstart_inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As for a base model with the chat template of the instruct model."""
+    prepare(quickstart())
+    assert "ends a turn" not in caplog.text
+    model = shutil.copytree(quickstart_inputs / "model", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    (other,) = tokenizer.encode("a", add_special_tokens=False)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(other)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{{ '<end>' if m.role == 'assistant' }}{% endfor %}="
+    )
+    tokenizer.save_pretrained(model)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**values, "eos_token_id": other}))
+    prepare(quickstart(f"actor_rollout_ref.model.path={model}"))
+    assert "The chat template ends a turn with" in caplog.text
 
 
 def test_validation_only(quickstart: Make, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Rows from local files and folders."""
 
 import csv
+import errno
 import json
 import os
 from pathlib import Path
@@ -257,3 +258,22 @@ def test_broken_text_files_name_the_line(tmp_path: Path, name: str, content: byt
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("cause", [errno.ENOTDIR, errno.ENOSPC, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: int
+) -> None:
+    Dataset.from_dict({"prompt": ["a"]}).to_parquet(tmp_path / "a.parquet")
+
+    def fail(*_: object, **__: object) -> None:
+        try:
+            raise OSError(cause, os.strerror(cause), "/cache/parquet")
+        except OSError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(
+        DataError, match=rf"cache of the datasets library, .*{os.strerror(cause)}.*\nSet HF_HOME"
+    ):
+        load_table(parse_dataset(str(tmp_path / "a.parquet"), "train"))

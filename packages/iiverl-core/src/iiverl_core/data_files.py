@@ -153,6 +153,8 @@ def reading_columnar(name: str, path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{name} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}") from error
 

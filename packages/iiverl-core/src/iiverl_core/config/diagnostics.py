@@ -96,6 +96,8 @@ DIAGNOSTICS = {
     "C109": "engine-length-too-small",
     "C110": "engine-budget-too-small",
     "C111": "engine-budget-below-sequences",
+    "C112": "sequence-longer-than-positions",
+    "C113": "conversation-longer-than-positions",
     # sampling
     "C201": "group-too-small",
     "C202": "greedy-baseline-without-sampling",
@@ -174,6 +176,7 @@ DIAGNOSTICS = {
     "C914": "ground-truth-not-seen",
     "C915": "missing-verification-info",
     "C916": "too-few-rows",
+    "C918": "reserved-template-variable",
     # models, modules and checkpoints
     "C905": "missing-model",
     "C906": "missing-tokenizer",
@@ -181,6 +184,8 @@ DIAGNOSTICS = {
     "C908": "invalid-resume",
     "C909": "missing-checkpoint",
     "C917": "folder-or-hub-name",
+    # folders that a run writes to
+    "C919": "unwritable-folder",
     # user functions
     "C921": "missing-function-file",
     "C922": "undefined-function",

@@ -133,6 +133,34 @@ def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> Mo
         return None  # the code that builds the model reports what is wrong
 
 
+def read_positions(path: str, override: Mapping[str, Any] | None = None) -> int | None:
+    """Read the number of positions that a model was made for, as `read_model_facts` does; None if it is not known."""
+    file = find_config(path)
+    if file is None:
+        return None
+    try:
+        values = {**json.loads(file.read_text(encoding="utf-8")), **(override or {})}
+        return positions_from({**values, **(values.get("text_config") or {})})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def positions_from(values: Mapping[str, Any]) -> int | None:
+    """Return the number of positions by the values of a `config.json`; None if it does not say.
+
+    Scaling of rotary positions multiplies them, except for kinds whose `max_position_embeddings` is the scaled number.
+    """
+    most = values.get("max_position_embeddings") or values.get("n_positions")
+    if not isinstance(most, int):
+        return None
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind in ("default", "llama3", "longrope", "su"):
+        return most
+    original = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    return max(most, int((original or most) * (rope.get("factor") or 1)))
+
+
 def find_config(path: str) -> Path | None:
     """Find the `config.json` of a model: in its folder, or else in the Hub's local cache."""
     folder = Path(path).expanduser()

@@ -73,9 +73,6 @@ _MOVED = {
 
 _RENAMED = {
     # Former names in verl, and names often mistaken for its names.
-    f"{ACTOR}.use_token_level_loss": Synonym(
-        f"{ACTOR}.loss_agg_mode", "token-mean for true, seq-mean-token-mean for false"
-    ),
     f"{ACTOR}.kl_coef": Synonym(f"{ACTOR}.kl_loss_coef"),
     f"{ACTOR}.cliprange": Synonym(f"{ACTOR}.clip_ratio"),
     f"{ACTOR}.clip_range": Synonym(f"{ACTOR}.clip_ratio"),
@@ -115,7 +112,10 @@ _RENAMED = {
 }
 
 BY_NAME = {
-    # The arguments of TRL and transformers have no sections, so users may put them in any.
+    # Arguments of TRL and transformers, which have no sections, so users may put them in any, and of early DAPO scripts.
+    "use_token_level_loss": Synonym(
+        f"{ACTOR}.loss_agg_mode", "token-mean for true, seq-mean-token-mean for false"
+    ),
     "learning_rate": Synonym(f"{ACTOR}.optim.lr"),
     "lr_scheduler_type": Synonym(f"{ACTOR}.optim.warmup_style"),
     "warmup_ratio": Synonym(f"{ACTOR}.optim.lr_warmup_steps_ratio"),

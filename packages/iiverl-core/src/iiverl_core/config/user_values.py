@@ -138,9 +138,9 @@ class UserValues:
 
 
 def _decoded(text: str) -> str:
-    """Decode the bytes of an argument as UTF-8 if the terminal's encoding could not decode them."""
+    """Decode the bytes of an argument as UTF-8 if they are that, whatever the terminal's encoding."""
     try:
-        return os.fsencode(text).decode("utf-8") if re.search("[\ud800-\udfff]", text) else text
+        return os.fsencode(text).decode("utf-8")
     except UnicodeError:
         return text
 

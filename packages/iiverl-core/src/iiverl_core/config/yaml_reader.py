@@ -73,9 +73,10 @@ def read_yaml(text: str, file: str) -> ParsedYaml:
             source.values = _Reader(source, file).value(root, ())
     except yaml.MarkedYAMLError as error:
         source.problems.append(_marked(error, file))
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        reason = str(error).splitlines()[0]
-        source.problems.append(_syntax(f"not a YAML file: {reason}", file))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"the character U+{ord(text[error.position]):04X} is not allowed; write it as an escape in double quotes"
+        source.problems.append(_syntax(f"not valid YAML: {message}", file, line))
     except RecursionError:
         source.problems.append(_syntax("the values are nested too deeply", file))
     return source

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from iiverl_core.cluster.messages import Advantages, WorkerInfo
 from iiverl_core.config import Role, RunConfig
+from iiverl_core.controller.folders import Dumps
 from iiverl_core.samples import Rollout, SampleId, Split
 from iiverl_core.telemetry import (
     Phase,
@@ -72,6 +73,7 @@ class Observer:
         self._run, self._infos, self._shapes = run, infos, shapes
         self._progress, self._tracker = progress, tracker
         self._warned = False
+        self._dumps = Dumps(progress.log)
 
     def phase(self, name: str, total: int | None = None) -> AbstractContextManager[Phase]:
         """Show the current activity."""
@@ -100,11 +102,13 @@ class Observer:
         if record.step % self._run.rewards.api.save_freq == 0:
             self._write_scored("train", record.step, record.rollouts)
         if folder := self._run.trainer.rollout_data_dir:
-            self._write_samples(Path(folder), record)
+            self._dumps.write("trainer.rollout_data_dir", lambda: self._write_samples(Path(folder), record))
 
     def keep_rollouts(self, record: StepRecord) -> Path:
         """Write the rollouts of a step that cannot be trained on to the run's folder, and return the file."""
-        return self._write_samples(self._run.folder / "nonfinite", record)
+        folder = self._run.folder / "nonfinite"
+        self._dumps.write("trainer.default_local_dir", lambda: self._write_samples(folder, record))
+        return folder / f"{record.step}.parquet"
 
     def _write_samples(self, folder: Path, record: StepRecord) -> Path:
         numbers: dict[SampleId, SampleNumbers] = {rollout.id: {} for rollout in record.batch}
@@ -126,7 +130,9 @@ class Observer:
         """Compute the metrics of a validation; write and log its rollouts if configured."""
         self._write_scored("val", step, rollouts)
         if folder := self._run.trainer.validation_data_dir:
-            write_samples(Path(folder).expanduser(), step, rollouts)
+            self._dumps.write(
+                "trainer.validation_data_dir", lambda: write_samples(Path(folder), step, rollouts)
+            )
         if count := self._run.trainer.logged_generations:
             self._tracker.log_generations(pick(rollouts, count), step)
         return validation_metrics(rollouts)
@@ -174,7 +180,8 @@ class Observer:
     def _write_scored(self, split: Split, step: int, rollouts: Sequence[Rollout]) -> None:
         """Write the requests to a reward server and their results."""
         server = self._run.rewards.api
-        if server.enable and server.save_dir:
-            write_scored(
-                Path(server.save_dir).expanduser(), split, step, rollouts, server.verification_info_column
+        if server.enable and (folder := server.save_dir):
+            column = server.verification_info_column
+            self._dumps.write(
+                "reward_api.save_dir", lambda: write_scored(Path(folder), split, step, rollouts, column)
             )

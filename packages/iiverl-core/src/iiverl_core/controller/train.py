@@ -14,7 +14,14 @@ from iiverl_core.cluster.runtime import WorkerDiedError, WorkerGroup
 from iiverl_core.config import Loaded, RunConfig
 from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan
-from iiverl_core.controller.models import check_engine_devices, check_vocabularies, shapes
+from iiverl_core.controller.folders import check_folders
+from iiverl_core.controller.models import (
+    check_engine_devices,
+    check_positions,
+    check_turn_end,
+    check_vocabularies,
+    shapes,
+)
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.resume import Start, facts, find_start
 from iiverl_core.controller.trainer import Trainer
@@ -49,6 +56,7 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
     _check_not_in_use(run)
     plan = prepare(loaded)
     progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
+    check_folders(loaded)
     recorded = facts(loaded, plan)
     start = find_start(loaded, recorded, progress.log)
     if start.state.step >= plan.total_steps and not run.trainer.val_only:
@@ -148,7 +156,8 @@ def prepare(loaded: Loaded) -> Plan:
         check_before_run(run)  # before tokenizing, so that a wrong column fails within a second
     tokenizer = load_tokenizer(run)
     check_reward_model(run)
-    check_vocabularies(run, len(tokenizer))
+    vocabulary = check_vocabularies(run, len(tokenizer))
+    check_positions(run)
     check_engine_devices(run)
 
     def prompts_of(files: Sequence[str], splits: Sequence[str]) -> PromptSet:
@@ -160,6 +169,9 @@ def prepare(loaded: Loaded) -> Plan:
             prompt_key=data.prompt_key,
             ground_truth_key=data.ground_truth_key,
             data_source_key=data.data_source_key,
+            tools_key=data.tools_key,
+            template_kwargs=data.apply_chat_template_kwargs,
+            vocabulary=vocabulary,
             filter_overlong=data.filter_overlong_prompts,
             truncation=data.truncation,
         )
@@ -168,6 +180,8 @@ def prepare(loaded: Loaded) -> Plan:
         return prompts
 
     prompts = prompts_of(data.train_files, data.train_split)
+    if prompts[0].chat is not None:
+        check_turn_end(run, tokenizer)
     validates = trainer.val_before_train or trainer.val_only or trainer.test_freq > 0
     val_prompts = prompts_of(data.val_files, data.val_split) if data.val_files and validates else None
     filtered = run.algorithm.filter_groups.enable

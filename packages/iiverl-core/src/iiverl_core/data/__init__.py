@@ -10,7 +10,7 @@ from iiverl_core.data.hub import check_model
 from iiverl_core.data.order import PromptOrder, too_few_prompts
 from iiverl_core.data.prompts import PromptSet, Truncation, load_prompts
 from iiverl_core.data.sources import DatasetRef, Table, load_table, parse_dataset
-from iiverl_core.data.tokenizer import load_tokenizer
+from iiverl_core.data.tokenizer import load_tokenizer, turn_end
 from iiverl_core.errors import DataError
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "parse_dataset",
     "to_reward_tokens",
     "too_few_prompts",
+    "turn_end",
 ]

@@ -1,53 +1,100 @@
 """Render prompts and conversations as text for a model."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jinja2 import TemplateError
+from iiverl_core.columns import without_nulls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Messages: TypeAlias = list[dict[str, Any]]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class PromptError(ValueError):
     """An invalid prompt; the message completes a sentence that begins with the prompt's position."""
 
 
-def render(prompt: Any, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Render a chat with the tokenizer's template, up to the assistant's turn; return a string unchanged.
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Renders prompts as the policy reads them.
 
-    Raises:
-        PromptError: the prompt is neither, or the template rejects the chat.
+    A chat is rendered with the chat template of `tokenizer` and the further variables `kwargs`, up to the assistant's
+    turn. If its last message is the assistant's, the response continues that message. A string is not changed.
     """
-    if isinstance(prompt, str):
-        return prompt
-    return write_chat(as_messages(prompt), tokenizer, add_generation_prompt=True)
+
+    tokenizer: "PreTrainedTokenizerBase"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(self, prompt: str | Messages, tools: Any = None) -> str:
+        """Render a prompt that `as_prompt` returned; `tools` is the value of the row's column of tools.
+
+        Raises:
+            PromptError: the template rejects the chat or the tools, or the text cannot be encoded.
+        """
+        if isinstance(prompt, str):
+            return _checked(prompt)
+        continues = prompt[-1]["role"] == "assistant"
+        kwargs = {**self.kwargs, "add_generation_prompt": not continues, "continue_final_message": continues}
+        if schemas := as_tools(tools):
+            kwargs["tools"] = schemas
+        return write_chat(prompt, self.tokenizer, **kwargs)
 
 
 def write_chat(
-    messages: Sequence[Mapping[str, Any]],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    add_generation_prompt: bool,
+    messages: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", **kwargs: Any
 ) -> str:
-    """Render messages with the tokenizer's template, optionally with the start of the assistant's turn.
+    """Render messages with the tokenizer's template; `kwargs` are those of `apply_chat_template`.
 
     Raises:
-        PromptError: the template rejects the chat.
+        PromptError: the template rejects the chat, or the text cannot be encoded.
     """
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, **kwargs
         )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise PromptError(f"is a chat that the tokenizer's chat template rejects: {error}") from error
+    except Exception as error:  # a template is a program of the model's author
+        reason = (
+            f"{type(error).__name__}: {error}" if isinstance(error, ArithmeticError | LookupError) else error
+        )
+        raise PromptError(f"is a chat that the tokenizer's chat template rejects: {reason}") from error
+    return _checked(str(text))
 
 
-def as_messages(prompt: Any) -> list[dict[str, Any]]:
+def as_prompt(value: Any) -> str | Messages:
+    """Check the value of a prompt column: a text, or a chat, which may be stored as JSON text.
+
+    Raises:
+        PromptError: it is neither.
+    """
+    if not isinstance(value, str):
+        return as_messages(value)
+    chat = _parsed(value)
+    return as_messages(chat) if _looks_like_chat(chat) else value
+
+
+def as_tools(value: Any) -> list[dict[str, Any]]:
+    """Check the tool schemas of a row, a list of objects or its JSON text; empty if there are none.
+
+    Raises:
+        PromptError: they are something else.
+    """
+    tools = _parsed(value) if isinstance(value, str) else value
+    if not tools:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise PromptError(
+            "has tools (data.tools_key) that are not a list of JSON schemas; rename the column, or set data.tools_key to null"
+        )
+    return without_nulls(tools)
+
+
+def as_messages(prompt: Any) -> Messages:
     """Check a chat and return its messages, without the empty fields that column formats add.
 
     Raises:
@@ -72,8 +119,11 @@ def _message(message: Any, number: int) -> dict[str, Any]:
         raise PromptError(
             f"is not a chat: its message {number} is of type {type(message).__name__}, not {{role, content}}"
         )
+    calls_tools = bool(message.get("tool_calls"))
     for name in ("role", "content"):
         value = message.get(name)
+        if value is None and name == "content" and calls_tools:
+            continue  # a message may consist of calls alone
         if value is None:
             fields = ", ".join(field for field in message if message[field] is not None) or "nothing"
             raise PromptError(f"is not a chat: its message {number} has no {name} (it has {fields})")
@@ -82,4 +132,33 @@ def _message(message: Any, number: int) -> dict[str, Any]:
             raise PromptError(
                 f"is not a chat: the {name} of its message {number} is of type {type(value).__name__}, not a string{parts}"
             )
-    return {field: value for field, value in message.items() if value is not None}
+    # Templates test whether the content is a string, and some fail if there is none.
+    return {**({"content": ""} if calls_tools else {}), **without_nulls(message)}
+
+
+def _parsed(text: str) -> Any:
+    """Parse a JSON array; None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _looks_like_chat(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) and "role" in message for message in value)
+    )
+
+
+def _checked(text: str) -> str:
+    """Return a text if it can be encoded."""
+    if not text.isascii() and (found := _SURROGATE.search(text)):
+        raise PromptError(
+            f"has half a character (the lone surrogate U+{ord(found[0]):04X}), which is no text; a file was cut or "
+            "escaped in the wrong place"
+        )
+    return text

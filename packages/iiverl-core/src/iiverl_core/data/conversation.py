@@ -66,7 +66,11 @@ class ConversationWriter:
                 "prompts are chats.\nSave one with a chat_template beside the reward model; or, if the reward model was "
                 "trained on the policy's own tokens, set reward_model.model.input_tokenizer to null."
             )
-        messages = [*chat, {"role": "assistant", "content": response}]
+        messages = list(chat)
+        begun = (
+            messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+        )  # the response continues it
+        messages.append({"role": "assistant", "content": begun + response})
         text = write_chat(messages, self.tokenizer, add_generation_prompt=False)
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 

@@ -1,5 +1,6 @@
 """Load datasets from the Hugging Face Hub, and explain why a dataset or model cannot be loaded."""
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from iiverl_core.data_files import no_such_split
 from iiverl_core.errors import ConfigError, DataError
 
 HUB_TIMEOUT_S = 10.0
+CACHE_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST,
+)  # fmt: skip
+"""Errors of the system when a folder cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,25 @@ def load_hub(wanted: HubDataset, split: str) -> Dataset:
         builder.download_and_prepare()
         rows = builder.as_dataset(split=split)
     except Exception as error:  # network, disk and parser errors have many types
+        if failure := cache_failure(error):
+            raise failure from error
         raise DataError(f"{wanted} cannot be loaded: {_reason(error.__cause__ or error)}") from error
     if not isinstance(rows, Dataset):
         raise DataError(f"{wanted}: the split {split!r} is not a single dataset.")
     return rows
+
+
+def cache_failure(error: BaseException) -> DataError | None:
+    """Return an error about the cache of the datasets library if that, and not the data, is the cause; otherwise None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in CACHE_ERRORS:
+            return DataError(
+                f"The cache of the datasets library, {datasets.config.HF_DATASETS_CACHE}, cannot be written: "
+                f"{cause.strerror}.\nSet HF_HOME or HF_DATASETS_CACHE to a folder that can be written and has space."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def check_model(key: str, path: str) -> None:
@@ -102,6 +122,8 @@ def _builder(wanted: HubDataset) -> DatasetBuilder:
     except ConnectionError as error:
         raise _unreachable(wanted, "it was never downloaded") from error
     except Exception as error:  # the loader's other errors have generic types
+        if failure := cache_failure(error):
+            raise failure from error
         raise _not_loaded(wanted, error) from error
 
 

@@ -4,9 +4,9 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain, compress, repeat
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -21,7 +21,7 @@ from iiverl_core.columns import (
     missing_column,
     pop_ground_truth,
 )
-from iiverl_core.data.chat import PromptError, as_messages, render
+from iiverl_core.data.chat import ChatTemplate, PromptError, as_prompt
 from iiverl_core.data.sources import Table, load_tables
 from iiverl_core.data.tokenizer import one_start
 from iiverl_core.errors import DataError
@@ -98,7 +98,7 @@ class PromptSet(Sequence[Prompt]):
         i = row - self._ends[number] + len(part.rows)
         ids = part.ids[part.starts[i] : part.stops[i]].tolist()
         values = part.table.row(int(part.rows[i]))
-        prompt = values[self.prompt_key]
+        prompt = as_prompt(values[self.prompt_key])
         columns = {name: values.get(name) for name in self.columns}
         data_source = columns.pop(self._data_source_key, None)
         return Prompt(
@@ -108,7 +108,7 @@ class PromptSet(Sequence[Prompt]):
             data_source="" if data_source is None else str(data_source),
             ground_truth=pop_ground_truth(columns, self.ground_truth_key),
             columns=columns,
-            chat=None if isinstance(prompt, str) else tuple(as_messages(prompt)),
+            chat=None if isinstance(prompt, str) else tuple(prompt),
             source=part.table.name,
             source_row=int(part.rows[i]),
         )
@@ -171,22 +171,27 @@ def load_prompts(
     prompt_key: str = "prompt",
     ground_truth_key: str | None = None,
     data_source_key: str = DATA_SOURCE,
+    tools_key: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    vocabulary: int | None = None,
     filter_overlong: bool = False,
     truncation: Truncation = "error",
     console: Console | None = None,
 ) -> PromptSet:
     """Read datasets and tokenize all prompts.
 
-    A chat is rendered with the tokenizer's chat template, up to the assistant's turn. A string is tokenized as it is,
-    as text that a base model continues: without a template, with the tokens that the tokenizer itself adds before a
-    text. `filter_overlong` drops prompts of more than `max_prompt_length` tokens; otherwise `truncation` cuts off their
+    A chat is rendered with the tokenizer's chat template, up to the assistant's turn (see `ChatTemplate`), with the tool
+    schemas in the column `tools_key` if a dataset has it. A string is tokenized as it is, as text that a base model
+    continues: without a template, with the tokens that the tokenizer itself adds before a text. An end-of-sentence token
+    that the tokenizer adds after it is removed, since the response would be over before it begins. `vocabulary` is the
+    number of tokens that the model knows. `filter_overlong` drops prompts of more than `max_prompt_length` tokens; otherwise `truncation` cuts off their
     beginning (`left`) or end (`right`). `prompt_key`, `ground_truth_key` and `data_source_key` are column names; see
     `iiverl_core.columns` for the ground truth without a key. `console`, by default standard error, gets a line per
     dataset, and a progress bar if it is a terminal.
 
     Raises:
-        DataError: a dataset cannot be read or is empty, a named column is missing, a row has no valid prompt, or
-            prompts are too long or all dropped.
+        DataError: a dataset cannot be read or is empty, a named column is missing, a row has no valid prompt or one with
+            a token that the model does not know, or prompts are too long or all dropped.
     """
     console = console or Console(stderr=True)
     names = [files] if isinstance(files, str) else files
@@ -197,15 +202,20 @@ def load_prompts(
             _require_column(table, "data.ground_truth_key", ground_truth_key)
         if data_source_key != DATA_SOURCE:
             _require_column(table, "data.data_source_key", data_source_key)
+    template = ChatTemplate(tokenizer, template_kwargs or {})
     parts, shortest = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for table in tables:
-            part = _tokenize(table, prompt_key, tokenizer, progress)
+            part, ended = _tokenize(table, prompt_key, tools_key, template, progress)
+            if vocabulary is not None:
+                _check_tokens(part, tokenizer, vocabulary)
             shortest.append(int(part.lengths.min()))
             kept = _drop_overlong(part, max_prompt_length) if filter_overlong else part
             console.print(
                 _count(part, kept, max_prompt_length), markup=False, highlight=False, soft_wrap=True
             )
+            if ended:
+                console.print(_ended(table, ended, tokenizer), markup=False, highlight=False, soft_wrap=True)
             parts.append(_truncate(kept, max_prompt_length, truncation))
     if not any(len(part.rows) for part in parts):
         raise DataError(
@@ -222,13 +232,20 @@ def _require_column(table: Table, key: str, column: str) -> None:
 
 
 def _tokenize(
-    table: Table, prompt_key: str, tokenizer: "PreTrainedTokenizerBase", progress: Progress
-) -> _TokenizedTable:
+    table: Table, prompt_key: str, tools_key: str | None, template: ChatTemplate, progress: Progress
+) -> tuple[_TokenizedTable, int]:
+    """Tokenize the prompts of a dataset; also return how many ended with an end-of-sentence token."""
     task = progress.add_task(table.name, total=len(table))
     flat = array("i")
     lengths: list[int] = []
-    for prompts in table.column(prompt_key):
-        for ids in _encode(prompts, table, len(lengths), tokenizer):
+    ended = 0
+    tools = table.column(tools_key) if tools_key in table.columns else repeat(repeat(None))
+    eos = template.tokenizer.eos_token_id
+    for prompts, schemas in zip(table.column(prompt_key), tools, strict=False):
+        for ids, is_text in _encode(prompts, schemas, table, len(lengths), template):
+            if ids[-1:] == [eos] and ids != [template.tokenizer.bos_token_id]:
+                ended += 1
+                ids = ids[:-1] if is_text else ids
             if not ids:
                 raise DataError(
                     f"{place_of(table.name, len(lengths))}: the prompt is empty.\nRemove the row, or fill it in."
@@ -237,36 +254,62 @@ def _tokenize(
             lengths.append(len(ids))
         progress.update(task, completed=len(lengths))
     stops = np.cumsum(lengths)
-    return _TokenizedTable(
+    part = _TokenizedTable(
         table, np.frombuffer(flat, dtype=np.int32), np.arange(len(table)), stops - lengths, stops
     )
+    return part, ended
 
 
 def _encode(
-    prompts: Sequence[Any], table: Table, first: int, tokenizer: "PreTrainedTokenizerBase"
-) -> Sequence[Sequence[int]]:
-    """Encode a few prompts, the first of which is row `first`.
+    prompts: Sequence[Any], tools: Iterable[Any], table: Table, first: int, template: ChatTemplate
+) -> Iterator[tuple[list[int], bool]]:
+    """Encode a few prompts, the first of which is row `first`; yield the ids of each, and whether it is a plain string.
 
     A template writes its own special tokens; to a plain string the tokenizer adds its usual ones.
     """
-    texts = []
-    for row, prompt in enumerate(prompts, start=first):
-        if not isinstance(prompt, str):
-            _require_template(table, tokenizer)
+    tokenizer = template.tokenizer
+    texts: list[str] = []
+    plain: list[bool] = []
+    for row, (value, schemas) in enumerate(zip(prompts, tools, strict=False), start=first):
         try:
-            texts.append(render(prompt, tokenizer))
+            prompt = as_prompt(value)
+            if not isinstance(prompt, str):
+                _require_template(table, tokenizer)
+            texts.append(template.render(prompt, schemas))
         except PromptError as error:
             raise DataError(
                 f"{place_of(table.name, row)}: the prompt {error}.\nFix the row or remove it."
             ) from error
-    plain = [isinstance(prompt, str) for prompt in prompts]
+        plain.append(isinstance(prompt, str))
     if all(plain):
-        return [one_start(ids, tokenizer) for ids in tokenizer(texts, verbose=False)["input_ids"]]
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    for i in range(len(texts)):
-        if plain[i]:
-            encoded[i] = one_start(tokenizer(texts[i], verbose=False)["input_ids"], tokenizer)
-    return encoded
+        encoded = tokenizer(texts, verbose=False)["input_ids"]
+    else:
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for i in range(len(texts)):
+            if plain[i]:
+                encoded[i] = tokenizer(texts[i], verbose=False)["input_ids"]
+    for ids, is_text in zip(encoded, plain, strict=True):
+        yield one_start(ids, tokenizer), is_text
+
+
+def _check_tokens(part: _TokenizedTable, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> None:
+    """Check that the model has an embedding for every token; raises DataError for the first that it has not."""
+    unknown = np.flatnonzero(part.ids >= vocabulary)
+    if len(unknown):
+        id = int(part.ids[unknown[0]])
+        row = int(np.searchsorted(part.stops, unknown[0], side="right"))
+        raise DataError(
+            f"{place_of(part.table.name, row)}: the prompt has the token {tokenizer.convert_ids_to_tokens(id)!r} with id "
+            f"{id}, and the model knows only ids below {vocabulary}.\nThe tokenizer belongs to another model, or tokens were "
+            "added to it: set data.tokenizer to the model's own, or resize the model's embedding."
+        )
+
+
+def _ended(table: Table, count: int, tokenizer: "PreTrainedTokenizerBase") -> str:
+    return (
+        f"{table.name}: {count} prompt{'s' * (count != 1)} ended with the end-of-sentence token {tokenizer.eos_token!r}. "
+        "It is removed from plain strings, which a response continues; in a chat it is the chat template's."
+    )
 
 
 def _require_template(table: Table, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
 
-from iiverl_core.data.hub import HubDataset, load_hub
+from iiverl_core.data.hub import HubDataset, cache_failure, load_hub
 from iiverl_core.data_files import (
     FILES,
     check_saved,
@@ -137,7 +137,10 @@ def _read_parquet(path: Path) -> Dataset:
     if not pyarrow.parquet.read_metadata(path).num_rows:
         return Dataset.from_dict({})  # the loader rejects a file without rows
     data_files = glob.escape(str(path.absolute()))
-    return datasets.load_dataset("parquet", data_files=data_files, split="train")
+    try:
+        return datasets.load_dataset("parquet", data_files=data_files, split="train")
+    except Exception as error:  # the loader's errors have generic types
+        raise cache_failure(error) or error from None
 
 
 def _read_arrow(path: Path) -> Dataset:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from iiverl_core.config import RoleConfig, RunConfig
+from iiverl_core.data.chat import PromptError, write_chat
 from iiverl_core.data.hub import check_model
 from iiverl_core.errors import ConfigError
 
@@ -34,6 +35,27 @@ def load_reward_tokenizer(role: RoleConfig) -> "PreTrainedTokenizerBase":
 def one_start(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Drop the beginning-of-sequence token that a tokenizer adds to a text that already has one."""
     return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
+
+
+def turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the special token with which the chat template ends the assistant's turn.
+
+    Returns None if there is no template, if it fails for a chat of two short messages, or if it writes no special token
+    after the response.
+    """
+    mark = "x7"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    try:
+        text = write_chat(messages, tokenizer) if tokenizer.chat_template else ""
+    except PromptError:
+        return None
+    _, found, tail = text.rpartition(mark)
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if found else []
+    special = {
+        *tokenizer.all_special_ids,
+        *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special),
+    }
+    return next((id for id in ids if id in special), None)
 
 
 def _load(key: str, path: str, trust_remote_code: bool) -> "PreTrainedTokenizerBase":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from iiverl_core.columns import ground_truth_of, verification_info_of
 from iiverl_core.config import DataConfig, RunConfig
-from iiverl_core.data.chat import PromptError, as_messages
+from iiverl_core.data.chat import PromptError, as_prompt
 from iiverl_core.data.sources import load_tables
 from iiverl_core.errors import ConfigError
 from iiverl_core.rewards.remote import ROWS_CHECKED, check_rows, check_server, make_client
@@ -121,12 +121,11 @@ def _prompt(source: str, number: int, row: Mapping[str, Any], data: DataConfig) 
 
 
 def _text(prompt: Any, place: str, prompt_key: str) -> str:
-    if isinstance(prompt, str):
-        return prompt
     try:
-        return "\n".join(message["content"] for message in as_messages(prompt))
+        read = as_prompt(prompt)
     except PromptError as error:
         raise ConfigError(f"{place}, column {prompt_key!r} (data.prompt_key): it {error}") from None
+    return read if isinstance(read, str) else "\n".join(message["content"] for message in read)
 
 
 def _score_made_up(client: SyncRewardClient, prompts: Sequence[Prompt], column: str) -> list[TriedAnswer]:

@@ -209,6 +209,10 @@ def _make(name: str, setup: TrackerSetup) -> Tracker:
     try:
         return load_code(info.code, name)(setup)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise IIVerlError(
+                f"{error.filename} cannot be written: {error.strerror}. Set trainer.default_local_dir to another folder."
+            ) from error
         problem = f"{name} could not start ({type(error).__name__}: {error}).\nFix the cause"
         if isinstance(error, ModuleNotFoundError) and error.name == info.package:
             problem = f"the package {name} is not installed.\nInstall it ({install_command(name)})"

@@ -6,6 +6,7 @@ from math import gcd
 
 from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.interpolation import reference
+from iiverl_core.config.model_facts import read_positions
 from iiverl_core.config.roles import ROLE_KEYS, MicroBatchKeys, Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.section import ENGINE
@@ -25,6 +26,7 @@ PROMPT, RESPONSE = "data.max_prompt_length", "data.max_response_length"
 LENGTHS = (PROMPT, RESPONSE)
 NODES, PER_NODE = "trainer.nnodes", "trainer.n_gpus_per_node"
 ROLLOUT = "actor_rollout_ref.rollout"
+REWARD, REWARD_LENGTH = ROLE_KEYS["reward"].model, "reward_model.max_length"
 COPY = tuple(
     f"actor_rollout_ref.actor.megatron.{kind}_parallel_size"
     for kind in ("tensor_model", "pipeline_model", "context")
@@ -214,6 +216,37 @@ def _engine_takes_all_sequences(view: ConfigView) -> str | None:
     if "max_num_batched_tokens" not in ENGINES[view[ENGINE]].reads or most >= sequences:
         return None
     return f"{ROLLOUT}.max_num_batched_tokens ({most}) is below {ROLLOUT}.max_num_seqs ({sequences}); leave one of them out to follow the other"
+
+
+def _check_positions(role: Role) -> None:
+    model = ROLE_KEYS[role].model
+    path, override = f"{model}.path", f"{model}.override_config"
+
+    @checks.add("C112", "error", RESPONSE, PROMPT, path, override, role=role)
+    def positions_hold_a_sequence(view: ConfigView) -> str | None:
+        longest, most = view[PROMPT] + view[RESPONSE], read_positions(view[path], view[override])
+        if most is None or longest <= most:
+            return None
+        return (
+            f"a sequence has up to {longest} tokens ({' + '.join(LENGTHS)}), and the model {view[path]} has {most} positions "
+            "(max_position_embeddings); lower the lengths"
+        )
+
+
+_check_positions("actor")
+_check_positions("critic")
+
+
+@checks.add("C113", "error", REWARD_LENGTH, f"{REWARD}.path", f"{REWARD}.override_config", role="reward")
+def _positions_hold_a_conversation(view: ConfigView) -> str | None:
+    longest = view[REWARD_LENGTH]
+    most = read_positions(view[f"{REWARD}.path"], view[f"{REWARD}.override_config"])
+    if longest is None or most is None or longest <= most:
+        return None
+    return (
+        f"the model {view[f'{REWARD}.path']} has {most} positions (max_position_embeddings), fewer than {longest}; "
+        "lower it"
+    )
 
 
 def _devices(view: ConfigView) -> str:

@@ -29,6 +29,11 @@ PROMPT, TRUTH, SOURCE = "data.prompt_key", "data.ground_truth_key", "data.data_s
 BATCH, GENERATED, FILTERED = "data.train_batch_size", "data.gen_batch_size", "algorithm.filter_groups.enable"
 STEPS = "trainer.total_training_steps"
 VALIDATES = ("trainer.test_freq", "trainer.val_before_train", "trainer.val_only")
+TEMPLATE, TOOLS = "data.apply_chat_template_kwargs", "data.tools_key"
+TEMPLATE_RESERVED = (
+    "conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict",
+)  # fmt: skip
+"""Arguments of `apply_chat_template` that depend on the prompt."""
 SERVER, COLUMN, PROTOCOL = "reward_api.enable", "reward_api.verification_info_column", "reward_api.protocol"
 FUNCTION, FUNCTION_NAME, MODEL = (
     "custom_reward_function.path",
@@ -230,3 +235,12 @@ def _a_step_has_rows(view: ConfigView) -> str | None:
     if rows >= needed or not all(isinstance(head, Head) for head in heads):
         return None
     return f"{TRAIN} has {rows} row{'s' * (rows != 1)}, fewer than a step needs ({key}: {needed}); set {key} to at most {rows}"
+
+
+@checks.add("C918", "error", TEMPLATE, TOOLS)
+def _template_variables_are_free(view: ConfigView) -> str | None:
+    taken = [name for name in view[TEMPLATE] if name in TEMPLATE_RESERVED]
+    if not taken:
+        return None
+    hint = f"; tools are read from the column that {TOOLS} names" if "tools" in taken else ""
+    return f"{', '.join(taken)} cannot be set here: each prompt has its own{hint}"

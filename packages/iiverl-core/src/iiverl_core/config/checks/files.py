@@ -1,9 +1,12 @@
 """Checks that the models, tokenizers, modules and checkpoints of the configuration exist."""
 
 import importlib.util
+import os
 import sys
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from iiverl_core.config.checks.check import Checks, ConfigView, is_local_path, path_exists
 from iiverl_core.config.model_facts import find_config
@@ -16,6 +19,14 @@ LIBRARY = "actor_rollout_ref.model.external_lib"
 MODEL = "actor_rollout_ref.model.path"
 CRITIC, REWARD = "critic.model.path", "reward_model.model.path"
 RESUME, RESUME_FROM = "trainer.resume_mode", "trainer.resume_from_path"
+OUTPUTS = {
+    "trainer.default_local_dir": None,
+    "trainer.rollout_data_dir": None,
+    "trainer.validation_data_dir": None,
+    "reward_api.save_dir": "reward_api.enable",
+    "reward_api.cache_dir": "reward_api.enable",
+}
+"""Keys of folders that a run writes to, and the key that has to be true for it, if there is one."""
 RESUME_MODES = ("auto", "disable", "resume_path")
 
 
@@ -119,3 +130,28 @@ def _checkpoint_exists(view: ConfigView) -> str | None:
     if not path or "global_step_" not in path or Path(path).is_dir():
         return None
     return f"there is no folder {path}"
+
+
+def output_folders(at: Callable[[str], Any]) -> Iterator[tuple[str, Path]]:
+    """Yield the key and the path of each folder that a run writes to; `at` returns the value of a key."""
+    for key, condition in OUTPUTS.items():
+        if at(key) and (condition is None or at(condition)):
+            yield key, Path(at(key)).absolute()
+
+
+def _check_output(key: str, condition: str | None) -> None:
+    @checks.add("C919", "input", key, *([condition] if condition else ()))
+    def folder_can_be_written(view: ConfigView) -> str | None:
+        folder = dict(output_folders(view.__getitem__)).get(key)
+        if folder is None:
+            return None
+        there = next(path for path in (folder, *folder.parents) if path_exists(Path.exists, str(path)))
+        if not there.is_dir():
+            return f"{folder} cannot be written: {there} is not a folder"
+        if not os.access(there, os.W_OK | os.X_OK):
+            return f"{folder} cannot be written: {there} belongs to somebody else or is read-only"
+        return None
+
+
+for _key, _condition in OUTPUTS.items():
+    _check_output(_key, _condition)

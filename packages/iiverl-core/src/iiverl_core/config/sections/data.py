@@ -1,6 +1,8 @@
 """The section `data`: prompts, their order, and the batch size."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from iiverl_core.config.sections.algorithm import FILTERED
 from iiverl_core.config.sections.section import (
@@ -30,6 +32,10 @@ class DataConfig(Section):
     """Split of the validation datasets that have splits: one for all, or one for each of `val_files`."""
     prompt_key: str = "prompt"
     """Column of the prompt: a chat, a list of `{role, content}`, or a plain string."""
+    tools_key: str | None = "tools"
+    """Column of the tool schemas that the chat template is given, if a dataset has it; null for none."""
+    apply_chat_template_kwargs: dict[str, Any] = Field(default={})
+    """Further variables of the chat template, such as `enable_thinking: false`."""
     ground_truth_key: str | None = None
     """Column of the ground truth; null for `reward_model.ground_truth` or, if there is none, `ground_truth`."""
     data_source_key: str = follows("data.reward_fn_key")
