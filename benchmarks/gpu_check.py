@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_check.py [--sizes tiny 0.5b 1.5b] [--only PART …] [--device cuda|cpu] [--json FILE]
 
-Models have random weights and are made on the spot, in the shape of Qwen2.5 and in a tiny one. Ray, vLLM, megatron-core
-and flash attention are used where they are installed. For each size:
+Models have random weights and are made on the spot, in the shape of Qwen2.5 and in a tiny one. Ray, vLLM and
+megatron-core are used where they are installed. For each size:
 
 - `train …`: forward, backward and AdamW's step of the actor on FSDP, bf16 compute and fp32 master weights, gradient
   checkpointing, log-normal lengths in micro-batches of at most 8192 tokens; its log-probs alone; and the most memory that

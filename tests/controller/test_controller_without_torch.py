@@ -61,10 +61,13 @@ class Group:
     def __init__(self) -> None:
         from iiverl_core.cluster.messages import WorkerInfo
         from iiverl_core.cluster.store import LocalStore
+        from iiverl_core.config.roles import ROLE_KEYS
         from iiverl_core.training import ParallelRank
 
         self.store, self.worker = LocalStore(), Worker()
-        self.infos = [WorkerInfo(0, "host", 1, "cpu", ParallelRank(0, 1), {})]
+        self.infos = [
+            WorkerInfo(0, "host", 1, "cpu", ParallelRank(0, 1), {}, dict.fromkeys(ROLE_KEYS, "packed"))
+        ]
 
     def run(self, method, arguments) -> list[Any]:
         return [self.run_on(0, method, *each) for each in arguments]

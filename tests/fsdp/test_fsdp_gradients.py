@@ -3,6 +3,7 @@ policy loss and for the critic."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
 from iiverl_core.algorithms import PolicyBatch, Segments, find_policy_loss
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
@@ -137,9 +138,19 @@ def test_gradients_do_not_depend_on_batching(one_rank, tiny_model_path: Path, mo
 
 def in_fp64(path: str, packed: bool, role: Role) -> FSDPBackend:
     base = spec(path, packed=packed)
+    unfused = {"override_config": {"experts_implementation": "eager"}}  # the fused one refuses fp64
     precision = base.parallel.mixed_precision.model_copy(update=FP64)
     parallel = base.parallel.model_copy(update={"mixed_precision": precision, "model_dtype": "fp64"})
-    return FSDPBackend(ModelSpec(**{**vars(base), "parallel": parallel, "role": role}))
+    return FSDPBackend(
+        ModelSpec(
+            **{
+                **vars(base),
+                "model": base.model.model_copy(update=unfused),
+                "parallel": parallel,
+                "role": role,
+            }
+        )
+    )
 
 
 def gradient_of(backend: FSDPBackend, batches: list[MicroBatch], loss: Loss) -> torch.Tensor:
@@ -240,6 +251,93 @@ def test_the_gradient_of_every_loss_does_not_depend_on_batching(
         (False, Packing(sequences=4), IN_ORDER[::-1]),
     ):
         assert_same_losses(every_loss(*paths, packed, packing, order), reference)
+
+
+EXACT, FP32_INSIDE = 1e-11, 1e-7
+ARCHITECTURES: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "a head of keys per head of queries": ("llama", EXACT, {"num_key_value_heads": 4}),
+    "sliding window": ("mistral", EXACT, {"sliding_window": 5}),
+    "sliding window in some layers": (
+        "gemma3_text",
+        FP32_INSIDE,
+        {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "mixture of experts": (
+        "qwen3_moe",
+        FP32_INSIDE,
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def architecture_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder with a tiny random model per kind of attention."""
+    paths = {}
+    for i, (name, (architecture, _, options)) in enumerate(ARCHITECTURES.items()):
+        sizes = {
+            "vocab_size": 256,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+            "dtype": "float32",
+        }
+        config = AutoConfig.for_model(architecture, **(sizes | options))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(i)
+            model = AutoModelForCausalLM.from_config(config)
+            for parameter in model.parameters():
+                if parameter.dim() > 1:  # attention that is far from even, so that its neighbours count
+                    torch.nn.init.normal_(parameter, std=0.2)
+        paths[name] = str(tmp_path_factory.mktemp("architecture"))
+        model.save_pretrained(paths[name])
+    return paths
+
+
+def outputs_and_gradient(path: str, packed: bool, role: Role, packing: Packing) -> dict[str, torch.Tensor]:
+    """In fp64: this rank's outputs for every micro-batch by sequence and token, and the whole gradient."""
+    backend = in_fp64(path, packed, role)
+    assert backend.layout == ("packed" if packed else "padded")
+    zeros = [np.zeros(t.trained) for t in data()[0]]
+    batches = plan(packing, "token-mean", IN_ORDER, {"values": zeros, "returns": [x - 1 for x in zeros]})
+    found = {}
+    for batch, outputs in zip(batches, backend.forward(batches, entropy=True), strict=True):
+        for name in ("log_probs_T", "entropy_T", "values_T"):
+            x_T = getattr(outputs, name)
+            if x_T is not None:
+                parts = zip(batch.sequences, batch.segments.split(x_T), strict=True)
+                found |= {f"{name} {sequence.token_ids.tobytes()}": part for sequence, part in parts}
+    config = loss_config(use_kl_loss=True, kl_loss_coef=0.1, entropy_coeff=0.05)
+    loss = (
+        critic_loss(config)
+        if role == "critic"
+        else actor_loss(config, find_policy_loss("vanilla"), RolloutCorrection())
+    )
+    return found | {"gradient": gradient_of(backend, batches, loss)}
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packing_changes_nothing_for_any_attention(
+    one_rank, architecture_paths: dict[str, str], architecture: str, role: Role
+) -> None:
+    path, tolerance = architecture_paths[architecture], ARCHITECTURES[architecture][1]
+    expected = outputs_and_gradient(path, False, role, Packing(sequences=1))
+    assert expected["gradient"].abs().max() > 1e-4
+    for packing in (Packing(), Packing(tokens=40)):
+        found = outputs_and_gradient(path, True, role, packing)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e3 * tolerance, atol=tolerance)
 
 
 @pytest.mark.slow

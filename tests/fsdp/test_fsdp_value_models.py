@@ -83,7 +83,7 @@ def backend(
     role: Role,
     path: Path,
     *,
-    packed: bool = False,
+    packed: bool | None = False,
     checkpointing: bool = False,
     offload: bool = False,
     **parallel,
@@ -266,7 +266,7 @@ def test_the_head_sees_only_what_is_asked_for(
         assert seen == [(count, SIZES["hidden_size"])]
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt2", "olmo"])
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gpt2", "olmo", "opt"])
 def test_scores_are_those_of_transformers(one_rank, folder: Path, architecture: str) -> None:
     path = make(folder, "scores", architecture)
     model = AutoModelForSequenceClassification.from_pretrained(path).eval()
@@ -281,12 +281,21 @@ def test_scores_are_those_of_transformers(one_rank, folder: Path, architecture: 
 
 
 @pytest.mark.parametrize("role", ["actor", "critic", "reward"])
-def test_a_model_that_mixes_packed_sequences_is_refused(one_rank, folder: Path, role: Role) -> None:
-    """OPT's attention takes no notice of positions that begin again."""
-    path = make(folder, "plain" if role == "actor" else "scores", "opt")
-    backend(role, path)
-    with pytest.raises(ConfigError, match="use_remove_padding to false"):
+def test_a_model_whose_attention_cannot_be_packed_is_padded_or_refused(
+    one_rank, folder: Path, caplog: pytest.LogCaptureFixture, role: Role
+) -> None:
+    path = make(folder, "plain" if role == "actor" else "scores", "gemma2")
+    assert backend(role, path, packed=False).layout == "padded"
+    assert backend(role, path, packed=None).layout == "padded"
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "iiverl_fsdp.packing"]
+    assert "caps its attention scores" in message and "padded" in message and str(path) in message
+    with pytest.raises(ConfigError, match=r"caps its attention scores .* use_remove_padding to false"):
         backend(role, path, packed=True)
+
+
+def test_attention_that_depends_on_more_than_segments_is_found(one_rank, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="layers with chunked_attention"):
+        backend("actor", make(folder, "plain", "llama4_text"), packed=True)
 
 
 def test_dropout_is_off_whatever_its_name(one_rank, folder: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.samples import TokenSequence
+from iiverl_core.training import LayoutKind
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.log_probs import token_log_probs
 
@@ -33,38 +34,28 @@ def test_half_precision_logits_give_single_precision() -> None:
 MASKS = st.lists(st.booleans(), min_size=1, max_size=8).filter(any).map(lambda mask: [False, *mask])
 
 
-@given(st.lists(MASKS, min_size=1, max_size=6), st.booleans())
-def test_layouts_find_the_position_before_each_trained_token(masks: list[list[bool]], packed: bool) -> None:
-    """With 'logits' that hold the input itself, what is picked is the token before each target."""
+@given(st.lists(MASKS, min_size=1, max_size=6), st.sampled_from(["packed", "padded"]))
+def test_layouts_find_the_position_before_each_trained_token(
+    masks: list[list[bool]], kind: LayoutKind
+) -> None:
     sequences = [
         TokenSequence(100 * i + np.arange(len(mask)), np.array(mask), np.zeros(len(mask)))
         for i, mask in enumerate(masks, 1)
     ]
-    layout = lay_out(sequences, packed=packed, device=CPU)
+    layout = lay_out(sequences, kind, CPU)
     ids = layout.input_ids_BL
-    kept = ids[:, -layout.keep :] if isinstance(layout.keep, int) else ids[:, layout.keep]
-    picked = layout.pick(kept[..., None])[:, 0]
     trained = np.concatenate([sequence.token_ids[sequence.loss_mask] for sequence in sequences])
     assert torch.equal(layout.targets_T, torch.from_numpy(trained))
-    assert torch.equal(picked, layout.targets_T - 1)
-    if packed:
+    assert torch.equal(ids[layout.rows_T, layout.columns_T], layout.targets_T - 1)
+    if kind == "packed":
         assert layout.position_ids_BL is not None
         assert ids.shape == (1, sum(map(len, masks)))
         assert (layout.position_ids_BL[0] == 0).sum() == len(masks)
-        assert kept.shape[1] == len(trained)  # no logits but those of trained tokens
-
-
-def test_padded_rows_keep_the_columns_that_predict_a_trained_token() -> None:
-    gaps = TokenSequence(np.arange(40), np.arange(40) % 10 == 9, np.zeros(40))
-    layout = lay_out([gaps], packed=False, device=CPU)
-    assert isinstance(layout.keep, torch.Tensor) and layout.keep.tolist() == [8, 18, 28, 38]
-    turn = TokenSequence.single_turn(range(30), np.arange(10), np.zeros(10))
-    assert lay_out([turn], packed=False, device=CPU).keep == 11
 
 
 def test_a_first_token_cannot_be_trained() -> None:
     with pytest.raises(ValueError, match="first token"):
-        lay_out([TokenSequence(np.arange(2), np.array([True, True]), np.zeros(2))], packed=True, device=CPU)
+        lay_out([TokenSequence(np.arange(2), np.array([True, True]), np.zeros(2))], "packed", CPU)
 
 
 def test_an_entropy_that_is_only_reported_changes_no_bit_of_the_gradient() -> None:

@@ -134,7 +134,7 @@ class Step:
                 inv_num_tokens=batch.inv_num_tokens,
                 device=CPU,
             )
-            layout = lay_out(micro_batch.sequences, packed=packed, device=CPU)
+            layout = lay_out(micro_batch.sequences, "packed" if packed else "padded", CPU)
             output_T = torch.cat([table[i] for i in members])
             noise = torch.full((*layout.input_ids_BL.shape, *output_T.shape[1:]), 77.0)  # never looked at
             whole = noise.index_put((layout.rows_T, layout.columns_T), output_T)
@@ -142,10 +142,8 @@ class Step:
                 outputs = Outputs(values_T=whole[layout.rows_T, layout.columns_T])
                 value, _ = critic_loss(RUN.loss)(outputs, micro_batch)
             else:
-                kept = whole[:, -layout.keep :] if isinstance(layout.keep, int) else whole[:, layout.keep]
-                log_probs_T, entropy_T = token_log_probs(
-                    layout.pick(kept), layout.targets_T, 1.0, entropy=True
-                )
+                logits_TV = whole[layout.rows_T, layout.columns_T]
+                log_probs_T, entropy_T = token_log_probs(logits_TV, layout.targets_T, 1.0, entropy=True)
                 outputs = Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)
                 value, _ = actor_loss(RUN.loss, loss, CORRECTION)(outputs, micro_batch)
             value.backward()

@@ -9,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
+from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp import checkpoint
-from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined
+from iiverl_fsdp.attention import attention_arguments
+from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined, transformer
 from iiverl_fsdp.optimizer import make_optimizer
 
 
@@ -29,7 +30,8 @@ class FSDPBackend:
         """Build and shard the model, and its AdamW if `spec.optim` is given."""
         self.parallel_rank = ParallelRank(data_rank=dist.get_rank(), data_size=dist.get_world_size())
         self._spec = spec
-        self._model = build_sharded(spec)
+        self.layout: LayoutKind
+        self._model, self.layout = build_sharded(spec)
         self._optimizer = make_optimizer(self._model, spec.optim) if spec.optim else None
 
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
@@ -121,13 +123,14 @@ class FSDPBackend:
             yield from split_joined(model, name, value)
 
     def _run(self, batch: MicroBatch, *, entropy: bool, entropy_gradient: bool = False) -> Outputs:
-        packed = self._spec.model.use_remove_padding
-        layout = lay_out(batch.sequences, packed=packed, device=self._spec.device)
+        layout = lay_out(batch.sequences, self.layout, self._spec.device)
+        attention = attention_arguments(transformer(self._model), layout.segments, self._spec.device)
         inputs = layout.input_ids_BL, layout.position_ids_BL
         if self._spec.role == "critic":
-            return Outputs(values_T=self._model(*inputs, layout.rows_T, layout.columns_T))
+            return Outputs(values_T=self._model(*inputs, layout.rows_T, layout.columns_T, **attention))
         if self._spec.role == "reward":
-            return Outputs(scores_B=self._model(*inputs, layout.last_rows_S, layout.last_columns_S))
+            last = layout.last_rows_S, layout.last_columns_S
+            return Outputs(scores_B=self._model(*inputs, *last, **attention))
         log_probs_T, entropy_T = self._model(
             *inputs,
             layout.rows_T,
@@ -136,5 +139,6 @@ class FSDPBackend:
             batch.temperature,
             entropy=entropy,
             entropy_gradient=entropy_gradient,
+            **attention,
         )
         return Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)

@@ -20,13 +20,13 @@ from torch.distributed.fsdp import (
 )
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from iiverl_core.config import FSDPConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
-from iiverl_core.training import ModelSpec, Role
-from iiverl_fsdp.packing import check_packing
+from iiverl_core.training import LayoutKind, ModelSpec, Role
+from iiverl_fsdp.attention import PADDED
+from iiverl_fsdp.packing import attention_candidates, choose_layout
 from iiverl_fsdp.policy_model import PolicyModel, build_policy_model, probe_head, read_policy_model
 from iiverl_fsdp.value_model import ValueModel, build_value_model, read_value_model
 
@@ -42,14 +42,15 @@ BUILDERS: dict[Role, tuple[Callable[..., ShardedModel], Callable[..., ShardedMod
 """For each role: the function that builds its model without weights, and the one that reads it from disk."""
 
 
-def build_sharded(spec: ModelSpec) -> ShardedModel:
-    """Build the model of `spec` over all processes.
+def build_sharded(spec: ModelSpec) -> tuple[ShardedModel, LayoutKind]:
+    """Build the model of `spec` over all processes, and choose the layout of its inputs.
 
     Only the first process reads the weights; each keeps its shard. Dropout is off: the log-probs of a response must not
     change from one pass to the next.
 
     Raises:
-        ConfigError: there is no model for this role at `spec.model.path`, or it does not support packing.
+        ConfigError: there is no model for this role at `spec.model.path`, or it does not support packing, which is
+            demanded.
     """
     parallel = _parallel(spec)
     # FSDP2 moves weights, gradients and the optimizer's state together.
@@ -57,21 +58,21 @@ def build_sharded(spec: ModelSpec) -> ShardedModel:
     model, config, dtype = _build_empty(spec)
     _, read = BUILDERS[spec.role]
     if spec.model.enable_gradient_checkpointing and spec.optim is not None:
-        _enable_checkpointing(_transformer(model))
+        _enable_checkpointing(transformer(model))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.train()
+    candidates = attention_candidates(transformer(model), spec)
 
     _shard(model, parallel, spec.device, offload)
     model.to_empty(device="cpu" if offload else spec.device)
     _load(model, spec, lambda: read(spec, config, dtype))
     if isinstance(model, PolicyModel):
         probe_head(model, spec)
-    if spec.model.use_remove_padding:
-        check_packing(model, _transformer(model), spec)
+    layout = choose_layout(model, transformer(model), candidates, spec)
     reshard(model)  # an optimizer built now would step the gathered copies of the root's weights
-    return model
+    return model, layout
 
 
 def reshard(model: nn.Module) -> None:
@@ -92,7 +93,7 @@ def build_empty(spec: ModelSpec) -> ShardedModel:
 
 def _build_empty(spec: ModelSpec) -> tuple[ShardedModel, PreTrainedConfig, torch.dtype]:
     parallel = _parallel(spec)
-    config = _model_config(spec, half=parallel.mixed_precision.param_dtype not in ("fp32", "float32"))
+    config = _model_config(spec)
     dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
     build, _ = BUILDERS[spec.role]
     try:
@@ -116,7 +117,8 @@ def _parallel(spec: ModelSpec) -> FSDPConfig:
     return spec.parallel
 
 
-def _transformer(model: ShardedModel) -> PreTrainedModel:
+def transformer(model: ShardedModel) -> PreTrainedModel:
+    """Return the model of transformers in a model."""
     return model.backbone_module if isinstance(model, ValueModel) else model.language_model
 
 
@@ -126,8 +128,8 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
     (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def _model_config(spec: ModelSpec, *, half: bool) -> PreTrainedConfig:
-    """Read the model's configuration, without dropout, and with the attention for the device and dtype."""
+def _model_config(spec: ModelSpec) -> PreTrainedConfig:
+    """Read the model's configuration, without dropout."""
     try:
         config = AutoConfig.from_pretrained(
             spec.model.path, trust_remote_code=spec.model.trust_remote_code, **spec.model.override_config
@@ -139,8 +141,7 @@ def _model_config(spec: ModelSpec, *, half: bool) -> PreTrainedConfig:
         for name, value in list(vars(part).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
-    flash = half and spec.device.type == "cuda" and is_flash_attn_2_available()  # it does not support fp32
-    config._attn_implementation = "flash_attention_2" if flash else "sdpa"
+    config._attn_implementation = PADDED
     return config
 
 
@@ -157,7 +158,7 @@ def _shard(model: ShardedModel, parallel: FSDPConfig, device: torch.device, offl
         "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy(),
     }
-    blocks = set(_transformer(model)._no_split_modules or ())
+    blocks = set(transformer(model)._no_split_modules or ())
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, **options)
@@ -192,4 +193,4 @@ def _load(model: ShardedModel, spec: ModelSpec, read: Callable[[], nn.Module]) -
         )
         dist.broadcast(value, src=0)
         buffer.data = value
-    _transformer(model).tie_weights()
+    transformer(model).tie_weights()

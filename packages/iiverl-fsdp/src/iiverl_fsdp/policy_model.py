@@ -62,12 +62,17 @@ class PolicyModel(nn.Module):
         *,
         entropy: bool,
         entropy_gradient: bool,
+        **attention: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the log-probs of `targets_T`, predicted at (`rows_T`, `columns_T`), and with `entropy` the entropy there."""
+        """Return the log-probs of `targets_T`, predicted at (`rows_T`, `columns_T`), and with `entropy` the entropy there.
+
+        `attention` goes to the causal LM's attention (`iiverl_fsdp.attention`).
+        """
         inputs: dict[str, Any] = {
             "input_ids": input_ids_BL,
             "position_ids": position_ids_BL,
             "use_cache": False,
+            **attention,
         }
         wanted: dict[str, Any] = {"entropy": entropy, "entropy_gradient": entropy_gradient}
         if self._transform is None:

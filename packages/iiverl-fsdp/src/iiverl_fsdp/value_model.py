@@ -63,11 +63,19 @@ class ValueModel(nn.Module):
         return getattr(self, self.head_name)
 
     def forward(
-        self, input_ids_BL: Tensor, position_ids_BL: Tensor | None, rows_N: Tensor, columns_N: Tensor
+        self,
+        input_ids_BL: Tensor,
+        position_ids_BL: Tensor | None,
+        rows_N: Tensor,
+        columns_N: Tensor,
+        **attention: Any,
     ) -> Tensor:
-        """Return the head's output at the positions (`rows_N`, `columns_N`), (N,), in the head's dtype."""
+        """Return the head's output at the positions (`rows_N`, `columns_N`), (N,), in the head's dtype.
+
+        `attention` goes to the backbone's attention (`iiverl_fsdp.attention`).
+        """
         hidden_BLD = self.backbone_module(
-            input_ids=input_ids_BL, position_ids=position_ids_BL, use_cache=False
+            input_ids=input_ids_BL, position_ids=position_ids_BL, use_cache=False, **attention
         ).last_hidden_state
         # Sum instead of squeeze, since FSDP registers its backward hook on the output, which must not be a view.
         return self.head_module(hidden_BLD[rows_N, columns_N]).sum(-1)

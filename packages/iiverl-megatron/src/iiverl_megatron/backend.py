@@ -14,7 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from iiverl_core.config import MegatronConfig
-from iiverl_core.training import Loss, MicroBatch, ModelSpec, Outputs, StepResult
+from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, StepResult
 from iiverl_core.training.batching import dummy_micro_batch
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
@@ -65,6 +65,9 @@ class MegatronBackend:
                 context=context_group().size(),
                 context_rank=context_group().rank(),
             )
+            # Sequences that processes share are padded.
+            padded = spec.model.use_remove_padding is False or self._sharing.context > 1
+            self.layout: LayoutKind = "padded" if padded else "packed"
             self._architecture = read_architecture(spec, spec.parallel)
             self._models = build_chunks(spec, spec.parallel, self._architecture)
             read_weights(spec, self._models, self._architecture)
@@ -247,7 +250,7 @@ class MegatronBackend:
         return make_inputs(
             batch,
             self._spec.role,
-            packed=self._spec.model.use_remove_padding,
+            self.layout,
             sharing=self._sharing,
             device=self._spec.device,
         )

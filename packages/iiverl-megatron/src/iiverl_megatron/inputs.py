@@ -3,14 +3,16 @@
 Suffixes: `_BL` rows and columns of token ids, `_N` selected positions, `_T` trained tokens.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from iiverl_core.training import MicroBatch, Role
+from iiverl_core.training import LayoutKind, MicroBatch, Role
+from iiverl_core.training.attention import PackedAttention, Segment
 from iiverl_core.training.layout import lay_out
 from iiverl_megatron.context import local_columns
 from iiverl_megatron.heads import Positions
@@ -30,6 +32,26 @@ class Sharing:
         return self.tensor * (2 * self.context if self.context > 1 else 1)
 
 
+@dataclass
+class PackedRow(PackedSeqParams):
+    """megatron-core's parameters of a packed row, and attention within its segments."""
+
+    attention: PackedAttention = field(kw_only=True)
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device) -> "PackedRow":
+        """Describe a row of `segments`."""
+        attention = PackedAttention(segments, device)
+        return cls(
+            qkv_format="thd",
+            cu_seqlens_q=attention.bounds,
+            cu_seqlens_kv=attention.bounds,
+            max_seqlen_q=attention.longest,
+            max_seqlen_kv=attention.longest,
+            attention=attention,
+        )
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Token ids, bounds of packed sequences, the positions for the head, and the trained tokens.
@@ -39,18 +61,17 @@ class Inputs:
 
     input_ids_BL: Tensor
     position_ids_BL: Tensor
-    packed: PackedSeqParams | None
+    packed: PackedRow | None
     positions: Positions
     targets_T: Tensor
     local_N: Tensor
 
 
 def make_inputs(
-    batch: MicroBatch, role: Role, *, packed: bool, sharing: Sharing, device: torch.device
+    batch: MicroBatch, role: Role, kind: LayoutKind, *, sharing: Sharing, device: torch.device
 ) -> Inputs:
-    """Lay a micro-batch out in rows that divide as `sharing`, or packed into one; shared rows are not packed."""
-    packed = packed and sharing.context == 1
-    layout = lay_out(batch.sequences, packed=packed, device=device)
+    """Lay a micro-batch out in rows that divide as `sharing`, or packed into one."""
+    layout = lay_out(batch.sequences, kind, device)
     fill = -layout.input_ids_BL.shape[1] % sharing.multiple
     input_ids_BL = F.pad(layout.input_ids_BL, (0, fill))
     rows_N, columns_N = (
@@ -65,29 +86,16 @@ def make_inputs(
         local_N = place_of[columns_N] >= 0
         rows_N, columns_N = rows_N[local_N], place_of[columns_N[local_N]]
         targets_T = targets_T[local_N] if role != "reward" else targets_T
-    bounds = None
-    if packed:
-        lengths = [len(sequence.token_ids) for sequence in batch.sequences]
-        bounds = _bounds(
-            [*lengths, fill] if fill else lengths, device
-        )  # what fills up is a sequence of its own
+    packed = None
+    if layout.segments is not None:
+        # What fills the row up is a sequence of its own.
+        filling = [Segment(layout.input_ids_BL.shape[1], fill)] if fill else []
+        packed = PackedRow.of([*layout.segments, *filling], device)
     return Inputs(
         input_ids_BL=input_ids_BL[:, own],
         position_ids_BL=own.expand(len(input_ids_BL), -1),
-        packed=bounds,
+        packed=packed,
         positions=Positions(rows_N, columns_N),
         targets_T=targets_T,
         local_N=local_N,
-    )
-
-
-def _bounds(lengths: list[int], device: torch.device) -> PackedSeqParams:
-    starts = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
-    longest = max(lengths)
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=starts,
-        cu_seqlens_kv=starts,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
     )

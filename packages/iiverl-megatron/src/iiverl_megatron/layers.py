@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE, get_gpt_decoder_block_spec
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe import moe_utils
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from iiverl_megatron.context import gather_context
+from iiverl_megatron.inputs import PackedRow
 from iiverl_megatron.parallel import context_group
 
 if not hasattr(moe_utils, "te_general_gemm"):
@@ -100,7 +100,7 @@ class CausalAttention(MegatronModule):
         value: Tensor,
         attention_mask: Tensor | None,
         *,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedRow | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Attend: (S, B, H, D) → (S, B, H·D), or packed (T, H, D) → (T, H·D)."""
@@ -108,12 +108,7 @@ class CausalAttention(MegatronModule):
             if self._context is not None:
                 key, value = gather_context(key, self._context), gather_context(value, self._context)
             return self._rows(query, key, value)
-        bounds = packed_seq_params.cu_seqlens_q
-        if bounds is None:
-            raise ValueError("packed sequences need their bounds")
-        sizes = bounds.diff().tolist()
-        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-        return torch.cat([self._rows(*(x[:, None] for x in part))[:, 0] for part in parts])
+        return packed_seq_params.attention.attend(query, key, value, scale=self._scale).flatten(1)
 
     def _rows(self, query_SBHD: Tensor, key_SBHD: Tensor, value_SBHD: Tensor) -> Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query_SBHD, key_SBHD, value_SBHD))

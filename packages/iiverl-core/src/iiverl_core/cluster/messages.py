@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from iiverl_core.samples import Handle, SequenceRef
-from iiverl_core.training import ParallelRank, Role
+from iiverl_core.training import LayoutKind, ParallelRank, Role
 
 Trained: TypeAlias = Literal["actor", "critic"]
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker's position, process and device; `parameters` is the size of each whole model."""
+    """A worker's position, process and device; the size of each whole model, and the layout of its inputs."""
 
     rank: int
     host: str
@@ -20,6 +20,7 @@ class WorkerInfo:
     device: str
     parallel_rank: ParallelRank
     parameters: Mapping[Role, int]
+    layouts: Mapping[Role, LayoutKind]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from iiverl_core.dtypes import torch_dtype
 from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import ROLLOUT_LOG_PROBS
 from iiverl_core.training import (
+    LayoutKind,
     Loss,
     MicroBatch,
     ModelSpec,
@@ -62,6 +63,10 @@ class ModelRunner:
     def parameter_counts(self) -> Mapping[Role, int]:
         """Count the parameters of each whole model."""
         return {role: model.parameter_count() for role, model in self._models.items()}
+
+    def layouts(self) -> Mapping[Role, LayoutKind]:
+        """Return how each model gets its sequences."""
+        return {role: model.layout for role, model in self._models.items()}
 
     def model(self, role: Role) -> TrainingBackend:
         """Give this process's part of a model.

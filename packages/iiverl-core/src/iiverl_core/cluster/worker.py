@@ -69,6 +69,7 @@ class Worker(TrainerWorker):
             device=torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
             parallel_rank=position,
             parameters=self._runner.parameter_counts(),
+            layouts=self._runner.layouts(),
         )
 
     def evaluate(self, role: Role, batch: RankBatch) -> TokenArrays:

@@ -27,6 +27,7 @@ class WorkerClient:
         self._group, self._engines = group, engines
         self._run = run
         self._ranks = group.infos[0].parallel_rank.data_size
+        self._layouts = group.infos[0].layouts
         prescribed = policy_loss_info(run.loss.policy_loss).loss_agg_mode
         # How token losses are aggregated over a mini-batch; the critic's is a mean over tokens.
         self._aggregation: dict[Trained, str] = {
@@ -154,4 +155,4 @@ class WorkerClient:
         batching = config.training.micro_batching if train and config.training else config.forward
         if batching.sequences is not None:
             return Packing(sequences=batching.sequences)
-        return Packing(tokens=batching.tokens, padded=not config.model.use_remove_padding)
+        return Packing(tokens=batching.tokens, padded=self._layouts[role] == "padded")

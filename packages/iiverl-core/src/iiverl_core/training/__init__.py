@@ -2,6 +2,7 @@
 
 from iiverl_core.config.roles import Role
 from iiverl_core.training.backend import (
+    LayoutKind,
     Loss,
     MicroBatch,
     ModelSpec,
@@ -12,6 +13,7 @@ from iiverl_core.training.backend import (
 )
 
 __all__ = [
+    "LayoutKind",
     "Loss",
     "MicroBatch",
     "ModelSpec",

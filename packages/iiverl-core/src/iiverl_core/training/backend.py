@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from iiverl_core.config import FSDPConfig, MegatronConfig, ModelConfig, Offload, OptimConfig
 from iiverl_core.config.roles import Role
@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # the controller uses these types and runs without torch
     from torch import Tensor
 
     from iiverl_core.algorithms.segments import Segments
+
+
+LayoutKind: TypeAlias = Literal["padded", "packed"]
+"""How the sequences of a micro-batch are arranged: in a padded row each, or packed into one row (`training.layout`)."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,14 @@ class TrainingBackend(Protocol):
     """One model, spread over the processes of a worker group; every process makes the same calls in the same order."""
 
     parallel_rank: ParallelRank
+    layout: LayoutKind
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Build the model. `torch.distributed` is initialized, with one process per device."""
+        """Build the model, and choose its layout. `torch.distributed` is initialized, with one process per device.
+
+        Raises:
+            ConfigError: the model cannot be read, or not packed although `spec.model.use_remove_padding` is true.
+        """
         ...
 
     def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:

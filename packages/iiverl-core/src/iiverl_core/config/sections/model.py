@@ -33,8 +33,8 @@ class ModelConfig(Section):
     """Values that replace those of the model's `config.json`."""
     enable_gradient_checkpointing: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
-    use_remove_padding: bool = False
-    """Pack the sequences of a micro-batch into one row instead of padding them."""
+    use_remove_padding: bool | None = None
+    """Pack the sequences of a micro-batch into one row instead of padding them; null if the model's attention allows."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
     use_liger: Annotated[bool, NotYet("Liger kernels", (False,), blocks=False)] = False

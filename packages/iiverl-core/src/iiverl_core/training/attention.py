@@ -1,0 +1,181 @@
+"""Causal attention within the segments of a packed row, without a mask over the whole row.
+
+A packed row has the tokens of several sequences one after the other (`training.layout`). On CUDA, half precision is
+computed by torch's variable-length kernels. Everything else takes `scaled_dot_product_attention` over blocks: segments
+of similar length in one padded batch. The plan for either is made once per micro-batch, from lengths, on the host.
+
+Suffixes: `_THD` tokens of the row, heads, features of a head; `_BHLD` segments of a block, heads, tokens, features.
+"""
+
+from collections.abc import Sequence
+from functools import cache, cached_property
+from inspect import signature
+from itertools import groupby
+from math import log2
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LARGEST_KERNEL_HEAD = 256  # features of a head in the kernels for variable lengths
+
+
+class Segment(NamedTuple):
+    """The tokens `start` … `start + length - 1` of a packed row, which attend to each other causally."""
+
+    start: int
+    length: int
+
+
+class PackedAttention:
+    """Attention over a packed row that consists of `segments`, in order and without gaps."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self._segments, self._device = tuple(segments), device
+
+    def attend(
+        self,
+        query_THD: Tensor,
+        key_THD: Tensor,
+        value_THD: Tensor,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attend to the tokens before each token in its segment, and to itself.
+
+        Args:
+            query_THD: queries, of a multiple of the heads of keys and values.
+            key_THD: keys.
+            value_THD: values, perhaps of another number of features.
+            scale: factor of the scores; by default one over the square root of the features.
+            window: number of tokens that a token attends to at most, including itself (sliding window).
+
+        Returns:
+            The attended values, with the heads of `query_THD` and the features of `value_THD`.
+        """
+        if _has_kernel(query_THD, value_THD):
+            return self._by_kernel(query_THD, key_THD, value_THD, scale, window)
+        parts = [block.attend(query_THD, key_THD, value_THD, scale, window) for block in self._blocks]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(segment.length for segment in self._segments)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """The row's first token of each segment, and the row's length, int32."""
+        ends = np.cumsum([0, *(segment.length for segment in self._segments)], dtype=np.int32)
+        return torch.from_numpy(ends).to(self._device)
+
+    @cached_property
+    def _blocks(self) -> list["_Block"]:
+        return [_Block(list(run), self._device) for _, run in groupby(self._segments, key=_size_class)]
+
+    def _by_kernel(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+    ) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        grouped: dict[str, Any] = {"enable_gqa": True} if _kernel_asks_for_groups() else {}
+        left = -1 if window is None else window - 1
+        attended = varlen_attn(
+            query,
+            key,
+            value,
+            self.bounds,
+            self.bounds,
+            self.longest,
+            self.longest,
+            scale=scale,
+            window_size=(left, 0),
+            **grouped,
+        )
+        assert isinstance(attended, Tensor)  # nothing else is requested
+        return attended
+
+
+class _Block:
+    """Consecutive segments of similar length, attended to in one call, padded on the right."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        lengths = np.array([segment.length for segment in segments])
+        self._count, self._width = len(segments), int(lengths.max())
+        self._row = slice(segments[0].start, segments[0].start + int(lengths.sum()))
+        self._device = device
+        self._padding: Tensor | None = None  # tokens of the block, for each place of the padded batch
+        self._kept: Tensor | None = None  # places of the block's tokens in the padded batch
+        if lengths.min() < self._width:
+            places = np.arange(self._width)
+            starts = np.cumsum(lengths) - lengths
+            padding = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
+            self._padding = torch.from_numpy(padding.ravel()).to(device)
+            self._kept = torch.from_numpy(np.flatnonzero(places < lengths[:, None])).to(device)
+        self._masks: dict[int, Tensor] = {}
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+    ) -> Tensor:
+        heads = query.shape[1]
+        if key.is_cuda and heads != key.shape[1]:  # the kernel for fp32 has no groups of heads
+            key, value = (x.repeat_interleave(heads // key.shape[1], 1) for x in (key, value))
+        query_BHLD, key_BHLD, value_BHLD = (self._batch(x) for x in (query, key, value))
+        mask = self._mask(window)
+        attended_BHLD = F.scaled_dot_product_attention(
+            query_BHLD,
+            key_BHLD,
+            value_BHLD,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=heads != key.shape[1],
+        )
+        attended = attended_BHLD.transpose(1, 2).flatten(0, 1)
+        return attended if self._kept is None else attended.index_select(0, self._kept)
+
+    def _batch(self, row_THD: Tensor) -> Tensor:
+        """Take the block's tokens, and give each segment a row of its own."""
+        part = row_THD[self._row]
+        if self._padding is not None:
+            part = part.index_select(0, self._padding)
+        return part.unflatten(0, (self._count, self._width)).transpose(1, 2)
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """Return which places attend to which; None if that is plain causal attention."""
+        if window is None or window >= self._width:
+            return None
+        if window not in self._masks:
+            places = torch.arange(self._width, device=self._device)
+            distance = places[:, None] - places
+            self._masks[window] = (distance >= 0) & (distance < window)
+        return self._masks[window]
+
+
+def _size_class(segment: Segment) -> int:
+    """Group lengths that differ by at most 15% or 10 tokens, so that padding stays low and blocks stay few."""
+    return int(5 * log2(1 + segment.length / 64))
+
+
+def _has_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether torch's kernels for variable lengths compute this: half precision on CUDA, from Ampere on."""
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    width = query.shape[-1]
+    return (
+        width == value.shape[-1]
+        and width <= LARGEST_KERNEL_HEAD
+        and width % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+@cache
+def _kernel_asks_for_groups() -> bool:
+    """Whether grouped queries have to be announced to the kernel, which depends on torch's version."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters

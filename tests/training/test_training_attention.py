@@ -1,0 +1,64 @@
+"""Attention over a packed row against softmax over all pairs of tokens with a mask, written out, in fp64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from iiverl_core.training.attention import PackedAttention, Segment
+
+CPU = torch.device("cpu")
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
+
+
+def row(lengths: list[int]) -> list[Segment]:
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return [Segment(start, length) for start, length in zip(starts, lengths, strict=True)]
+
+
+def visible(segments: list[Segment], window: int | None) -> Tensor:
+    """Which token of a row attends to which, (T, T)."""
+    total = sum(segment.length for segment in segments)
+    mask = torch.zeros(total, total, dtype=torch.bool)
+    for segment in segments:
+        own = list(range(segment.start, segment.start + segment.length))
+        for i, token in enumerate(own):
+            seen = own[: i + 1]
+            mask[token, seen[-window:] if window else seen] = True
+    return mask
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    return torch.einsum("hqk,khe->qhe", scores.masked_fill(~mask, float("-inf")).softmax(-1), value)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+@given(lengths=LENGTHS, window=st.none() | st.integers(1, 30), seed=st.integers(0, 99))
+def test_tokens_attend_within_their_segment(
+    heads: int, groups: int, lengths: list[int], window: int | None, seed: int
+) -> None:
+    segments = row(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((heads, 8), (groups, 8), (groups, 4))
+    rows = [
+        torch.randn(sum(lengths), *shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in shapes
+    ]
+    attention = PackedAttention(segments, CPU)
+    found = attention.attend(*rows, scale=0.3, window=window)
+    expected = by_hand(*rows, visible(segments, window), 0.3)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    for gradient, by_autograd in zip(
+        torch.autograd.grad(found, rows, weights), torch.autograd.grad(expected, rows, weights), strict=True
+    ):
+        torch.testing.assert_close(gradient, by_autograd)
+
+
+def test_bounds_are_those_of_the_kernels_for_variable_lengths() -> None:
+    attention = PackedAttention(row([3, 1, 5]), CPU)
+    assert attention.bounds.tolist() == [0, 3, 4, 9] and attention.bounds.dtype == torch.int32
+    assert attention.longest == 5
