@@ -12,7 +12,12 @@ from iiverl_core.config.sections.section import NotYet, OnlyWhen
 
 LINES = Path(__file__).with_name("keys.txt").read_text(encoding="utf-8").splitlines()
 ROWS = [line.split(" | ") for line in LINES if line and not line.startswith("#")]
-OTHERWISE_HERE = {"trainer.logger": ("console", "tensorboard", "jsonl")}  # nothing leaves the machine unasked
+OTHERWISE_HERE = {
+    "trainer.logger": ("console", "tensorboard", "jsonl"),  # nothing leaves the machine unasked
+    "actor_rollout_ref.model.use_remove_padding": None,  # packed if the model's attention allows
+    "critic.model.use_remove_padding": None,
+    "reward_model.model.use_remove_padding": None,
+}
 SAME_AS_FSDP = {
     "actor_rollout_ref.model.enable_gradient_checkpointing": True,
     "actor_rollout_ref.rollout.load_format": "dummy_dtensor",
