@@ -95,7 +95,12 @@ def test_a_file_of_all_defaults_loads_unchanged(column: int, tmp_path: Path) -> 
     written = {path: json.loads(default) for path, _, default in ROWS if path in SAME_AS_FSDP}
     otherwise = [f"{path}={json.dumps(value)}" for path, value in written.items() if column == 2]
     strategy = f"actor_rollout_ref.actor.strategy={'fsdp' if column == 1 else 'megatron'}"
-    defaults = load_text(tmp_path, "trainer.logger=[console, wandb]", strategy, *otherwise)
+    otherwise += [
+        f"{path}={row[column - 1]}"
+        for path, *row in ROWS
+        if path in OTHERWISE_HERE and row[column - 1] != "—"
+    ]
+    defaults = load_text(tmp_path, strategy, *otherwise)
     assert loaded.config == defaults.config
 
 
