@@ -23,8 +23,8 @@ from reward_client.faulty_server import FaultyServer, Request, answer, perfect_s
 LIMIT = 3
 QUICK = Retries(limit=LIMIT, first_delay=0.001, longest_delay=0.004, share=10)
 BREAKER = Breaker(failures=4, seconds=0.002, longest=0.01)
-PASSING = ["transport", "timeout", "overload", "server"]
-LASTING = ["bad_request", "bad_response", "function"]
+PASSING = ["transport", "overload", "server"]
+LASTING = ["timeout", "bad_request", "bad_response", "function"]
 
 
 class BatchServer(FaultyServer):
@@ -166,7 +166,7 @@ def test_capabilities_and_ping() -> None:
             async with RewardClient(urls) as client:
                 told = await client.capabilities()
                 pings = await client.ping()
-            assert told[new.url] == Capabilities("iiverl-rewards/1", "2", ("t",), {"c": "x"}, 8, None)
+            assert told[new.url] == Capabilities("iiverl-rewards/1", "2", ("t",), {"c": "x"}, 8, None, None)
             assert told[old.url] is None
             refused = told[urls[2]]
             assert isinstance(refused, Failed) and refused.kind == "transport"

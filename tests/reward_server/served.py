@@ -11,7 +11,8 @@ from typing import Any
 
 import uvicorn
 
-from iiverl_reward_client.server import Scoring, Settings, create_app
+from iiverl_reward_client.server import Scoring, Settings
+from iiverl_reward_client.server.running import uvicorn_config
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,17 @@ def _read_head(connection: socket.socket) -> tuple[bytes, bytes, bytes]:
 
 
 @contextmanager
-def running(settings: Settings, files: Sequence[str] = ()) -> Iterator[Server]:
+def running(
+    settings: Settings,
+    files: Sequence[str] = (),
+    max_connections: int = 500,
+    head_seconds: float = 20.0,
+) -> Iterator[Server]:
     """Run a server on a free port until the block ends, and see that it leaves no process behind."""
     scoring = Scoring(settings, files)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(uvicorn.Config(create_app(scoring), log_config=None, lifespan="off"))
+    server = uvicorn.Server(uvicorn_config(scoring, max_connections, head_seconds=head_seconds))
 
     async def main() -> None:
         try:

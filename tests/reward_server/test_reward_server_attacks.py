@@ -1,10 +1,16 @@
 """Hostile responses: a readable reference is never a failure, never late, and never costs a neighbour its score."""
 
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from iiverl_reward_client import Outcome, RewardClient, RewardSample
 
 HONEST = ("\\boxed{42}", "math_verifiable", {"value": "42"})
 EDIT = {"input": "a\nb\n", "ground_truth": "a\nc\n"}
@@ -68,6 +74,35 @@ def test_any_response_to_a_readable_reference_has_a_score(server: Any, tries: li
     results = server.rewards(*batch)
     assert all(0.0 <= result["score"] <= 1.0 for result in results), results
     assert all(result["score"] == 1.0 for result in results[2::3])
+
+
+def test_many_clients_among_hostile_answers_lose_no_honest_sample(server: Any) -> None:
+    """40 clients, every tenth answer hostile."""
+    hostile = ("\\boxed{9^{9^{9^9}}}", "\\boxed{\\int}", "\\boxed{" + "(" * 5000 + "}", "\\boxed{4")
+    samples = [
+        RewardSample(
+            str(i),
+            hostile[i // 10 % len(hostile)] if i % 10 == 0 else HONEST[0],
+            {"type": HONEST[1], "answer": HONEST[2]},
+        )
+        for i in range(100)
+    ]
+
+    async def run() -> list[Outcome]:
+        url = f"http://127.0.0.1:{server.port}"
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(RewardClient(url)) for _ in range(40)]
+            batches = [client.score_batch(samples[i::40]) for i, client in enumerate(clients)]
+            by_client = await asyncio.gather(*batches)
+        return [by_client[i % 40][i // 40] for i in range(100)]
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    outcomes = asyncio.run(run())
+    assert [getattr(each, "score", each) for each in outcomes] == [float(i % 10 != 0) for i in range(100)]
+    deadline = time.monotonic() + 60
+    while len(list(Path("/proc/self/fd").iterdir())) > before + 8:  # connections end when clients close them
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _of(response: str, value: str) -> list[tuple[str, str, Any]]:

@@ -1,14 +1,17 @@
 """Who may ask, and how much."""
 
 import json
+import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reward_server.served import batch_sample, request
+from iiverl_reward_client.server import Settings
+from reward_server.served import batch_sample, request, running
 
 
 def test_without_the_token_nothing_but_ping_and_health(start: Any) -> None:
@@ -17,11 +20,12 @@ def test_without_the_token_nothing_but_ping_and_health(start: Any) -> None:
         answer = server.get(path)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert server.get(path, authorization="Bearer secret").status == (404 if path == "/nowhere" else 200)
-    for given in ("Bearer secre", "Bearer secret2", "secret", "bearer secret", "Basic secret", "Bearer é"):
+    for given in ("Bearer secre", "Bearer secret2", "secret", "Bearersecret", "Basic secret", "Bearer é"):
         assert server.get("/metrics", authorization=given).status == 401
     assert server.post("/reward", {}).status == 401
     assert server.post("/v1/rewards", {}).status == 401
     assert server.post("/v1/rewards", {"samples": []}, authorization="Bearer secret").status == 200
+    assert server.get("/metrics", authorization="bearer secret").status == 200
     assert server.get("/ping").status == 200
     assert server.get("/v1/health").status == 200
 
@@ -101,3 +105,51 @@ def wait_until(condition: Any, seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that in time"
         time.sleep(0.01)
+
+
+def test_only_routes_with_a_body_read_one(start: Any) -> None:
+    """A promised body that never comes does not delay the answer."""
+    server = start(token="secret")
+    for path in ("/ping", "/v1/health", "/nowhere"):
+        head = f"GET {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 30000000\r\n\r\n".encode()
+        assert server.raw(head, timeout=30).status == (401 if path == "/nowhere" else 200)
+    assert server.raw(b"POST /reward HTTP/1.1\r\nhost: x\r\ncontent-length: 30000\r\n\r\n").status == 401
+
+
+def test_bodies_are_bounded_together(start: Any) -> None:
+    server = start(max_body_bytes=1000, max_bodies_bytes=1500)
+    head = b"POST /v1/rewards HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as waiting:
+        waiting.sendall(head % 1000)
+        deadline = time.monotonic() + 30
+        while (answer := server.raw(head % 600 + b" " * 600)).status != 503:
+            assert time.monotonic() < deadline
+        assert answer.headers["retry-after"] == "1"
+        assert server.post("/v1/rewards", {"samples": []}).status == 200  # this one fits
+    while server.raw(head % 600 + b" " * 600).status != 422:  # once the other is gone
+        assert time.monotonic() < deadline
+
+
+def test_idle_connections_end_and_are_bounded() -> None:
+    with running(Settings(workers=1), max_connections=4, head_seconds=2.0) as server, ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        idle = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(4)]
+        idle[0].sendall(b"GET /ping HTTP/1.1\r\nhos")
+        one_too_many = stack.enter_context(socket.create_connection(address, timeout=60))
+        assert _ended(one_too_many)
+        assert all(_ended(each) for each in idle)
+        assert server.get("/ping").status == 200
+        asking = stack.enter_context(socket.create_connection(address, timeout=60))
+        for _ in range(2):  # a connection that is used stays, and half a second request does not
+            asking.sendall(b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert asking.recv(65536).startswith(b"HTTP/1.1 200")
+        asking.sendall(b"GET /pi")
+        while not _ended(asking):
+            pass
+
+
+def _ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(65536) == b""
+    except ConnectionError:
+        return True

@@ -184,6 +184,8 @@ def _report_check(found: "RewardCheck") -> None:
     for server in found.servers:
         for kind, reason in (server.capabilities.unavailable if server.capabilities else {}).items():
             typer.echo(f"{server.url} does not verify {kind}: {reason}")
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}")
     typer.echo()
     typer.echo(format_table([("dataset", "rows checked"), *((name, str(rows)) for name, rows in found.rows)]))
     if not found.tried:
@@ -200,13 +202,12 @@ def _report_check(found: "RewardCheck") -> None:
 def _verdict(found: "RewardCheck") -> int:
     """Report the result of the scored rows, and return the exit code."""
     from iiverl_core.rewards.failures import describe_failures
-    from iiverl_core.rewards.remote import OUTAGE
     from iiverl_reward_client import Failed, Scored
 
     failed = [tried.outcome for tried in found.tried if isinstance(tried.outcome, Failed)]
     if failed:
         typer.echo(f"error: {describe_failures(failed, len(found.tried))}", err=True)
-        return 1 if all(failure.kind in OUTAGE for failure in failed) else 2
+        return 1 if all(failure.outage for failure in failed) else 2
     scores: dict[str, list[float]] = {"wrong": [], "right": []}
     for tried in found.tried:
         if tried.type in _BOXED and isinstance(tried.outcome, Scored):

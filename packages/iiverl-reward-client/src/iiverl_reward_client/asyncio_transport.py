@@ -6,6 +6,7 @@ takes the most recently used connection or opens one; the caller bounds their nu
 
 import asyncio
 import ssl
+import zlib
 from typing import TypeAlias, cast
 
 import h11
@@ -71,6 +72,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         status, headers, body = await connection.exchange(request, content, seconds)
         if connection.reusable:
             idle.append(connection)
+        headers, body = _unpacked(headers, body)
         return httpx.Response(status, headers=headers, content=body, request=request)
 
     async def _connect(self, origin: _Origin, seconds: float | None) -> "_Connection":
@@ -90,6 +92,28 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         except OSError as error:
             raise httpx.ConnectError(str(error) or type(error).__name__) from error
         return connection
+
+
+def _unpacked(headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Decompress a body, to at most as many bytes as a response may have.
+
+    Raises:
+        httpx.DecodingError: it is longer, or not compressed as its headers say.
+    """
+    encodings = [value.lower() for name, value in headers if name.lower() == b"content-encoding"]
+    if not encodings or encodings == [b"identity"]:
+        return headers, body
+    if encodings not in ([b"gzip"], [b"deflate"]):
+        raise httpx.DecodingError(f"the answer is compressed as {b', '.join(encodings)[:40]!r}, unasked")
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out which of the two
+    try:
+        unpacked = unpacker.decompress(body, _MAX_RESPONSE_BYTES)
+    except zlib.error as error:
+        raise httpx.DecodingError(f"the answer cannot be decompressed: {error}") from None
+    if unpacker.unconsumed_tail:
+        raise httpx.DecodingError(f"the answer is longer than {_MAX_RESPONSE_BYTES} bytes")
+    kept = [(n, v) for n, v in headers if n.lower() not in (b"content-encoding", b"content-length")]
+    return kept, unpacked
 
 
 def _newest_open(idle: list["_Connection"]) -> "_Connection | None":

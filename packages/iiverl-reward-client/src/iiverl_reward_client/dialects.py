@@ -20,6 +20,8 @@ ProtocolName: TypeAlias = Literal["auto", "reward", "v1", "openrlhf", "slime"]
 
 _MAX_SHOWN = 120
 _TRANSIENT: set[FailureKind] = {"transport", "timeout", "overload", "server"}
+# A sample that took too long in the server takes too long again.
+_TRANSIENT_FOR_A_SAMPLE: set[FailureKind] = _TRANSIENT - {"timeout"}
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -69,7 +71,8 @@ class Capabilities:
     """The capabilities that a server of the `/v1/rewards` protocol reports.
 
     `types` are the `verification_info` types that it verifies; `unavailable` has the reason for each that it cannot;
-    `max_batch` is the maximum samples per request, `max_body_bytes` the maximum bytes.
+    `max_batch` is the maximum samples per request, `max_body_bytes` the maximum bytes; `max_seconds` is the longest that
+    verifying one sample may take, without waiting for a place.
     """
 
     protocol: str
@@ -78,6 +81,7 @@ class Capabilities:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     max_batch: int | None = None
     max_body_bytes: int | None = None
+    max_seconds: float | None = None
 
 
 def read_capabilities(body: str | bytes) -> Capabilities | None:
@@ -93,6 +97,7 @@ def read_capabilities(body: str | bytes) -> Capabilities | None:
         {str(k): str(v) for k, v in unavailable.items()} if isinstance(unavailable, dict) else {},
         _positive(answer.get("max_batch")),
         _positive(answer.get("max_body_bytes")),
+        finite_number(answer.get("max_seconds")),
     )
 
 
@@ -179,7 +184,8 @@ def _v1_error(error: Any) -> Attempt:
     if kind is None or kind not in get_args(FailureKind):
         return _bad(f"the server reports an error of unknown kind: {_brief(repr(error))}")
     wait = finite_number(error.get("retry_after"))
-    return Attempt(Failed(kind, detail=str(error.get("detail", ""))), kind in _TRANSIENT, wait)
+    again = kind in _TRANSIENT_FOR_A_SAMPLE
+    return Attempt(Failed(kind, detail=str(error.get("detail", "")), outage=again), again, wait)
 
 
 def _finite_parts(parts: Any) -> dict[str, float]:

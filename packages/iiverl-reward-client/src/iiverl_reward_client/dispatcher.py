@@ -17,14 +17,15 @@ from iiverl_reward_client.cache import ScoreCache
 from iiverl_reward_client.dialects import V1, Attempt, Dialect, ProtocolName, after_failure
 from iiverl_reward_client.endpoint import Endpoint, RequestPermit
 from iiverl_reward_client.exchange import Sender, failure_of
-from iiverl_reward_client.outcomes import Failed, Outcome, Scored
+from iiverl_reward_client.outcomes import Failed, FailureKind, Outcome, Scored
 from iiverl_reward_client.probing import Missed, probe
-from iiverl_reward_client.protocol import failure_of_status
+from iiverl_reward_client.protocol import failure_of_status, shortened
 from iiverl_reward_client.retrying import Retries, RetryBudget, Timeouts, retry_after
 from iiverl_reward_client.sample import RewardSample
 
 # A single sample may have caused these; the others of the request are sent without it.
 _PERHAPS_ONE_SAMPLE = (400, 413, 422)
+_MAX_DETAIL = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +244,14 @@ class Dispatcher:
         try:
             response = await self._sender.post(endpoint.address, dialect.path, body)
         except httpx.RequestError as error:
-            return [self._refused(request, failure_of(error), None)] * len(jobs)
+            attempt = self._refused(request, failure_of(error), None)
+            # One slow sample makes a whole request late; the others do not have to wait for it again.
+            return [replace(attempt, alone=_is(attempt, "timeout") and len(jobs) > 1)] * len(jobs)
         status, content = response.status_code, response.content
+        if status != 200 and response.headers.get("X-Should-Retry") == "false":
+            # The server is up; the sample is what failed.
+            self._succeeded(endpoint, request.permit)
+            return [Attempt(self._named(endpoint, failure_of_status(status, content)))] * len(jobs)
         if status != 200:
             attempt = self._refused(
                 request, failure_of_status(status, content), retry_after(response.headers.get("Retry-After"))
@@ -254,7 +261,7 @@ class Dispatcher:
             return [attempt] * len(jobs)
         self._succeeded(endpoint, request.permit)
         reading = dialect.read(content, [job.sample for job in jobs])
-        if any(_is_overload(attempt) for attempt in reading.attempts):
+        if any(_is(attempt, "overload") for attempt in reading.attempts):
             endpoint.slow_down(request.permit, self._loop.time(), self.max_workers)
         attempts = [self._sanitize(endpoint, attempt) for attempt in reading.attempts]
         self._to_cache(endpoint, reading.server_version, jobs, attempts)
@@ -269,7 +276,12 @@ class Dispatcher:
         if not attempt.retry:
             self._succeeded(endpoint, request.permit)  # a server that refuses is up
             return attempt
+        if failure.kind == "timeout" and endpoint.last_success > request.permit.sent:
+            return attempt  # others were answered in the meantime: this request is slow, and the server is up
         endpoint.failed(request.permit, now, failure)
+        first_sent = min(job.started for job in request.jobs)
+        slow = failure.kind == "timeout" and endpoint.state != "open" and endpoint.last_success > first_sent
+        attempt = replace(attempt, outcome=replace(failure, outage=not slow))
         if failure.kind in ("overload", "timeout"):
             endpoint.slow_down(request.permit, now, self.max_workers)
         if wait is not None:
@@ -327,16 +339,24 @@ class Dispatcher:
         outcome = attempt.outcome
         if isinstance(outcome, Failed):
             return replace(attempt, outcome=self._named(endpoint, outcome))
-        if outcome.info:
-            return replace(attempt, outcome=replace(outcome, info=self._secrets.hide_in(outcome.info)))
+        if outcome.info or outcome.components:
+            hidden = replace(
+                outcome,
+                info=self._secrets.hide_in(outcome.info),
+                components={self._secrets.hide(name): value for name, value in outcome.components.items()},
+            )
+            return replace(attempt, outcome=hidden)
         return attempt
 
     def _named(self, endpoint: Endpoint, failure: Failed) -> Failed:
-        return replace(failure, detail=f"{endpoint.address.shown}: {self._secrets.hide(failure.detail)}")
+        detail = shortened(self._secrets.hide(failure.detail), _MAX_DETAIL)
+        return replace(failure, detail=f"{endpoint.address.shown}: {detail}")
 
     # Unavailable servers.
 
     def _succeeded(self, endpoint: Endpoint, permit: RequestPermit) -> None:
+        assert self._loop is not None
+        endpoint.last_success = self._loop.time()
         endpoint.succeeded(permit, self.max_workers)
         if self._outage is not None:
             self._outage.cancel()
@@ -391,7 +411,7 @@ class Dispatcher:
         detail = f"no reward server could be used for {self._options.timeouts.sample:g} s ({causes})"
         while (job := self._head()) is not None:
             self._queue.popleft()
-            self._finish(job, Failed(kind, job.attempts, detail))
+            self._finish(job, Failed(kind, job.attempts, detail, outage=True))
 
     def _fail_waiting(self, error: Exception) -> None:
         """Raise a bug in all waiting callers, instead of letting them wait forever."""
@@ -436,5 +456,5 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
 
-def _is_overload(attempt: Attempt) -> bool:
-    return isinstance(attempt.outcome, Failed) and attempt.outcome.kind == "overload"
+def _is(attempt: Attempt, kind: FailureKind) -> bool:
+    return isinstance(attempt.outcome, Failed) and attempt.outcome.kind == kind

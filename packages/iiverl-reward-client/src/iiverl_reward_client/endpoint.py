@@ -48,6 +48,7 @@ class Endpoint:
         self.capabilities: Capabilities | None = None
         self.in_flight = 0
         self.last_used = -math.inf
+        self.last_success = -math.inf
         self.last_failure: Failed | None = None
         self.probing = False
         self.state: Literal["unknown", "closed", "open", "trial"] = "closed" if dialect else "unknown"

@@ -9,6 +9,7 @@ from iiverl_reward_client.retrying import Timeouts
 _AGENT = ("User-Agent", "iiverl-reward-client")
 _ACCEPT = ("Accept", "application/json")
 _JSON = ("Content-Type", "application/json")
+_MAX_BYTES = 64 * 2**20
 
 
 class Sender:
@@ -50,7 +51,21 @@ class Sender:
         request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
         response = await self._transport.handle_async_request(request)
         try:
-            await response.aread()
+            if not response.is_closed:
+                # Another transport's, read part by part: a small compressed body may become a large one.
+                size = 0
+                parts: list[bytes] = []
+                async for part in response.aiter_bytes():
+                    size += len(part)
+                    if size > _MAX_BYTES:
+                        raise httpx.DecodingError(f"the answer is longer than {_MAX_BYTES} bytes")
+                    parts.append(part)
+                headers = [
+                    (name, value)
+                    for name, value in response.headers.multi_items()
+                    if name not in ("content-encoding", "content-length")
+                ]
+                return httpx.Response(response.status_code, headers=headers, content=b"".join(parts))
         finally:
             await response.aclose()
         return response

@@ -35,11 +35,16 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No score after this number of attempts; `detail` is for humans and holds no secret."""
+    """No score after this number of attempts; `detail` is for humans, bounded, and holds no secret.
+
+    `outage` says that the server was away or did not do its work, so that waiting for it may help; without it, the
+    sample itself could not be scored.
+    """
 
     kind: FailureKind
     attempts: int = 1
     detail: str = ""
+    outage: bool = field(default=False, compare=False)
 
 
 Outcome: TypeAlias = Scored | Failed

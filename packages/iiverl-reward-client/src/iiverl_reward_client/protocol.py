@@ -13,6 +13,7 @@ from iiverl_reward_client.outcomes import Failed, FailureKind, Outcome, Scored
 
 _DETAIL_LENGTH = 300
 _BODY_LENGTH = 120
+_MAX_DEPTH = 64
 
 
 def request_payload(llm_output: str, verification_info: str | Mapping[str, Any]) -> dict[str, str]:
@@ -103,11 +104,27 @@ def server_detail(body: str | bytes) -> str:
 
 
 def parsed(body: str | bytes) -> Any:
-    """Parse JSON; None if it is invalid or exceeds Python's limits."""
+    """Parse JSON; None if it is invalid, exceeds Python's limits or is nested more than 64 levels deep."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        value = json.loads(body)
+    except (ValueError, RecursionError, MemoryError):
         return None
+    return value if _is_shallow(value) else None
+
+
+def _is_shallow(value: Any) -> bool:
+    """Return whether a JSON value is nested at most `_MAX_DEPTH` levels deep, so that recursion over it is safe."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            part
+            for each in level
+            if isinstance(each, dict | list)
+            for part in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def as_text(body: str | bytes) -> str:

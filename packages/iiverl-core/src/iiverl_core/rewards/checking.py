@@ -1,6 +1,7 @@
 """Check a reward server and the datasets it scores, without a model, for `iiverl reward check` and before a run."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +11,11 @@ from iiverl_core.config import DataConfig, RunConfig
 from iiverl_core.data.chat import PromptError, as_prompt
 from iiverl_core.data.sources import load_tables
 from iiverl_core.errors import ConfigError
-from iiverl_core.rewards.remote import ROWS_CHECKED, check_rows, check_server, make_client
+from iiverl_core.rewards.remote import ROWS_CHECKED, check_rows, check_server, make_client, too_slow
 from iiverl_core.samples import Prompt, place_of
 from iiverl_reward_client import Capabilities, Failed, Outcome, RewardSample, SyncRewardClient
+
+logger = logging.getLogger(__name__)
 
 WRONG_ANSWER = r"\boxed{this is not the answer}"
 
@@ -38,11 +41,15 @@ class TriedAnswer:
 
 @dataclass(frozen=True)
 class RewardCheck:
-    """The results of `check_rewards`; `rows` has the name of each dataset and the number of its rows checked."""
+    """The results of `check_rewards`; `rows` has the name of each dataset and the number of its rows checked.
+
+    `warnings` are about servers that may need more time than the run allows.
+    """
 
     servers: list[ServerAnswer]
     rows: list[tuple[str, int]]
     tried: list[TriedAnswer]
+    warnings: list[str]
 
 
 def check_rewards(run: RunConfig, rows: int) -> RewardCheck:
@@ -66,7 +73,12 @@ def check_rewards(run: RunConfig, rows: int) -> RewardCheck:
         pings = client.ping()
         servers = [ServerAnswer(url, pings[url], each) for url, each in capabilities.items()]
         tried = _score_made_up(client, datasets[0][1][:rows], run.rewards.api.verification_info_column)
-    return RewardCheck(servers, [(name, len(prompts)) for name, prompts in datasets], tried)
+    return RewardCheck(
+        servers,
+        [(name, len(prompts)) for name, prompts in datasets],
+        tried,
+        too_slow(capabilities, run.rewards.api.timeout),
+    )
 
 
 def check_before_run(run: RunConfig) -> None:
@@ -78,7 +90,9 @@ def check_before_run(run: RunConfig) -> None:
         IIVerlError: no server answers.
     """
     with make_client(run.rewards.api) as client:
-        _check(run, client)
+        capabilities, _ = _check(run, client)
+        for warning in too_slow(capabilities, run.rewards.api.timeout):
+            logger.warning(warning)
 
 
 def _check(

@@ -20,7 +20,6 @@ from iiverl_core.samples import Prompt, Rollout, SampleId
 from iiverl_reward_client import (
     Capabilities,
     Failed,
-    FailureKind,
     Outcome,
     RewardClient,
     RewardSample,
@@ -31,7 +30,6 @@ from iiverl_reward_client import (
 
 logger = logging.getLogger(__name__)
 
-OUTAGE: set[FailureKind] = {"transport", "timeout", "overload", "server"}  # may be over after a while
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between pings of a server that does not answer
 ROWS_CHECKED = 100
 
@@ -123,7 +121,7 @@ class RemoteScorer:
 
     def _unscored(self, outcomes: Mapping[SampleId, Outcome]) -> list[SampleId]:
         """Return the samples to send again: those an outage left unscored, if they are too many for the step."""
-        ids = [id for id, each in outcomes.items() if isinstance(each, Failed) and each.kind in OUTAGE]
+        ids = [id for id, each in outcomes.items() if isinstance(each, Failed) and each.outage]
         return ids if len(ids) > self._config.max_failed_fraction * len(outcomes) else []
 
 
@@ -180,6 +178,16 @@ def check_server(client: SyncRewardClient) -> dict[str, Capabilities | None]:
         if isinstance(answer, Failed) and answer.kind == "bad_request":
             raise ConfigError(f"the reward server {url} refuses: {answer.detail}. See reward_api.token_env.")
     return {url: None if isinstance(answer, Failed) else answer for url, answer in capabilities.items()}
+
+
+def too_slow(servers: Mapping[str, Capabilities | None], timeout: float) -> list[str]:
+    """Describe each server that may take longer for one sample than `reward_api.timeout`."""
+    return [
+        f"the reward server {url} may take {server.max_seconds:g} s for one sample, and reward_api.timeout gives up "
+        f"after {timeout:g} s: raise it, or lower the server's time limits"
+        for url, server in servers.items()
+        if server is not None and server.max_seconds is not None and server.max_seconds > timeout
+    ]
 
 
 def check_rows(run: RunConfig, prompts: Iterable[Prompt], servers: Mapping[str, Capabilities | None]) -> None:

@@ -78,6 +78,7 @@ def create_app(scoring: Scoring) -> FastAPI:
         Guard,
         token=settings.token.get_secret_value() if settings.token else None,
         max_body_bytes=settings.max_body_bytes,
+        max_bodies_bytes=settings.max_bodies_bytes,
         requests=scoring.metrics.requests,
         paths=frozenset(path for route in app.routes if (path := getattr(route, "path", None))),
     )
@@ -102,7 +103,10 @@ def _add_old_routes(app: FastAPI, scoring: Scoring) -> None:
         if isinstance(result, Scored):
             return _Json({"score": result.score})
         status = 400 if isinstance(result, UnavailableError) else _STATUS[result.kind]
-        return _error(status, result.detail, result.retry_after)
+        refusal = _error(status, result.detail, result.retry_after)
+        if result.kind == "timeout":  # unlike a proxy's 504, it would take as long again
+            refusal.headers["X-Should-Retry"] = "false"
+        return refusal
 
 
 def _add_batch_routes(app: FastAPI, scoring: Scoring) -> None:
@@ -142,6 +146,7 @@ def _add_batch_routes(app: FastAPI, scoring: Scoring) -> None:
                 "unavailable": scoring.unavailable,
                 "max_batch": settings.max_batch,
                 "max_body_bytes": settings.max_body_bytes,
+                "max_seconds": scoring.max_seconds,
             }
         )
 

@@ -81,6 +81,7 @@ class Capabilities(BaseModel):
     unavailable: dict[str, str] = Field(description="Types that cannot be verified here, and why.")
     max_batch: int
     max_body_bytes: int
+    max_seconds: float = Field(description="Longest that verifying one sample may take, once it has a place.")
 
 
 class Health(BaseModel):

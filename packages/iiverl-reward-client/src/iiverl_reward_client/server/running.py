@@ -6,10 +6,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import uvicorn
 
 from iiverl_reward_client.server.app import create_app
+from iiverl_reward_client.server.connections import BoundedConnection, raise_descriptor_limit
 from iiverl_reward_client.server.scoring import Scoring
 from iiverl_reward_client.server.settings import Settings, SettingsError, variable_of
 
@@ -33,19 +36,25 @@ def serve(settings: Settings, files: Sequence[str] = (), log: Callable[[str], No
         asyncio.run(_serve(scoring, files, listener, log))
 
 
+def uvicorn_config(scoring: Scoring, max_connections: int, **connection: float) -> uvicorn.Config:
+    """Configure uvicorn for the application; `connection` has further arguments of `BoundedConnection`."""
+    bounded: Any = partial(BoundedConnection, max_connections=max_connections, **connection)
+    return uvicorn.Config(
+        create_app(scoring),
+        http=bounded,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+    )
+
+
 async def _serve(
     scoring: Scoring, files: Sequence[str], listener: socket.socket, log: Callable[[str], None]
 ) -> None:
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(scoring),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_STOP_SECONDS,
-        )
-    )
+    server = uvicorn.Server(uvicorn_config(scoring, raise_descriptor_limit()))
     try:
         await scoring.start()
         for written in files:

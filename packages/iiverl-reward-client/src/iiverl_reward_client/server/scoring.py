@@ -52,6 +52,15 @@ class Scoring:
         return [type for type in self._verifiers if type not in self.unavailable]
 
     @property
+    def max_seconds(self) -> float:
+        """The longest that verifying one sample may take, once it has a place."""
+        limits = {
+            "code_verifiable": self.settings.code_time_limit,
+            "llm_judge": self.settings.judge_time_limit,
+        }
+        return max(limits.get(type, self.settings.time_limit) for type in self.types)
+
+    @property
     def in_flight(self) -> int:
         """Number of samples being verified."""
         return sum(lane.in_flight for lane in self._lanes.values())

@@ -58,6 +58,11 @@ class Settings(BaseModel):
         description="Token that ends a turn, for the format score.",
     )
     max_body_bytes: int = Field(default=32 * 2**20, gt=0, description="Maximum bytes of a request.")
+    max_bodies_bytes: int = Field(
+        default=512 * 2**20,
+        gt=0,
+        description="Maximum bytes of all requests at a time; more are answered with 503.",
+    )
     max_batch: int = Field(default=256, gt=0, description="Maximum samples of a request.")
     queue: int = Field(
         default=1024, ge=0, description="Maximum waiting samples per type; more are answered with 503."
