@@ -15,8 +15,9 @@ from transformers import AutoTokenizer
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.train import prepare
-from iiverl_core.errors import ConfigError, DataError
+from iiverl_core.errors import ConfigError, DataError, IIVerlError
 from iiverl_core.rewards import TooManyFailures
+from iiverl_core.telemetry import RunLock
 
 Make = Callable[..., Loaded]
 
@@ -268,6 +269,20 @@ def test_a_run_goes_on_without_samples_that_cannot_be_written(
     printed = capsys.readouterr()
     for key in ("rollout_data_dir", "validation_data_dir"):
         assert (printed.out + printed.err).count(f"trainer.{key}: the samples could not be written") == 1
+
+
+def test_a_second_run_in_the_same_folder_leaves_the_first_alone(quickstart: Make, tmp_path: Path) -> None:
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with RunLock(tmp_path / "run", print):
+        metrics.write_text('{"step": 1}\n')
+        with pytest.raises(IIVerlError, match="is in use by another run"):
+            train(quickstart())
+        assert metrics.read_text() == '{"step": 1}\n'
+        assert {each.name for each in (tmp_path / "run").iterdir()} <= {
+            "metrics.jsonl",
+            "run.lock",
+            "samples",
+        }
 
 
 def test_a_turn_that_ends_with_no_end_of_sentence_token_is_a_warning(

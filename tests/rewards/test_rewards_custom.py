@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -136,6 +137,8 @@ NOTHING = [
     (math.inf, "inf of type float"),
     (np.float32("nan"), "of type float32"),
     (10**400, "of type int"),
+    (1e39, "1e+39 of type float, which is not a finite number that fp32 can hold"),
+    (-1e39, "of type float"),
     ("1.0", "'1.0' of type str"),
     ([1.0], "[1.0] of type list"),
     ((1.0, {}), "of type tuple"),
@@ -313,3 +316,10 @@ def test_an_import_that_fails_shows_the_line(load, source, messages):
     for message in ["custom_reward_function.path: importing", *messages]:
         assert message in str(caught.value)
     assert "importlib" not in str(caught.value)
+
+
+def test_the_file_may_import_its_neighbours(load, make_sample, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "neighbour_of_the_reward.py").write_text("def judge(text):\n    return len(text)\n")
+    function = load("from neighbour_of_the_reward import judge\n" + HEADER + "return judge(solution_str)")
+    assert function(make_sample("four")) == Scored(4.0)

@@ -56,6 +56,10 @@ def load_file(path: str | Path, key: str) -> tuple[Path, ModuleType]:
     spec = spec_from_loader(name, SourceFileLoader(name, str(path)))
     if spec is None or spec.loader is None:
         raise ConfigError(f"{key}: {path} cannot be read as a Python file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(
+            str(path.parent)
+        )  # the file may import its neighbours; at the end, so that it hides nothing
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
     try:

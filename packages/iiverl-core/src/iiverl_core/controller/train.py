@@ -39,7 +39,15 @@ from iiverl_core.rewards import (
 from iiverl_core.rewards.checking import check_before_run
 from iiverl_core.rewards.custom import load_custom_function
 from iiverl_core.stopping import Stop
-from iiverl_core.telemetry import Progress, RunRecorder, make_trackers, read_history, read_run, report
+from iiverl_core.telemetry import (
+    Progress,
+    RunLock,
+    RunRecorder,
+    make_trackers,
+    read_history,
+    read_run,
+    report,
+)
 
 
 def train(loaded: Loaded, stop: Stop | None = None) -> None:
@@ -57,6 +65,13 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
     plan = prepare(loaded)
     progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
     check_folders(loaded)
+    with RunLock(run.folder, progress.log):
+        _train(loaded, plan, progress, stop)
+
+
+def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop) -> None:
+    """Run in a folder that no other run uses, again after a worker's death, and write the report."""
+    run = loaded.run
     recorded = facts(loaded, plan)
     start = find_start(loaded, recorded, progress.log)
     if start.state.step >= plan.total_steps and not run.trainer.val_only:

@@ -36,6 +36,9 @@ _SIGNALS = (
     "parse(…, parsing_timeout=None), verify(…, timeout_seconds=None)"
 )
 
+MAX_SCORE = 3.4e38
+"""Largest score: advantages are computed in fp32, in which a larger one is infinite."""
+
 # Exceptions of user code that must not end the program.
 _USER_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 
@@ -121,7 +124,8 @@ def outcome_of_return(returned: Any) -> Outcome:
         score = _number(returned)
         if score is None:
             return Failed(
-                "function", detail=f"returned {repr_with_type(returned)}, which is not a finite number"
+                "function",
+                detail=f"returned {repr_with_type(returned)}, which is not a finite number that fp32 can hold",
             )
         return Scored(score)
     if "score" not in returned:
@@ -129,7 +133,10 @@ def outcome_of_return(returned: Any) -> Outcome:
         return Failed("function", detail=f"returned a dict without 'score'; its keys: {keys}")
     score = _number(returned["score"])
     if score is None:
-        detail = f"returned a dict whose 'score' is {repr_with_type(returned['score'])}, which is not a finite number"
+        detail = (
+            f"returned a dict whose 'score' is {repr_with_type(returned['score'])}, which is not a finite number that fp32 "
+            "can hold"
+        )
         return Failed("function", detail=detail)
     components: dict[str, float] = {}
     info: dict[str, Any] = {}
@@ -155,7 +162,7 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except (OverflowError, ValueError):  # too large, or a signalling NaN
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and abs(number) <= MAX_SCORE else None
 
 
 def _is_array_of_one(value: Any) -> bool:

@@ -13,6 +13,7 @@ from iiverl_core.telemetry.metrics import (
 )
 from iiverl_core.telemetry.progress import Progress
 from iiverl_core.telemetry.report import report
+from iiverl_core.telemetry.run_lock import RunLock
 from iiverl_core.telemetry.run_record import RUN_FILE, RunRecord, RunRecorder, read_run
 from iiverl_core.telemetry.samples import SampleNumbers, write_samples, write_scored
 from iiverl_core.telemetry.timers import Phase, Timers, duration
@@ -26,6 +27,7 @@ __all__ = [
     "Generation",
     "Phase",
     "Progress",
+    "RunLock",
     "RunRecord",
     "RunRecorder",
     "SampleNumbers",
