@@ -1,11 +1,14 @@
-"""What Ray is told before it is imported."""
+"""What Ray and torch are told before they are used."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from iiverl_core.cluster.worker import configure_allocator
 
 
 @pytest.mark.parametrize("module", ["ray_pool", "ray_group", "ray_engines"])
@@ -54,3 +57,17 @@ def test_an_engine_waits_for_the_memory_of_the_one_before_it(monkeypatch: pytest
     assert list(free) == [95]
     monkeypatch.setattr(rollout_worker.torch.cuda, "mem_get_info", lambda: (10, 100))
     rollout_worker.await_memory(0.5, seconds=0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_the_allocator_is_configured_unless_the_user_did(given: dict[str, str], expected: str | None) -> None:
+    with mock.patch.dict(os.environ, given, clear=True):
+        configure_allocator()
+        assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected

@@ -17,6 +17,7 @@ OTHERWISE_HERE = {
     "actor_rollout_ref.model.use_remove_padding": None,  # packed if the model's attention allows
     "critic.model.use_remove_padding": None,
     "reward_model.model.use_remove_padding": None,
+    "actor_rollout_ref.rollout.enforce_eager": False,  # generation is faster with CUDA graphs
 }
 SAME_AS_FSDP = {
     "actor_rollout_ref.model.enable_gradient_checkpointing": True,

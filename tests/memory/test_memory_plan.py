@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from iiverl_core.config import RunConfig, build, run_config
-from iiverl_core.memory import MemoryPlan, advice, find_facts, no_room, plan_memory
+from iiverl_core.memory import MemoryPlan, advice, find_facts, plan_memory, suggest_for_engine
 from iiverl_core.memory.work import work_of
 
 SHAPES = Path(__file__).parents[2] / "examples" / "grpo_megatron" / "models"
@@ -66,6 +66,12 @@ def test_the_engine_takes_its_share_and_sleeps() -> None:
     assert phases(plan)["generate"] == resident + 40 * GB
     awake = planned(run_of(rollout={"gpu_memory_utilization": 0.5, "free_cache_engine": False}))
     assert phases(awake)["update: actor"] == phases(plan)["update: actor"] + 40 * GB
+
+
+def test_graphs_take_from_the_cache() -> None:
+    eager, graphs = (planned(run_of(rollout={"enforce_eager": eager})).engine for eager in (True, False))
+    assert eager.total == graphs.total
+    assert eager.cache - graphs.cache == graphs.work - eager.work == 1.5 * GB
 
 
 def test_the_cache_is_that_of_the_models() -> None:
@@ -131,7 +137,7 @@ def test_what_fits_says_so_and_what_does_not_says_which_key() -> None:
     run = run_of(rollout={"gpu_memory_utilization": 0.1})
     plan = planned(run)
     assert not plan.fits and not plan.engine.has_room
-    assert "gpu_memory_utilization" in no_room(run, plan)
+    assert "gpu_memory_utilization" in suggest_for_engine(run, plan)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ def config(tmp_path: Path) -> Callable[..., RunConfig]:
     return make
 
 
+def test_graphs_are_for_devices_that_have_them(config) -> None:
+    assert [engine_arguments(config(), device)["enforce_eager"] for device in ("cuda", "cpu")] == [
+        False,
+        True,
+    ]
+    assert engine_arguments(config(f"{ROLLOUT}.enforce_eager=true"), "cuda")["enforce_eager"]
+
+
 def test_each_key_has_its_argument(config) -> None:
     keys = {
         "dtype": "bf16",

@@ -31,6 +31,16 @@ from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 from iiverl_core.training import Role, StepResult
 
 
+def configure_allocator() -> None:
+    """Let CUDA memory grow in segments that can be extended, unless the user has configured the allocator.
+
+    Micro-batches differ in size; without it, blocks that were freed remain reserved and fit nothing else. It counts from
+    the process's first allocation on. This is the older name of the variable, the only one that some libraries read.
+    """
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 class Worker(TrainerWorker):
     """One process of a group, on one device.
 
@@ -46,6 +56,8 @@ class Worker(TrainerWorker):
             ConfigError: the backend is not installed, or a model, tokenizer or algorithm cannot be read.
         """
         disable_progress_bar()  # the run shows its own, and every worker's would be one too many
+        if device_type == "cuda":
+            configure_allocator()
         self._run, self._store = run, store
         self._device = torch.device(device_type)
         self._generator: Generator | None = None

@@ -9,6 +9,8 @@ from iiverl_core.memory.layout import BYTES
 from iiverl_core.registry import ENGINES
 
 FP32 = 4
+GRAPHS = 1_500_000_000
+"""Estimate of what vLLM's CUDA graphs take: 1 to 2 GB, depending on the model."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def engine_memory(run: RunConfig, facts: ModelFacts, device_memory: int) -> Engi
     """Count the memory of an engine on devices of `device_memory` bytes.
 
     An engine with a pool, such as vLLM, takes `gpu_memory_utilization` of the device; its cache is what remains of this
-    after weights and work. Its work is counted as the logits of `max_num_seqs` tokens in fp32 and one layer's
-    activations of `max_num_batched_tokens`. Other engines, such as `hf`, have a cache for the sequences that they
+    after weights and work. Its work is counted as the logits of `max_num_seqs` tokens in fp32, one layer's activations of
+    `max_num_batched_tokens`, and `GRAPHS` unless it is eager. Other engines, such as `hf`, have a cache for the sequences that they
     generate at a time, at full length.
     """
     rollout = run.rollout
@@ -63,6 +65,8 @@ def engine_memory(run: RunConfig, facts: ModelFacts, device_memory: int) -> Engi
     )
     work = rollout.max_num_seqs * facts.vocabulary * FP32
     work += round(rollout.max_num_batched_tokens * layer_width * size)
+    if not rollout.enforce_eager:
+        work += GRAPHS
     cache = max(int(rollout.gpu_memory_utilization * device_memory) - weights - work, 0)
     tokens = cache // token
     return EngineMemory(engine.name, split, weights, work, token, cache, tokens, tokens // longest)

@@ -63,7 +63,7 @@ def engine_arguments(run: RunConfig, device_type: str) -> dict[str, Any]:
         "dtype": DTYPES.get(rollout.dtype, rollout.dtype),
         "seed": rollout.seed % 2**32,
         "tensor_parallel_size": rollout.tensor_model_parallel_size,
-        "enforce_eager": rollout.enforce_eager,
+        "enforce_eager": rollout.enforce_eager or device_type == "cpu",
         "max_num_batched_tokens": rollout.max_num_batched_tokens,
         "max_num_seqs": rollout.max_num_seqs,
         "max_model_len": rollout.max_model_len or rollout.prompt_length + rollout.response_length,
