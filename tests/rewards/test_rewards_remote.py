@@ -214,3 +214,15 @@ def test_a_server_that_does_not_answer_is_told_before_the_run() -> None:
         server.stop()
         with pytest.raises(IIVerlError, match=rf"{server.url} does not answer \(transport"):
             check_prompts(config(server.url), [prompt(verification_info=INFO)])
+
+
+def test_a_server_that_may_take_longer_than_the_run_waits_is_named() -> None:
+    from iiverl_core.rewards.remote import too_slow
+    from iiverl_reward_client import Capabilities
+
+    def server(seconds: float | None) -> Capabilities:
+        return Capabilities("iiverl-rewards/1", "1", max_seconds=seconds)
+
+    servers = {"slow": server(60.0), "quick": server(30.0), "silent": server(None), "other": None}
+    (told,) = too_slow(servers, timeout=30.0)
+    assert "slow" in told and "60 s" in told and "30 s" in told

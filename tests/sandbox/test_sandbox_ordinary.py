@@ -1,5 +1,6 @@
 """Ordinary programs run in the sandbox as they do outside it."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,15 @@ def test_any_text_goes_in_and_comes_out(sandbox: Sandbox, text: str) -> None:
 @pytest.mark.parametrize("source", ["print('a\ud800')", "x = 'nul \0'", "\ufeffprint(1)", "", "(" * 5000])
 def test_odd_sources_are_the_programs_affair(sandbox: Sandbox, source: str) -> None:
     assert sandbox.run(source, "\udfff").ended in ("exit", "signal")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_a_program_runs_under_any_umask(sandbox: Sandbox, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert sandbox.run("import json; print(1)").stdout == "1\n"
+    finally:
+        os.umask(before)
 
 
 def test_output_that_is_not_utf_8_equals_no_text(sandbox: Sandbox) -> None:
