@@ -77,7 +77,7 @@ class Settings(BaseModel):
     )
     time_limit: float = Field(default=10.0, gt=0, description="Maximum seconds of a verifier's function.")
     response_time_limit: float = Field(
-        default=2.0, gt=0, description="CPU seconds after which a response to mathematics or edits scores 0."
+        default=5.0, gt=0, description="CPU seconds after which a response to mathematics or edits scores 0."
     )
     accept_unevaluated: bool = Field(
         default=False,

@@ -34,7 +34,7 @@ class WorkerLimits:
     """
 
     seconds: float = 10.0
-    response_seconds: float = 2.0
+    response_seconds: float = 5.0
     memory_bytes: int = 2 * 2**30
 
 
