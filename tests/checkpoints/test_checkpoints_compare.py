@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from iiverl_core.checkpoints import compare_config, compare_dataset, compare_versions, forbidden, versions
+from iiverl_core.checkpoints import (
+    compare_config,
+    compare_dataset,
+    compare_versions,
+    forbidden,
+    missing_contents,
+    versions,
+)
 from iiverl_core.checkpoints.compare import EFFECTS, effect_of
 from iiverl_core.config import Config, load
 from iiverl_core.config.schema import keys
@@ -62,7 +69,7 @@ def test_the_same_configuration_has_no_changes() -> None:
         ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2", "layout"),
         ("actor_rollout_ref.rollout.gpu_memory_utilization=0.4", "layout"),
         ("actor_rollout_ref.model.path=org/other", "forbidden"),
-        ("actor_rollout_ref.actor.strategy=megatron", "forbidden"),
+        ("actor_rollout_ref.actor.strategy=megatron", "numbers"),
     ],
 )
 def test_a_change_of_a_key_says_what_it_means(override: str, effect: str) -> None:
@@ -107,7 +114,27 @@ def test_every_pattern_decides_a_key_and_few_forbid() -> None:
         f"{section}.{name}"
         for section in ("actor_rollout_ref.model", "critic.model")
         for name in ("path", "override_config", "lora_rank", "target_modules")
-    } | {"actor_rollout_ref.actor.strategy", "critic.strategy"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("contents", "backend", "reason"),
+    [
+        ("[model,optimizer]", "same", None),
+        ("[model,extra]", "same", "without optimizer .*\n.* iiverl export step DIR, and .*model.path=DIR"),
+        ("[model,extra]", "other", None),
+        ("[hf_model,optimizer]", "other", "without model .*\n.*model.path=step/actor/huggingface"),
+        ("[extra]", "same", "without model and optimizer .*\nIt holds no weights"),
+    ],
+)
+def test_a_checkpoint_without_what_a_run_resumes_from_says_what_to_do(
+    contents: str, backend: str, reason: str | None
+) -> None:
+    then = config(f"actor_rollout_ref.actor.checkpoint.save_contents={contents}").model_dump(mode="json")
+    found = missing_contents(then, Path("step"), reads_optimizer=backend == "same")
+    assert (found is None) == (reason is None)
+    assert reason is None or re.search(reason, found or "")
+    assert missing_contents({}, Path("step"), reads_optimizer=True) is None  # of a version without the key
 
 
 def test_another_dataset_forbids_and_other_truths_change_numbers() -> None:

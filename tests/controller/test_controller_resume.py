@@ -148,6 +148,19 @@ def test_a_finished_run_has_nothing_left_to_do_until_it_is_made_longer(
         )
 
 
+def test_a_checkpoint_without_the_optimizer_is_refused_with_a_way_to_go_on(
+    quickstart: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    options = ("trainer.save_freq=1", "trainer.resume_mode=auto")
+    contents = "actor_rollout_ref.actor.checkpoint.save_contents=[model,extra]"
+    train(quickstart("trainer.total_training_steps=1", *options, contents))
+    with pytest.raises(
+        CheckpointError, match=r"global_step_1 cannot be resumed:\nit was saved without optimizer"
+    ) as told:
+        train(quickstart(*options))
+    assert "iiverl export" in str(told.value)
+
+
 def test_a_request_to_stop_ends_the_run_with_a_checkpoint(
     quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

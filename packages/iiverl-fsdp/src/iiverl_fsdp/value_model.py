@@ -32,7 +32,9 @@ HEADS = ("score", "classifier", "v_head")  # names of heads in checkpoints
 
 
 def source(spec: ModelSpec) -> Path | str:
-    """Return the folder `spec.model.path`, or the Hub name if there is no such folder."""
+    """Return the folder with the weights, or the Hub name if there is no such folder."""
+    if spec.weights is not None:
+        return spec.weights
     path = Path(spec.model.path).expanduser()
     return path if path.exists() else spec.model.path
 

@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class CheckpointFiles:
-    """The weights at `spec.model.path`, a folder or a Hub name."""
+    """The weights in the folder `spec.weights`, or at `spec.model.path`, a folder or a Hub name."""
 
     def __init__(self, spec: ModelSpec) -> None:
         """Index the tensors of each file.
@@ -25,7 +25,7 @@ class CheckpointFiles:
             ConfigError: there are no safetensors.
         """
         self._where = f"the {spec.role} model '{spec.model.path}'"
-        folder = self._folder(spec.model.path)
+        folder = spec.weights or self._folder(spec.model.path)
         self._opened: dict[Path, Any] = {}
         self._file_of: dict[str, Path] = {}
         index = folder / INDEX

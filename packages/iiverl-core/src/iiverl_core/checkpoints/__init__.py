@@ -6,6 +6,7 @@ from iiverl_core.checkpoints.compare import (
     compare_dataset,
     compare_versions,
     forbidden,
+    missing_contents,
     versions,
 )
 from iiverl_core.checkpoints.foreign import ForeignCheckpoint, recognise
@@ -60,6 +61,7 @@ __all__ = [
     "forbidden",
     "keep_limit",
     "latest",
+    "missing_contents",
     "prune",
     "read_json",
     "recognise",

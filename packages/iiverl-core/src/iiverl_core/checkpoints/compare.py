@@ -5,8 +5,10 @@ import platform
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from iiverl_core.checkpoints.foreign import MODEL_PATH
 from iiverl_core.config import ROLE_KEYS, Config
 from iiverl_core.config.describe import shown
 from iiverl_core.config.schema import keys
@@ -17,6 +19,7 @@ Effect: TypeAlias = Literal["harmless", "layout", "numbers", "forbidden"]
 here on; or the run cannot be resumed."""
 
 MISSING = object()
+SAVE_CONTENTS = f"{ROLE_KEYS['actor'].section}.checkpoint.save_contents"
 PACKAGES = ("iiverl-core", "torch", "transformers", "vllm", "ray", "megatron-core", "numpy")
 
 NEW_RUN = (
@@ -26,6 +29,7 @@ POSITION = (
     "the place in the data is counted in batches, so some prompts of this epoch come again or not at all"
 )
 VALIDATION = "validation scores do not compare with earlier ones"
+OTHER_BACKEND = "another backend takes over the weights, and the optimizer starts again"
 SCHEDULE = "the learning rate follows the new schedule from here on"
 
 TRAINED_MODELS = "|".join(re.escape(ROLE_KEYS[role].model) for role in ("actor", "critic"))
@@ -33,7 +37,7 @@ PARALLEL = r"(\w+\.)*(fsdp_config|megatron)\."
 EFFECTS: tuple[tuple[str, Effect, str], ...] = (
     (rf"({TRAINED_MODELS})\.path", "forbidden", f"the checkpoint holds weights of another model; {NEW_RUN}"),
     (rf"({TRAINED_MODELS})\.(override_config|lora_rank|target_modules)", "forbidden", f"the weights have other shapes; {NEW_RUN}"),
-    (rf"{re.escape(BACKEND)}|critic\.strategy", "forbidden", f"backends do not read each other's files; {NEW_RUN}"),
+    (rf"{re.escape(BACKEND)}|critic\.strategy", "numbers", OTHER_BACKEND),
     (r"data\.(train_batch_size|gen_batch_size|seed|shuffle)", "numbers", POSITION),
     (r"data\.(train_files|train_split)", "harmless", "the prompts themselves are compared"),
     (r"data\.val_\w+|.*\.val_kwargs\..*|trainer\.(test_freq|val_before_train|val_only)", "harmless", VALIDATION),
@@ -99,6 +103,30 @@ def compare_config(then: Mapping[str, Any], now: Config, saved_roles: Collection
             Change("critic", "none", "trained", "forbidden", f"the checkpoint holds no critic; {NEW_RUN}")
         )
     return changes
+
+
+def missing_contents(then: Mapping[str, Any], folder: Path, *, reads_optimizer: bool) -> str | None:
+    """Return what a checkpoint was saved without that is needed to resume it, and what to do; None if it is complete.
+
+    Args:
+        then: the checkpoint's `config.json`.
+        reads_optimizer: whether the optimizer is continued, as it is unless the backend has changed.
+    """
+    contents = _lookup(then, SAVE_CONTENTS)
+    needed = ("model", "optimizer") if reads_optimizer else ("model",)
+    missing = [part for part in needed if contents is not MISSING and part not in contents]
+    if not missing:
+        return None
+    if "model" in contents:
+        way = f"To start a new run from its weights: iiverl export {folder} DIR, and {MODEL_PATH}=DIR"
+    elif "hf_model" in contents:
+        way = f"To start a new run from its weights: {MODEL_PATH}={folder}/actor/huggingface"
+    else:
+        way = "It holds no weights"
+    return (
+        f"it was saved without {' and '.join(missing)} ({SAVE_CONTENTS}: {', '.join(contents)})\n{way}. To resume from "
+        f"an earlier checkpoint, name that in trainer.resume_mode."
+    )
 
 
 def _is_unused(key: str, now: Config) -> bool:

@@ -5,7 +5,7 @@ without a valid manifest is not a checkpoint. While it is written, the folder is
 is synced to disk before the rename, so a crash at any point leaves either the new checkpoint or the ones before it.
 
 `.global_step_N.old` is a checkpoint that is being replaced by another of the same step, and `.global_step_N.deleted`
-one that is being deleted; `clean` completes or reverts the operations of a killed run.
+one that is being deleted. `.global_step_N.weights` has weights converted for another backend. `clean` completes or reverts the operations of a killed run.
 """
 
 import errno
@@ -38,7 +38,7 @@ from iiverl_core.errors import CheckpointError
 
 POINTER = "latest_checkpointed_iteration.txt"
 
-HIDDEN_FOLDER = re.compile(r"\.global_step_(\d+)\.(tmp|old|deleted)")
+HIDDEN_FOLDER = re.compile(r"\.global_step_(\d+)\.(tmp|old|deleted|weights)")
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 """Errors of file systems that cannot sync a folder; they order renames by themselves."""

@@ -49,11 +49,27 @@ def export(
     checkpoint = verify(folder)
     if role not in checkpoint.roles:
         raise CheckpointError(f"{folder} holds no {role}, but {', '.join(sorted(checkpoint.roles))}")
-    run = run_config(Config.model_validate(read_json(folder / CONFIG_FILE)))
+    run = saved_run(checkpoint)
     log(f"writing {target}")
     write_weights(run, role, checkpoint, target, dtype, shard_bytes=shard_bytes)
     write_description(run, role, target, dtype)
     (target / "README.md").write_text(_card(run, role, checkpoint), encoding="utf-8")
+
+
+def saved_run(checkpoint: Checkpoint) -> RunConfig:
+    """Return the run that wrote a checkpoint."""
+    return run_config(Config.model_validate(read_json(checkpoint.folder / CONFIG_FILE)))
+
+
+def start_from_weights(run: RunConfig, checkpoint: Checkpoint, folder: Path) -> RunConfig:
+    """Write the trained models of a checkpoint into `folder` as safetensors, and return the run that starts from them."""
+    saved = saved_run(checkpoint)
+    roles = dict(run.roles)
+    for role, each in run.roles.items():
+        if each.training:
+            write_weights(saved, role, checkpoint, folder / role)
+            roles[role] = replace(each, weights=folder / role)
+    return replace(run, roles=roles)
 
 
 def write_weights(

@@ -224,4 +224,5 @@ def model_spec(role: RoleConfig, device: torch.device) -> ModelSpec:
         optim=training.optimizer if training else None,
         grad_clip=training.grad_clip if training else None,
         offload=role.offload,
+        weights=role.weights,
     )

@@ -184,6 +184,7 @@ DIAGNOSTICS = {
     "C908": "invalid-resume",
     "C909": "missing-checkpoint",
     "C917": "folder-or-hub-name",
+    "C920": "unresumable-checkpoints",
     # folders that a run writes to
     "C919": "unwritable-folder",
     # user functions

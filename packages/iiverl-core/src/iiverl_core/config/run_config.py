@@ -58,7 +58,8 @@ class RoleConfig:
     """One model of a run.
 
     `default_dtype` is the dtype of the master weights if `parallel` has none. `forward` bounds the micro-batches of passes
-    without gradients. `training` is None if the model is not trained.
+    without gradients. `training` is None if the model is not trained. `weights` is a folder of Hugging Face weights to
+    start from in place of those at `model.path`.
     """
 
     role: Role
@@ -69,6 +70,7 @@ class RoleConfig:
     forward: MicroBatching
     training: TrainingConfig | None
     _keys: Mapping[str, str] = field(repr=False)
+    weights: Path | None = None
 
     def key(self, name: str) -> str:
         """Return the YAML key of a setting: `key("model.path")` of the critic is `critic.model.path`.

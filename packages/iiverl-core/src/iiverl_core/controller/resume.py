@@ -19,12 +19,13 @@ from iiverl_core.checkpoints import (
     compare_versions,
     forbidden,
     latest,
+    missing_contents,
     read_json,
     verify,
     versions,
 )
 from iiverl_core.checkpoints.storage import step_folders
-from iiverl_core.config import Loaded, RunConfig
+from iiverl_core.config import Config, Loaded, RunConfig
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.state import TrainState
 from iiverl_core.errors import CheckpointError
@@ -35,10 +36,14 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Start:
-    """The initial state of a run, and the checkpoint of its models; None if they come from the configuration."""
+    """The initial state of a run, and the checkpoint of its models; None if they come from the configuration.
+
+    With `other_backend`, another backend wrote the checkpoint, so only its weights can be read.
+    """
 
     state: TrainState
     checkpoint: Checkpoint | None = None
+    other_backend: bool = False
 
 
 def facts(loaded: Loaded, plan: Plan) -> dict[str, Any]:
@@ -81,12 +86,12 @@ def find_start(
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.folder / STATE_FILE} cannot be read: {error}") from error
     log(f"resuming after step {state.step} from {checkpoint.folder}")
-    _compare(loaded, checkpoint, recorded, log)
+    other_backend = _compare(loaded, checkpoint, recorded, log)
     if checkpoint.folder.parent == run.folder:
         set_aside_after(state.step, run.folder, _dump_folders(run), log)
     else:
         set_aside(_run_outputs(run), log)
-    return Start(state, checkpoint)
+    return Start(state, checkpoint, other_backend)
 
 
 def _select_checkpoint(run: RunConfig, mode: str, log: Log) -> Checkpoint | None:
@@ -105,8 +110,8 @@ def _select_checkpoint(run: RunConfig, mode: str, log: Log) -> Checkpoint | None
     return found.checkpoint
 
 
-def _compare(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any], log: Log) -> None:
-    """Report what has changed since a checkpoint was written.
+def _compare(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any], log: Log) -> bool:
+    """Report what has changed since a checkpoint was written, and return whether another backend wrote it.
 
     Raises:
         CheckpointError: the run cannot continue from it.
@@ -115,8 +120,16 @@ def _compare(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any]
     changes = compare_dataset(then[DATASET_FILE], recorded[DATASET_FILE])
     changes += compare_config(then[CONFIG_FILE], loaded.config, checkpoint.roles)
     changes += compare_versions(then[VERSIONS_FILE], recorded[VERSIONS_FILE])
-    if reason := forbidden(changes):
+    saved_backend = Config.model_validate(then[CONFIG_FILE]).backend
+    other_backend = saved_backend != loaded.run.backend
+    missing = missing_contents(then[CONFIG_FILE], checkpoint.folder, reads_optimizer=not other_backend)
+    if reason := forbidden(changes) or missing:
         raise CheckpointError(f"{checkpoint.folder} cannot be resumed:\n{reason}")
+    if other_backend:
+        log(
+            f"warning: the checkpoint is of {saved_backend}: {loaded.run.backend} takes over its weights, and the "
+            "optimizer starts again, without the moments of its gradients"
+        )
     for change in changes:
         if change.effect != "harmless":
             log(f"changed since the checkpoint: {change}")

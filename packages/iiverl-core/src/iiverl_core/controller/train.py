@@ -1,10 +1,11 @@
 """A run from its configuration to its report: check and build everything, cheapest failures first, then train."""
 
 import os
+import shutil
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,11 @@ def _run(
         if scorer is not None:
             exit_stack.callback(scorer.close)
         processes = run.devices + (run.trainer.rollout_devices or 0)
-        with progress.phase(f"starting {processes} worker{'s' * (processes > 1)}"):
-            group, engines = _start(run, progress.log, watchdog, exit_stack)
+        starting = f"starting {processes} worker{'s' * (processes > 1)}"
+        with _weights(run, start, progress) as from_weights, progress.phase(starting):
+            group, engines = _start(from_weights, progress.log, watchdog, exit_stack)
         workers = WorkerClient(group, engines, run)
-        if start.checkpoint is not None:
+        if start.checkpoint is not None and not start.other_backend:
             with progress.phase("loading the checkpoint"):
                 workers.load(start.checkpoint.folder)
         observer = Observer(run, group.infos, shapes(run, group.infos[0].parameters), progress, tracker)
@@ -149,6 +151,23 @@ def _run(
         checkpointer = Checkpointer(run, workers, recorded, progress.log)
         exit_stack.callback(checkpointer.close)
         Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop).fit()
+
+
+@contextmanager
+def _weights(run: RunConfig, start: Start, progress: Progress) -> Iterator[RunConfig]:
+    """Convert the weights of a checkpoint of another backend, and give the run that starts from them; else the run."""
+    if start.checkpoint is None or not start.other_backend:
+        yield run
+        return
+    from iiverl_core.cluster.export import start_from_weights  # imports torch
+
+    folder = run.folder / f".global_step_{start.checkpoint.step}.weights"
+    try:
+        with progress.phase("converting the checkpoint"):
+            from_weights = start_from_weights(run, start.checkpoint, folder)
+        yield from_weights
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(loaded: Loaded) -> Plan:

@@ -33,7 +33,7 @@ class ModelSpec:
     """Everything a backend needs to build one model on its share of the devices.
 
     `optim` is None for a model that is only run forward. `default_dtype` is that of the master weights if the
-    configuration sets none.
+    configuration sets none. Weights are read from `weights`, or from `model.path` if it is None.
     """
 
     role: Role
@@ -44,6 +44,7 @@ class ModelSpec:
     optim: OptimConfig | None = None
     grad_clip: float | None = None
     offload: Offload = field(default_factory=Offload)
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ OUTPUTS = {
     "reward_api.cache_dir": "reward_api.enable",
 }
 """Keys of folders that a run writes to, and the key that has to be true for it, if there is one."""
+SAVE_FREQ, CONTENTS = "trainer.save_freq", "actor_rollout_ref.actor.checkpoint.save_contents"
 RESUME_MODES = ("auto", "disable", "resume_path")
 
 
@@ -155,3 +156,11 @@ def _check_output(key: str, condition: str | None) -> None:
 
 for _key, _condition in OUTPUTS.items():
     _check_output(_key, _condition)
+
+
+@checks.add("C920", "warning", CONTENTS, SAVE_FREQ)
+def _checkpoints_can_be_resumed(view: ConfigView) -> str | None:
+    missing = [part for part in ("model", "optimizer") if part not in view[CONTENTS]]
+    if view[SAVE_FREQ] < 1 or not missing:
+        return None
+    return f"no run can resume from checkpoints without {' and '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}"
