@@ -139,3 +139,26 @@ def test_a_backend_need_not_be_installed_to_plan(monkeypatch: pytest.MonkeyPatch
     result = iiverl("plan", "grpo_megatron.yaml", SMALL, "--backend", "megatron")
     assert result.exit_code == 0
     assert "megatron, tensor 2" in result.stdout
+
+
+def test_the_size_of_a_checkpoint_and_the_time_to_write_it() -> None:
+    command = ("plan", "grpo_megatron.yaml", SMALL, "--disk-bandwidth", "5")
+    checkpoint = json.loads(iiverl(*command, "--json").stdout)["checkpoint"]
+    assert checkpoint["seconds"] == pytest.approx(checkpoint["bytes"] / 5e9)
+    assert checkpoint["bytes_per_rank"] < checkpoint["bytes"]
+    printed = " ".join(iiverl(*command).stdout.split())
+    assert f"A checkpoint has {checkpoint['bytes'] / 1e9:.1f} GB, at most " in printed
+    assert f"{checkpoint['seconds']:.0f} s at 5 GB/s" in printed
+
+
+def test_the_table_of_the_page_on_checkpoints_is_what_is_printed() -> None:
+    """Its rows have a model, devices, layout, and the numbers that the command above it prints for them."""
+    page = (EXAMPLE.parents[1] / "docs" / "checkpoints.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\S+) \| `(.*?)` \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    assert len(rows) == 3
+    for model, options, total, per_rank, seconds in rows:
+        command = ("plan", "grpo_megatron.yaml", f"{MODEL}=models/{model}", *options.split(), "--json")
+        checkpoint = json.loads(iiverl(*command).stdout)["checkpoint"]
+        assert f"{checkpoint['bytes'] / 1e9:.0f}" == total
+        assert f"{checkpoint['bytes_per_rank'] / 1e9:.0f}" == per_rank
+        assert f"{checkpoint['bytes'] / 1e9 / 10:.0f}" == seconds

@@ -71,9 +71,7 @@ def validated(folder: Path) -> list[dict[str, str]]:
     return pq.read_table(folder / "1.parquet").to_pylist()[:16]
 
 
-@pytest.mark.parametrize(
-    "backend", ["fsdp", pytest.param("megatron", marks=[pytest.mark.megatron, pytest.mark.slow])]
-)
+@pytest.mark.parametrize("backend", ["fsdp", pytest.param("megatron", marks=pytest.mark.megatron)])
 def test_an_exported_model_writes_what_the_trainer_s_engine_writes(
     quickstart: Callable[..., Loaded], tmp_path: Path, backend: str, request: pytest.FixtureRequest
 ) -> None:

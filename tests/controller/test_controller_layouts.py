@@ -139,21 +139,3 @@ def test_another_layout_of_megatron_goes_on_where_one_stopped(
     start = resume_from(tmp_path / "tensor", 1)
     compare(run("pipeline", 4, 2, *EVERYTHING, *megatron(pipeline=2), start), tensor)
     compare(run("alone", 4, 1, *EVERYTHING, *megatron(), start), tensor)
-
-
-@pytest.mark.megatron
-def test_another_backend_takes_over_the_weights(
-    run: Callable[..., list[dict[str, float]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The losses before the first update tell of the weights of actor and critic; the optimizer is new."""
-    fsdp = run("fsdp", 3, 1, *SAVING, *EVERYTHING)
-    there = run("megatron", 3, 1, *SAVING, *EVERYTHING, *megatron(), resume_from(tmp_path / "fsdp", 1))
-    back = run("back", 3, 1, *EVERYTHING, resume_from(tmp_path / "megatron", 2))
-    for found, expected in ((there[0], fsdp[1]), (back[0], there[1])):
-        assert found["step"] == expected["step"]
-        for name in ("critic/vf_loss", "critic/score/mean", "critic/kl", "response_length/mean"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-6)
-    told = capsys.readouterr().out
-    assert "warning: the checkpoint is of fsdp: megatron takes over its weights" in told
-    assert "warning: the checkpoint is of megatron: fsdp takes over its weights" in told
-    assert not list(tmp_path.glob("*/.global_step_*"))

@@ -1,20 +1,25 @@
 """A run that was killed and resumed ends with the same bits as one that was not."""
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iiverl_core.checkpoints import latest
+from iiverl_core.checkpoints import checkpoints, latest
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.collector import RolloutCollector
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.errors import CheckpointError, IIVerlError
+from iiverl_core.memory import checkpoint_size, find_facts
 from iiverl_core.stopping import Stop
 from quickstart_fixtures import BENCHMARKS, load_script
 
@@ -159,6 +164,55 @@ def test_a_checkpoint_without_the_optimizer_is_refused_with_a_way_to_go_on(
     ) as told:
         train(quickstart(*options))
     assert "iiverl export" in str(told.value)
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    quickstart: Callable[..., Loaded],
+    differences: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("trainer.save_freq=1", "trainer.max_actor_ckpt_to_keep=1")
+    train(quickstart(*options, folder="whole"))
+    free, needed = shutil.disk_usage(tmp_path), checkpoints(tmp_path / "whole")[-1].size
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: free._replace(free=needed // 2))
+        with pytest.raises(CheckpointError, match=r"A checkpoint takes about [\d.]+ MiB, and .* KiB left"):
+            train(quickstart(*options, "trainer.resume_mode=auto"))
+    assert steps(tmp_path / "run") == []  # it ends before the first
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write = _FileSystemWriter.write_data
+
+    def refuse(self: Any, plan: Any, planner: Any) -> Any:
+        if ".global_step_2." in str(self.path):
+            raise full
+        return write(self, plan, planner)
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left on device"):
+        patch.setattr(_FileSystemWriter, "write_data", refuse)
+        train(quickstart(*options, "trainer.resume_mode=auto"))
+    newest = latest(tmp_path / "run").checkpoint
+    assert newest is not None and newest.step == 1
+    train(quickstart(*options, "trainer.resume_mode=auto"))
+    assert differences(tmp_path / "run", tmp_path / "whole", 3) == []
+
+
+def test_the_expected_size_of_a_checkpoint_is_that_of_its_files(
+    quickstart: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    for contents in ("[model,optimizer,extra]", "[model,extra]", "[model,optimizer,extra,hf_model]"):
+        loaded = quickstart(
+            "trainer.total_training_steps=1",
+            "trainer.save_freq=1",
+            f"actor_rollout_ref.actor.checkpoint.save_contents={contents}",
+        )
+        train(loaded)
+        size = checkpoint_size(loaded.run, find_facts(loaded.run))
+        assert size.total == size.per_rank  # of one process
+        written = checkpoints(tmp_path / "run")[-1].size
+        assert size.total < written < 1.25 * size.total  # the index of a small model counts
 
 
 def test_a_request_to_stop_ends_the_run_with_a_checkpoint(

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from iiverl_core.config import RunConfig, build, run_config
-from iiverl_core.memory import MemoryPlan, advice, find_facts, plan_memory, suggest_for_engine
+from iiverl_core.memory import (
+    MemoryPlan,
+    advice,
+    checkpoint_size,
+    find_facts,
+    plan_memory,
+    suggest_for_engine,
+)
 from iiverl_core.memory.work import work_of
 
 SHAPES = Path(__file__).parents[2] / "examples" / "grpo_megatron" / "models"
@@ -176,3 +183,33 @@ def test_advice_names_the_key_of_the_largest_item(sections: dict[str, Any], phas
     plan = planned(run)
     found = next(part for part in plan.phases if part.name == phase)
     assert key in advice(run, plan, found), found.items
+
+
+def test_a_checkpoint_has_weights_and_optimizer_once() -> None:
+    """Whatever the layout; per process it is divided by those that hold different parameters."""
+    run = run_of()
+    facts = find_facts(run)
+    parameters = facts["actor"].parameters
+    sizes = {}
+    for tensor, pipeline in ((1, 1), (2, 1), (2, 2)):
+        layout = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline}
+        sizes[tensor * pipeline] = size = checkpoint_size(run_of(actor={"megatron": layout}), facts)
+        assert size.total == parameters * (2 + 12)  # bf16; fp32 copy and two moments
+    assert sizes[1].per_rank == sizes[1].total
+    assert sizes[2].per_rank == pytest.approx(sizes[1].total / 2, rel=0.01)
+    assert sizes[4].per_rank == pytest.approx(sizes[1].total / 4, rel=0.15)  # the ends have the vocabulary
+    sharded = checkpoint_size(run_of(backend="fsdp"), facts)
+    assert sharded.total == parameters * (4 + 8)
+    assert sharded.per_rank == pytest.approx(sharded.total / 8)
+    contents = {"checkpoint": {"save_contents": ["model", "hf_model"]}}
+    assert checkpoint_size(run_of(backend="fsdp", actor=contents), facts).total == parameters * (4 + 4)
+    run = run_of(
+        shape="Qwen3-235B-A22B",
+        actor={"megatron": {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 8}},
+    )
+    facts = find_facts(run)
+    shape, size = facts["actor"], checkpoint_size(run, facts)
+    experts = len(shape.expert_layers) * shape.experts * shape.expert_parameters * (2 + 12)
+    dense = size.total - experts
+    assert experts > 0.9 * size.total
+    assert size.per_rank == pytest.approx(experts / 8 + dense / 2, rel=0.01)

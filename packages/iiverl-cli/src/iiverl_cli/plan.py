@@ -37,14 +37,20 @@ def plan(
     device_memory: Annotated[
         float, typer.Option("--device-memory", metavar="GB", min=0.001, help="Memory per device.")
     ] = 80,
+    disk_bandwidth: Annotated[
+        float,
+        typer.Option(
+            metavar="GB/s", min=0.001, help="Write bandwidth of the file system, all processes together."
+        ),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
 ) -> None:
-    """Estimate the memory that a run needs per device, from the configuration and each model's config.json.
+    """Estimate the memory that a run needs per device, and the size of a checkpoint, from each model's config.json.
 
     Exits with 2 if the configuration is invalid, with 3 if the run does not fit.
     """
     from iiverl_core.errors import ConfigError
-    from iiverl_core.memory import find_facts, plan_memory
+    from iiverl_core.memory import checkpoint_size, find_facts, plan_memory
 
     loaded = load_config(config, overrides, config_path, backend, allow_unknown=allow_unknown)
     report_problems(tuple(dict.fromkeys([*loaded.errors, *loaded.unknown_keys])))
@@ -56,20 +62,27 @@ def plan(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     planned = plan_memory(loaded.run, facts, round(device_memory * GB))
+    saved = checkpoint_size(loaded.run, facts)
+    seconds = saved.total / (disk_bandwidth * GB)
     if as_json:
-        typer.echo(json.dumps(_as_json(planned), indent=2))
+        checkpoint = {"bytes": saved.total, "bytes_per_rank": saved.per_rank, "seconds": seconds}
+        typer.echo(json.dumps({**_as_json(planned), "checkpoint": checkpoint}, indent=2))
     else:
-        _show(loaded.run, planned)
+        written = (
+            f"A checkpoint has {_gb(saved.total)} GB, at most {_gb(saved.per_rank)} GB from one process: {seconds:.0f} s at "
+            f"{disk_bandwidth:g} GB/s"
+        )
+        _show(loaded.run, planned, written)
     if not planned.fits:
         raise typer.Exit(EXIT_TOO_LARGE)
 
 
-def _show(run: "RunConfig", planned: "MemoryPlan") -> None:
+def _show(run: "RunConfig", planned: "MemoryPlan", checkpoint: str) -> None:
     paragraphs = [
         "\n".join(map(_wrapped, _heading(run, planned))),
         _models(planned),
         _phases(planned),
-        "\n".join(map(_wrapped, [*_engine(run, planned), *_verdict(run, planned)])),
+        "\n".join(map(_wrapped, [*_engine(run, planned), checkpoint, *_verdict(run, planned)])),
     ]
     typer.echo("\n\n".join(paragraphs))
 

@@ -68,6 +68,8 @@ def start_from_weights(run: RunConfig, checkpoint: Checkpoint, folder: Path) -> 
     for role, each in run.roles.items():
         if each.training:
             write_weights(saved, role, checkpoint, folder / role)
+            if role == "actor":  # with a causal LM, transformers reads settings for generation
+                write_description(saved, role, folder / role)
             roles[role] = replace(each, weights=folder / role)
     return replace(run, roles=roles)
 

@@ -33,15 +33,27 @@ class _Save:
 class Checkpointer:
     """Saves the state of a run, one save at a time.
 
-    `facts` are JSON values to save beside the models, by file name.
+    `facts` are JSON values to save beside the models, by file name. `size` is the expected size of a checkpoint in bytes.
     """
 
     def __init__(
-        self, run: RunConfig, workers: WorkerClient, facts: Mapping[str, Any], log: Callable[[str], None]
+        self,
+        run: RunConfig,
+        workers: WorkerClient,
+        facts: Mapping[str, Any],
+        size: int,
+        log: Callable[[str], None],
     ) -> None:
+        """Check the space for a checkpoint.
+
+        Raises:
+            CheckpointError: the run saves checkpoints, and there is no space for one.
+        """
         self._run, self._workers, self._facts, self._log = run, workers, facts, log
         self._save: _Save | None = None
-        self._size = 0  # of the last checkpoint, in bytes
+        self._size = size  # expected, then that of the last checkpoint
+        if self.enabled:
+            check_space(run.folder, size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     @property

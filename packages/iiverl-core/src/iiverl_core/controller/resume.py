@@ -133,6 +133,7 @@ def _compare(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any]
     for change in changes:
         if change.effect != "harmless":
             log(f"changed since the checkpoint: {change}")
+    return other_backend
 
 
 def _dump_folders(run: RunConfig) -> list[Path]:

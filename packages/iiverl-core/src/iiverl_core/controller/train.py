@@ -30,6 +30,7 @@ from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer, too_few_prompts
 from iiverl_core.errors import IIVerlError
+from iiverl_core.memory import checkpoint_bytes
 from iiverl_core.rewards import (
     add_reward_model,
     check_ground_truths,
@@ -148,7 +149,8 @@ def _run(
         if run.uses_reward_model or scorer is None:
             scorer = add_reward_model(run, scorer, workers.score)
             exit_stack.callback(scorer.close)
-        checkpointer = Checkpointer(run, workers, recorded, progress.log)
+        size = checkpoint_bytes(run, group.infos[0].parameters)
+        checkpointer = Checkpointer(run, workers, recorded, size, progress.log)
         exit_stack.callback(checkpointer.close)
         Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop).fit()
 

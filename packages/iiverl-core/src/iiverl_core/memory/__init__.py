@@ -5,11 +5,13 @@ say what they leave out.
 """
 
 from iiverl_core.memory.advice import advice, suggest_for_engine
+from iiverl_core.memory.checkpoint import CheckpointSize, checkpoint_bytes, checkpoint_size
 from iiverl_core.memory.engine import EngineMemory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
 from iiverl_core.memory.plan import Item, MemoryPlan, Pass, Phase, RoleMemory, find_facts, plan_memory
 
 __all__ = [
+    "CheckpointSize",
     "EngineMemory",
     "Item",
     "Layout",
@@ -19,6 +21,8 @@ __all__ = [
     "RoleMemory",
     "Stage",
     "advice",
+    "checkpoint_bytes",
+    "checkpoint_size",
     "find_facts",
     "layout_of",
     "plan_memory",
