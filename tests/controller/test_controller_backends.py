@@ -13,7 +13,6 @@ pytestmark = pytest.mark.megatron
 
 PPO = (
     "algorithm.adv_estimator=gae",
-    "algorithm.use_kl_in_reward=true",
     "critic.ppo_mini_batch_size=4",
     "critic.ppo_max_token_len_per_gpu=4096",
     "actor_rollout_ref.actor.checkpoint.save_contents=[model,extra]",
@@ -33,7 +32,7 @@ def test_another_backend_takes_over_the_weights(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Losses before an update depend on the weights of actor and critic alone, and on how each backend rounds."""
+    """Losses before an update depend on the weights of actor and critic alone."""
 
     def run(folder: str, steps: int, *more: str) -> dict[int, dict[str, float]]:
         model, end = f"critic.model.path={quickstart_inputs}/model", f"trainer.total_training_steps={steps}"
@@ -46,8 +45,8 @@ def test_another_backend_takes_over_the_weights(
     back = run("back", 3, f"trainer.resume_mode={tmp_path}/megatron/global_step_2")
     for step, found, expected in ((2, megatron[2], fsdp[2]), (3, back[3], megatron[3])):
         assert found["step"] == expected["step"] == step
-        for name in ("critic/vf_loss", "critic/score/mean", "critic/kl", "response_length/mean"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-4)
+        for name in ("critic/vf_loss", "actor/entropy_loss", "critic/score/mean", "response_length/mean"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-5)
     told = capsys.readouterr().out
     assert "warning: the checkpoint is of fsdp: megatron takes over its weights" in told
     assert "warning: the checkpoint is of megatron: fsdp takes over its weights" in told
