@@ -36,7 +36,7 @@ def checkpoint_size(run: RunConfig, facts: Mapping[Role, ModelFacts]) -> Checkpo
     Under FSDP each process writes its shard. Under Megatron the first of the data-parallel replicas of a parameter writes
     it, and the states of the optimizer, which it gathers from the others. `hf_model` is written by the first process.
     """
-    parameters = {
+    parameters: dict[Role, int] = {
         role: model_parameters(shape, language=role in ("actor", "reference"))
         for role, shape in facts.items()
     }
