@@ -1,4 +1,4 @@
-"""Time of a GRPO update by layout of its sequences: padded rows, or packed into one row.
+"""Time of a GRPO update by layout of its sequences: padded rows, packed into one row, or packed with shared prompts.
 
 Usage: grpo_step.py [--prompts 8] [--group 8] [--prompt 32] [--new 128] [--rounds 3] [--threads 2]
 
@@ -31,7 +31,7 @@ from iiverl_fsdp.backend import FSDPBackend
 
 CPU = torch.device("cpu")
 VOCABULARY = 4096
-LAYOUTS = {"padded": False, "packed": True}
+LAYOUTS = ("padded", "packed", "shared")
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32"}
 
 
@@ -56,13 +56,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
         path = make_model(Path(folder) / "model")
-        backends = {name: build_backend(path, packed) for name, packed in LAYOUTS.items()}
+        backends = {name: build_backend(path, packed=name != "padded") for name in LAYOUTS}
         sequences = make_sequences(arguments)
         loss = actor_loss(run_config(build({})).loss, find_policy_loss("vanilla"), RolloutCorrection())
         seconds: dict[str, list[float]] = {name: [] for name in LAYOUTS}
         for _ in range(arguments.rounds + 1):  # the first round warms up
             for name, backend in backends.items():
-                batches = divide(sequences, Packing(tokens=arguments.tokens, padded=name == "padded"))
+                # Sequences whose groups are unknown share no prompts.
+                groups = [i // arguments.group for i in range(len(sequences))] if name == "shared" else []
+                batches = divide(sequences, groups, Packing(tokens=arguments.tokens, padded=name == "padded"))
                 start = time.process_time()
                 backend.forward_backward(batches, loss, entropy=True, entropy_gradient=False)
                 backend.step(1e-6)
@@ -97,7 +99,7 @@ def make_model(path: Path) -> str:
     return str(path)
 
 
-def build_backend(path: str, packed: bool) -> FSDPBackend:
+def build_backend(path: str, *, packed: bool) -> FSDPBackend:
     """Build the actor, alone on this machine."""
     return FSDPBackend(
         ModelSpec(
@@ -123,7 +125,7 @@ def make_sequences(arguments: argparse.Namespace) -> list[TokenSequence]:
     return sequences
 
 
-def divide(sequences: list[TokenSequence], packing: Packing) -> list[MicroBatch]:
+def divide(sequences: list[TokenSequence], groups: list[int], packing: Packing) -> list[MicroBatch]:
     """Build the micro-batches of one rank, with made-up advantages."""
     lengths = [len(sequence.token_ids) for sequence in sequences]
     (batches,) = micro_batches(lengths, [range(len(lengths))], packing)
@@ -134,6 +136,7 @@ def divide(sequences: list[TokenSequence], packing: Packing) -> list[MicroBatch]
             {"advantages": [np.full(sequences[i].trained, (-1.0) ** i, dtype=np.float32) for i in batch]},
             [inv_num_tokens] * len(batch),
             inv_num_tokens=inv_num_tokens,
+            groups=[groups[i] for i in batch] if groups else (),
             device=CPU,
         )
         for batch in batches

@@ -36,6 +36,8 @@ FP64 = {
 ARRAYS = ("advantages", "old_log_probs", "ref_log_probs")
 CORRECTION = RolloutCorrection(importance="token", cap=1.5, rejection="geometric", low=0.9, high=1.3)
 SAMPLES = 9  # odd, so that ranks get unequal numbers
+GROUP = 3  # samples in a group
+EXACT, FP32_INSIDE = 1e-11, 1e-7  # tolerances in fp64: of everything, and where a layer rounds to fp32
 
 
 def spec(path: str, *, packed: bool = False, offload: bool = False, **parallel) -> ModelSpec:
@@ -54,6 +56,11 @@ def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
     """Sequences of which half have trained tokens anywhere, with arrays that make every part of the loss count."""
     rng = np.random.default_rng(0)
     tokens = mixed_sequences(rng, SAMPLES, 0, 256)
+    for i in range(SAMPLES):
+        if i % GROUP:  # begins as the first of its group, which may be short
+            first, own = tokens[i - i % GROUP].token_ids, tokens[i].token_ids
+            alike = min(len(first), len(own)) * 2 // 3
+            own[:alike] = first[:alike]
     arrays = {
         "advantages": [rng.normal(size=t.trained).astype(np.float32) for t in tokens],
         "old_log_probs": [rng.normal(-5.8, 0.2, t.trained).astype(np.float32) for t in tokens],
@@ -79,6 +86,7 @@ def plan(
             {name: [array[order[i]] for i in batch] for name, array in arrays.items()},
             [weights[i] for i in batch],
             inv_num_tokens=share,
+            groups=[order[i] // GROUP for i in batch],
             device=CPU,
         )
         if batch
@@ -237,7 +245,7 @@ def assert_same_losses(result: dict[str, torch.Tensor], reference: dict[str, tor
     for name, gradient in reference.items():
         assert gradient.dtype == torch.float64 and gradient.abs().max() > 1e-4, name
         torch.testing.assert_close(
-            result[name], gradient, rtol=1e-5, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+            result[name], gradient, rtol=1e-5, atol=FP32_INSIDE, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -253,7 +261,6 @@ def test_the_gradient_of_every_loss_does_not_depend_on_batching(
         assert_same_losses(every_loss(*paths, packed, packing, order), reference)
 
 
-EXACT, FP32_INSIDE = 1e-11, 1e-7
 ARCHITECTURES: dict[str, tuple[str, float, dict[str, Any]]] = {
     "a head of keys per head of queries": ("llama", EXACT, {"num_key_value_heads": 4}),
     "sliding window": ("mistral", EXACT, {"sliding_window": 5}),
@@ -306,7 +313,7 @@ def architecture_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 def outputs_and_gradient(path: str, packed: bool, role: Role, packing: Packing) -> dict[str, torch.Tensor]:
     """In fp64: this rank's outputs for every micro-batch by sequence and token, and the whole gradient."""
     backend = in_fp64(path, packed, role)
-    assert backend.layout == ("packed" if packed else "padded")
+    assert backend.layout == ("shared" if packed else "padded")
     zeros = [np.zeros(t.trained) for t in data()[0]]
     batches = plan(packing, "token-mean", IN_ORDER, {"values": zeros, "returns": [x - 1 for x in zeros]})
     found = {}
@@ -337,7 +344,9 @@ def test_packing_changes_nothing_for_any_attention(
         found = outputs_and_gradient(path, True, role, packing)
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e3 * tolerance, atol=tolerance)
+            # Norms round to fp32 in the backward pass, once for a prompt that is shared.
+            allowed = max(tolerance, FP32_INSIDE) if name == "gradient" else tolerance
+            torch.testing.assert_close(found[name], tensor, rtol=1e3 * allowed, atol=allowed)
 
 
 @pytest.mark.slow

@@ -10,11 +10,20 @@ from iiverl_core.training.attention import PackedAttention, Segment
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=8)
+PREFIXES = st.lists(st.integers(0, 8), min_size=8, max_size=8)
 
 
-def row(lengths: list[int]) -> list[Segment]:
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return [Segment(start, length) for start, length in zip(starts, lengths, strict=True)]
+def row(lengths: list[int], prefixes: list[int] | None = None) -> list[Segment]:
+    """Segments of these lengths; `prefixes` has for each the number of an earlier one that it continues, if it is less."""
+    segments: list[Segment] = []
+    for i, length in enumerate(lengths):
+        start = sum(lengths[:i])
+        prefix = prefixes[i] if prefixes else i
+        if prefix < i and not segments[prefix].prefix_length:
+            segments.append(Segment(start, length, segments[prefix].start, segments[prefix].length))
+        else:
+            segments.append(Segment(start, length))
+    return segments
 
 
 def visible(segments: list[Segment], window: int | None) -> Tensor:
@@ -22,9 +31,10 @@ def visible(segments: list[Segment], window: int | None) -> Tensor:
     total = sum(segment.length for segment in segments)
     mask = torch.zeros(total, total, dtype=torch.bool)
     for segment in segments:
+        before = list(range(segment.prefix_start, segment.prefix_start + segment.prefix_length))
         own = list(range(segment.start, segment.start + segment.length))
         for i, token in enumerate(own):
-            seen = own[: i + 1]
+            seen = before + own[: i + 1]
             mask[token, seen[-window:] if window else seen] = True
     return mask
 
@@ -36,11 +46,11 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
-@given(lengths=LENGTHS, window=st.none() | st.integers(1, 30), seed=st.integers(0, 99))
-def test_tokens_attend_within_their_segment(
-    heads: int, groups: int, lengths: list[int], window: int | None, seed: int
+@given(lengths=LENGTHS, prefixes=PREFIXES, window=st.none() | st.integers(1, 30), seed=st.integers(0, 99))
+def test_tokens_attend_to_the_prefix_and_within_their_segment(
+    heads: int, groups: int, lengths: list[int], prefixes: list[int], window: int | None, seed: int
 ) -> None:
-    segments = row(lengths)
+    segments = row(lengths, prefixes)
     generator = torch.Generator().manual_seed(seed)
     shapes = ((heads, 8), (groups, 8), (groups, 4))
     rows = [

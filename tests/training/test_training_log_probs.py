@@ -1,5 +1,7 @@
 """Log-probs, entropy, and both layouts of sequences."""
 
+from random import Random
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,47 @@ def test_layouts_find_the_position_before_each_trained_token(
         assert layout.position_ids_BL is not None
         assert ids.shape == (1, sum(map(len, masks)))
         assert (layout.position_ids_BL[0] == 0).sum() == len(masks)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), MASKS), min_size=1, max_size=9),
+    st.integers(0, 6),
+    st.randoms(use_true_random=False),
+)
+def test_sequences_of_a_group_share_their_common_prefix(
+    members: list[tuple[int, list[bool]]], alike: int, random: Random
+) -> None:
+    """Each sequence, read along its segments, is itself; what its group has in common is in the row once."""
+    groups = [group for group, _ in members]
+    sequences = []
+    for group, mask in members:
+        ids = [100 * group + at if at < alike else random.randrange(1000, 1003) for at in range(len(mask))]
+        sequences.append(TokenSequence(np.array(ids), np.array(mask), np.zeros(len(mask))))
+    layout = lay_out(sequences, "shared", CPU, groups)
+    assert layout.segments is not None and layout.position_ids_BL is not None
+    ids, positions = layout.input_ids_BL[0], layout.position_ids_BL[0]
+    by_last = {segment.start + segment.length - 1: segment for segment in layout.segments}
+    assert sum(segment.length for segment in layout.segments) == len(ids)
+    total = 0
+    for group in set(groups):
+        same = [
+            sequence.token_ids.tolist()
+            for own, sequence in zip(groups, sequences, strict=True)
+            if own == group
+        ]
+        shortest = min(map(len, same))
+        common = next((at for at in range(shortest) if len({ids[at] for ids in same}) > 1), shortest - 1)
+        total += sum(map(len, same)) - (len(same) - 1) * min(common, shortest - 1)
+    assert len(ids) == total
+    at = 0
+    for sequence, last in zip(sequences, layout.last_columns_S.tolist(), strict=True):
+        start, length, prefix_start, prefix_length = by_last[last]
+        read = [*range(prefix_start, prefix_start + prefix_length), *range(start, start + length)]
+        assert ids[read].tolist() == sequence.token_ids.tolist()
+        assert positions[read].tolist() == list(range(len(read)))
+        predicting = [read[i - 1] for i in np.flatnonzero(sequence.loss_mask)]
+        assert layout.columns_T[at : at + sequence.trained].tolist() == predicting
+        at += sequence.trained
 
 
 def test_a_first_token_cannot_be_trained() -> None:

@@ -123,7 +123,7 @@ class FSDPBackend:
             yield from split_joined(model, name, value)
 
     def _run(self, batch: MicroBatch, *, entropy: bool, entropy_gradient: bool = False) -> Outputs:
-        layout = lay_out(batch.sequences, self.layout, self._spec.device)
+        layout = lay_out(batch.sequences, self.layout, self._spec.device, batch.groups)
         attention = attention_arguments(transformer(self._model), layout.segments, self._spec.device)
         inputs = layout.input_ids_BL, layout.position_ids_BL
         if self._spec.role == "critic":

@@ -62,7 +62,7 @@ def choose_layout(
         _use(transformer, name)
         found = _problem(model, transformer, spec.device)
         if found is None:
-            return "packed"
+            return "shared" if name == PACKED else "packed"
         problem = found
     transformer.set_attn_implementation(PADDED)
     if spec.model.use_remove_padding is False:

@@ -7,7 +7,7 @@ of similar length in one padded batch. The plan for either is made once per micr
 Suffixes: `_THD` tokens of the row, heads, features of a head; `_BHLD` segments of a block, heads, tokens, features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from inspect import signature
 from itertools import groupby
@@ -19,14 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NEVER = 2**40  # position of padding among the keys, behind every query
 LARGEST_KERNEL_HEAD = 256  # features of a head in the kernels for variable lengths
 
 
 class Segment(NamedTuple):
-    """The tokens `start` … `start + length - 1` of a packed row, which attend to each other causally."""
+    """The tokens `start` … `start + length - 1` of a packed row, which attend to each other causally.
+
+    If it continues a prefix, an earlier segment of the row, its tokens also attend to the first `prefix_length` tokens
+    from `prefix_start` on.
+    """
 
     start: int
     length: int
+    prefix_start: int = 0
+    prefix_length: int = 0
 
 
 class PackedAttention:
@@ -44,7 +51,7 @@ class PackedAttention:
         scale: float | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Attend to the tokens before each token in its segment, and to itself.
+        """Attend to the tokens before each token in its segment and in the segment's prefix, and to itself.
 
         Args:
             query_THD: queries, of a multiple of the heads of keys and values.
@@ -69,12 +76,33 @@ class PackedAttention:
     @cached_property
     def bounds(self) -> Tensor:
         """The row's first token of each segment, and the row's length, int32."""
-        ends = np.cumsum([0, *(segment.length for segment in self._segments)], dtype=np.int32)
-        return torch.from_numpy(ends).to(self._device)
+        return self._ends(segment.length for segment in self._segments)
+
+    def _ends(self, lengths: Iterable[int]) -> Tensor:
+        return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self._device)
 
     @cached_property
     def _blocks(self) -> list["_Block"]:
         return [_Block(list(run), self._device) for _, run in groupby(self._segments, key=_size_class)]
+
+    @cached_property
+    def _keys(self) -> Tensor | None:
+        """The tokens that each segment attends to, prefix first, segment by segment; None if no segment has a prefix."""
+        if not any(segment.prefix_length for segment in self._segments):
+            return None
+        parts = [
+            part
+            for start, length, prefix_start, prefix_length in self._segments
+            for part in (
+                np.arange(prefix_start, prefix_start + prefix_length),
+                np.arange(start, start + length),
+            )
+        ]
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)
+
+    @cached_property
+    def _key_bounds(self) -> Tensor:
+        return self._ends(segment.prefix_length + segment.length for segment in self._segments)
 
     def _by_kernel(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
@@ -83,14 +111,19 @@ class PackedAttention:
 
         grouped: dict[str, Any] = {"enable_gqa": True} if _kernel_asks_for_groups() else {}
         left = -1 if window is None else window - 1
+        key_bounds, longest = self.bounds, self.longest
+        if self._keys is not None:
+            key, value = key.index_select(0, self._keys), value.index_select(0, self._keys)
+            totals = [segment.prefix_length + segment.length for segment in self._segments]
+            key_bounds, longest = self._key_bounds, max(totals)
         attended = varlen_attn(
             query,
             key,
             value,
             self.bounds,
-            self.bounds,
+            key_bounds,
             self.longest,
-            self.longest,
+            longest,
             scale=scale,
             window_size=(left, 0),
             **grouped,
@@ -100,22 +133,34 @@ class PackedAttention:
 
 
 class _Block:
-    """Consecutive segments of similar length, attended to in one call, padded on the right."""
+    """Consecutive segments of similar length, attended to in one call; prefixes and segments are padded on the right."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        lengths = np.array([segment.length for segment in segments])
+        starts, lengths, prefix_starts, prefixes = np.array(segments).T
         self._count, self._width = len(segments), int(lengths.max())
-        self._row = slice(segments[0].start, segments[0].start + int(lengths.sum()))
+        self._row = slice(int(starts[0]), int(starts[0] + lengths.sum()))
+        self._prefix = int(prefixes.max())
         self._device = device
-        self._padding: Tensor | None = None  # tokens of the block, for each place of the padded batch
-        self._kept: Tensor | None = None  # places of the block's tokens in the padded batch
-        if lengths.min() < self._width:
-            places = np.arange(self._width)
-            starts = np.cumsum(lengths) - lengths
-            padding = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
-            self._padding = torch.from_numpy(padding.ravel()).to(device)
-            self._kept = torch.from_numpy(np.flatnonzero(places < lengths[:, None])).to(device)
-        self._masks: dict[int, Tensor] = {}
+
+        def move(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        places, before = np.arange(self._width), np.arange(self._prefix)
+        own = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
+        even = lengths.min() == self._width
+        self._queries = (
+            None if even else move(own.ravel())
+        )  # tokens of the row, for each place of the padded batch
+        self._kept = (
+            None if even else move(np.flatnonzero(places < lengths[:, None]))
+        )  # places that are no padding
+        self._keys = self._queries
+        if self._prefix:
+            prefix = prefix_starts[:, None] + np.minimum(before, prefixes[:, None] - 1)
+            self._keys = move(np.concatenate([prefix, own], 1).ravel())
+        # One mask serves all segments if their prefixes have one length.
+        self._prefixes = move(prefixes[:1] if prefixes.min() == self._prefix else prefixes)[:, None]
+        self._masks: dict[int | None, Tensor] = {}
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
@@ -123,7 +168,8 @@ class _Block:
         heads = query.shape[1]
         if key.is_cuda and heads != key.shape[1]:  # the kernel for fp32 has no groups of heads
             key, value = (x.repeat_interleave(heads // key.shape[1], 1) for x in (key, value))
-        query_BHLD, key_BHLD, value_BHLD = (self._batch(x) for x in (query, key, value))
+        query_BHLD = self._batch(query, self._queries)
+        key_BHLD, value_BHLD = self._batch(key, self._keys), self._batch(value, self._keys)
         mask = self._mask(window)
         attended_BHLD = F.scaled_dot_product_attention(
             query_BHLD,
@@ -137,27 +183,33 @@ class _Block:
         attended = attended_BHLD.transpose(1, 2).flatten(0, 1)
         return attended if self._kept is None else attended.index_select(0, self._kept)
 
-    def _batch(self, row_THD: Tensor) -> Tensor:
-        """Take the block's tokens, and give each segment a row of its own."""
-        part = row_THD[self._row]
-        if self._padding is not None:
-            part = part.index_select(0, self._padding)
-        return part.unflatten(0, (self._count, self._width)).transpose(1, 2)
+    def _batch(self, row_THD: Tensor, tokens: Tensor | None) -> Tensor:
+        """Take these tokens of the row, or the block's own, and give each segment a row of its own."""
+        part = row_THD[self._row] if tokens is None else row_THD.index_select(0, tokens)
+        return part.unflatten(0, (self._count, -1)).transpose(1, 2)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """Return which places attend to which; None if that is plain causal attention."""
-        if window is None or window >= self._width:
+        if not self._prefix and (window is None or window >= self._width):
             return None
         if window not in self._masks:
-            places = torch.arange(self._width, device=self._device)
-            distance = places[:, None] - places
-            self._masks[window] = (distance >= 0) & (distance < window)
+            position_BQ = self._prefixes + torch.arange(self._width, device=self._device)
+            before = torch.arange(self._prefix, device=self._device)
+            before_BP = torch.where(before < self._prefixes, before, NEVER)
+            position_BK = torch.cat([before_BP, position_BQ], 1)
+            distance_BQK = position_BQ[:, :, None] - position_BK[:, None]
+            visible_BQK = distance_BQK >= 0
+            if window is not None:
+                visible_BQK &= distance_BQK < window
+            self._masks[window] = visible_BQK[:, None]
         return self._masks[window]
 
 
-def _size_class(segment: Segment) -> int:
+def _size_class(segment: Segment) -> tuple[bool, int, int]:
     """Group lengths that differ by at most 15% or 10 tokens, so that padding stays low and blocks stay few."""
-    return int(5 * log2(1 + segment.length / 64))
+    lengths = segment.prefix_length, segment.length
+    prefix, own = (int(5 * log2(1 + length / 64)) for length in lengths)
+    return segment.prefix_length > 0, prefix, own
 
 
 def _has_kernel(query: Tensor, value: Tensor) -> bool:

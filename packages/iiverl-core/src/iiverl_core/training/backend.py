@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # the controller uses these types and runs without torch
     from iiverl_core.algorithms.segments import Segments
 
 
-LayoutKind: TypeAlias = Literal["padded", "packed"]
-"""How the sequences of a micro-batch are arranged: in a padded row each, or packed into one row (`training.layout`)."""
+LayoutKind: TypeAlias = Literal["padded", "packed", "shared"]
+"""How the sequences of a micro-batch are arranged: in a padded row each, packed into one row, or packed with one copy of
+what the sequences of a group have in common (`training.layout`)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ParallelRank:
 
 @dataclass
 class MicroBatch:
-    """A few sequences that go through the model together.
+    """A few sequences that go through the model together; `groups`, if known, has the group of each.
 
     `arrays_T` has values per trained token (old log-probs, advantages, …), flat over sequences, and `weights_T` the
     weight of each trained token in the loss of the whole batch. `inv_num_tokens` is one over the batch's number of
@@ -74,6 +75,7 @@ class MicroBatch:
     weights_T: Tensor
     inv_num_tokens: float = 0.0
     temperature: float = 1.0
+    groups: Sequence[int] = ()
     arrays_T: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property

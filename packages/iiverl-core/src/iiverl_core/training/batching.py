@@ -17,9 +17,12 @@ def make_micro_batch(
     *,
     inv_num_tokens: float = 0.0,
     temperature: float = 1.0,
+    groups: Sequence[int] = (),
     device: torch.device,
 ) -> MicroBatch:
     """Combine B sequences, their `arrays` by name, (trained,) each, and the loss weight per token of each sequence.
+
+    `groups` has the group of each sequence, whose common prefix may be computed once.
 
     The sequences of a reward model may have no trained tokens; its micro-batches have neither arrays nor weights.
 
@@ -35,6 +38,7 @@ def make_micro_batch(
         weights_T=weights_T,
         inv_num_tokens=inv_num_tokens,
         temperature=temperature,
+        groups=groups,
         arrays_T={name: torch.from_numpy(np.concatenate(parts)).to(device) for name, parts in arrays.items()},
     )
 

@@ -1,8 +1,10 @@
 """Arrange sequences of different lengths in one rectangle of token ids, the input of a model.
 
 `packed` puts all sequences into one row, the shortest first, each with positions from zero. It has no padding, and needs
-attention within the row's segments (`training.attention`). `padded` gives each sequence a row, padded on the right. A
-causal model never attends to the right, so a padded row needs no mask.
+attention within the row's segments (`training.attention`). `shared` also has the longest common prefix of each group's
+sequences, such as their prompt, only once: `[prompt][response 1][response 2]…`, where each response continues the positions
+of the prompt and attends to it and to itself. `padded` gives each sequence a row, padded on the right. A causal model
+never attends to the right, so a padded row needs no mask.
 
 Suffixes: `_BL` rows and columns of the rectangle, `_S` sequences, `_T` trained tokens.
 """
@@ -38,29 +40,32 @@ class Layout:
     last_columns_S: Tensor
 
 
-def lay_out(sequences: Sequence[TokenSequence], kind: LayoutKind, device: torch.device) -> Layout:
-    """Arrange sequences in one row, or in one row each.
+def lay_out(
+    sequences: Sequence[TokenSequence], kind: LayoutKind, device: torch.device, groups: Sequence[int] = ()
+) -> Layout:
+    """Arrange sequences in one row, or in one row each. `groups`, if known, has the group of each sequence.
 
     Raises:
         ValueError: a loss mask includes the first token, which nothing predicts.
     """
-    lengths = np.array([len(sequence.token_ids) for sequence in sequences])
-    starts = np.zeros_like(lengths)
-    segments = positions = None
-    if kind == "packed":
-        order = lengths.argsort(kind="stable")  # attention computes similar lengths together
-        starts[order] = lengths[order].cumsum() - lengths[order]
-        segments = tuple(Segment(int(starts[i]), int(lengths[i])) for i in order)
-        rows_S = np.zeros_like(lengths)
-        ids = np.concatenate([sequences[i].token_ids for i in order])[None]
-        positions = np.concatenate([np.arange(lengths[i]) for i in order])[None]
-    else:
-        rows_S = np.arange(len(sequences))
-        ids = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
-        for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence.token_ids)] = sequence.token_ids
     if any(sequence.loss_mask[0] for sequence in sequences):
         raise ValueError("a loss mask includes the first token of its sequence, which nothing predicts")
+    lengths = [len(sequence.token_ids) for sequence in sequences]
+    segments = positions = None
+    if kind == "padded":
+        ids = np.zeros((len(sequences), max(lengths)), dtype=np.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence.token_ids)] = sequence.token_ids
+        rows, columns = np.arange(len(sequences)), [np.arange(length) for length in lengths]
+    else:
+        shared = _common_prefixes(sequences, groups if kind == "shared" else ())
+        segments, columns = _segments(lengths, shared)
+        ids, positions = (
+            np.zeros((1, sum(segment.length for segment in segments)), np.int64) for _ in range(2)
+        )
+        for sequence, own in zip(sequences, columns, strict=True):
+            ids[0, own], positions[0, own] = sequence.token_ids, np.arange(len(own))
+        rows = np.zeros(len(sequences), dtype=np.int64)
     trained = [np.flatnonzero(sequence.loss_mask) for sequence in sequences]
 
     def move(array: np.ndarray) -> Tensor:
@@ -71,9 +76,62 @@ def lay_out(sequences: Sequence[TokenSequence], kind: LayoutKind, device: torch.
         input_ids_BL=move(ids),
         position_ids_BL=None if positions is None else move(positions),
         segments=segments,
-        rows_T=move(np.repeat(rows_S, [len(at) for at in trained])),
-        columns_T=move(np.concatenate([start + at - 1 for start, at in zip(starts, trained, strict=True)])),
+        rows_T=move(np.repeat(rows, [len(at) for at in trained])),
+        columns_T=move(np.concatenate([own[at - 1] for own, at in zip(columns, trained, strict=True)])),
         targets_T=move(np.concatenate([s.token_ids[at] for s, at in zip(sequences, trained, strict=True)])),
-        last_rows_S=move(rows_S),
-        last_columns_S=move(starts + lengths - 1),
+        last_rows_S=move(rows),
+        last_columns_S=move(np.array([own[-1] for own in columns])),
     )
+
+
+def _common_prefixes(sequences: Sequence[TokenSequence], groups: Sequence[int]) -> list[tuple[int, int]]:
+    """Find the longest common prefix of each group: for each sequence the group's first one, and the prefix's length.
+
+    At least the last token of each sequence is its own.
+    """
+    members: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    prefixes = [(i, 0) for i in range(len(sequences))]
+    for same in members.values():
+        if len(same) == 1:
+            continue
+        width = min(len(sequences[i].token_ids) for i in same) - 1
+        tokens = np.stack([sequences[i].token_ids[:width] for i in same])
+        different = np.flatnonzero((tokens != tokens[0]).any(0))
+        common = int(different[0]) if len(different) else width
+        for i in same:
+            prefixes[i] = (same[0], common)
+    return prefixes
+
+
+def _segments(
+    lengths: Sequence[int], prefixes: Sequence[tuple[int, int]]
+) -> tuple[tuple[Segment, ...], list[np.ndarray]]:
+    """Divide a row into segments, and find the columns of each sequence's tokens.
+
+    Prefixes come before what continues them, and similar lengths side by side, since attention computes them together.
+    """
+    pieces = [(0, common, i, 0) for i, (first, common) in enumerate(prefixes) if common and first == i]
+    pieces += [
+        (common, length - common, i, common)
+        for i, (length, (_, common)) in enumerate(zip(lengths, prefixes, strict=True))
+    ]
+    segments: list[Segment] = []
+    starts: dict[tuple[int, int], int] = {}  # by sequence and its first token in the piece
+    total = 0
+    for common, length, i, first_token in sorted(pieces):
+        prefix_start = starts[prefixes[i][0], 0] if common else 0
+        segments.append(Segment(total, length, prefix_start, common))
+        starts[i, first_token] = total
+        total += length
+    columns = [
+        np.concatenate(
+            [
+                np.arange(common) + (starts[first, 0] if common else 0),
+                np.arange(length - common) + starts[i, common],
+            ]
+        )
+        for i, (length, (first, common)) in enumerate(zip(lengths, prefixes, strict=True))
+    ]
+    return tuple(segments), columns
