@@ -32,8 +32,8 @@ from iiverl_core.rollout import GenerationRequest, SamplingParams, generate
 from iiverl_core.rollout.hf import HFEngine
 from iiverl_core.samples import SampleId, TokenSequence
 from iiverl_core.training.aggregation import token_weights
+from iiverl_core.training.head import head_log_probs
 from iiverl_core.training.layout import lay_out
-from iiverl_core.training.log_probs import token_log_probs
 
 QUICKSTART = Path(__file__).parent / "quickstart"
 PROMPTS, RESPONSES, MAX_TOKENS = 32, 16, 8  # prompts per step, responses per prompt, tokens per response
@@ -95,9 +95,12 @@ def main(steps: int, inputs: Path = QUICKSTART / "inputs") -> list[float]:
             TokenSequence.single_turn(prompt.ids, done.token_ids, done.log_probs)
             for prompt, done in zip(asked, completions, strict=True)
         ]
-        layout = lay_out(sequences, packed=False, device=torch.device("cpu"))
-        logits = policy(layout.input_ids_BL, logits_to_keep=layout.keep, use_cache=False).logits
-        log_probs_T, _ = token_log_probs(layout.pick(logits), layout.targets_T, 1.0, entropy=False)
+        layout = lay_out(sequences, "padded", torch.device("cpu"))
+        hidden_BLD = policy.model(layout.input_ids_BL, use_cache=False).last_hidden_state
+        hidden_TD = hidden_BLD[layout.rows_T, layout.columns_T]
+        log_probs_T, _ = head_log_probs(
+            hidden_TD, policy.lm_head.weight, layout.targets_T, 1.0, entropy=False
+        )
         losses_T, _ = vanilla(
             PolicyBatch(log_probs_T, log_probs_T.detach(), advantages_T, segments), PolicyLossSettings()
         )

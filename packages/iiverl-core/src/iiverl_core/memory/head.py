@@ -5,7 +5,7 @@ from iiverl_core.memory.activations import Work
 from iiverl_core.memory.layout import Layout, Stage
 
 CPU_TILE = (1024, 2**20)
-"""Largest number of tokens and of logits per tile on a CPU, whose caches hold about so much."""
+"""Number of tokens, unless the vocabulary is small, and of logits per tile on a CPU, whose caches hold about so much."""
 
 DEVICE_TILE = (4096, 2**25)
 """The same on other devices, which need large matrices to be busy: 128 MiB in fp32."""
@@ -13,11 +13,14 @@ DEVICE_TILE = (4096, 2**25)
 FP32 = 4
 
 
-def tile_size(tokens: int, *, cpu: bool) -> tuple[int, int]:
-    """Return the largest number of tokens and of vocabulary entries of a tile."""
+def tile_size(tokens: int, vocabulary: int, *, cpu: bool) -> tuple[int, int]:
+    """Return the largest number of tokens and of vocabulary entries of a tile, for all the tokens and entries there are.
+
+    Tiles of a small vocabulary have more tokens.
+    """
     rows, logits = CPU_TILE if cpu else DEVICE_TILE
-    rows = max(1, min(tokens, rows))
-    return rows, max(1, logits // rows)
+    rows = max(1, min(tokens, max(rows, logits // max(vocabulary, 1))))
+    return rows, max(1, min(vocabulary, logits // rows))
 
 
 def head_memory(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, trained: bool) -> int:
@@ -31,8 +34,7 @@ def head_memory(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, 
         return 0
     tokens = round(work.responses / layout.context)
     vocabulary = round(facts.vocabulary / layout.tensor)
-    rows, columns = tile_size(tokens, cpu=False)
-    columns = min(columns, vocabulary)
+    rows, columns = tile_size(tokens, vocabulary, cpu=False)
     size, width = layout.weight_bytes, facts.hidden_size
     states, tile = size * tokens * width, 2 * FP32 * rows * columns
     if not trained:

@@ -99,7 +99,7 @@ class _Tiles:
         self._temperature, self._transform = temperature, transform
         self._targets_T = targets_T - part.first if part else targets_T
         self._size = part.size if part else len(weight_VD)
-        self._height, self._width = tile_size(len(hidden_TD), cpu=hidden_TD.device.type == "cpu")
+        self._height, self._width = tile_size(len(hidden_TD), self._size, cpu=hidden_TD.device.type == "cpu")
         self.dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
 
     @property
