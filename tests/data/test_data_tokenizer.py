@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 def config(model: Path | str, tokenizer: Path | str | None = None) -> RunConfig:
     values = {
-        "data": {"tokenizer": None if tokenizer is None else str(tokenizer)},
+        "data": {
+            "tokenizer": None if tokenizer is None else str(tokenizer),
+            "max_prompt_length": 256,
+            "max_response_length": 256,
+        },
         "actor_rollout_ref": {"model": {"path": str(model)}},
     }
     return run_config(build(values))

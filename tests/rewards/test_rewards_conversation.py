@@ -36,6 +36,7 @@ def config_of(tmp_path: Path, tiny_model_path: Path) -> Callable[..., RunConfig]
         model = {"path": str(folder)} | reward_model.pop("model", {})
         config = build(
             {
+                "data": {"max_prompt_length": 256, "max_response_length": 256},
                 "actor_rollout_ref": {"model": {"path": str(tiny_model_path)}},
                 "reward_model": {"enable": True, "model": model, **reward_model},
                 **(sections or {}),

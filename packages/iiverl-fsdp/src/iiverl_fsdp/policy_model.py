@@ -102,7 +102,9 @@ class PolicyModel(nn.Module):
         """
         model, seen = self.language_model, []
         head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
+        if (
+            not isinstance(head, nn.Linear) or model.base_model is model
+        ):  # its backbone has another name than it says
             return
 
         def enlarge(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ def check_folders(loaded: Loaded) -> None:
 class Dumps:
     """Writes files for later inspection, without which the run goes on.
 
-    If one cannot be written, because the disk is full or the folder is gone, `log` is told once per key.
+    If one cannot be written, because the disk is full or the folder is gone, that is logged once per key.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:

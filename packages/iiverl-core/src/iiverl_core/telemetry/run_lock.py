@@ -17,7 +17,7 @@ class RunLock:
     """Holds a run's folder for the length of a `with` block.
 
     The system releases the lock when the process ends, however it ends. The file names the owner; a name that is left in
-    it belongs to a process that was killed, which `log` is told. On a file system without locks, nothing is held.
+    it belongs to a process that was killed, which is logged. On a file system without locks, nothing is held.
 
     Raises:
         IIVerlError: on entering, another process holds the folder, on this machine or, if the file system shares its
