@@ -99,7 +99,7 @@ def test_a_context_longer_than_the_models(
     quickstart_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """In a process of its own, since a run that ends takes the groups of other tests' engines with it."""
-    overrides = quickstart_overrides(*VLLM, "data.max_response_length=100")
+    overrides = quickstart_overrides(*VLLM, f"{ROLLOUT}.max_model_len=100")
     done = subprocess.run(
         [Path(sys.executable).with_name("iiverl"), "train-ppo", str(QUICKSTART), *overrides],
         capture_output=True,
@@ -109,7 +109,7 @@ def test_a_context_longer_than_the_models(
     )
     assert done.returncode == 2
     told = (
-        r"vLLM cannot start with the model .* max_model_len \(108\) is greater than .*max_position_embeddings=64.*; "
+        r"vLLM cannot start with the model .* max_model_len \(100\) is greater than .*max_position_embeddings=64.*; "
         rf"set {ROLLOUT}\.max_model_len \(or data\.max_prompt_length and data\.max_response_length\) lower"
     )
     assert re.search(told, done.stderr)
