@@ -134,4 +134,4 @@ def test_a_tile_of_logits_is_where_the_head_is() -> None:
     assert count(split, "first", trained=True) == 0
     assert count(split, "last", trained=False) == tile / 2 + hidden * 2
     many = replace(WORK, responses=2**20)
-    assert count(Layout(1), "last", work=many, trained=False) == 2**25 * 2 * 4 * 160 // 8192 + 2**20 * 64 * 2
+    assert count(Layout(1), "last", work=many, trained=False) == 2**25 // 160 * 160 * 2 * 4 + 2**20 * 64 * 2
