@@ -59,7 +59,7 @@ class ColocatedEngines:
     """Engines in the processes that train, on the same devices: they take turns with the memory.
 
     Each is spread over `size` consecutive processes, the first of which yields its rollouts. If one of them dies, the
-    run ends. Implements `Engines`.
+    trainer worker in it has died too. Implements `Engines`.
     """
 
     def __init__(self, group: WorkerGroup, size: int) -> None:

@@ -36,7 +36,7 @@ _SIGNALS = (
     "parse(…, parsing_timeout=None), verify(…, timeout_seconds=None)"
 )
 
-MAX_SCORE = 3.4e38
+MAX_SCORE = float(np.finfo(np.float32).max)
 """Largest score: advantages are computed in fp32, in which a larger one is infinite."""
 
 # Exceptions of user code that must not end the program.
