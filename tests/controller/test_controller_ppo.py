@@ -215,6 +215,25 @@ def test_a_mismatch_of_engine_and_trainer_is_told(
         train(quickstart(*coarse, limit.format("limit"), folder="stopped"))
 
 
+def test_the_engine_s_log_probs_replace_the_trainer_s(quickstart: Make, tmp_path: Path) -> None:
+    """In fp32 both have the same log-probs up to rounding, so computing the old ones again changes nothing else."""
+    common = (
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "algorithm.use_kl_in_reward=true",
+        "algorithm.kl_ctrl.kl_coef=0.05",
+        "trainer.total_training_steps=2",
+    )
+    train(quickstart(*common, folder="computed"))
+    train(quickstart(*common, "algorithm.rollout_correction.bypass_old_log_prob=true", folder="bypassed"))
+    computed, bypassed = (history(tmp_path / name) for name in ("computed", "bypassed"))
+    for one, other in zip(computed, bypassed, strict=True):
+        assert "timing_s/old_log_prob" in one and "timing_s/old_log_prob" not in other
+        for name in ("critic/rewards/mean", "actor/pg_loss", "actor/grad_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6)
+        assert one["rollout/kl"] < 1e-9 and other["rollout/kl"] < 1e-9  # the second update's would be larger
+        assert other["actor/ppo_kl"] == pytest.approx(one["actor/ppo_kl"], abs=1e-5) and one["actor/ppo_kl"]
+
+
 @pytest.mark.parametrize("mode", ["clip_cov", "kl_cov"])
 def test_losses_that_choose_tokens_of_the_whole_mini_batch(
     quickstart: Make, tmp_path: Path, mode: str

@@ -118,6 +118,11 @@ class TokenSequence:
         """Number of trained tokens."""
         return int(self.loss_mask.sum())
 
+    @property
+    def trained_log_probs(self) -> np.ndarray:
+        """The engine's log-probs of the trained tokens, (trained,)."""
+        return self.log_probs[self.loss_mask]
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceRef:

@@ -17,6 +17,10 @@ with either importance weight, or with none. Outside [low, high] it rejects
 | `sequence` | exp(Σ x over the response) | whole responses; long ones deviate more |
 | `geometric` | exp(mean x over the response) | whole responses, regardless of length; close to 1, so bounds should be narrow |
 
+With `bypass`, the old log-probs of the policy loss are the engine's, so its ratio is against the policy that sampled and
+already is the importance weight; the trainer's log-probs in x are then those of the current weights. Importance weights
+remain for losses without a ratio, and rejection for all (verl's bypass mode).
+
 In a response of one token they are all the same. A token of weight 0 still counts in the loss's normaliser, which is a
 constant of the batch; verl removes it from the normaliser, which gives the remaining tokens more weight.
 """
@@ -41,6 +45,7 @@ class RolloutCorrection:
     rejection: Literal["token", "sequence", "geometric"] | None = None
     low: float = 0.5
     high: float = 2.0
+    bypass: bool = False
 
 
 @torch.no_grad()

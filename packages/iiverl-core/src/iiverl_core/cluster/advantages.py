@@ -10,7 +10,7 @@ from iiverl_core.algorithms import Estimator, PolicyBatch, PolicyLoss, Segments
 from iiverl_core.cluster.messages import Advantages
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RunConfig
-from iiverl_core.samples import Handle, SampleId, SequenceRef
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, Handle, SampleId, SequenceRef
 from iiverl_core.training.estimation import ScoredStep, estimate, explained_variance
 from iiverl_core.training.losses import policy_loss_settings
 
@@ -41,7 +41,7 @@ def compute_advantages(
         torch.tensor(scores),
         torch.tensor([number[id.group] for id in trained]),
         baseline_B=None if baselines is None else torch.tensor(baselines),
-        old_T=_flat(store, sequences, "old_log_probs") if kl_coef else None,
+        old_T=_flat(store, sequences, _old_log_probs(run)) if kl_coef else None,
         ref_T=_flat(store, sequences, "ref_log_probs") if kl_coef else None,
         values_T=values_T,
     )
@@ -71,14 +71,21 @@ def select_tokens(
         raise RuntimeError("this policy loss selects no tokens")
     segments = Segments.of([sequence.trained for sequence in sequences])
     log_probs_T, old_T, advantages_T = (
-        _flat(store, sequences, name) for name in ("log_probs", "old_log_probs", "advantages")
+        _flat(store, sequences, name) for name in ("log_probs", _old_log_probs(run), "advantages")
     )
     batch = PolicyBatch(log_probs_T, old_T, advantages_T, segments)
     return _put(store, sequences, policy_loss.select_tokens(batch, policy_loss_settings(run.loss)))
 
 
+def _old_log_probs(run: RunConfig) -> str:
+    return ROLLOUT_LOG_PROBS if run.algorithm.rollout_correction.bypass_old_log_prob else "old_log_probs"
+
+
 def _flat(store: Store, sequences: Sequence[SequenceRef], name: str) -> Tensor:
-    arrays = open_all(store, [sequence.arrays[name] for sequence in sequences])
+    if name == ROLLOUT_LOG_PROBS:
+        arrays = [each.trained_log_probs for each in open_all(store, [each.tokens for each in sequences])]
+    else:
+        arrays = open_all(store, [sequence.arrays[name] for sequence in sequences])
     return torch.from_numpy(np.concatenate(arrays))
 
 

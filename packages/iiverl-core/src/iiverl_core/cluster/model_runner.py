@@ -16,6 +16,7 @@ from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.registry import BACKENDS
+from iiverl_core.registry.algorithms import policy_loss_info
 from iiverl_core.samples import ROLLOUT_LOG_PROBS
 from iiverl_core.training import (
     LayoutKind,
@@ -49,7 +50,9 @@ class ModelRunner:
         self._saving: list[Callable[[], None]] = []
         # With a coefficient of 0 the entropy is only reported.
         self._entropy_gradient = run.loss.entropy_coeff != 0
-        correction = rollout_correction(run.algorithm.rollout_correction)
+        correction = rollout_correction(
+            run.algorithm.rollout_correction, policy_loss_info(run.loss.policy_loss)
+        )
         self._losses: dict[Trained, Loss] = {
             "actor": _counted(actor_loss(run.loss, policy_loss, correction)),
             "critic": _counted(critic_loss(run.loss)),
@@ -171,7 +174,7 @@ class ModelRunner:
             for name in stored
         }
         if ROLLOUT_LOG_PROBS in batch.arrays:
-            arrays[ROLLOUT_LOG_PROBS] = [each.log_probs[each.loss_mask] for each in sequences]
+            arrays[ROLLOUT_LOG_PROBS] = [each.trained_log_probs for each in sequences]
         return [
             make_micro_batch(
                 [sequences[i] for i in positions],

@@ -121,6 +121,9 @@ DIAGNOSTICS = {
     "C310": "empty-covariance-range",
     "C311": "moved-importance-cap",
     "C312": "empty-rejection-range",
+    "C313": "importance-weights-unused",
+    "C314": "bypass-without-sampling",
+    "C315": "bypass-with-truncated-sampling",
     # critic
     "C401": "gae-without-critic",
     "C402": "actor-not-trained",

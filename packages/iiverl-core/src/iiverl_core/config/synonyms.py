@@ -67,6 +67,10 @@ _MOVED = {
     "algorithm.horizon": Synonym("algorithm.kl_ctrl.horizon"),
     "algorithm.use_kl_loss": Synonym(f"{ACTOR}.use_kl_loss"),
     "algorithm.kl_loss_coef": Synonym(f"{ACTOR}.kl_loss_coef"),
+    **{
+        f"algorithm.rollout_correction.{name}": Synonym("algorithm.rollout_correction.bypass_old_log_prob")
+        for name in ("bypass_mode", "bypass_old_logprob_for_rollout")
+    },
     "algorithm.rollout_is_threshold": Synonym("algorithm.rollout_correction.rollout_is_threshold"),
     "algorithm.rollout_is_level": Synonym("algorithm.rollout_correction.rollout_is"),
 }

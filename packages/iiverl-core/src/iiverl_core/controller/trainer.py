@@ -3,8 +3,8 @@
 A step generates responses to a batch of prompts, scores them while others are still being generated, computes
 advantages, updates the critic, if there is one, and the actor, and syncs the new weights to the engines.
 
-Unnecessary work is skipped: old log-probs if a step makes a single update (the ratio is 1 by definition), the reference
-policy without a KL, the critic if the estimator does not need one.
+Unnecessary work is skipped: old log-probs if a step makes a single update (the ratio is 1 by definition) or those of the
+engine take their place, the reference policy without a KL, the critic if the estimator does not need one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,8 @@ from iiverl_core.stopping import Stop
 from iiverl_core.training.metrics import over_updates
 from iiverl_core.training.schedule import learning_rate
 from iiverl_reward_client import Scored
+
+MISMATCH = ("rollout/kl", "rollout/ratio/")  # metrics that compare engine and trainer
 
 
 class Trainer:
@@ -187,6 +189,9 @@ class Trainer:
                     phase.advance()
         record.rank_tokens = [sum(of_rank) / training.epochs for of_rank in zip(*spread, strict=True)]
         record.metrics |= over_updates(updates) | {f"{role}/lr": lr}
+        if role == "actor" and self.bypasses_old_log_probs:
+            # In later updates they compare with a policy that has moved, which is not a mismatch.
+            record.metrics |= {name: x for name, x in updates[0].items() if name.startswith(MISMATCH)}
         if role == "actor" and self.run.loss.use_kl_loss:
             record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
 
@@ -209,7 +214,7 @@ class Trainer:
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:
         """Let the policy loss select tokens of a mini-batch; with `unchanged` weights, reuse the old log-probs."""
-        if unchanged:
+        if unchanged and not self.bypasses_old_log_probs:
             handles = [sequence.arrays["old_log_probs"] for sequence in mini_batch]
         else:
             handles, _ = self.workers.evaluate("actor", mini_batch)
@@ -248,15 +253,23 @@ class Trainer:
                 "supports the model; with top_k or top_p the engine's distribution is cut off, the trainer's is not."
             )
         if config.mismatch_kl_warning is not None and kl > config.mismatch_kl_warning:
+            corrected = self.bypasses_old_log_probs and self.policy_loss.uses_ratio
             self.observer.warn_once(
                 f"The engine's log-probs differ from the trainer's: rollout/kl is {kl:.3g} nats a token "
-                f"(algorithm.rollout_correction.mismatch_kl_warning: {config.mismatch_kl_warning:g}). "
-                "algorithm.rollout_correction.rollout_is: token makes up for it."
+                f"(algorithm.rollout_correction.mismatch_kl_warning: {config.mismatch_kl_warning:g})."
+                + ("" if corrected else " algorithm.rollout_correction.rollout_is: token makes up for it.")
             )
+
+    @property
+    def bypasses_old_log_probs(self) -> bool:
+        """Whether the engine's log-probs are the old ones."""
+        return self.run.algorithm.rollout_correction.bypass_old_log_prob
 
     @property
     def needs_old_log_probs(self) -> bool:
         """Whether the policy changes between generation and the last update, or something else needs them."""
+        if self.bypasses_old_log_probs:
+            return False
         training = self.run.training("actor")
         batches = mini_batch_count(self.run.data.train_batch_size, training.mini_batch_size)
         updates = training.epochs * batches

@@ -61,9 +61,11 @@ class PolicyLossInfo(AlgorithmInfo):
     """A policy loss: `code` is a function of a `PolicyBatch` and `PolicyLossSettings`.
 
     `select_tokens` is the code of the function that selects tokens of the whole mini-batch, if the loss needs one. If
-    given, `loss_agg_mode` is part of the algorithm and replaces that of the configuration.
+    given, `loss_agg_mode` is part of the algorithm and replaces that of the configuration. `uses_ratio` is false if the
+    loss does not depend on the old log-probs.
     """
 
+    uses_ratio: bool = True
     select_tokens: str | None = None
     loss_agg_mode: str | None = None
 
@@ -196,6 +198,7 @@ POLICY_LOSSES = Registry(
             name="gpg",
             summary="GPG: the plain policy gradient, without a ratio and without clipping",
             code=f"{_LOSSES}.gpg:gpg",
+            uses_ratio=False,
         ),
         PolicyLossInfo(
             name="clip_cov",

@@ -9,6 +9,7 @@ from iiverl_core.algorithms import PolicyBatch, PolicyLoss, PolicyLossSettings, 
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection, correction_weights, mismatch
 from iiverl_core.algorithms.value_loss import value_loss
 from iiverl_core.config import LossConfig, RolloutCorrectionConfig
+from iiverl_core.registry import PolicyLossInfo
 from iiverl_core.samples import ROLLOUT_LOG_PROBS
 from iiverl_core.training.backend import Loss, MicroBatch, Outputs
 
@@ -20,10 +21,17 @@ def policy_loss_settings(config: LossConfig) -> PolicyLossSettings:
     )
 
 
-def rollout_correction(config: RolloutCorrectionConfig) -> RolloutCorrection:
-    """Convert the configuration of the rollout correction to its settings."""
+def rollout_correction(config: RolloutCorrectionConfig, loss: PolicyLossInfo) -> RolloutCorrection:
+    """Convert the configuration of the rollout correction for a policy loss to its settings."""
     low, high = config.rejection_bounds
-    return RolloutCorrection(config.rollout_is, config.rollout_is_threshold, config.rollout_rs, low, high)
+    return RolloutCorrection(
+        bypass=config.bypass_old_log_prob,
+        importance=None if config.bypass_old_log_prob and loss.uses_ratio else config.rollout_is,
+        cap=config.rollout_is_threshold,
+        rejection=config.rollout_rs,
+        low=low,
+        high=high,
+    )
 
 
 def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutCorrection) -> Loss:
@@ -32,7 +40,7 @@ def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutC
     Micro-batches have `advantages`; `old_log_probs`, unless the weights have not changed since the responses were
     sampled and the ratio is 1 by definition; `ref_log_probs` with `use_kl_loss`; and `token_mask` if the policy loss
     selects tokens of the mini-batch. `rollout_log_probs`, if present, are compared with the trainer's old log-probs and
-    give the weights w that `correction` configures.
+    give the weights w that `correction` configures; if it bypasses the trainer's, they are the old log-probs.
     """
     settings = policy_loss_settings(config)
 
@@ -41,7 +49,8 @@ def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutC
         if log_probs_T is None or entropy_T is None:
             raise ValueError("the actor's loss needs log-probs and entropy")
         arrays = batch.arrays_T
-        old_T = arrays.get("old_log_probs", log_probs_T.detach())
+        before_T = arrays.get("old_log_probs", log_probs_T.detach())
+        old_T = arrays[ROLLOUT_LOG_PROBS] if correction.bypass else before_T
         weights_T = batch.weights_T.to(log_probs_T.dtype)
 
         token_mask_T = arrays["token_mask"].bool() if "token_mask" in arrays else None
@@ -50,7 +59,7 @@ def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutC
         )
         metrics: dict[str, Tensor] = {}
         if ROLLOUT_LOG_PROBS in arrays:
-            log_ratio_T = old_T - arrays[ROLLOUT_LOG_PROBS]
+            log_ratio_T = before_T - arrays[ROLLOUT_LOG_PROBS]
             metrics |= _mismatch_metrics(log_ratio_T, batch.inv_num_tokens)
             if correction.importance or correction.rejection:
                 correction_T = correction_weights(log_ratio_T, batch.segments, correction)

@@ -16,6 +16,8 @@ AGGREGATION = f"{ACTOR}.loss_agg_mode"
 REJECTION = tuple(
     f"{CORRECTION}.{name}" for name in ("rollout_rs_threshold_lower", "rollout_rs_threshold", "rollout_rs")
 )
+BYPASS = f"{CORRECTION}.bypass_old_log_prob"
+ROLLOUT = "actor_rollout_ref.rollout"
 ENABLE_CRITIC = "critic.enable"
 COVARIANCES = f"{ACTOR}.policy_loss.clip_cov_lb", f"{ACTOR}.policy_loss.clip_cov_ub"
 
@@ -136,6 +138,36 @@ def _rejection_keeps_something(view: ConfigView) -> str | None:
     return (
         f"every token would be rejected: the lower threshold {low:g} (rollout_rs_threshold_lower, or 1 / "
         f"rollout_rs_threshold) is not below the upper one, {high:g} (rollout_rs_threshold, or rollout_is_threshold)"
+    )
+
+
+@checks.add("C313", "warning", f"{CORRECTION}.rollout_is", BYPASS, LOSS_MODE)
+def _importance_weights_are_read(view: ConfigView) -> str | None:
+    loss = POLICY_LOSSES.get(view[LOSS_MODE])
+    if not view[BYPASS] or view[f"{CORRECTION}.rollout_is"] is None or (loss and not loss.uses_ratio):
+        return None
+    return (
+        f"has no effect with {BYPASS}: the ratio in {LOSS_MODE}: {view[LOSS_MODE]} already is against the policy that "
+        "sampled, so weights would count the mismatch twice"
+    )
+
+
+@checks.add("C314", "error", BYPASS, f"{ROLLOUT}.do_sample")
+def _bypass_has_log_probs(view: ConfigView) -> str | None:
+    if not view[BYPASS] or view[f"{ROLLOUT}.do_sample"]:
+        return None
+    return f"needs sampled responses: without {ROLLOUT}.do_sample, the engine has no log-probs to use as old ones"
+
+
+@checks.add("C315", "warning", BYPASS, f"{ROLLOUT}.top_p", f"{ROLLOUT}.top_k")
+def _bypass_has_whole_distributions(view: ConfigView) -> str | None:
+    cut = [f"{ROLLOUT}.top_p"] if view[f"{ROLLOUT}.top_p"] < 1 else []
+    cut += [f"{ROLLOUT}.top_k"] if view[f"{ROLLOUT}.top_k"] > 0 else []
+    if not view[BYPASS] or not cut:
+        return None
+    return (
+        f"the ratio starts below 1: {' and '.join(cut)} cut{'s' * (len(cut) == 1)} off the distribution that the engine "
+        "samples from, but not the trainer's"
     )
 
 

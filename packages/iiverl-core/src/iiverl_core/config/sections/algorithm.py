@@ -46,6 +46,8 @@ class FilterGroupsConfig(Section):
 class RolloutCorrectionConfig(Section):
     """Correction for the difference between the log-probs of the rollout engine and of the trainer."""
 
+    bypass_old_log_prob: bool = False
+    """Use the engine's log-probs as old ones instead of computing the trainer's: the ratio is against the policy that sampled."""
     rollout_is: Literal["token", "sequence"] | None = None
     """Importance weights per `token` or per `sequence`; null for none."""
     rollout_is_threshold: Annotated[Positive, WEIGHTING] = 2.0
