@@ -64,7 +64,7 @@ def main() -> None:
             for name, backend in backends.items():
                 # Sequences whose groups are unknown share no prompts.
                 groups = [i // arguments.group for i in range(len(sequences))] if name == "shared" else []
-                batches = divide(sequences, groups, Packing(tokens=arguments.tokens, padded=name == "padded"))
+                batches = divide(sequences, groups, Packing(tokens=arguments.tokens, layout=name))
                 start = time.process_time()
                 backend.forward_backward(batches, loss, entropy=True, entropy_gradient=False)
                 backend.step(1e-6)

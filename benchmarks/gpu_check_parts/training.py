@@ -18,7 +18,7 @@ from iiverl_core.training import MicroBatch, TrainingBackend
 from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.batching import make_micro_batch
 from iiverl_core.training.losses import actor_loss
-from iiverl_core.training.planning import Packing, micro_batches
+from iiverl_core.training.planning import Packing, SequenceSize, Work, micro_batches
 
 
 def train(setting: Setting, *, packed: bool, offload: bool = False, backend: str = "fsdp") -> Numbers:
@@ -69,8 +69,9 @@ def cut(setting: Setting, sequences: list[TokenSequence], *, packed: bool) -> li
     responses = [each.trained for each in sequences]
     weights = token_weights("token-mean", responses, setting.size.longest_response)
     advantages = [rng.normal(size=n).astype(np.float32) for n in responses]
-    total = lengths(sequences)
-    plan = micro_batches(total, [range(len(total))], Packing(tokens=setting.size.tokens, padded=not packed))
+    sizes = [SequenceSize(n) for n in lengths(sequences)]
+    packing = Packing(tokens=setting.size.tokens, layout="packed" if packed else "padded")
+    plan = micro_batches(sizes, [range(len(sizes))], packing)
     return [
         make_micro_batch(
             [sequences[i] for i in positions],
@@ -96,6 +97,12 @@ def _mfu(setting: Setting, parameters: int, total: list[int], seconds: float) ->
         return {}
     shape = AutoConfig.from_pretrained(setting.model)
     heads = shape.num_attention_heads
-    flops = training_flops(parameters, shape.num_hidden_layers, heads, shape.hidden_size // heads, total)
+    flops = training_flops(
+        parameters,
+        shape.num_hidden_layers,
+        heads,
+        shape.hidden_size // heads,
+        [Work(n, n * n) for n in total],
+    )
     share = mfu(flops, seconds, torch.cuda.get_device_name(), 1)
     return {} if share is None else {"MFU %": 100 * share}

@@ -20,7 +20,8 @@ from iiverl_core.controller.batch import (
 )
 from iiverl_core.errors import IIVerlError
 from iiverl_core.registry import AGGREGATIONS
-from iiverl_core.samples import Handle, Rollout, SequenceRef
+from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
+from iiverl_core.training.layout import lay_out
 from iiverl_core.training.planning import Packing
 from iiverl_reward_client import Failed, Outcome, Scored
 from rollouts import id_of, make_rollout
@@ -140,7 +141,14 @@ def test_a_random_order_keeps_groups_together_and_repeats_with_its_seed() -> Non
     st.lists(st.integers(1, 50), min_size=1, max_size=30),
     st.integers(1, 5),
     st.booleans(),
-    st.sampled_from([Packing(sequences=3), Packing(tokens=60), Packing(tokens=60, padded=True)]),
+    st.sampled_from(
+        [
+            Packing(sequences=3),
+            Packing(tokens=60),
+            Packing(tokens=60, layout="padded"),
+            Packing(tokens=60, layout="shared"),
+        ]
+    ),
 )
 def test_a_division_gives_everything_once_and_restores_the_order(
     lengths: list[int], ranks: int, balanced: bool, packing: Packing
@@ -152,6 +160,43 @@ def test_a_division_gives_everything_once_and_restores_the_order(
     )
     for batch in division.batches:
         assert sorted(i for part in batch.micro_batches for i in part) == list(range(len(batch.sequences)))
+
+
+@given(
+    st.lists(  # groups of responses, each with the number of prompt tokens that its context kept
+        st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=5),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(1, 3),
+)
+def test_a_layout_computes_no_more_than_planned(groups: list[list[tuple[int, int]]], ranks: int) -> None:
+    tokens: list[TokenSequence] = []
+    references: list[SequenceRef] = []
+    for group, members in enumerate(groups):
+        prompt = list(range(100, 109))
+        for member, (kept, response) in enumerate(members):
+            context = prompt[:kept] + [0] * (9 - kept)  # an agent rewrote the rest
+            ids = np.full(response, 200 + member)
+            tokens.append(TokenSequence.single_turn(context, ids, np.zeros(response, dtype=np.float32)))
+            id, prefix = id_of(group, member), tokens[-1].prefix_of(prompt)
+            assert prefix == kept
+            references.append(SequenceRef(id, Handle(None), 9 + response, response, prefix=prefix))
+    division = divide(references, ranks, Packing(tokens=40, layout="shared"), balanced=True)
+    for batch, positions, work in zip(division.batches, division.positions, division.work, strict=True):
+        columns = 0
+        for members in filter(None, batch.micro_batches):
+            sequences = [tokens[positions[i]] for i in members]
+            shared = [batch.sequences[i].shared for i in members]
+            columns += lay_out(sequences, "shared", torch.device("cpu"), shared).input_ids_BL.shape[1]
+        assert columns <= work.tokens <= sum(each.length for each in batch.sequences)
+
+
+def test_a_prefix_leaves_a_sequence_its_last_token() -> None:
+    sequence = TokenSequence.untrained([5, 6, 7])
+    assert [sequence.prefix_of(prompt) for prompt in ([5, 6, 7, 8], [5, 6, 7], [5, 6], [5, 9], [9])] == [
+        2, 2, 2, 1, 0,
+    ]  # fmt: skip
 
 
 ROLLOUTS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=4).filter(any), min_size=1, max_size=12)

@@ -26,7 +26,7 @@ from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
 from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, policy_loss_settings
-from iiverl_core.training.planning import Packing, balance, micro_batches
+from iiverl_core.training.planning import Packing, SequenceSize, balance, micro_batches
 from iiverl_fsdp.backend import FSDPBackend
 from ranks import Ranks
 from rollouts import loss_config, mixed_sequences, trained_positions
@@ -73,16 +73,25 @@ def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
     return tokens, arrays
 
 
+def prefix(tokens: list[TokenSequence], i: int) -> int:
+    """The number of first tokens that the group of a sample has in common."""
+    first, *others = tokens[i - i % GROUP :][:GROUP]
+    return min(each.prefix_of(first.token_ids.tolist()) for each in others)
+
+
 def plan(
     packing: Packing, mode: str, order: list[int], more: dict[str, list[np.ndarray]] | None = None
 ) -> list[MicroBatch]:
     """This rank's micro-batches of the whole batch, its samples taken in `order`; `more` arrays of each sample."""
     tokens, arrays = data()
     arrays |= more or {}
-    lengths = [len(tokens[i].token_ids) for i in order]
+    shares = packing.layout == "shared"
+    sizes = [
+        SequenceSize(len(tokens[i].token_ids), prefix(tokens, i) if shares else 0, i // GROUP) for i in order
+    ]
     weights = token_weights(mode, [tokens[i].trained for i in order], max_tokens_norm=20)
-    shares = balance(lengths, dist.get_world_size())
-    mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
+    shares = balance(sizes, dist.get_world_size())
+    mine = micro_batches(sizes, shares, packing)[dist.get_rank()]
     share = 1 / sum(t.trained for t in tokens)
     return [
         make_micro_batch(
@@ -122,7 +131,8 @@ CASES = {
     "one sequence at a time": (False, Packing(sequences=1), IN_ORDER),
     "packed, one row": (True, Packing(), IN_ORDER),
     "packed, token budget": (True, Packing(tokens=40), IN_ORDER),
-    "padded, token budget": (False, Packing(tokens=60, padded=True), IN_ORDER),
+    "shared, token budget": (True, Packing(tokens=40, layout="shared"), IN_ORDER),
+    "padded, token budget": (False, Packing(tokens=60, layout="padded"), IN_ORDER),
     "another order": (False, Packing(sequences=4), IN_ORDER[::-1]),
 }
 

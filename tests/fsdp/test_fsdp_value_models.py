@@ -24,7 +24,7 @@ from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, ModelSpec, Outputs, Role
 from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
-from iiverl_core.training.planning import Packing, balance, micro_batches
+from iiverl_core.training.planning import Packing, SequenceSize, balance, micro_batches
 from iiverl_fsdp.backend import FSDPBackend
 from ranks import Ranks
 from rollouts import mixed_sequences, trained_positions
@@ -114,10 +114,10 @@ def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
 def plan(packing: Packing, order: list[int] = IN_ORDER) -> tuple[list[list[int]], list[MicroBatch]]:
     """This rank's micro-batches of the whole batch, and the samples in each."""
     tokens, arrays = data()
-    lengths = [len(tokens[i].token_ids) for i in order]
+    sizes = [SequenceSize(len(tokens[i].token_ids)) for i in order]
     weights = token_weights("token-mean", [tokens[i].trained for i in order], max_tokens_norm=20)
-    shares = balance(lengths, dist.get_world_size())
-    mine = micro_batches(lengths, shares, packing)[dist.get_rank()]
+    shares = balance(sizes, dist.get_world_size())
+    mine = micro_batches(sizes, shares, packing)[dist.get_rank()]
     batches = [
         make_micro_batch(
             [tokens[order[i]] for i in batch],
@@ -142,7 +142,7 @@ def loss(outputs: Outputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]
 CASES = {
     "one sequence at a time": (False, Packing(sequences=1), IN_ORDER),
     "padded, three sequences": (False, Packing(sequences=3), IN_ORDER),
-    "padded, token budget": (False, Packing(tokens=60, padded=True), IN_ORDER),
+    "padded, token budget": (False, Packing(tokens=60, layout="padded"), IN_ORDER),
     "packed, one row": (True, Packing(), IN_ORDER),
     "packed, token budget": (True, Packing(tokens=40), IN_ORDER),
     "another order": (False, Packing(sequences=4), IN_ORDER[::-1]),

@@ -16,7 +16,7 @@ from iiverl_core.training import Loss, MicroBatch, ModelSpec, Role
 from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss
-from iiverl_core.training.planning import Packing, balance, micro_batches
+from iiverl_core.training.planning import Packing, SequenceSize, balance, micro_batches
 from ranks import rejoin
 from rollouts import loss_config, mixed_sequences
 
@@ -122,9 +122,9 @@ def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
 def batches(rank: int, size: int, sequences: int = 2) -> list[MicroBatch]:
     """The micro-batches of data-parallel rank `rank` of `size`."""
     tokens, arrays = data()
-    lengths = [len(t.token_ids) for t in tokens]
+    sizes = [SequenceSize(len(t.token_ids)) for t in tokens]
     weights = token_weights("token-mean", [t.trained for t in tokens], max_tokens_norm=20)
-    mine = micro_batches(lengths, balance(lengths, size), Packing(sequences=sequences))[rank]
+    mine = micro_batches(sizes, balance(sizes, size), Packing(sequences=sequences))[rank]
     share = 1 / sum(t.trained for t in tokens)
     return [
         make_micro_batch(

@@ -134,6 +134,23 @@ def test_micro_batches_are_the_largest_that_can_come() -> None:
     assert not work_of(few, few.actor, train=False).checkpointing
 
 
+@pytest.mark.parametrize(
+    ("backend", "packed", "budget", "responses"),
+    [
+        ("fsdp", True, 2 * (512 + 8 * 512), 2 * 8 * 512),  # two groups of eight responses to one prompt
+        ("fsdp", None, 2048, 3 * 512),  # a part of a group
+        ("fsdp", False, 2 * (512 + 8 * 512), 512 + 8 * 512),  # each response with its prompt
+        ("megatron", True, 2 * (512 + 8 * 512), 512 + 8 * 512),
+    ],
+)
+def test_a_budget_holds_more_responses_if_they_share_prompts(
+    backend: str, packed: bool | None, budget: int, responses: int
+) -> None:
+    batching = {"use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": budget}
+    run = run_of(backend=backend, model={"use_remove_padding": packed}, actor=batching)
+    assert work_of(run, run.actor, train=True).responses == responses
+
+
 def test_what_fits_says_so_and_what_does_not_says_which_key() -> None:
     run = run_of(rollout={"gpu_memory_utilization": 0.4})
     assert planned(run).fits

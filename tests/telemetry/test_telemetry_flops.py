@@ -3,27 +3,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.telemetry.flops import mfu, peak_flops, training_flops
+from iiverl_core.training.planning import Work
 
 LAYERS, HEADS, HEAD_DIM, HIDDEN, MLP, VOCAB = 32, 32, 128, 4096, 11008, 32000  # Llama 2 7B
 LLAMA_7B = LAYERS * (4 * HIDDEN**2 + 3 * HIDDEN * MLP) + 2 * VOCAB * HIDDEN
 
 
+def alone(*lengths: int) -> list[Work]:
+    return [Work(n, n * n) for n in lengths]
+
+
 def test_llama_7b_has_the_known_number_of_flops():
     assert LLAMA_7B == 6_738_149_376
-    assert training_flops(LLAMA_7B, LAYERS, HEADS, HEAD_DIM, [512, 1024, 2048]) == 149_226_491_215_872
+    assert training_flops(LLAMA_7B, LAYERS, HEADS, HEAD_DIM, alone(512, 1024, 2048)) == 149_226_491_215_872
 
 
 def test_counting_norms_as_well_changes_next_to_nothing():
     full = LLAMA_7B + (2 * LAYERS + 1) * HIDDEN
     assert full == 6_738_415_616
-    more = training_flops(full, LAYERS, HEADS, HEAD_DIM, [512, 1024, 2048])
+    more = training_flops(full, LAYERS, HEADS, HEAD_DIM, alone(512, 1024, 2048))
     assert more == pytest.approx(149_226_491_215_872, rel=4e-5)
 
 
 @given(st.lists(st.integers(1, 5000), max_size=6), st.lists(st.integers(1, 5000), max_size=6))
 def test_flops_of_two_batches_add_up(a: list[int], b: list[int]):
     def count(lengths: list[int]) -> int:
-        return training_flops(1000, 2, 4, 16, lengths)
+        return training_flops(1000, 2, 4, 16, alone(*lengths))
 
     assert count(a + b) == count(a) + count(b)
 

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.samples import Rollout
-from iiverl_core.telemetry.metrics import batch_metrics, perf_metrics, seqlen_metrics, token_timings
+from iiverl_core.telemetry.metrics import (
+    batch_metrics,
+    perf_metrics,
+    seqlen_metrics,
+    shared_fractions,
+    token_timings,
+)
 from iiverl_reward_client import Failed, Scored
 from rollouts import id_of
 
@@ -96,6 +102,14 @@ def test_without_an_update_only_the_lengths_before_balancing_are_known(lengths: 
     assert metrics["global_seqlen/max"] == max(ranks)
     assert not any("balanced" in name for name in metrics)  # nothing was balanced without an update
     assert metrics["global_seqlen/min"] <= metrics["global_seqlen/mean"] <= metrics["global_seqlen/max"]
+
+
+def test_the_fraction_that_sharing_saves():
+    """Four responses of 100 tokens to one prompt of 100 tokens: 800 tokens, of which 500 are computed."""
+    assert shared_fractions(800, {"actor": 500.0, "critic": 800.0}) == {
+        "perf/shared_prompts/actor": 0.375,
+        "perf/shared_prompts/critic": 0.0,
+    }
 
 
 def test_perf_holds_what_is_known():

@@ -5,7 +5,7 @@ only workers resolve. The controller, scorers and reports see a `Rollout`: text,
 `SequenceRef`s: lengths and handles.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -123,20 +123,33 @@ class TokenSequence:
         """The engine's log-probs of the trained tokens, (trained,)."""
         return self.log_probs[self.loss_mask]
 
+    def prefix_of(self, prompt_ids: Sequence[int]) -> int:
+        """Count the first tokens that are those of a prompt, without the sequence's last token."""
+        size = min(len(prompt_ids), len(self.token_ids) - 1)
+        different = np.flatnonzero(self.token_ids[:size] != np.asarray(prompt_ids[:size]))
+        return int(different[0]) if len(different) else size
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceRef:
     """A sequence as ranks receive it: no text, no dataset columns, no outcome; pickles to less than 1 kB.
 
-    `tokens` refers to a `TokenSequence`, `length` counts its tokens and `trained` those with the loss mask on. `arrays`
-    refers to float arrays with one entry per trained token, (trained,): `old_log_probs`, `values`, `advantages`, ….
+    `tokens` refers to a `TokenSequence`, `length` counts its tokens and `trained` those with the loss mask on. Its first
+    `prefix` tokens, not all, are those of its group's prompt. `arrays` refers to float arrays with one entry per trained
+    token, (trained,): `old_log_probs`, `values`, `advantages`, ….
     """
 
     id: SampleId
     tokens: Handle
     length: int
     trained: int
+    prefix: int = 0
     arrays: Mapping[str, Handle] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Hashable:
+        """Equal for sequences that have their first `prefix` tokens in common."""
+        return self.id.group, self.prefix
 
 
 @dataclass(frozen=True, slots=True)

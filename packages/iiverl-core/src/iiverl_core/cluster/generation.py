@@ -88,7 +88,13 @@ class Generator:
                 weights_version=done.weights_version,
                 log_prob=sum(float(each.log_probs[each.loss_mask].sum()) for each in done.sequences),
                 sequences=tuple(
-                    SequenceRef(done.id, NOT_STORED, len(each.token_ids), each.trained)
+                    SequenceRef(
+                        done.id,
+                        NOT_STORED,
+                        len(each.token_ids),
+                        each.trained,
+                        prefix=each.prefix_of(done.prompt.ids),
+                    )
                     for each in done.sequences
                 ),
             )

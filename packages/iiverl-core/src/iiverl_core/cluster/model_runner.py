@@ -182,7 +182,7 @@ class ModelRunner:
                 [batch.weights[i] for i in positions] if batch.weights else [],
                 inv_num_tokens=batch.inv_num_tokens,
                 temperature=self._temperature,
-                groups=[batch.sequences[i].id.group for i in positions],
+                groups=[batch.sequences[i].shared for i in positions],
                 device=self._device,
             )
             if positions

@@ -12,7 +12,15 @@ from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import OVERLONG_PENALTY
 from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef
 from iiverl_core.training.aggregation import token_weights
-from iiverl_core.training.planning import Packing, balance, in_order, micro_batches
+from iiverl_core.training.planning import (
+    Packing,
+    SequenceSize,
+    Work,
+    balance,
+    in_order,
+    micro_batches,
+    work_of,
+)
 from iiverl_reward_client import Outcome, Scored
 
 T = TypeVar("T")
@@ -127,10 +135,11 @@ def loss_weights(sequences: Sequence[SequenceRef], loss_agg_mode: str, max_token
 
 @dataclass(frozen=True)
 class Division:
-    """Sequences divided over the data-parallel ranks: rank batches, and the original positions of their sequences."""
+    """Sequences divided over the data-parallel ranks: rank batches, the original positions of their sequences, and work."""
 
     batches: list[RankBatch]
     positions: list[list[int]]
+    work: list[Work]
 
     def restore(self, results: Sequence[Sequence[T]]) -> list[T]:
         """Put the ranks' results for their sequences back into the order of the sequences."""
@@ -175,12 +184,12 @@ def _divide(
     inv_num_tokens: float = 0.0,
     arrays: tuple[str, ...] = (),
 ) -> Division:
-    lengths = [sequence.length for sequence in sequences]
-    positions = balance(lengths, ranks) if balanced else in_order(len(lengths), ranks)
+    shares = packing.layout == "shared"
+    sizes = [SequenceSize(each.length, each.prefix if shares else 0, each.id.group) for each in sequences]
+    positions = balance(sizes, ranks) if balanced else in_order(len(sizes), ranks)
+    cuts = micro_batches(sizes, positions, packing)
     batches = []
-    for rank_positions, rank_micro_batches in zip(
-        positions, micro_batches(lengths, positions, packing), strict=True
-    ):
+    for rank_positions, rank_micro_batches in zip(positions, cuts, strict=True):
         index = {
             position: i for i, position in enumerate(rank_positions)
         }  # position in all sequences → position in this rank batch
@@ -193,4 +202,4 @@ def _divide(
                 arrays=arrays,
             )
         )
-    return Division(batches, positions)
+    return Division(batches, positions, [work_of(sizes, cut) for cut in cuts])

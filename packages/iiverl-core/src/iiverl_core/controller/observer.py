@@ -20,12 +20,14 @@ from iiverl_core.telemetry import (
     perf_metrics,
     pick,
     seqlen_metrics,
+    shared_fractions,
     token_timings,
     training_flops,
     validation_metrics,
     write_samples,
     write_scored,
 )
+from iiverl_core.training.planning import Work
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class StepRecord:
     """Everything that is reported about one training step.
 
     `rollouts` are all generated rollouts, `batch` those trained on. `log_prob_sums` has the log-prob of each rollout of
-    the batch by policy (`old`, `ref`); `baselines` the greedy score of each group. `rank_tokens` counts the tokens
-    of each rank in an epoch of the last model that was updated. `memory` is in bytes, by metric name.
+    the batch by policy (`old`, `ref`); `baselines` the greedy score of each group. `work` is what each rank computed
+    to update a model, in all epochs. `memory` is in bytes, by metric name.
     """
 
     step: int
@@ -53,7 +55,7 @@ class StepRecord:
     advantages: Advantages | None = None
     log_prob_sums: dict[str, Mapping[SampleId, float]] = field(default_factory=dict)
     baselines: Mapping[int, float] = field(default_factory=dict)
-    rank_tokens: Sequence[float] = ()
+    work: dict[Role, Sequence[Work]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -147,7 +149,14 @@ class Observer:
             token_stats=advantages.token_stats if advantages else {},
         )
         lengths = [rollout.length for rollout in record.rollouts]
-        metrics |= seqlen_metrics(lengths, self._infos[0].parallel_rank.data_size, record.rank_tokens)
+        rank_tokens = {
+            role: [work.tokens / self._run.training(role).epochs for work in of_ranks]
+            for role, of_ranks in record.work.items()
+        }
+        last = list(rank_tokens.values())[-1] if rank_tokens else ()
+        metrics |= seqlen_metrics(lengths, self._infos[0].parallel_rank.data_size, last)
+        in_batch = sum(sequence.length for rollout in record.batch for sequence in rollout.sequences)
+        metrics |= shared_fractions(in_batch, {role: sum(tokens) for role, tokens in rank_tokens.items()})
         if advantages and advantages.explained_variance is not None:
             metrics["critic/vf_explained_var"] = advantages.explained_variance
         return metrics
@@ -156,10 +165,10 @@ class Observer:
         """Compute the metrics that depend on the time of the whole step."""
         devices, device = len(self._infos), self._infos[0].device
         total_tokens = sum(rollout.length for rollout in record.rollouts)
-        in_batch = [sequence.length for rollout in record.batch for sequence in rollout.sequences]
         flops = {
-            role: self._run.training(role).epochs
-            * training_flops(shape.parameters, shape.layers, shape.heads, shape.head_dim, in_batch)
+            role: training_flops(
+                shape.parameters, shape.layers, shape.heads, shape.head_dim, record.work.get(role, ())
+            )
             for role, shape in self._shapes.items()
         }
         return token_timings(

@@ -32,6 +32,7 @@ from iiverl_core.rewards import Scorer
 from iiverl_core.samples import ROLLOUT_LOG_PROBS, Rollout, SequenceRef
 from iiverl_core.stopping import Stop
 from iiverl_core.training.metrics import over_updates
+from iiverl_core.training.planning import Work
 from iiverl_core.training.schedule import learning_rate
 from iiverl_reward_client import Scored
 
@@ -171,7 +172,7 @@ class Trainer:
         training = self.run.training(role)
         lr = learning_rate(record.step - 1, self.plan.total_steps, training.optimizer)
         updates: list[Mapping[str, float]] = []
-        spread: list[list[int]] = []  # tokens per rank, for each update
+        work: list[list[Work]] = []  # of each rank, for each update
         total = training.epochs * mini_batch_count(len(groups), training.mini_batch_size)
         with self.observer.phase(f"updating the {role}", total) as phase:
             for epoch in range(training.epochs):
@@ -180,14 +181,14 @@ class Trainer:
                 for mini_batch in mini_batches(sequences, groups, training.mini_batch_size, order):
                     if role == "actor" and self.policy_loss.select_tokens is not None:
                         mini_batch = self.select_tokens(mini_batch, unchanged=not updates)
-                    metrics, rank_tokens = self.workers.update(
+                    metrics, rank_work = self.workers.update(
                         role, mini_batch, lr, self.arrays(role, mini_batch)
                     )
                     self.check_finite(role, record, metrics)
                     updates.append(metrics)
-                    spread.append(rank_tokens)
+                    work.append(rank_work)
                     phase.advance()
-        record.rank_tokens = [sum(of_rank) / training.epochs for of_rank in zip(*spread, strict=True)]
+        record.work[role] = [sum(of_rank, Work()) for of_rank in zip(*work, strict=True)]
         record.metrics |= over_updates(updates) | {f"{role}/lr": lr}
         if role == "actor" and self.bypasses_old_log_probs:
             # In later updates they compare with a policy that has moved, which is not a mismatch.

@@ -15,7 +15,7 @@ from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, TokenSequence
 from iiverl_core.training import Role
 from iiverl_core.training.metrics import merge
-from iiverl_core.training.planning import Packing
+from iiverl_core.training.planning import Packing, Work
 
 T = TypeVar("T")
 
@@ -96,8 +96,8 @@ class WorkerClient:
 
     def update(
         self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
-    ) -> tuple[dict[str, float], list[int]]:
-        """Run one optimizer step on a mini-batch; return its metrics, and the number of tokens per rank."""
+    ) -> tuple[dict[str, float], list[Work]]:
+        """Run one optimizer step on a mini-batch; return its metrics, and the work of each rank."""
         division = divide_for_training(
             sequences,
             self._ranks,
@@ -113,7 +113,7 @@ class WorkerClient:
             merge(metrics, part)
         step = results[0][1]
         metrics |= {f"{role}/grad_norm": step.grad_norm, f"{role}/skipped_updates": float(not step.taken)}
-        return metrics, [sum(each.length for each in batch.sequences) for batch in division.batches]
+        return metrics, division.work
 
     def begin_save(self, folder: Path) -> None:
         """Copy the trained models, and start writing the copies to `folder`."""
@@ -154,5 +154,5 @@ class WorkerClient:
         config = self._run.roles[role]
         batching = config.training.micro_batching if train and config.training else config.forward
         if batching.sequences is not None:
-            return Packing(sequences=batching.sequences)
-        return Packing(tokens=batching.tokens, padded=self._layouts[role] == "padded")
+            return Packing(sequences=batching.sequences, layout=self._layouts[role])
+        return Packing(tokens=batching.tokens, layout=self._layouts[role])

@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from iiverl_core.config import RoleConfig, RunConfig
+from iiverl_core.config import FSDPConfig, RoleConfig, RunConfig
 from iiverl_core.memory.activations import Work
 
 
@@ -10,7 +10,8 @@ def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
     """Find the largest micro-batch of a model in training (`train`) or in a forward pass.
 
     All sequences are assumed to have full length, prompt and response. Their number is limited by the part of a
-    mini-batch or step for one rank.
+    mini-batch or step for one rank. A number of sequences may have no prompt in common; a token budget may be filled by
+    whole groups, each with one prompt, if the model may share prompts.
     """
     training = role.training if train else None
     batching = training.micro_batching if training else role.forward
@@ -23,8 +24,23 @@ def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
     sequences = batching.sequences
     tokens = max(batching.tokens, longest) if sequences is None else sequences * longest
     tokens = min(tokens, max_tokens)
+    may_share = (
+        sequences is None
+        and isinstance(role.parallel, FSDPConfig)
+        and role.role != "reward"
+        and role.model.use_remove_padding is not False
+    )
+    members = run.rollout.n if may_share else 1
     return Work(
         tokens=tokens,
-        responses=ceil(tokens * response / (prompt + response)),
+        responses=_response_tokens(tokens, prompt, response, members),
         checkpointing=train and role.model.enable_gradient_checkpointing,
     )
+
+
+def _response_tokens(tokens: int, prompt: int, response: int, members: int) -> int:
+    """Count the most response tokens among `tokens` if up to `members` responses come behind one prompt."""
+    group = prompt + members * response
+    if tokens >= group:
+        return ceil(tokens * members * response / group)
+    return max(ceil(tokens * response / (prompt + response)), tokens - prompt)

@@ -198,7 +198,7 @@ METRICS = Registry(
         _metric(
             "global_seqlen/balanced_{min,max}",
             "tokens",
-            "tokens per data-parallel rank, as trained on",
+            "tokens that a data-parallel rank computes in an update's epoch, shared prompts once",
             _LENGTHS,
         ),
         _metric("global_seqlen/mean", "tokens", "mean tokens per data-parallel rank", _LENGTHS),
@@ -206,6 +206,12 @@ METRICS = Registry(
         _metric("perf/time_per_step", "s", "wall time of the step", _PERF),
         _metric(
             "perf/throughput", "tokens/s/device", "prompt and response tokens per second and device", _PERF
+        ),
+        _metric(
+            "perf/shared_prompts/{actor,critic}",
+            "fraction",
+            "tokens that the update saves by computing prompts once per micro-batch",
+            f"{_METRICS}:shared_fractions",
         ),
         _metric(
             "perf/max_memory_{allocated,reserved}_gb",

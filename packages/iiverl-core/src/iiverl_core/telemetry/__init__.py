@@ -9,6 +9,7 @@ from iiverl_core.telemetry.metrics import (
     batch_metrics,
     perf_metrics,
     seqlen_metrics,
+    shared_fractions,
     token_timings,
 )
 from iiverl_core.telemetry.progress import Progress
@@ -45,6 +46,7 @@ __all__ = [
     "read_run",
     "report",
     "seqlen_metrics",
+    "shared_fractions",
     "token_timings",
     "training_flops",
     "validation_metrics",

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from iiverl_core.training.planning import Work
+
 PEAKS: tuple[tuple[str, float], ...] = (
     ("B200", 2250e12),
     ("GB200", 2500e12),
@@ -30,18 +32,16 @@ PEAKS: tuple[tuple[str, float], ...] = (
 """Dense bf16 FLOP/s by words of the device name, from data sheets; the first match counts."""
 
 
-def training_flops(parameters: int, layers: int, heads: int, head_dim: int, lengths: Iterable[int]) -> int:
-    """Count the FLOPs of a forward and backward pass of a transformer over sequences of these `lengths`.
+def training_flops(parameters: int, layers: int, heads: int, head_dim: int, work: Iterable[Work]) -> int:
+    """Count the FLOPs of a forward and backward pass of a transformer over this `work`.
 
-    6·parameters·tokens + 6·layers·heads·head_dim·Σ length²: the matrices, and causal attention as half of the full
+    6·parameters·tokens + 6·layers·heads·head_dim·squares: the matrices, and causal attention as half of the full
     square (PaLM, arXiv:2204.02311, appendix B, with that half). `parameters` counts the weights of all matrices,
     including the embedding and the output layer but no norms: 6 738 149 376 of 6 738 415 616 for Llama 2 7B. The
-    model's full count gives 0.004 % more. `heads` are query heads.
+    model's full count gives 0.004 % more. `heads` are query heads. A shared prompt counts once, as it is computed.
     """
-    lengths = tuple(lengths)
-    matrices = 6 * parameters * sum(lengths)
-    attention = 6 * layers * heads * head_dim * sum(n * n for n in lengths)
-    return matrices + attention
+    total = sum(work, Work())
+    return 6 * parameters * total.tokens + 6 * layers * heads * head_dim * total.squares
 
 
 def peak_flops(device_name: str) -> float | None:

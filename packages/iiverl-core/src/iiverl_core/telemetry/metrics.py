@@ -71,8 +71,8 @@ def _external(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def seqlen_metrics(lengths: Sequence[int], ranks: int, balanced: Sequence[float] = ()) -> dict[str, float]:
     """Describe how evenly tokens are spread over `ranks`: if each takes the next rollouts, and after balancing.
 
-    `lengths` are the tokens of each rollout, prompt and response; `balanced` the tokens of each rank as trained, empty
-    if there was no update. All values are tokens per rank.
+    `lengths` are the tokens of each rollout, prompt and response; `balanced` the tokens that each rank computes, shared
+    prompts once, empty if there was no update. All values are tokens per rank.
     """
     cuts = [len(lengths) * rank // ranks for rank in range(ranks + 1)]
     before = [sum(lengths[a:b]) for a, b in pairwise(cuts)]
@@ -86,6 +86,14 @@ def seqlen_metrics(lengths: Sequence[int], ranks: int, balanced: Sequence[float]
         metrics["global_seqlen/balanced_min"] = float(min(balanced))
         metrics["global_seqlen/balanced_max"] = float(max(balanced))
     return metrics
+
+
+def shared_fractions(tokens: int, computed: Mapping[str, float]) -> dict[str, float]:
+    """Compute the fraction of a batch's `tokens` that its update saves by sharing prompts.
+
+    `tokens` counts a prompt for each response to it; `computed` are those that an epoch computes, by model.
+    """
+    return {f"perf/shared_prompts/{model}": 1 - each / tokens for model, each in computed.items()}
 
 
 def perf_metrics(

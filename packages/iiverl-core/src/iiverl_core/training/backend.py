@@ -7,7 +7,7 @@ steps an optimizer, and exports weights and gradients by Hugging Face name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,7 @@ class MicroBatch:
     weights_T: Tensor
     inv_num_tokens: float = 0.0
     temperature: float = 1.0
-    groups: Sequence[int] = ()
+    groups: Sequence[Hashable] = ()
     arrays_T: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property

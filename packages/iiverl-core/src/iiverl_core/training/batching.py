@@ -1,6 +1,6 @@
 """Build micro-batches from token sequences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ def make_micro_batch(
     *,
     inv_num_tokens: float = 0.0,
     temperature: float = 1.0,
-    groups: Sequence[int] = (),
+    groups: Sequence[Hashable] = (),
     device: torch.device,
 ) -> MicroBatch:
     """Combine B sequences, their `arrays` by name, (trained,) each, and the loss weight per token of each sequence.

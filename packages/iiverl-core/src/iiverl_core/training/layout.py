@@ -9,7 +9,7 @@ never attends to the right, so a padded row needs no mask.
 Suffixes: `_BL` rows and columns of the rectangle, `_S` sequences, `_T` trained tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,10 @@ class Layout:
 
 
 def lay_out(
-    sequences: Sequence[TokenSequence], kind: LayoutKind, device: torch.device, groups: Sequence[int] = ()
+    sequences: Sequence[TokenSequence],
+    kind: LayoutKind,
+    device: torch.device,
+    groups: Sequence[Hashable] = (),
 ) -> Layout:
     """Arrange sequences in one row, or in one row each. `groups`, if known, has the group of each sequence.
 
@@ -84,12 +87,12 @@ def lay_out(
     )
 
 
-def _common_prefixes(sequences: Sequence[TokenSequence], groups: Sequence[int]) -> list[tuple[int, int]]:
+def _common_prefixes(sequences: Sequence[TokenSequence], groups: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Find the longest common prefix of each group: for each sequence the group's first one, and the prefix's length.
 
     At least the last token of each sequence is its own.
     """
-    members: dict[int, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     prefixes = [(i, 0) for i in range(len(sequences))]

@@ -1,40 +1,78 @@
-"""Distribution of work over ranks and micro-batches, decided from lengths alone.
+"""Distribution of work over ranks and micro-batches, decided from lengths and common prefixes alone.
 
-Pure functions of lists of lengths; samples are identified by their position in such a list. Losses are normalised over
-the whole mini-batch, so these decisions cannot change a gradient, only the time and the memory it takes.
+Pure functions of lists of `SequenceSize`; sequences are identified by their position in such a list. Losses are
+normalised over the whole mini-batch, so these decisions cannot change a gradient, only the time and the memory it takes.
+
+Sequences with a common prefix are computed with one copy of it if they are in one micro-batch (`training.layout`), so
+their group is kept together where that saves more than it unbalances.
 """
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from iiverl_core.training.backend import LayoutKind
+
+PAIRS_PER_TOKEN = 24_000  # attention to that many tokens costs about as much as the rest of a model
+SLICE_PRECISION = 1e-3
+
+
+class SequenceSize(NamedTuple):
+    """A sequence of `length` tokens. Those of one `group` with the same `prefix` have that many first tokens in common.
+
+    `prefix` is less than `length`, and 0 if nothing is shared.
+    """
+
+    length: int
+    prefix: int = 0
+    group: Hashable = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model computes: `tokens`, without padding, and the sum of the squared lengths that they attend over.
+
+    A sequence that continues a prefix of P tokens up to length L adds L² - P².
+    """
+
+    tokens: int = 0
+    squares: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.tokens + other.tokens, self.squares + other.squares)
 
 
 @dataclass(frozen=True)
 class Packing:
     """Limits on a micro-batch of a rank batch: at most `sequences` sequences, or at most `tokens` tokens.
 
-    With `padded`, padding tokens are counted too. A single sequence longer than the budget is a micro-batch of its own.
+    Tokens are those that a model of this `layout` computes: with padding if rows are padded, with one copy of each prefix
+    if prefixes are shared. A single sequence longer than the budget is a micro-batch of its own.
     """
 
     sequences: int | None = None
     tokens: int | None = None
-    padded: bool = False
+    layout: LayoutKind = "packed"
 
 
-def balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Distribute sequences over `parts` so that the cost of each part is about the same.
+def balance(sizes: Sequence[SequenceSize], parts: int) -> list[list[int]]:
+    """Distribute sequences over `parts` so that the highest cost of a part is low.
 
-    Longest first, each goes to the part with the lowest cost so far (Graham 1969), where a sequence of L tokens costs L
-    plus a term for each pair of its tokens, as in attention. Within a part, positions stay in order.
+    A sequence of L tokens costs L plus a term for each pair of its tokens, as in attention; a part pays for a prefix
+    once. Of three divisions the best is taken, the first of equal ones: whole groups, longest first, each to the part
+    with the lowest cost so far (Graham 1969); one group after the other, cut where a part is full; and single sequences,
+    longest first. Within a part, positions stay in order.
     """
-    cost = [length + length * length / 24_000 for length in lengths]  # both terms are equal at 24k tokens
-    heap = [(0.0, part) for part in range(parts)]
-    rank_batches: list[list[int]] = [[] for _ in range(parts)]
-    for i in sorted(range(len(lengths)), key=lambda i: (-cost[i], i)):
-        total, part = heapq.heappop(heap)
-        rank_batches[part].append(i)
-        heapq.heappush(heap, (total + cost[i], part))
-    return [sorted(rank_batch) for rank_batch in rank_batches]
+    groups = _groups(sizes, range(len(sizes)))
+    singles = [[i] for i in range(len(sizes))]
+    divisions = [_longest_first(sizes, groups, parts)]
+    if len(groups) < len(sizes):
+        divisions += [_slices(sizes, groups, parts), _longest_first(sizes, singles, parts)]
+    best = min(divisions, key=lambda division: max(_cost(work_of(sizes, [part])) for part in division))
+    return [sorted(part) for part in best]
 
 
 def in_order(count: int, parts: int) -> list[list[int]]:
@@ -44,35 +82,158 @@ def in_order(count: int, parts: int) -> list[list[int]]:
 
 
 def micro_batches(
-    lengths: Sequence[int], rank_batches: Sequence[Sequence[int]], packing: Packing
+    sizes: Sequence[SequenceSize], rank_batches: Sequence[Sequence[int]], packing: Packing
 ) -> list[list[list[int]]]:
     """Split each rank batch into micro-batches, the same number on every rank.
 
-    Sequences of similar length are grouped, to keep padding low. A rank with too few sequences gets empty micro-batches
-    at the end, for which it runs a dummy micro-batch: processes of a sharded model must run it together.
+    Sequences with a common prefix go together, then those of similar length, to keep padding low. A rank with too few
+    sequences gets empty micro-batches at the end, for which it runs a dummy micro-batch: processes of a sharded model
+    must run it together.
     """
-    cuts = [
-        _cut(sorted(rank_batch, key=lambda i: (lengths[i], i)), lengths, packing)
-        for rank_batch in rank_batches
-    ]
+    cuts = [_cut(sizes, rank_batch, packing) for rank_batch in rank_batches]
     count = max((len(cut) for cut in cuts), default=0)
     return [cut + [[] for _ in range(count - len(cut))] for cut in cuts]
 
 
-def _cut(order: Sequence[int], lengths: Sequence[int], packing: Packing) -> list[list[int]]:
-    """Fill one micro-batch after the other. `order` is by increasing length, so the last sequence is the longest."""
-    batches: list[list[int]] = []
-    for i in order:
-        if not batches or not _fits(batches[-1], i, lengths, packing):
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+def work_of(sizes: Sequence[SequenceSize], batches: Iterable[Sequence[int]]) -> Work:
+    """Add up the work of micro-batches, each of which computes a prefix once."""
+    tokens = squares = 0
+    for batch in batches:
+        prefixes: dict[Hashable, int] = {}
+        for length, prefix, group in (sizes[i] for i in batch):
+            tokens += length - prefix
+            squares += length * length - prefix * prefix
+            if prefix:
+                prefixes[group, prefix] = prefix
+        tokens += sum(prefixes.values())
+        squares += sum(prefix * prefix for prefix in prefixes.values())
+    return Work(tokens, squares)
 
 
-def _fits(batch: Sequence[int], i: int, lengths: Sequence[int], packing: Packing) -> bool:
-    if packing.sequences is not None:
-        return len(batch) < packing.sequences
-    if packing.tokens is None:
-        return True
-    tokens = (len(batch) + 1) * lengths[i] if packing.padded else sum(lengths[j] for j in batch) + lengths[i]
-    return tokens <= packing.tokens
+def _cost(work: Work) -> float:
+    """Convert work to tokens of a short sequence."""
+    return work.tokens + work.squares / PAIRS_PER_TOKEN
+
+
+def _own_cost(size: SequenceSize) -> float:
+    return _cost(Work(size.length - size.prefix, size.length**2 - size.prefix**2))
+
+
+def _prefix_cost(size: SequenceSize) -> float:
+    return _cost(Work(size.prefix, size.prefix**2))
+
+
+def _groups(sizes: Sequence[SequenceSize], positions: Iterable[int]) -> list[list[int]]:
+    """Collect positions that share a prefix, in order of appearance; a sequence that shares none is alone."""
+    groups: dict[Hashable, list[int]] = {}
+    for i in positions:
+        _, prefix, group = sizes[i]
+        groups.setdefault((group, prefix) if prefix else i, []).append(i)
+    return list(groups.values())
+
+
+def _longest_first(
+    sizes: Sequence[SequenceSize], pieces: Sequence[Sequence[int]], parts: int
+) -> list[list[int]]:
+    """Distribute pieces of groups, the most expensive first, each to the part with the lowest cost so far."""
+    own = [sum(_own_cost(sizes[i]) for i in piece) for piece in pieces]
+    prefix = [_prefix_cost(sizes[piece[0]]) for piece in pieces]
+    heap = [(0.0, part) for part in range(parts)]
+    division: list[list[int]] = [[] for _ in range(parts)]
+    paid: list[set[Hashable]] = [set() for _ in range(parts)]
+    for k in sorted(range(len(pieces)), key=lambda k: (-own[k] - prefix[k], k)):
+        total, part = heapq.heappop(heap)
+        key = sizes[pieces[k][0]][1:]
+        if prefix[k] and key not in paid[part]:
+            paid[part].add(key)
+            total += prefix[k]
+        division[part] += pieces[k]
+        heapq.heappush(heap, (total + own[k], part))
+    return division
+
+
+def _slices(sizes: Sequence[SequenceSize], groups: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+    """Cut the row of all groups into `parts` slices, so that the highest cost of a slice is lowest.
+
+    A part whose slice begins within a group pays for that group's prefix again.
+    """
+    order = [i for group in groups for i in group]
+    again = [
+        _prefix_cost(sizes[i]) if k else 0.0 for group in groups for k, i in enumerate(group)
+    ]  # when a slice begins there
+    costs = [
+        _own_cost(sizes[i]) + (0.0 if k else _prefix_cost(sizes[i]))
+        for group in groups
+        for k, i in enumerate(group)
+    ]
+    before = [0.0, *accumulate(costs)]
+
+    def cut(limit: float) -> list[int]:
+        """Fill slices up to a cost, with one sequence at least; return the beginnings of all and the last one's end."""
+        bounds = [0]
+        while bounds[-1] < len(order) and len(bounds) <= parts:
+            start = bounds[-1]
+            end = bisect_right(before, before[start] + limit - again[start]) - 1
+            bounds.append(max(end, start + 1))
+        return bounds
+
+    low, high = before[-1] / parts, before[-1]
+    while high - low > low * SLICE_PRECISION:
+        middle = (low + high) / 2
+        low, high = (low, middle) if cut(middle)[-1] == len(order) else (middle, high)
+    bounds = cut(high)
+    bounds += [len(order)] * (parts + 1 - len(bounds))
+    return [order[start:end] for start, end in pairwise(bounds)]
+
+
+@dataclass
+class _Filling:
+    """A micro-batch that is being filled within the limits of `packing`; `tokens` as the layout computes them."""
+
+    packing: Packing
+    positions: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+    def add(self, sizes: Sequence[SequenceSize], group: Sequence[int]) -> int:
+        """Add sequences with a common prefix, by increasing length, as many as fit; return how many."""
+        prefix, old = sizes[group[0]].prefix, len(self.positions)
+        tokens = self.tokens + prefix
+        end = 0
+        for i in group:
+            length = sizes[i].length
+            count = old + end + 1
+            more = count * length if self.packing.layout == "padded" else tokens + length - prefix
+            if count > 1 and not self._allows(count, more):
+                break
+            tokens, end = more, end + 1
+        # A part of a group costs a copy of its prefix: it has to fill up more room than that.
+        whole = (
+            end == len(group) or not old or self.packing.tokens is None or self.packing.sequences is not None
+        )
+        if not whole and tokens - self.tokens <= 2 * prefix:
+            return 0
+        if end:
+            self.positions += group[:end]
+            self.tokens = tokens
+        return end
+
+    def _allows(self, sequences: int, tokens: int) -> bool:
+        if self.packing.sequences is not None:
+            return sequences <= self.packing.sequences
+        return self.packing.tokens is None or tokens <= self.packing.tokens
+
+
+def _cut(sizes: Sequence[SequenceSize], rank_batch: Sequence[int], packing: Packing) -> list[list[int]]:
+    """Fill one micro-batch after the other with groups, those of the shortest sequences first."""
+    order = sorted(rank_batch, key=lambda i: (sizes[i].length, i))
+    groups = _groups(sizes, order)
+    groups.sort(key=lambda group: sizes[group[-1]].length)  # stable: by the longest of each
+    filled = [_Filling(packing)]
+    for group in groups:
+        start = 0
+        while start < len(group):
+            added = filled[-1].add(sizes, group[start:])
+            start += added
+            if start < len(group):
+                filled.append(_Filling(packing))
+    return [each.positions for each in filled if each.positions]
