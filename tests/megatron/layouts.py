@@ -21,6 +21,7 @@ from ranks import rejoin
 from rollouts import loss_config, mixed_sequences
 
 CPU = torch.device("cpu")
+GROUP = 3  # samples that begin alike
 SAMPLES = 9  # odd, so that ranks get unequal numbers
 SIZES = {
     "vocab_size": 323,  # divides over no two processes
@@ -111,6 +112,10 @@ def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
     """Sequences of which half have trained tokens anywhere, with arrays that make every part of the losses count."""
     rng = np.random.default_rng(0)
     tokens = mixed_sequences(rng, SAMPLES, 0, 320)
+    for i in range(SAMPLES):
+        first, own = tokens[i - i % GROUP].token_ids, tokens[i].token_ids
+        alike = min(len(first), len(own)) * 2 // 3
+        own[:alike] = first[:alike]
     middles = {"advantages": 0.0, "old_log_probs": -5.8, "ref_log_probs": -5.8, "values": 0.0, "returns": 0.0}
     arrays = {
         name: [rng.normal(middle, 0.5, t.trained).astype(np.float32) for t in tokens]
@@ -119,8 +124,8 @@ def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
     return tokens, arrays
 
 
-def batches(rank: int, size: int, sequences: int = 2) -> list[MicroBatch]:
-    """The micro-batches of data-parallel rank `rank` of `size`."""
+def batches(rank: int, size: int, sequences: int = 2, *, grouped: bool = False) -> list[MicroBatch]:
+    """The micro-batches of data-parallel rank `rank` of `size`; `grouped`, they share what a group has in common."""
     tokens, arrays = data()
     sizes = [SequenceSize(len(t.token_ids)) for t in tokens]
     weights = token_weights("token-mean", [t.trained for t in tokens], max_tokens_norm=20)
@@ -133,6 +138,7 @@ def batches(rank: int, size: int, sequences: int = 2) -> list[MicroBatch]:
             [weights[i] for i in batch],
             inv_num_tokens=share,
             temperature=0.8,
+            groups=[i // GROUP for i in batch] if grouped else (),
             device=CPU,
         )
         if batch

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from layouts import (
+    CPU,
     batches,
     by_sample,
     gradients,
@@ -20,6 +21,7 @@ from layouts import (
 
 from iiverl_core.config import FSDPConfig, Offload
 from iiverl_core.training import Role
+from iiverl_core.training.layout import lay_out
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp.backend import FSDPBackend
 from ranks import Ranks
@@ -123,6 +125,54 @@ def test_the_same_numbers_in_every_layout(one_rank, four_ranks: Ranks, case: str
         assert_same(found["end"], expected["end"], 1e-4)
         moved = max((found["end"][n] - found["start"][n]).abs().max() for n in found["end"])
         assert moved > 2e-3
+
+
+SHARED = {
+    "tensor and sequence": ("qwen2", layout(tensor=2, sequence=True), {}),
+    "tensor and pipeline": ("qwen3", layout(tensor=2, pipeline=2, sequence=True), {}),
+    "virtual pipeline": ("llama", layout(pipeline=2, chunks=2), {"enable_gradient_checkpointing": True}),
+    "experts": ("qwen3_moe", layout(experts=2), {}),
+}
+
+
+def with_and_without_sharing(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    torch.set_num_threads(1)
+    results = {}
+    for name, (family, parallel, options) in SHARED.items():
+        backend = in_layout(model_spec(paths[family], parallel, **options))
+        assert backend.layout == "shared"
+        place = backend.parallel_rank
+        both = []
+        for grouped in (False, True):
+            micro = batches(place.data_rank, place.data_size, 5, grouped=grouped)
+            outputs = by_sample(backend.forward(micro, entropy=True), micro)
+            metrics = backend.forward_backward(micro, loss_of("actor"), entropy=True)
+            both.append({"outputs": outputs, "metrics": metrics, "gradient": gradients(backend)})
+        columns = [
+            sum(lay_out(each.sequences, "shared", CPU, each.groups).input_ids_BL.numel() for each in micro)
+            for micro in (
+                batches(place.data_rank, place.data_size, 5, grouped=grouped) for grouped in (False, True)
+            )
+        ]
+        results[name] = {"alone": both[0], "shared": both[1], "columns": columns}
+    return results
+
+
+def test_prompts_can_be_shared_in_every_layout(four_ranks: Ranks, tmp_path: Path) -> None:
+    paths = {family: make_model(tmp_path, family) for family, _, _ in SHARED.values()}
+    results = four_ranks.run(with_and_without_sharing, paths)
+    for name in SHARED:
+        print(name)
+        alone, shared = (sum(found[name]["columns"][i] for found in results) for i in range(2))
+        assert shared < alone
+        for found in results:
+            alone, shared = found[name]["alone"], found[name]["shared"]
+            assert shared["outputs"].keys() == alone["outputs"].keys()
+            for key, row in alone["outputs"].items():
+                for x, y in zip(shared["outputs"][key], row, strict=True):
+                    torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+            assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
+            assert_same(shared["gradient"], alone["gradient"], 1e-6)
 
 
 def joined(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -124,7 +124,7 @@ def test_fsdp_frees_its_gradients_and_offloads_all_at_once() -> None:
 def test_micro_batches_are_the_largest_that_can_come() -> None:
     by_tokens = run_of(actor={"use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": 4096})
     work = work_of(by_tokens, by_tokens.actor, train=True)
-    assert (work.tokens, work.responses, work.checkpointing) == (4096, 2048, True)
+    assert (work.tokens, work.responses, work.checkpointing) == (4096, 7 * 512, True)
     by_count = run_of(actor={"ppo_micro_batch_size_per_gpu": 2})
     assert work_of(by_count, by_count.actor, train=True).tokens == 2 * 1024
     in_all = run_of(actor={"ppo_micro_batch_size": 16})
@@ -140,7 +140,7 @@ def test_micro_batches_are_the_largest_that_can_come() -> None:
         ("fsdp", True, 2 * (512 + 8 * 512), 2 * 8 * 512),  # two groups of eight responses to one prompt
         ("fsdp", None, 2048, 3 * 512),  # a part of a group
         ("fsdp", False, 2 * (512 + 8 * 512), 512 + 8 * 512),  # each response with its prompt
-        ("megatron", True, 2 * (512 + 8 * 512), 512 + 8 * 512),
+        ("megatron", True, 2 * (512 + 8 * 512), 2 * 8 * 512),
     ],
 )
 def test_a_budget_holds_more_responses_if_they_share_prompts(

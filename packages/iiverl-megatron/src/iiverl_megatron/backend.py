@@ -1,5 +1,6 @@
 """The Megatron backend: forward and backward through a pipeline, step, and weights by name."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
@@ -8,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import iiverl_megatron.environment  # noqa: F401  # isort: skip  (before megatron-core)
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -18,10 +20,11 @@ from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Output
 from iiverl_core.training.batching import dummy_micro_batch
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
-from iiverl_megatron.architecture import read_architecture
+from iiverl_megatron.architecture import Architecture, read_architecture
 from iiverl_megatron.context import gather_tokens
 from iiverl_megatron.heads import Targets
 from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
+from iiverl_megatron.layers import own_attention
 from iiverl_megatron.model import build_chunks, distribute
 from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
@@ -29,6 +32,7 @@ from iiverl_megatron.parallel import context_group, init_parallel, parallel_rank
 from iiverl_megatron.saved_weights import saved_weights
 from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
 
+logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -52,6 +56,8 @@ class MegatronBackend:
     Implements `iiverl_core.training.TrainingBackend`.
     """
 
+    layout: LayoutKind
+
     def __init__(self, spec: ModelSpec) -> None:
         """Build this process's part of the model, and its AdamW if `spec.optim` is given."""
         if not isinstance(spec.parallel, MegatronConfig):
@@ -65,10 +71,8 @@ class MegatronBackend:
                 context=context_group().size(),
                 context_rank=context_group().rank(),
             )
-            # Sequences that processes share are padded.
-            padded = spec.model.use_remove_padding is False or self._sharing.context > 1
-            self.layout: LayoutKind = "padded" if padded else "packed"
             self._architecture = read_architecture(spec, spec.parallel)
+            self.layout = _choose_layout(spec, self._architecture, self._sharing)
             self._models = build_chunks(spec, spec.parallel, self._architecture)
             read_weights(spec, self._models, self._architecture)
             self._chunks: list[Any] = list(self._models)
@@ -254,6 +258,23 @@ class MegatronBackend:
             sharing=self._sharing,
             device=self._spec.device,
         )
+
+
+def _choose_layout(spec: ModelSpec, architecture: Architecture, sharing: Sharing) -> LayoutKind:
+    """Choose the layout of a model's inputs, and report once if it keeps prompts from being shared."""
+    if spec.model.use_remove_padding is False:
+        return "padded"
+    layout, reason = "shared", ""
+    if sharing.context > 1:
+        layout, reason = "padded", "context parallelism divides rows, which are padded"
+    elif not own_attention(architecture.transformer):
+        layout, reason = (
+            "packed",
+            "Transformer Engine's attention takes packed sequences without common parts",
+        )
+    if reason and dist.get_rank() == 0:
+        logger.warning("the %s model computes a prompt for each response to it: %s", spec.role, reason)
+    return layout
 
 
 def _compute_context(spec: ModelSpec) -> AbstractContextManager[None]:

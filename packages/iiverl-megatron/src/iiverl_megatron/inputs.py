@@ -34,21 +34,34 @@ class Sharing:
 
 @dataclass
 class PackedRow(PackedSeqParams):
-    """megatron-core's parameters of a packed row, and attention within its segments."""
+    """megatron-core's parameters of a packed row, and attention within its segments.
+
+    `positions_L` is the position of each token in its sequence if segments continue shared prefixes, otherwise None:
+    positions then begin again in every segment. megatron-core knows the former row as one sequence.
+    """
 
     attention: PackedAttention = field(kw_only=True)
+    positions_L: Tensor | None = None
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> "PackedRow":
         """Describe a row of `segments`."""
         attention = PackedAttention(segments, device)
+        bounds_S, positions_L = attention.bounds, None
+        if any(segment.prefix_length for segment in segments):
+            bounds_S = bounds_S[[0, -1]]
+            positions_L = torch.cat(
+                [torch.arange(each.prefix_length, each.prefix_length + each.length) for each in segments]
+            ).to(device)
+        longest = max(segment.prefix_length + segment.length for segment in segments)
         return cls(
             qkv_format="thd",
-            cu_seqlens_q=attention.bounds,
-            cu_seqlens_kv=attention.bounds,
-            max_seqlen_q=attention.longest,
-            max_seqlen_kv=attention.longest,
+            cu_seqlens_q=bounds_S,
+            cu_seqlens_kv=bounds_S,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
             attention=attention,
+            positions_L=positions_L,
         )
 
 
@@ -70,8 +83,8 @@ class Inputs:
 def make_inputs(
     batch: MicroBatch, role: Role, kind: LayoutKind, *, sharing: Sharing, device: torch.device
 ) -> Inputs:
-    """Lay a micro-batch out in rows that divide as `sharing`, or packed into one."""
-    layout = lay_out(batch.sequences, kind, device)
+    """Lay a micro-batch out in rows that divide as `sharing`, or packed into one, perhaps with shared prompts."""
+    layout = lay_out(batch.sequences, kind, device, batch.groups)
     fill = -layout.input_ids_BL.shape[1] % sharing.multiple
     input_ids_BL = F.pad(layout.input_ids_BL, (0, fill))
     rows_N, columns_N = (

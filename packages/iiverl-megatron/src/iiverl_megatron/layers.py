@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE, get_gpt_decoder_block_spec
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
@@ -34,6 +35,15 @@ def uses_transformer_engine(*, on_cpu: bool) -> bool:
     return HAVE_TE and not on_cpu
 
 
+def own_attention(config: TransformerConfig) -> bool:
+    """Whether attention is `CausalAttention`, whose packed rows may share prompts.
+
+    Transformer Engine's attention takes packed sequences, in half precision only.
+    """
+    engine = uses_transformer_engine(on_cpu=config.use_cpu_initialization)
+    return not engine or config.params_dtype is torch.float32
+
+
 def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlockSubmodules:
     """Return the modules of one model chunk."""
     engine = uses_transformer_engine(on_cpu=config.use_cpu_initialization)
@@ -45,8 +55,7 @@ def block_spec(config: TransformerConfig, chunk: int | None) -> TransformerBlock
     for layer in spec.layer_specs or ():
         parts: Any = layer.submodules
         attention: Any = parts.self_attention.submodules
-        if not engine or config.params_dtype is torch.float32:
-            # Transformer Engine's attention takes packed sequences in half precision only.
+        if own_attention(config):
             attention.core_attention = CausalAttention
         if engine:
             continue
@@ -75,6 +84,31 @@ class RMSNorm(torch.nn.RMSNorm):
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         super().__init__(hidden_size, eps=eps, device=device, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class RotaryPositions(torch.nn.Module):
+    """Angles of rotary positions, from zero in every row or packed sequence, or at the positions of a `PackedRow`.
+
+    It takes the place of megatron-core's module in a model.
+    """
+
+    def __init__(self, made: RotaryEmbedding, inv_freq: Tensor) -> None:
+        """Take megatron-core's module, and frequencies (head_dim / 2,)."""
+        super().__init__()
+        made.inv_freq = inv_freq
+        self._made = made
+        self._positions_L: Tensor | None = None
+
+    def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> int:
+        """Return the number of positions, and keep those of a packed row for `forward`, which is called next."""
+        packed = args[4]
+        self._positions_L = packed.positions_L if isinstance(packed, PackedRow) else None
+        return self._made.get_rotary_seq_len(*args, **kwargs)
+
+    def forward(self, max_seq_len: int, **kwargs: Any) -> Tensor:
+        """Return the angles, (L, 1, 1, head_dim)."""
+        angles = self._made(max_seq_len, **kwargs)
+        return angles if self._positions_L is None else angles[self._positions_L]
 
 
 class CausalAttention(MegatronModule):

@@ -10,7 +10,7 @@ from iiverl_core.config import MegatronConfig
 from iiverl_core.training import ModelSpec
 from iiverl_megatron.architecture import Architecture
 from iiverl_megatron.heads import PolicyHead, ValueHead
-from iiverl_megatron.layers import block_spec
+from iiverl_megatron.layers import RotaryPositions, block_spec
 
 
 def build_chunks(spec: ModelSpec, parallel: MegatronConfig, architecture: Architecture) -> list[GPTModel]:
@@ -39,7 +39,8 @@ def _chunk(spec: ModelSpec, architecture: Architecture, chunk: int | None) -> GP
         position_embedding_type="rope",
         vp_stage=chunk,
     )
-    model.rotary_pos_emb.inv_freq = architecture.inv_freq.to(spec.device)
+    rotary = RotaryPositions(cast(Any, model.rotary_pos_emb), architecture.inv_freq.to(spec.device))
+    model.rotary_pos_emb = cast(Any, rotary)
     if last:
         head = (
             PolicyHead(config, model.output_layer, architecture.vocabulary)

@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from iiverl_core.config import FSDPConfig, RoleConfig, RunConfig
+from iiverl_core.config import MegatronConfig, RoleConfig, RunConfig
 from iiverl_core.memory.activations import Work
 
 
@@ -26,7 +26,7 @@ def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
     tokens = min(tokens, max_tokens)
     may_share = (
         sequences is None
-        and isinstance(role.parallel, FSDPConfig)
+        and not (isinstance(role.parallel, MegatronConfig) and role.parallel.context_parallel_size > 1)
         and role.role != "reward"
         and role.model.use_remove_padding is not False
     )
