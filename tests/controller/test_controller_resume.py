@@ -14,11 +14,16 @@ from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iiverl_core.checkpoints import checkpoints, latest
+from iiverl_core.cluster.local import LocalGroup
+from iiverl_core.cluster.model_runner import ModelRunner
+from iiverl_core.cluster.runtime import TrainerWorker
+from iiverl_core.cluster.saved_update import read_update
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.collector import RolloutCollector
 from iiverl_core.controller.trainer import Trainer
-from iiverl_core.errors import CheckpointError, IIVerlError
+from iiverl_core.controller.worker_client import WorkerClient
+from iiverl_core.errors import CheckpointError, NonFiniteError
 from iiverl_core.memory import checkpoint_size, find_facts
 from iiverl_core.stopping import Stop
 from quickstart_fixtures import BENCHMARKS, load_script
@@ -237,17 +242,104 @@ def test_a_request_to_stop_ends_the_run_with_a_checkpoint(
     assert steps(tmp_path / "run") == [1, 2, 3]
 
 
-def test_gradients_that_are_not_finite_end_the_run_and_keep_the_samples(
+DIVERGING = (
+    "actor_rollout_ref.actor.use_kl_loss=true",
+    "actor_rollout_ref.actor.kl_loss_coef=1.0e+39",
+    "trainer.max_nonfinite_updates=2",
+    "trainer.save_freq=1",
+)
+
+
+def test_gradients_that_are_not_finite_end_the_run_and_keep_the_update(
     quickstart: Callable[..., Loaded], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        IIVerlError, match="gradient of the actor was not finite in 2 updates in a row, the last at step 2"
-    ):
-        train(
-            quickstart(
-                "actor_rollout_ref.actor.use_kl_loss=true",
-                "actor_rollout_ref.actor.kl_loss_coef=1.0e+39",
-                "trainer.max_nonfinite_updates=2",
-            )
+        NonFiniteError, match="gradient of the actor was not finite in 2 updates in a row, the last at step 2"
+    ) as told:
+        train(quickstart(*DIVERGING))
+    folder = tmp_path / "run" / "nonfinite"
+    for named in (folder / "2.parquet", folder / "2.actor.safetensors", tmp_path / "run" / "global_step_1"):
+        assert str(named) in str(told.value) and named.exists()
+    update = read_update(folder / "2.actor.safetensors")
+    assert len(update.batch.sequences) == 16
+    assert {"advantages", "ref_log_probs"} <= set(update.batch.arrays)
+
+
+def test_an_update_that_cannot_be_kept_is_not_named(
+    quickstart: Callable[..., Loaded],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "nonfinite").write_text("no folder")
+    with pytest.raises(NonFiniteError) as told:
+        train(quickstart(*DIVERGING))
+    assert "/nonfinite" not in str(told.value)
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("cannot be written") == 2
+
+
+def test_a_kept_update_can_be_computed_again(
+    quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the weights of the checkpoint before, it has the gradient and the loss of the run, to the last bit."""
+    file = tmp_path / "update.safetensors"
+    update = WorkerClient.update
+
+    def keep(self: WorkerClient, role: Any, sequences: Any, lr: float, arrays: tuple[str, ...]) -> Any:
+        self.write_update(file, role, sequences, lr, arrays)  # at the end, that of the last step
+        return update(self, role, sequences, lr, arrays)
+
+    loaded = quickstart(
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=1",
+        "trainer.max_actor_ckpt_to_keep=2",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerClient, "update", keep)
+        train(loaded)
+    group = LocalGroup(loaded.run)
+    try:
+        group.run_on(0, TrainerWorker.load, tmp_path / "run" / "global_step_1")
+        again = read_update(file)
+        metrics, step = group.run_on(0, TrainerWorker.update, again.role, again.batch, again.lr)
+    finally:
+        group.close()
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert step.taken and step.grad_norm == last["actor/grad_norm"]
+    assert {name: last[name] for name in metrics} == metrics
+
+
+@pytest.mark.parametrize("where", ["reward", "weights"])
+def test_what_is_not_finite_is_one_message_with_step_sample_and_checkpoint(
+    where: str, quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["trainer.save_freq=1"]
+    if where == "reward":  # the variance of such scores is infinite
+        reward = tmp_path / "reward.py"
+        reward.write_text(
+            "calls = 0\n"
+            "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+            "    global calls\n"
+            "    calls += 1\n"
+            "    return float(calls % 2) if calls <= 16 else 3e38 * (-1) ** calls\n"
         )
-    assert (tmp_path / "run" / "nonfinite" / "2.parquet").exists()
+        options += [f"custom_reward_function.path={reward}", "algorithm.adv_estimator=rloo"]
+        message = (
+            r"advantage of a token of train step 2, group \d+, member \d is not finite.*score is -?3e\+38"
+        )
+    else:
+        weights = ModelRunner.rollout_weights
+
+        def diverged(self: ModelRunner) -> Any:
+            for name, weight in weights(self):
+                yield name, weight * float("nan") if (tmp_path / "run" / "global_step_1").exists() else weight
+
+        monkeypatch.setattr(ModelRunner, "rollout_weights", diverged)
+        message = r"logits that are not finite, at token 1 of the response to request train step 3, group 0, member 0"
+    with pytest.raises(NonFiniteError, match=message) as told:
+        train(quickstart(*options))
+    assert f"The newest checkpoint is {tmp_path}/run/global_step_1;" in str(told.value)

@@ -278,11 +278,14 @@ def test_a_second_run_in_the_same_folder_leaves_the_first_alone(quickstart: Make
         with pytest.raises(IIVerlError, match="is in use by another run"):
             train(quickstart())
         assert metrics.read_text() == '{"step": 1}\n'
-        assert {each.name for each in (tmp_path / "run").iterdir()} <= {
-            "metrics.jsonl",
-            "run.lock",
-            "samples",
-        }
+        assert {each.name for each in (tmp_path / "run").iterdir()} == {"metrics.jsonl", "run.lock"}
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(quickstart: Make, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("import no_such_module\n\n\ndef compute_score(**_):\n    return 0\n")
+    with pytest.raises(IIVerlError, match=r"reward\.py"):
+        train(quickstart(f"custom_reward_function.path={tmp_path}/reward.py"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_turn_that_ends_with_no_end_of_sentence_token_is_a_warning(

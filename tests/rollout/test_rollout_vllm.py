@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from iiverl_core.errors import NonFiniteError
 from iiverl_core.rollout import Completion, SamplingParams
 from rollout.responses import ask, group, place, respond
 
@@ -220,5 +221,5 @@ def test_logits_that_are_not_finite_are_told(engine, model, prompts) -> None:
     engine.update_weights((dict(model.named_parameters()) | broken).items(), 1)
     engine._verify = True
     for params in (GREEDY, SAMPLED):
-        with pytest.raises(FloatingPointError, match="not finite, at token 1 of the response"):
+        with pytest.raises(NonFiniteError, match="not finite, at token 1 of the response"):
             list(respond(engine, prompts, params))

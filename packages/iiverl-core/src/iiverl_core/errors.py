@@ -17,6 +17,10 @@ class CheckpointError(IIVerlError):
     """A checkpoint cannot be written, or is not what the run needs."""
 
 
+class NonFiniteError(IIVerlError):
+    """A model or its training has produced NaN or infinity, with which the run cannot continue."""
+
+
 class DataError(IIVerlError):
     """A dataset cannot be read, or its rows are not what a run needs."""
 

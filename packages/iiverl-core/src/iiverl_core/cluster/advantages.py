@@ -10,6 +10,7 @@ from iiverl_core.algorithms import Estimator, PolicyBatch, PolicyLoss, Segments
 from iiverl_core.cluster.messages import Advantages
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RunConfig
+from iiverl_core.errors import NonFiniteError
 from iiverl_core.samples import ROLLOUT_LOG_PROBS, Handle, SampleId, SequenceRef
 from iiverl_core.training.estimation import ScoredStep, estimate, explained_variance
 from iiverl_core.training.losses import policy_loss_settings
@@ -46,6 +47,10 @@ def compute_advantages(
         values_T=values_T,
     )
     result = estimate(step, estimator, run.algorithm, kl_coef)
+    for name, x_T in (("advantage", result.advantages_T), ("return", result.returns_T)):
+        if not x_T.isfinite().all():
+            position = int(x_T.isfinite().logical_not().nonzero()[0])
+            raise _not_finite(name, segments, list(trained), scores, position)
     by_token = {"advantages": result.advantages_T, "returns": result.returns_T}
     by_token |= {} if values_T is None else {"values": values_T}
     return Advantages(
@@ -92,6 +97,19 @@ def _flat(store: Store, sequences: Sequence[SequenceRef], name: str) -> Tensor:
 def _put(store: Store, sequences: Sequence[SequenceRef], x_T: Tensor) -> list[Handle]:
     parts = x_T.split([sequence.trained for sequence in sequences])
     return put_all(store, [part.numpy() for part in parts])
+
+
+def _not_finite(
+    name: str, segments: Segments, ids: Sequence[SampleId], scores: Sequence[float], position: int
+) -> NonFiniteError:
+    """Make the error for a token whose advantage or return is not finite, which names its sample and likely cause."""
+    sample = int(segments.index_T[position])
+    extreme = max(range(len(scores)), key=lambda i: abs(scores[i]))
+    return NonFiniteError(
+        f"The {name} of a token of {ids[sample]} is not finite. The sample's score is {scores[sample]:g}; the most extreme "
+        f"score of the step is {scores[extreme]:g}, of {ids[extreme]}.\nBound the reward. If the scores are ordinary, "
+        "log-probs or values are not finite, so the weights may have diverged: lower the learning rate, or compute in fp32."
+    )
 
 
 def _stats(x_T: Tensor) -> tuple[float, float, float]:

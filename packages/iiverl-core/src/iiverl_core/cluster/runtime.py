@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
+from iiverl_core.cluster.saved_update import SavedUpdate
 from iiverl_core.cluster.store import Store
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rollout import RolloutRequest, Sampling
@@ -95,6 +96,10 @@ class TrainerWorker(Protocol):
 
     def load(self, folder: Path) -> None:
         """Take over the trained models that `begin_save` wrote."""
+        ...
+
+    def write_update(self, path: Path, update: SavedUpdate) -> None:
+        """Write an optimizer step to a file, from which it can be computed again."""
         ...
 
     def memory(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Tra
 from iiverl_core.cluster.model_runner import ModelRunner
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.runtime import TrainerWorker
+from iiverl_core.cluster.saved_update import SavedUpdate, write_update
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_sync import WeightSender
 from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
@@ -153,6 +154,10 @@ class Worker(TrainerWorker):
     def load(self, folder: Path) -> None:
         """See `ModelRunner.load`."""
         self._runner.load(folder)
+
+    def write_update(self, path: Path, update: SavedUpdate) -> None:
+        """See `iiverl_core.cluster.saved_update.write_update`."""
+        write_update(path, update, self._store)
 
     def memory(self) -> dict[str, int]:
         """Return memory in bytes: in use on this host, and the peak on this device since the start."""

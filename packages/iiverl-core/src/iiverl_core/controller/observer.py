@@ -81,11 +81,15 @@ class Observer:
         """Show the current activity."""
         return self._progress.phase(name, total)
 
+    def warn(self, message: str) -> None:
+        """Log a non-fatal warning."""
+        self._progress.log(f"warning: {message}")
+
     def warn_once(self, message: str) -> None:
         """Log a non-fatal warning once."""
         if not self._warned:
             self._warned = True
-            self._progress.log(f"warning: {message}")
+            self.warn(message)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send metrics to the trackers."""
@@ -106,11 +110,13 @@ class Observer:
         if folder := self._run.trainer.rollout_data_dir:
             self._dumps.write("trainer.rollout_data_dir", lambda: self._write_samples(Path(folder), record))
 
-    def keep_rollouts(self, record: StepRecord) -> Path:
-        """Write the rollouts of a step that cannot be trained on to the run's folder, and return the file."""
-        folder = self._run.folder / "nonfinite"
-        self._dumps.write("trainer.default_local_dir", lambda: self._write_samples(folder, record))
-        return folder / f"{record.step}.parquet"
+    def keep_rollouts(self, folder: Path, record: StepRecord) -> Path | None:
+        """Write the rollouts of a step that cannot be trained on, and return the file; None if it cannot be written."""
+        try:
+            return self._write_samples(folder, record)
+        except OSError as error:
+            self.warn(f"the step's samples cannot be written to {folder}: {error}")
+            return None
 
     def _write_samples(self, folder: Path, record: StepRecord) -> Path:
         numbers: dict[SampleId, SampleNumbers] = {rollout.id: {} for rollout in record.batch}

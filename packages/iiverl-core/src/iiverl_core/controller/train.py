@@ -1,8 +1,6 @@
 """A run from its configuration to its report: check and build everything, cheapest failures first, then train."""
 
-import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +27,7 @@ from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer, too_few_prompts
-from iiverl_core.errors import IIVerlError
+from iiverl_core.errors import NonFiniteError
 from iiverl_core.memory import checkpoint_bytes
 from iiverl_core.rewards import (
     add_reward_model,
@@ -47,7 +45,6 @@ from iiverl_core.telemetry import (
     RunRecorder,
     make_trackers,
     read_history,
-    read_run,
     report,
 )
 
@@ -63,11 +60,10 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
             cannot be read or written.
     """
     run, stop = loaded.run, stop or Stop()
-    _check_not_in_use(run)
-    plan = prepare(loaded)
-    progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
-    check_folders(loaded)
-    with RunLock(run.folder, progress.log):
+    with RunLock(run.folder, print):
+        plan = prepare(loaded)
+        progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
+        check_folders(loaded)
         _train(loaded, plan, progress, stop)
 
 
@@ -97,6 +93,8 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop) -> None:
                         raise
                     progress.log(f"{error}\nrestarting ({restarts} of {run.trainer.max_restarts})")
                     start = find_start(loaded, recorded, progress.log, start.state)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{error}\n{_way_back(run)}") from error
             recorder.end(stop.exit_code)
     finally:
         if read_history(run.folder):
@@ -153,6 +151,13 @@ def _run(
         checkpointer = Checkpointer(run, workers, recorded, size, progress.log)
         exit_stack.callback(checkpointer.close)
         Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop).fit()
+
+
+def _way_back(run: RunConfig) -> str:
+    """Say from which checkpoint a run that has diverged can be continued."""
+    if saved := checkpoints(run.folder):
+        return f"The newest checkpoint is {saved[-1].folder}; the same command continues from it."
+    return "No checkpoint has been saved (trainer.save_freq)."
 
 
 @contextmanager
@@ -255,21 +260,6 @@ def _start(
     engines = RayEngines(run, group, log, heartbeats)
     exit_stack.callback(engines.close)
     return group, engines
-
-
-def _check_not_in_use(run: RunConfig) -> None:
-    """Raise IIVerlError if another process on this machine trains in the run's folder."""
-    other = read_run(run.folder)
-    if (
-        other
-        and other.host == socket.gethostname()
-        and other.pid != os.getpid()
-        and other.state() == "running"
-    ):
-        raise IIVerlError(
-            f"{run.folder} is in use by another run, process {other.pid}. Wait for its end, or set "
-            "trainer.default_local_dir or trainer.experiment_name."
-        )
 
 
 def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:

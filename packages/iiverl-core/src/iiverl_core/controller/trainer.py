@@ -26,7 +26,7 @@ from iiverl_core.controller.collector import Plan, RolloutCollector, StepData
 from iiverl_core.controller.observer import Observer, StepRecord
 from iiverl_core.controller.state import AdaptiveKL, FixedKL, TrainState
 from iiverl_core.controller.worker_client import WorkerClient
-from iiverl_core.errors import IIVerlError
+from iiverl_core.errors import IIVerlError, NonFiniteError
 from iiverl_core.registry.algorithms import estimator_info, policy_loss_info
 from iiverl_core.rewards import Scorer
 from iiverl_core.samples import ROLLOUT_LOG_PROBS, Rollout, SequenceRef
@@ -184,7 +184,8 @@ class Trainer:
                     metrics, rank_work = self.workers.update(
                         role, mini_batch, lr, self.arrays(role, mini_batch)
                     )
-                    self.check_finite(role, record, metrics)
+                    if self.must_stop(role, metrics):
+                        raise self.not_finite(role, record, mini_batch, lr)
                     updates.append(metrics)
                     work.append(rank_work)
                     phase.advance()
@@ -196,21 +197,35 @@ class Trainer:
         if role == "actor" and self.run.loss.use_kl_loss:
             record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
 
-    def check_finite(self, role: Trained, record: StepRecord, metrics: Mapping[str, float]) -> None:
-        """Stop a run if consecutive updates are skipped because their gradients are not finite.
-
-        Raises:
-            IIVerlError: `trainer.max_nonfinite_updates` consecutive updates were skipped.
-        """
+    def must_stop(self, role: Trained, metrics: Mapping[str, float]) -> bool:
+        """Count consecutive updates that were skipped because their gradient was not finite; say if they are too many."""
         self.skipped = self.skipped + 1 if metrics[f"{role}/skipped_updates"] else 0
-        if not self.skipped or self.skipped != self.run.trainer.max_nonfinite_updates:
-            return
-        kept = self.observer.keep_rollouts(record)
-        raise IIVerlError(
+        return bool(self.skipped) and self.skipped == self.run.trainer.max_nonfinite_updates
+
+    def not_finite(
+        self, role: Trained, record: StepRecord, mini_batch: Sequence[SequenceRef], lr: float
+    ) -> NonFiniteError:
+        """Keep an update whose gradient is not finite, and make the error that ends the run."""
+        folder = self.run.folder / "nonfinite"
+        kept: list[str] = []
+        if samples := self.observer.keep_rollouts(folder, record):
+            kept.append(f"the step's samples in {samples}")
+        update = folder / f"{record.step}.{role}.safetensors"
+        try:
+            self.workers.write_update(update, role, mini_batch, lr, self.arrays(role, mini_batch))
+            kept.append(f"the update's tokens and arrays in {update}")
+        except IIVerlError as error:
+            self.observer.warn(str(error))
+        extreme = ""
+        if record.advantages:
+            rewards = zip(record.advantages.rewards, record.batch, strict=True)
+            reward, rollout = max(rewards, key=lambda pair: abs(pair[0]))
+            extreme = f" The most extreme reward is {reward:g}, of {rollout.id}."
+        return NonFiniteError(
             f"The gradient of the {role} was not finite in {self.skipped} updates in a row, the last at step "
-            f"{record.step} (trainer.max_nonfinite_updates). The step's samples are in {kept}; its updates can be repeated "
-            "from the checkpoint before it.\nLower the learning rate, compute in fp32, or look for an extreme reward among "
-            "the samples."
+            f"{record.step} (trainer.max_nonfinite_updates).{extreme}\n"
+            + (f"Kept are {' and '.join(kept)}.\n" if kept else "")
+            + "Lower the learning rate, compute in fp32, or look for an extreme reward among the samples."
         )
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from iiverl_core.cluster.engines import Engines
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained
 from iiverl_core.cluster.runtime import TrainerWorker, WorkerGroup
+from iiverl_core.cluster.saved_update import SavedUpdate
 from iiverl_core.cluster.store import put_all
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import Division, divide, divide_for_training
@@ -98,15 +99,7 @@ class WorkerClient:
         self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
     ) -> tuple[dict[str, float], list[Work]]:
         """Run one optimizer step on a mini-batch; return its metrics, and the work of each rank."""
-        division = divide_for_training(
-            sequences,
-            self._ranks,
-            self._packing(role, train=True),
-            balanced=self._run.trainer.balance_batch,
-            loss_agg_mode=self._aggregation[role],
-            max_tokens_norm=self._run.loss.max_tokens_norm,
-            arrays=arrays,
-        )
+        division = self._divide_for_training(role, sequences, self._ranks, arrays)
         results = self._on_ranks(TrainerWorker.update, division, lambda batch: (role, batch, lr))
         metrics: dict[str, float] = {}
         for part, _ in results:
@@ -114,6 +107,17 @@ class WorkerClient:
         step = results[0][1]
         metrics |= {f"{role}/grad_norm": step.grad_norm, f"{role}/skipped_updates": float(not step.taken)}
         return metrics, division.work
+
+    def write_update(
+        self, path: Path, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
+    ) -> None:
+        """Write the arguments of `update`, with all that they refer to, to a file of `read_update`.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        (batch,) = self._divide_for_training(role, sequences, 1, arrays).batches
+        self._group.run_on(0, TrainerWorker.write_update, path, SavedUpdate(role, batch, lr))
 
     def begin_save(self, folder: Path) -> None:
         """Copy the trained models, and start writing the copies to `folder`."""
@@ -136,6 +140,19 @@ class WorkerClient:
     def _divide(self, role: Role, sequences: Sequence[SequenceRef]) -> Division:
         balanced = self._run.trainer.balance_batch
         return divide(sequences, self._ranks, self._packing(role, train=False), balanced=balanced)
+
+    def _divide_for_training(
+        self, role: Trained, sequences: Sequence[SequenceRef], ranks: int, arrays: tuple[str, ...]
+    ) -> Division:
+        return divide_for_training(
+            sequences,
+            ranks,
+            self._packing(role, train=True),
+            balanced=self._run.trainer.balance_batch,
+            loss_agg_mode=self._aggregation[role],
+            max_tokens_norm=self._run.loss.max_tokens_norm,
+            arrays=arrays,
+        )
 
     def _on_ranks(
         self, method: Callable[..., T], division: Division, arguments: Callable[[RankBatch], tuple[Any, ...]]

@@ -83,7 +83,7 @@ class RolloutEngine(Protocol):
         Returns an empty list if nothing is pending. If it raises, every pending request is dropped.
 
         Raises:
-            FloatingPointError: the model's logits are not finite.
+            NonFiniteError: the model's logits are not finite.
         """
         ...
 
@@ -125,7 +125,7 @@ def generate(
         RuntimeError: the engine has no weights or other requests are pending; or requests were dropped, by an update of
             the weights, `sleep` or `abort`, before their responses were taken.
         ValueError: as `RolloutEngine.submit`.
-        FloatingPointError: as `RolloutEngine.step`.
+        NonFiniteError: as `RolloutEngine.step`.
     """
     if engine.pending:
         raise RuntimeError(

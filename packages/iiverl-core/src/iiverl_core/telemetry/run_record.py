@@ -46,7 +46,7 @@ class RunRecord:
         """Judge whether the run goes on, ended well, ended with an error, or died without a word."""
         if self.ended is not None:
             return "failed" if self.exit_code else "ended"
-        if self.host == socket.gethostname() and not _lives(self.pid, self.process_started):
+        if self.host == socket.gethostname() and not is_alive(self.pid, self.process_started):
             return "died"
         age = (time.time() if now is None else now) - self.heartbeat
         return "died" if age > STALE_S else "running"
@@ -73,7 +73,7 @@ class RunRecorder:
             experiment=experiment,
             pid=os.getpid(),
             host=socket.gethostname(),
-            process_started=_process_start(os.getpid()),
+            process_started=process_start(os.getpid()),
             started=now,
             heartbeat=now,
             total_steps=total_steps,
@@ -126,18 +126,19 @@ def read_run(folder: Path) -> RunRecord | None:
         return None
 
 
-def _lives(pid: int, started: int | None) -> bool:
+def is_alive(pid: int, started: int | None) -> bool:
+    """Return whether a process of this machine is running, and is the one that `process_start` gave `started` for."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # another user's, so there is one
         pass
-    now = _process_start(pid)
+    now = process_start(pid)
     return started is None or now is None or now == started
 
 
-def _process_start(pid: int) -> int | None:
+def process_start(pid: int) -> int | None:
     """Give the start of a process in clock ticks since boot; None where the system has no `/proc`."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iiverl_core.errors import NonFiniteError
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
 from iiverl_core.rollout.hf.forward import Forward
 from iiverl_core.rollout.sampling import sample
@@ -76,7 +77,7 @@ class Decoding:
             weights_version: of the model's weights.
 
         Raises:
-            FloatingPointError: logits are not finite.
+            NonFiniteError: logits are not finite.
         """
         logits = [] if self._forward is None else [self._forward.tokens(self._token_B)]
         logits += [self._join(batch) for batch in joining]
@@ -175,8 +176,8 @@ class Decoding:
         finite_B = np.isfinite(log_prob_B)
         if not finite_B.all():
             i = int(finite_B.argmin())
-            raise FloatingPointError(
-                f"the model gives logits that are not finite, at token {self._state_B['length'][i]} of the response to "
+            raise NonFiniteError(
+                f"The model gives logits that are not finite, at token {self._state_B['length'][i]} of the response to "
                 f"request {self._submissions[i].request.id}. The weights may have diverged, or their dtype may be too "
                 "narrow: look at actor/grad_norm, try rollout.dtype: bfloat16 or float32."
             )

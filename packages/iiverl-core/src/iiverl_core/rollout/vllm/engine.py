@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iiverl_core.errors import NonFiniteError
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
@@ -166,8 +167,8 @@ class VLLMEngine:
             self._drop_all()
             # Attention multiplies masked values by zero, so a NaN left in the cache would spread to the next user of its block.
             self._llm.collective_rpc("iiverl_clear_cache")
-            raise FloatingPointError(
-                f"the model gives logits that are not finite, at token {int(np.isfinite(log_probs).argmin()) + 1} of the "
+            raise NonFiniteError(
+                f"The model gives logits that are not finite, at token {int(np.isfinite(log_probs).argmin()) + 1} of the "
                 f"response to request {request.id}. The weights may have diverged, or their dtype may be too narrow: "
                 "look at actor/grad_norm, try rollout.dtype: bfloat16 or float32."
             )
