@@ -145,7 +145,9 @@ def test_a_reward_function_that_never_returns_ends_the_run(quickstart, tmp_path:
         "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
         "    threading.Event().wait()\n"
     )
-    loaded = quickstart(f"custom_reward_function.path={file}", "trainer.stall_timeout=3")
+    loaded = quickstart(
+        f"custom_reward_function.path={file}", "custom_reward_function.workers=0", "trainer.stall_timeout=3"
+    )
     with pytest.raises(
         StallError,
         match=r"nothing has moved for 3s.*phase 'scoring'.*iiverl-rewards in compute_score, .*endless\.py:5",

@@ -17,8 +17,17 @@ from hypothesis import strategies as st
 
 from iiverl_core.config import CustomRewardFunctionConfig
 from iiverl_core.errors import ConfigError
-from iiverl_core.rewards.custom import CustomFunction, load_custom_function, outcome_of_return
+from iiverl_core.reward_process import ReturnError, parts_of_return
+from iiverl_core.rewards.custom import CustomFunction, load_custom_function
 from iiverl_reward_client import Failed, Scored
+
+
+def outcome_of_return(returned: object) -> Scored | Failed:
+    try:
+        return Scored(*parts_of_return(returned))
+    except ReturnError as error:
+        return Failed("function", detail=str(error))
+
 
 HEADER = "def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):\n    "
 

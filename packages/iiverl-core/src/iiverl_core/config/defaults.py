@@ -101,7 +101,13 @@ def _engine_sequences(config: Config, default: int) -> int:
     return min(default, rollout.max_num_batched_tokens) if reads else default
 
 
+def _within_stall(config: Config, default: float) -> float:
+    stall = config.trainer.stall_timeout
+    return min(default, stall / 2) if stall else default
+
+
 DERIVED = (
+    DerivedDefault("custom_reward_function.timeout", "trainer.stall_timeout", _within_stall),
     DerivedDefault("data.val_files", "data.train_files", lambda *_: None, when="data.train_files"),
     DerivedDefault(MINI_BATCH, BATCH, _mini_batch),
     DerivedDefault(f"{ACTOR}.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence),

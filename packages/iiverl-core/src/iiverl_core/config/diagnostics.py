@@ -137,6 +137,7 @@ DIAGNOSTICS = {
     "C506": "invalid-overlong-length",
     "C507": "overlong-penalty-zero",
     "C508": "reward-manager-unused",
+    "C509": "reward-timeout-unused",
     # schedule
     "C601": "two-warm-ups",
     "C602": "warm-up-too-long",

@@ -21,6 +21,7 @@ _MOVED = {
     "reward.reward_manager.name": Synonym("reward_model.reward_manager"),
     "reward.reward_model": Synonym("reward_model"),
     "reward.reward_kwargs": Synonym("custom_reward_function.reward_kwargs"),
+    "reward.num_workers": Synonym("custom_reward_function.workers"),
     "reward.reward_kwargs.overlong_buffer_cfg": Synonym("reward_model.overlong_buffer"),
     "reward.reward_kwargs.max_resp_len": Synonym("data.max_response_length"),
     "reward_model.reward_kwargs.overlong_buffer_cfg": Synonym("reward_model.overlong_buffer"),

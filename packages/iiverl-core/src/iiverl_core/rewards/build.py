@@ -11,6 +11,7 @@ from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.registry import REWARD_SOURCES
 from iiverl_core.rewards.custom import load_custom_function
+from iiverl_core.rewards.function_pool import FunctionPool
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, ScoreSequences
 from iiverl_core.rewards.remote import ROWS_CHECKED, RemoteScorer, make_client
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from iiverl_core.data import PromptSet
 
 logger = logging.getLogger(__name__)
+
+REWARD_OUTPUT = "reward_function.log"
+"""File of the run's folder with what a reward function prints."""
 
 
 def make_scorer(run: RunConfig) -> Scorer | None:
@@ -43,8 +47,11 @@ def server_scorer(run: RunConfig) -> Scorer:
 
 
 def function_scorer(run: RunConfig) -> Scorer:
-    """Build a scorer that calls the user's function."""
-    return FunctionScorer(load_custom_function(run.rewards.function))
+    """Build a scorer that calls the user's function, in processes of its own unless there are to be none."""
+    function = run.rewards.function
+    if function.workers == 0:
+        return FunctionScorer(load_custom_function(function))
+    return FunctionPool(function, run.folder / REWARD_OUTPUT)
 
 
 def rule_scorer(run: RunConfig) -> Scorer:

@@ -10,6 +10,11 @@ checks = Checks()
 
 URL = "reward_api.api_url"
 FUNCTION = "custom_reward_function.path"
+OF_FUNCTION = tuple(
+    f"custom_reward_function.{name}" for name in ("name", "reward_kwargs", "timeout", "workers")
+)
+LIMIT, WORKERS = "custom_reward_function.timeout", "custom_reward_function.workers"
+STALL = "trainer.stall_timeout"
 MODEL = "reward_model.enable"
 OVERLONG = "reward_model.overlong_buffer"
 RESPONSE = "data.max_response_length"
@@ -53,15 +58,20 @@ def _manager_is_a_source(view: ConfigView) -> str | None:
     return f"has no effect: iiverl has no reward managers; the built-in rules, custom_reward_function or reward_api score the responses{known}"
 
 
-@checks.add(
-    "C504", "warning", "custom_reward_function.name", "custom_reward_function.reward_kwargs", FUNCTION
-)
+@checks.add("C504", "warning", *OF_FUNCTION, FUNCTION)
 def _function_is_read(view: ConfigView) -> str | None:
-    if view[FUNCTION] or not view.is_set(
-        "custom_reward_function.name", "custom_reward_function.reward_kwargs"
-    ):
+    return f"has no effect without {FUNCTION}" if view.is_set(*OF_FUNCTION) and not view[FUNCTION] else None
+
+
+@checks.add("C509", "warning", LIMIT, WORKERS, STALL, FUNCTION)
+def _limit_is_kept(view: ConfigView) -> str | None:
+    if not view[FUNCTION]:
         return None
-    return f"has no effect without {FUNCTION}"
+    if view[WORKERS] == 0:
+        return f"has no effect with {WORKERS}: 0" if view.is_set(LIMIT) else None
+    if 0 < view[STALL] <= view[LIMIT]:
+        return f"a call may take {view[LIMIT]:g} s, but {STALL} ends a run in which nothing happens for {view[STALL]} s"
+    return None
 
 
 @checks.add("C505", "warning", MODEL, FUNCTION, "reward_api.enable", MANAGER_KEY)

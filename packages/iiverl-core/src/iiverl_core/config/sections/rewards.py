@@ -71,6 +71,11 @@ class CustomRewardFunctionConfig(Section):
     """Name of the function."""
     reward_kwargs: dict[str, Any] = Field(default={})
     """Additional keyword arguments of the function."""
+    timeout: Positive = 120.0
+    """Seconds that a call may take before it is ended, and the response has no score."""
+    workers: Natural | None = None
+    """Processes that call the function; null for one per CPU core, at most 8, or one for a coroutine function, which is
+    awaited for up to 64 responses side by side; 0 calls it in the run's own process, without a time limit."""
 
 
 WITH_MODEL = OnlyWhen("reward_model.enable", (True,))

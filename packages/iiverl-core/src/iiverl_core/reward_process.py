@@ -1,0 +1,353 @@
+"""A process that calls a user's reward function.
+
+A process can be stopped during a call, and what it does with signals, threads and output is its own. It imports neither
+torch nor the rest of iiverl, unless the user's file does. `rewards/function_pool.py` starts it as
+`python -c "from iiverl_core.reward_process import main; main(…)"` and writes one pickled `Setup` and then `Call`s to its
+standard input; each is answered by a `Reply` on its standard output, in any order. Messages are preceded by their length
+in 8 bytes. The user's code reads nothing, and all that it prints goes to standard error.
+"""
+
+import asyncio
+import inspect
+import math
+import mmap
+import os
+import pickle
+import random
+import struct
+import sys
+import zlib
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
+
+from iiverl_core.errors import ConfigError
+from iiverl_core.orphans import end_with
+from iiverl_core.python_files import find_callable, load_file, repr_with_type, short_repr, user_traceback
+
+MAX_SCORE = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
+"""Largest score: advantages are computed in fp32, in which a larger one is infinite."""
+
+LENGTH = struct.Struct("<q")
+ASYNC_CALLS = 64
+"""Calls of a coroutine function that one process awaits side by side."""
+MAX_OUTPUT_BYTES = 64 * 2**20
+
+# Exceptions of user code that must not end the program.
+USER_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The function `name` of the file at `path`, its further arguments, and the limit of a coroutine in seconds."""
+
+    search_path: list[str]
+    path: str
+    name: str
+    kwargs: Mapping[str, Any]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call with keyword arguments; random numbers that it draws depend on `seed` alone."""
+
+    id: int
+    seed: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a call, or to the setup, whose `id` is 0 and whose `calls` says how many calls may run at a time.
+
+    `info` is pickled on its own, since only this process may be able to read what the function returned.
+    """
+
+    id: int
+    problem: Literal["", "function", "timeout"] = ""
+    detail: str = ""
+    score: float = 0.0
+    components: Mapping[str, float] = field(default_factory=dict)
+    info: bytes = b""
+    calls: int = 1
+
+
+class ReturnError(ValueError):
+    """The return value of a reward function is not a score; the message names it."""
+
+
+def parts_of_return(returned: Any) -> tuple[float, dict[str, float], dict[str, Any]]:
+    """Return score, components and info of the return value of a reward function.
+
+    A finite number is the score, also in an array or tensor of one element. So is `score` of a mapping, whose other
+    finite numbers become components and the rest info.
+
+    Raises:
+        ReturnError: it is anything else.
+    """
+    if not isinstance(returned, Mapping):
+        score = _number(returned)
+        if score is None:
+            raise ReturnError(
+                f"returned {repr_with_type(returned)}, which is not a finite number that fp32 can hold"
+            )
+        return score, {}, {}
+    if "score" not in returned:
+        keys = ", ".join(short_repr(key) for key in list(returned)[:10]) or "none"
+        raise ReturnError(f"returned a dict without 'score'; its keys: {keys}")
+    score = _number(returned["score"])
+    if score is None:
+        raise ReturnError(
+            f"returned a dict whose 'score' is {repr_with_type(returned['score'])}, which is not a finite number that fp32 "
+            "can hold"
+        )
+    components: dict[str, float] = {}
+    info: dict[str, Any] = {}
+    for key, value in returned.items():
+        if key == "score":
+            continue
+        number = _number(value)
+        if number is None:
+            info[str(key)] = value
+        else:
+            components[str(key)] = number
+    return score, components, info
+
+
+def name_of(function: Callable[..., Any], path: Path) -> str:
+    """Name a function and its file, for messages."""
+    return f"{getattr(function, '__name__', type(function).__name__)} in {path}"
+
+
+def running_call(shared: mmap.mmap) -> int:
+    """Return the id of the call whose code a process is running; 0 if it runs none, or waits."""
+    return LENGTH.unpack_from(shared)[0]
+
+
+def main(lifeline_fd: int, shared_fd: int) -> None:
+    """Answer calls until the process that started this one is gone."""
+    end_with(lifeline_fd)
+    requests, replies = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
+    setup: Setup = pickle.loads(_read(requests) or b"")
+    sys.path[:] = setup.search_path
+    try:
+        path, module = load_file(setup.path, "custom_reward_function.path")
+        function = find_callable(path, module, setup.name, "custom_reward_function.name")
+    except ConfigError as error:
+        _write(replies, Reply(0, "function", str(error)))
+        return
+    caller = _Caller(function, path, setup, mmap.mmap(shared_fd, LENGTH.size))
+    if caller.is_async:
+        _write(replies, Reply(0, calls=ASYNC_CALLS))
+        asyncio.run(_answer_side_by_side(caller, requests, replies))
+    else:
+        _write(replies, Reply(0))
+        with asyncio.Runner() as runner:
+            while (message := _read(requests)) is not None:
+                _write(replies, caller.call(pickle.loads(message), runner))
+
+
+async def _answer_side_by_side(caller: "_Caller", requests: int, replies: int) -> None:
+    ended, tasks = asyncio.Event(), set[asyncio.Task[None]]()
+
+    async def answer(call: Call) -> None:
+        _write(replies, await caller.call_async(call))
+
+    def accept() -> None:
+        message = _read(requests)
+        if message is None:
+            ended.set()
+            return
+        task = asyncio.create_task(answer(pickle.loads(message)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    asyncio.get_running_loop().add_reader(requests, accept)
+    await ended.wait()
+
+
+class _Caller:
+    """Calls the user's function, and makes a reply of what it returns or raises."""
+
+    def __init__(self, function: Callable[..., Any], path: Path, setup: Setup, shared: mmap.mmap) -> None:
+        self._function, self._path, self._setup, self._shared = function, path, setup, shared
+        call_method = getattr(type(function), "__call__", None)  # noqa: B004 - of an object, which may be async
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call_method)
+
+    def call(self, call: Call, runner: asyncio.Runner) -> Reply:
+        """Call a function that returns a score, or an awaitable of it."""
+        self._mark(call.id)
+        try:
+            returned = self._begin(call)
+            if inspect.isawaitable(returned):
+                returned = runner.run(_awaited(returned))
+            return self._reply(call.id, returned)
+        except USER_ERRORS as error:
+            return Reply(call.id, "function", user_traceback(error, self._path))
+        finally:
+            self._mark(0)
+            _bound_output()
+
+    async def call_async(self, call: Call) -> Reply:
+        """Call a coroutine function within the time limit."""
+        limit = asyncio.timeout(self._setup.timeout_s)
+        try:
+            async with limit:
+                returned = await _Marked(self._begin(call), call.id, self._mark)
+            return self._reply(call.id, returned)
+        except USER_ERRORS as error:
+            if limit.expired() and isinstance(error, TimeoutError):
+                return Reply(call.id, "timeout")
+            return Reply(call.id, "function", user_traceback(error, self._path))
+        finally:
+            _bound_output()
+
+    def _begin(self, call: Call) -> Any:
+        _seed(call.seed)
+        return self._function(**call.arguments, **self._setup.kwargs)
+
+    def _mark(self, id: int) -> None:
+        LENGTH.pack_into(self._shared, 0, id)
+
+    def _reply(self, id: int, returned: Any) -> Reply:
+        try:
+            score, components, info = parts_of_return(returned)
+        except ReturnError as error:
+            return Reply(id, "function", not_a_score(self._function, self._path, error))
+        return Reply(id, score=score, components=components, info=_pickled(info))
+
+
+class _Marked:
+    """Awaits a coroutine, and marks it as running while it does not wait."""
+
+    def __init__(self, coroutine: Awaitable[Any], id: int, mark: Callable[[int], None]) -> None:
+        self._coroutine, self._id, self._mark = coroutine, id, mark
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps: Any = self._coroutine.__await__()
+        resume, value = steps.send, None
+        while True:
+            self._mark(self._id)
+            try:
+                awaited = resume(value)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                self._mark(0)
+            try:
+                resume, value = steps.send, (yield awaited)
+            except BaseException as error:
+                resume, value = steps.throw, error
+
+
+def not_a_score(function: Callable[..., Any], path: Path, error: ReturnError) -> str:
+    """Describe a return value that is no score: the function, its file and valid return values."""
+    return f"{name_of(function, path)} {error}. Return a finite number, or a dict with one as 'score'."
+
+
+def _number(value: Any) -> float | None:
+    """Convert a number or bool, also in an array or tensor of one element, to a float.
+
+    Returns None for anything else, or if the number is not finite.
+    """
+    if not isinstance(value, Real | Decimal):
+        return _number(_only_element(value)) if _is_array_of_one(value) else None
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # too large, or a signalling NaN
+        return None
+    return number if math.isfinite(number) and abs(number) <= MAX_SCORE else None
+
+
+def _is_array_of_one(value: Any) -> bool:
+    """Return whether a value is an array or tensor, of whatever library, with one element."""
+    shape = getattr(value, "shape", None)
+    try:
+        return shape is not None and callable(getattr(value, "item", None)) and math.prod(shape) == 1
+    except TypeError:
+        return False
+
+
+def _only_element(value: Any) -> Any:
+    """Return the element of an array of one, as a Python object; None if its library cannot read it."""
+    try:
+        item = value.item()
+    except Exception:  # of any library
+        return None
+    return item if isinstance(item, Real | Decimal) else None
+
+
+def _seed(seed: str) -> None:
+    """Seed the global random numbers, so that they do not depend on which process makes a call, nor on earlier calls."""
+    random.seed(seed)
+    number = zlib.crc32(seed.encode())
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(number)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(number)
+
+
+def _pickled(info: dict[str, Any]) -> bytes:
+    """Pickle what a function returned beside numbers; what cannot be pickled becomes text."""
+    try:
+        return pickle.dumps(info)
+    except Exception:  # of the user's classes
+        return pickle.dumps({key: _picklable(value) for key, value in info.items()})
+
+
+def _picklable(value: Any) -> Any:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return short_repr(value)
+    return value
+
+
+def _bound_output() -> None:
+    """Drop further output once the file that it goes to is large."""
+    if os.fstat(1).st_size > MAX_OUTPUT_BYTES:
+        os.write(1, b"\nFurther output is dropped.\n")
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        os.close(nothing)
+
+
+async def _awaited(returned: Awaitable[Any]) -> Any:
+    return await returned
+
+
+def _read(fd: int) -> bytes | None:
+    """Read a message; None at the end."""
+    head = _read_bytes(fd, LENGTH.size)
+    return head and _read_bytes(fd, LENGTH.unpack(head)[0])
+
+
+def _read_bytes(fd: int, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        part = os.read(fd, min(size - len(parts), 2**20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+def _write(fd: int, reply: Reply) -> None:
+    message = memoryview(framed(reply))
+    while message:
+        message = message[os.write(fd, message) :]
+
+
+def framed(value: Any) -> bytes:
+    """Pickle a message, preceded by its length."""
+    message = pickle.dumps(value)
+    return LENGTH.pack(len(message)) + message
