@@ -1,6 +1,7 @@
 """Write `docs/keys.md` and `docs/metrics.md` from the code: `make reference`."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from iiverl_core.config.describe import either, expected
 from iiverl_core.config.interpolation import reference
 from iiverl_core.config.schema import Key, keys, sections
 from iiverl_core.config.sections.section import NoEffect, NotYet, OnlyWhen
+from iiverl_core.config.synonyms import other_names
+from iiverl_core.config.verl_keys import VERL_KEYS, Mark
 from iiverl_core.registry import BACKENDS, METRICS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -18,6 +21,24 @@ KEYS = """\
 Every key of the YAML file, generated from the code by `make reference`. A default that begins with `=` is another
 key's value. The second default is the one under the backend `megatron`, if it differs. `iiverl config show` prints the
 values of one file, with the origin of each.
+"""
+OTHER_NAMES = """\
+## Names of other versions of verl
+
+These mean the same, and are accepted in the file and on the command line.
+
+| name | key |
+| --- | --- |
+"""
+UNREAD = """\
+## Keys of verl that are not read
+
+Keys of other versions of verl that nothing reads here, by the reason that a run gives if they are set. `*` stands for any
+name, `**` for any path. A key with values is silent with one of them; with another, the run has no such feature, and
+does not start if it would be a different run without.
+
+| reason | keys | values |
+| --- | --- | --- |
 """
 METRICS_HEAD = """\
 # Metrics
@@ -43,7 +64,45 @@ def keys_page() -> str:
         if rows:
             parts.append(f"## `{path}`\n\n{_first_paragraph(section.__doc__ or '')}\n")
             parts.append(_table(("key", "takes", "default", ""), (_key(key, megatron) for key in rows)))
+    parts.append(OTHER_NAMES + "".join(f"| `{name}` | `{key}` |\n" for name, key in other_names().items()))
+    parts.append(UNREAD + "".join(_unread()))
     return "\n".join(parts)
+
+
+def _unread() -> Iterator[str]:
+    """Write the keys of verl that nothing reads, one row per reason and values."""
+    by_mark: dict[Mark, list[str]] = defaultdict(list)
+    for path, mark in VERL_KEYS.items():
+        by_mark[_hashable(mark)].append(path)
+    for mark, paths in by_mark.items():
+        names = ", ".join(f"`{name}`" for name in _joined(paths))
+        match mark:
+            case NoEffect(why):
+                yield f"| {why} | {names} | |\n"
+            case NotYet(what, ready, blocks):
+                values = either([_plain(value) for value in ready]) if ready else "none"
+                yield f"| not supported{'' if blocks else ', and ignored'}: {what} | {names} | {values} |\n"
+
+
+def _hashable(mark: Mark) -> Mark:
+    return (
+        NotYet(mark.what, tuple(_plain(v) for v in mark.ready), mark.blocks)
+        if isinstance(mark, NotYet)
+        else mark
+    )
+
+
+def _joined(paths: Iterable[str]) -> list[str]:
+    """Write the same key of several models as one: `{critic,reward_model}.rollout_n`."""
+    by_tail: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        head, _, tail = path.removeprefix("actor_rollout_ref.").partition(".")
+        by_tail[tail].append(head)
+    heads_of = {tail: list(dict.fromkeys(heads)) for tail, heads in by_tail.items()}
+    return [
+        (f"{{{','.join(heads)}}}" if len(heads) > 1 else heads[0]) + (f".{tail}" if tail else "")
+        for tail, heads in heads_of.items()
+    ]
 
 
 def metrics_page() -> str:

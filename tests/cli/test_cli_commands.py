@@ -167,7 +167,11 @@ def test_what_is_no_file_is_one_line(command: list[str]) -> None:
     ("arguments", "told"),
     [
         (["train-ppo"], "name the YAML file, as in: iiverl train-ppo run.yaml"),
-        (["validate", "trainer.nnodes=1"], "the YAML file comes before trainer.nnodes=1"),
+        (["validate", "trainer.nnodes=1", "run.yaml"], "the YAML file comes before trainer.nnodes=1"),
+        (
+            ["validate", "python3", "-m", "verl.trainer.main_ppo", "--config-name=mine"],
+            "there is no file mine.yaml",
+        ),
         (["train-ppo", "run.yaml", "--bakend", "fsdp"], "--backend"),
         (["trian-ppo"], "train-ppo"),
     ],

@@ -111,7 +111,12 @@ def test_defaults_of_the_backends_differ_only_where_files_need_it(tmp_path: Path
         for strategy in ("fsdp", "megatron")
     )
     differ = {path for path in keys() if value_of(fsdp.config, path) != value_of(megatron.config, path)}
-    strategies = {"actor_rollout_ref.actor.strategy", "critic.strategy", "reward_model.strategy"}
+    strategies = {
+        "actor_rollout_ref.actor.strategy",
+        "actor_rollout_ref.ref.strategy",
+        "critic.strategy",
+        "reward_model.strategy",
+    }
     assert differ == {*strategies, "actor_rollout_ref.actor.shuffle", "critic.shuffle"}
     assert str(megatron.origins["actor_rollout_ref.actor.shuffle"]) == "default of backend megatron"
 

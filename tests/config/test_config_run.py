@@ -36,6 +36,13 @@ OF_BACKEND: dict[str, dict[str, Any]] = {
 }
 
 
+def test_fsdps_name_for_offloading_offloads_all(tmp_path: Path) -> None:
+    key = "actor_rollout_ref.actor.fsdp_config.offload_policy"
+    for backend, away in (("fsdp", True), ("megatron", False)):
+        offload = loaded_with(tmp_path, backend, f"{key}=true").run.actor.offload
+        assert (offload.parameters, offload.optimizer) == (away, away)
+
+
 def loaded_with(tmp_path: Path, backend: str, *overrides: str) -> Loaded:
     file = tmp_path / "run.yaml"
     file.write_text("")

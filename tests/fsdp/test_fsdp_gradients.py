@@ -498,18 +498,19 @@ def test_offload_and_mixed_precision_give_about_the_same(
         assert result.log_probs_T.dtype == torch.float32
 
 
+@pytest.mark.parametrize("reshard", [True, False])
 @pytest.mark.parametrize("packed", [False, True])
-def test_no_weight_is_left_gathered(one_rank, tiny_model_path: Path, packed: bool) -> None:
+def test_no_weight_is_left_gathered(one_rank, tiny_model_path: Path, packed: bool, reshard: bool) -> None:
     """Neither by the checks when a model is built nor by a forward pass, which no backward pass follows."""
-    backend = FSDPBackend(spec(str(tiny_model_path), packed=packed))
+    backend = FSDPBackend(spec(str(tiny_model_path), packed=packed, reshard_after_forward=reshard))
     for _ in range(2):
         assert all(isinstance(each, DTensor) for each in backend._model.parameters())
         backend.forward(plan(Packing(sequences=4), "token-mean", IN_ORDER))
 
 
-def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path) -> None:
-    def gradient(checkpointing: bool) -> dict[str, torch.Tensor]:
-        base = spec(str(tiny_model_path))
+def test_gradient_checkpointing_and_resharding_change_nothing(one_rank, tiny_model_path: Path) -> None:
+    def gradient(checkpointing: bool, **fsdp: bool) -> dict[str, torch.Tensor]:
+        base = spec(str(tiny_model_path), **fsdp)
         model = base.model.model_copy(update={"enable_gradient_checkpointing": checkpointing})
         backend = FSDPBackend(ModelSpec(**{**vars(base), "model": model}))
         loss = loss_config(clip_ratio_low=0.2, clip_ratio_high=0.2)
@@ -521,3 +522,4 @@ def test_gradient_checkpointing_changes_nothing(one_rank, tiny_model_path: Path)
         return {name: gradient.clone() for name, gradient in backend.named_gradients()}
 
     assert_same(gradient(True), gradient(False))
+    assert_same(gradient(True), gradient(True, reshard_after_forward=False))

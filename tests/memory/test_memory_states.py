@@ -106,6 +106,9 @@ def test_fsdp_divides_everything_and_collects_a_layer() -> None:
     layer = DENSE.attention_parameters + DENSE.norm_parameters + DENSE.mlp_parameters
     ends = 2 * DENSE.embedding_parameters + DENSE.hidden_size
     assert own.gathered == 2 * 2 * (ends + 2 * layer)
+    kept = states(DENSE, Layout(8, sharded=True, stays_gathered=True), "first", language=True, trained=True)
+    rest = DENSE.parameters - ends - 2 * layer
+    assert kept.gathered == own.gathered + 2 * rest
     offloaded = Layout(8, sharded=True, offloaded=frozenset({"weights", "gradients", "optimizer"}))
     waiting = states(DENSE, offloaded, "first", language=True, trained=True)
     assert (waiting.weights, waiting.gradients, waiting.optimizer, waiting.gathered) == (

@@ -45,6 +45,7 @@ def test_each_key_has_its_argument(config) -> None:
         "max_num_seqs": 99,
         "max_model_len": 500,
         "enable_chunked_prefill": False,
+        "enable_prefix_caching": False,
         "disable_log_stats": False,
     }
     overrides = [f"{ROLLOUT}.{key}={value}" for key, value in keys.items()]
@@ -64,11 +65,27 @@ def test_each_key_has_its_argument(config) -> None:
             "max_num_seqs": 99,
             "max_model_len": 500,
             "enable_chunked_prefill": False,
+            "enable_prefix_caching": False,
             "disable_log_stats": False,
             "tensor_parallel_size": 1,
         }.items()
     )
     assert arguments["hf_overrides"] == {"rope_theta": 5}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_options_of_compilation_are_beside_those_that_the_engine_needs(config, devices: int) -> None:
+    arguments = engine_arguments(
+        config(
+            f"{ROLLOUT}.cudagraph_capture_sizes=[1, 2]",
+            f"{ROLLOUT}.engine_kwargs.vllm.compilation_config.pass_config.enable_sp=true",
+            f"{ROLLOUT}.tensor_model_parallel_size={devices}",
+            "trainer.n_gpus_per_node=2",
+        ),
+        "cuda",
+    )
+    passes = {"enable_sp": True} | ({"fuse_allreduce_rms": False} if devices > 1 else {})
+    assert arguments["compilation_config"] == {"cudagraph_capture_sizes": [1, 2], "pass_config": passes}
 
 
 def test_an_engine_over_several_devices_has_a_process_on_each(config) -> None:
@@ -117,7 +134,7 @@ def test_names_of_load_formats(config, name, expected) -> None:
 
 
 def test_what_is_passed_on_comes_last(config) -> None:
-    extra = {"kv_cache_memory_bytes": 5, "enable_prefix_caching": False, "block_size": 32}
+    extra = {"kv_cache_memory_bytes": 5, "seed_offset": 3, "block_size": 32}
     overrides = [f"{ROLLOUT}.engine_kwargs.vllm.{name}={value}" for name, value in extra.items()]
     assert engine_arguments(config(*overrides), "cpu").items() >= extra.items()
 

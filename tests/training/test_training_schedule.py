@@ -24,6 +24,13 @@ def test_cosine_stays_at_its_floor() -> None:
     assert rates(5, 6, warmup_style="cosine")[-1] == pytest.approx(0)
 
 
+def test_a_floor_is_a_learning_rate_or_a_fraction() -> None:
+    cosine = {"warmup_style": "cosine", "lr_warmup_steps": 2}
+    assert rates(5, 6, min_lr=1e-4, **cosine) == rates(5, 6, min_lr_ratio=0.1, **cosine)
+    assert rates(5, 6, min_lr=7e-4, min_lr_ratio=0.1, **cosine) == rates(5, 6, min_lr_ratio=0.1, **cosine)
+    assert learning_rate(9, 5, OptimConfig(lr=0, min_lr=0, warmup_style="cosine")) == 0
+
+
 def test_warmup_by_ratio_and_own_length() -> None:
     assert rates(20, 3, lr_warmup_steps_ratio=0.1) == pytest.approx([0, 5e-4, 1e-3])
     assert rates(1000, 2, lr_warmup_steps_ratio=0.1, total_training_steps=20) == pytest.approx([0, 5e-4])

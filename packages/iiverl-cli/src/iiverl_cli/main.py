@@ -12,6 +12,7 @@ from iiverl_cli.algorithms import algorithms
 from iiverl_cli.arguments import (
     AllowUnknown,
     Backend,
+    ConfigCommand,
     ConfigFile,
     ConfigPath,
     Overrides,
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show a configuration.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(config_app, name="config")
-app.command("plan")(plan)
+app.command("plan", cls=ConfigCommand)(plan)
 app.command("algorithms")(algorithms)
 app.command("runs")(runs)
 app.command("export")(export)
@@ -67,7 +68,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=ConfigCommand)
 def train_ppo(
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -89,7 +90,7 @@ def train_ppo(
         train(loaded, stop)
 
 
-@app.command()
+@app.command(cls=ConfigCommand)
 def validate(
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -132,7 +133,7 @@ def validate(
         raise typer.Exit(EXIT_UNSUPPORTED)
 
 
-@config_app.command("show")
+@config_app.command("show", cls=ConfigCommand)
 def show_config(
     config: ConfigFile = None,
     overrides: Overrides = None,

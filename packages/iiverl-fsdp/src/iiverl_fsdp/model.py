@@ -76,10 +76,12 @@ def build_sharded(spec: ModelSpec) -> tuple[ShardedModel, LayoutKind]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the root's gathered weights, which FSDP keeps after a forward pass for the backward pass."""
+    """Free gathered weights that FSDP keeps after a forward pass for the backward pass: the root's, or all."""
     if not isinstance(model, FSDPModule):
         raise TypeError(f"{type(model).__name__} is not sharded")
-    model.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def build_empty(spec: ModelSpec) -> ShardedModel:
@@ -161,7 +163,7 @@ def _shard(model: ShardedModel, parallel: FSDPConfig, device: torch.device, offl
     blocks = set(transformer(model)._no_split_modules or ())
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
-            fully_shard(module, **options)
+            fully_shard(module, reshard_after_forward=parallel.reshard_after_forward, **options)
     if isinstance(model, ValueModel):
         wide = MixedPrecisionPolicy(
             param_dtype=torch.promote_types(param_dtype, torch.float32), reduce_dtype=reduce_dtype

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
+from iiverl_core.config.interpolation import reference
 from iiverl_core.config.model_facts import read_model_facts, splits
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.model import MegatronConfig
@@ -33,13 +34,18 @@ checkpointing, the engine) are left out: none of its files depends on them.
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 BATCH, MINI_BATCH = "data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size"
-STRATEGIES = (BACKEND, "critic.strategy", "reward_model.strategy")
+STRATEGIES = (BACKEND, "actor_rollout_ref.ref.strategy", "critic.strategy", "reward_model.strategy")
 LENGTHS = "data.max_prompt_length + data.max_response_length"
 
 
 def backend_defaults(backend: BackendInfo) -> dict[str, Any]:
     """Return the defaults, by key, that this backend changes."""
-    strategies = {key: backend.name for key in STRATEGIES if BACKENDS.get(keys()[key].default) is not backend}
+    written = {key: keys()[key].default for key in STRATEGIES}
+    strategies = {
+        key: backend.name
+        for key, name in written.items()
+        if reference(name) is None and BACKENDS.get(name) is not backend
+    }
     return strategies | (SPLIT_DEFAULTS if backend.splits_models else {})
 
 

@@ -81,9 +81,11 @@ DIAGNOSTICS = {
     "C015": "invalid-value",
     "C016": "unknown-backend",
     "C017": "contradictory-backends",
+    "C018": "contradictory-names",
     # keys without effect
     "C031": "unused-key",
     "C032": "unsupported-value",
+    "C033": "unsupported-verl-key",
     # batches
     "C101": "mini-batch-mismatch",
     "C102": "batch-not-divisible-by-devices",
@@ -145,6 +147,8 @@ DIAGNOSTICS = {
     "C604": "nothing-to-do",
     "C605": "no-validation-data",
     "C606": "late-validation",
+    "C607": "min-lr-beside-ratio",
+    "C608": "two-gradient-norms",
     # devices and installation
     "C701": "backend-not-installed",
     "C702": "engine-not-installed",

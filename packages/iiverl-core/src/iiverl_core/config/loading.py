@@ -90,7 +90,7 @@ class Loaded:
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None,
     overrides: Iterable[str] = (),
     backend: str | None = None,
     *,
@@ -99,15 +99,16 @@ def load(
     """Load and check a YAML file.
 
     Args:
-        path: the file.
-        overrides: `key.sub=value`, applied in order; values are YAML.
+        path: the file; None if the overrides are the whole configuration.
+        overrides: `key.sub=value`, applied in order; values are YAML. Hydra's `+key=value`, `++key=value` and `~key` are
+            read too.
         backend: the name of the backend, which replaces the file's `actor_rollout_ref.actor.strategy`.
         allow_unknown: warn about unknown keys and ignore them, instead of reporting errors.
 
     Raises nothing about the contents of the file and the overrides; those problems are in `problems`.
     """
-    file = os.fspath(path)
-    text, problem = _read(file)
+    file = COMMAND_LINE if path is None else os.fspath(path)
+    text, problem = ("", None) if path is None else _read(file)
     source = read_yaml(text, file)
     if problem:
         source.problems.append(problem)
@@ -161,9 +162,18 @@ def _load(
     problems = [*user.problems, *resolved.problems]
     if is_read:
         view = ConfigView(resolved.config, user.locations, resolved.invalid_keys, file)
-        problems += [*run_checks(view), *unused_keys(view)]
+        problems += [*run_checks(view), *unused_keys(view, user.unread.values())]
+    problems = [_under_its_name(problem, user.other_names) for problem in problems]
     origins = _origins(user, resolved.replaced, by_backend, derived)
     return Loaded(file, resolved.config, by_line(dict.fromkeys(problems)), origins, is_read)
+
+
+def _under_its_name(problem: Problem, other_names: Mapping[str, str]) -> Problem:
+    """Add the name that the user wrote to a problem of a key that has another here."""
+    written = other_names.get(problem.key)
+    if written is None or written in problem.message:
+        return problem
+    return replace(problem, message=f"{problem.message} (written as {written})")
 
 
 def _choose_backend(user: UserValues, backend: str) -> None:

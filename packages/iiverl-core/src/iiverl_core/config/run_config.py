@@ -235,6 +235,8 @@ def _role(config: Config, role: Role) -> RoleConfig:
         for name in ("parameters", "gradients", "optimizer")
         if f"offload.{name}" in named
     }
+    if not config.splits_models and config.at(f"{keys.fsdp}.offload_policy"):
+        offload |= {"parameters": True, "optimizer": True}
     return RoleConfig(
         role=role,
         model=config.at(named["model"]),

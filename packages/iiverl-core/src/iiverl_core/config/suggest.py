@@ -7,7 +7,8 @@ table says that it means the same, or if the unknown key is a misspelling of a k
 from collections.abc import Iterable
 
 from iiverl_core.config.schema import join, keys, sections
-from iiverl_core.config.synonyms import below, find_synonym
+from iiverl_core.config.synonyms import below, canonical, find_synonym
+from iiverl_core.config.verl_keys import unread_below
 
 MAX_LISTED_KEYS = 10
 """Sections with more keys are not listed in messages."""
@@ -15,6 +16,7 @@ MAX_LISTED_KEYS = 10
 
 def suggest(path: str) -> tuple[str | None, str]:
     """Return the key that an unknown one means, if any, and a hint that completes the message about it."""
+    path = canonical(path, None)[0]
     synonym = find_synonym(path)
     if synonym and not _is_known(synonym.key):  # a key that moved within a section that moved
         synonym = find_synonym(synonym.key)
@@ -32,8 +34,8 @@ def suggest(path: str) -> tuple[str | None, str]:
 
 
 def moved_within(path: str) -> bool:
-    """Return whether to report the keys of an unknown section instead of the section: only they have synonyms."""
-    return find_synonym(path) is None and any(below(path))
+    """Return whether to look at the keys of an unknown section instead of the section: only they are in the tables."""
+    return find_synonym(path) is None and (any(below(path)) or any(unread_below(canonical(path, None)[0])))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

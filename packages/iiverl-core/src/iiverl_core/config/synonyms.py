@@ -1,7 +1,10 @@
-"""Names that other programs, and later versions of verl, use for keys of this configuration."""
+"""Names that other programs and other versions of verl use for keys of this configuration.
+
+Those of other versions of verl are accepted, since they mean the same. Others are only suggested.
+"""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ACTOR, REF, ROLLOUT = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout"))
 MODEL = "actor_rollout_ref.model"
@@ -14,37 +17,75 @@ class Synonym(NamedTuple):
     note: str = ""
 
 
-_MOVED = {
-    # Later versions of verl have these in other sections.
-    "reward.custom_reward_function": Synonym("custom_reward_function"),
-    "reward.reward_manager": Synonym("reward_model.reward_manager"),
-    "reward.reward_manager.name": Synonym("reward_model.reward_manager"),
-    "reward.reward_model": Synonym("reward_model"),
-    "reward.reward_kwargs": Synonym("custom_reward_function.reward_kwargs"),
-    "reward.num_workers": Synonym("custom_reward_function.workers"),
-    "reward.reward_kwargs.overlong_buffer_cfg": Synonym("reward_model.overlong_buffer"),
-    "reward.reward_kwargs.max_resp_len": Synonym("data.max_response_length"),
-    "reward_model.reward_kwargs.overlong_buffer_cfg": Synonym("reward_model.overlong_buffer"),
-    "reward_model.reward_kwargs.max_resp_len": Synonym("data.max_response_length"),
-    f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": Synonym(
-        f"{ROLLOUT}.update_weights_bucket_megabytes"
-    ),
+_VERL = {
+    # Names of other versions of verl, with the same meaning.
+    "model_engine": f"{ACTOR}.strategy",
+    f"{ACTOR}.model_engine": f"{ACTOR}.strategy",
+    "reward.custom_reward_function": "custom_reward_function",
+    "reward.reward_manager": "reward_model.reward_manager",
+    "reward.reward_manager.name": "reward_model.reward_manager",
+    "reward.reward_model": "reward_model",
+    **{f"{section}.num_workers": "custom_reward_function.workers" for section in ("reward", "reward_model")},
+    "reward_model.model_path": "reward_model.model.path",
+    "reward.sandbox_fusion": "reward_model.sandbox_fusion",
+    "sandbox_fusion": "reward_model.sandbox_fusion",
     **{
-        f"{role}.megatron.{state}_offload": Synonym(f"{role}.{state}_offload")
+        f"{section}.reward_kwargs.{name}": key
+        for section in ("reward", "reward_model")
+        for name, key in (
+            ("overlong_buffer_cfg", "reward_model.overlong_buffer"),
+            ("max_resp_len", "data.max_response_length"),
+        )
+    },
+    f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": f"{ROLLOUT}.update_weights_bucket_megabytes",
+    f"{ROLLOUT}.cudagraph_capture_sizes": f"{ROLLOUT}.engine_kwargs.vllm.compilation_config.cudagraph_capture_sizes",
+    **{
+        f"{role}.megatron.{state}_offload": f"{role}.{state}_offload"
         for role in (ACTOR, "critic")
         for state in ("param", "grad", "optimizer")
     },
-    f"{REF}.megatron.param_offload": Synonym(f"{REF}.param_offload"),
-    "reward_model.megatron.param_offload": Synonym("reward_model.param_offload"),
-    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": Synonym(f"{ACTOR}.ulysses_sequence_parallel_size"),
-    f"{REF}.fsdp_config.ulysses_sequence_parallel_size": Synonym(f"{REF}.ulysses_sequence_parallel_size"),
-    "critic.fsdp": Synonym("critic.model.fsdp_config"),
-    "critic.fsdp_config": Synonym("critic.model.fsdp_config"),
+    f"{REF}.megatron.param_offload": f"{REF}.param_offload",
+    "reward_model.megatron.param_offload": "reward_model.param_offload",
+    f"{ACTOR}.megatron.use_remove_padding": f"{MODEL}.use_remove_padding",
+    "critic.megatron.use_remove_padding": "critic.model.use_remove_padding",
+    f"{ACTOR}.use_remove_padding": f"{MODEL}.use_remove_padding",
+    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": f"{ACTOR}.ulysses_sequence_parallel_size",
+    f"{REF}.fsdp_config.ulysses_sequence_parallel_size": f"{REF}.ulysses_sequence_parallel_size",
+    "critic.fsdp": "critic.model.fsdp_config",
+    "critic.fsdp_config": "critic.model.fsdp_config",
     **{
-        f"critic.{section}.ulysses_sequence_parallel_size": Synonym("critic.ulysses_sequence_parallel_size")
+        f"critic.{section}.ulysses_sequence_parallel_size": "critic.ulysses_sequence_parallel_size"
         for section in ("fsdp", "fsdp_config", "model.fsdp_config")
     },
-    "reward_model.fsdp_config": Synonym("reward_model.model.fsdp_config"),
+    "reward_model.fsdp_config": "reward_model.model.fsdp_config",
+    **{
+        f"{role}.optim.{name}": f"{role}.optim.{key}"
+        for role in (ACTOR, "critic")
+        for name, key in (
+            ("lr_scheduler_type", "warmup_style"),
+            ("lr_decay_style", "warmup_style"),
+            ("lr_decay_steps", "total_training_steps"),
+        )
+    },
+    **{f"{ACTOR}.policy_loss.{name}": f"{ACTOR}.{name}" for name in ("tau_pos", "tau_neg")},
+    f"{ACTOR}.checkpoint.contents": f"{ACTOR}.checkpoint.save_contents",
+    f"{MODEL}.tokenizer_path": "data.tokenizer",
+    **{
+        f"algorithm.rollout_correction.{name}": "algorithm.rollout_correction.bypass_old_log_prob"
+        for name in ("bypass_mode", "bypass_old_logprob_for_rollout")
+    },
+    "ray_init": "ray_kwargs.ray_init",
+    "trainer.profile_steps": "global_profiler.steps",
+}
+
+_VALUES = {
+    name: {"dp": None}  # the default, whichever of FSDP's names is set beside it
+    for name in ("model_engine", f"{ACTOR}.model_engine")
+}
+"""Values that another version of verl writes differently."""
+
+_MOVED = {
+    "reward.reward_kwargs": Synonym("custom_reward_function.reward_kwargs"),
     # The enclosing section is left out.
     **{name: Synonym(f"actor_rollout_ref.{name}") for name in ("actor", "ref", "rollout", "model")},
     **{
@@ -54,11 +95,17 @@ _MOVED = {
             "lr",
             "lr_warmup_steps",
             "lr_warmup_steps_ratio",
+            "min_lr",
             "min_lr_ratio",
             "warmup_style",
             "betas",
             "weight_decay",
         )
+    },
+    **{
+        f"{role}.{name}": Synonym(f"{role}.optim.warmup_style")
+        for role in (ACTOR, "critic")
+        for name in ("lr_scheduler_type", "lr_decay_style")
     },
     f"{ACTOR}.loss_mode": Synonym(f"{ACTOR}.policy_loss.loss_mode"),
     "critic.path": Synonym("critic.model.path"),
@@ -68,10 +115,6 @@ _MOVED = {
     "algorithm.horizon": Synonym("algorithm.kl_ctrl.horizon"),
     "algorithm.use_kl_loss": Synonym(f"{ACTOR}.use_kl_loss"),
     "algorithm.kl_loss_coef": Synonym(f"{ACTOR}.kl_loss_coef"),
-    **{
-        f"algorithm.rollout_correction.{name}": Synonym("algorithm.rollout_correction.bypass_old_log_prob")
-        for name in ("bypass_mode", "bypass_old_logprob_for_rollout")
-    },
     "algorithm.rollout_is_threshold": Synonym("algorithm.rollout_correction.rollout_is_threshold"),
     "algorithm.rollout_is_level": Synonym("algorithm.rollout_correction.rollout_is"),
 }
@@ -93,8 +136,6 @@ _RENAMED = {
         for section in (role, f"{role}.optim")
         for name, key in (
             ("learning_rate", "lr"),
-            ("lr_scheduler_type", "warmup_style"),
-            ("lr_decay_style", "warmup_style"),
             ("warmup_ratio", "lr_warmup_steps_ratio"),
             ("warmup_steps", "lr_warmup_steps"),
         )
@@ -172,6 +213,30 @@ BY_PATH = {
 """Synonyms by the full path of the unknown key or section."""
 
 
+def canonical(path: str, value: Any) -> tuple[str, Any]:
+    """Translate a key of another version of verl, and its value, to this configuration's; others stay as they are.
+
+    A key in a section with another name is one in the section that it names.
+    """
+    seen = set()
+    while path not in seen:
+        seen.add(path)
+        head, rest = path, ""
+        while head and head not in _VERL:
+            head, _, name = head.rpartition(".")
+            rest = f".{name}{rest}"
+        if head:
+            written = _VALUES.get(path, {})
+            value = written.get(value, value) if isinstance(value, str) else value
+            path = _VERL[head] + rest
+    return path, value
+
+
+def other_names() -> dict[str, str]:
+    """Return the accepted names of other versions of verl, and the key or section of each."""
+    return dict(_VERL)
+
+
 def find_synonym(path: str) -> Synonym | None:
     """Find the known key or section that an unknown one means; a key in a section that moved has moved too."""
     head, rest = path, ""
@@ -187,5 +252,5 @@ def find_synonym(path: str) -> Synonym | None:
 
 
 def below(path: str) -> Iterator[str]:
-    """Yield the paths of the table that are within an unknown section."""
-    return (other for other in BY_PATH if other.startswith(path + "."))
+    """Yield the paths of the tables that are within an unknown section."""
+    return (other for other in (*BY_PATH, *_VERL) if other.startswith(path + "."))

@@ -1,22 +1,30 @@
 """Report keys that have no effect and values that are not supported, by the marks on the keys."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from iiverl_core.config.checks.check import ConfigView
 from iiverl_core.config.describe import either, shown
 from iiverl_core.config.diagnostics import Problem
+from iiverl_core.config.interpolation import reference
 from iiverl_core.config.schema import Key, keys, shared_sections
 from iiverl_core.config.sections.section import BACKEND, ENGINE, NoEffect, NotYet, OnlyWhen, is_user_function
+from iiverl_core.config.user_values import UnreadValue
 from iiverl_core.registry import BACKENDS
 
 MAX_LISTED_KEYS = 8
+NOT_SUPPORTED = "not supported in this version: "
 
 
-def unused_keys(view: ConfigView) -> list[Problem]:
-    """Report keys that the user set but nothing reads, grouped by reason, and values that are not supported."""
+def unused_keys(view: ConfigView, unread: Iterable[UnreadValue]) -> list[Problem]:
+    """Report keys that the user set but nothing reads, grouped by reason, and values that are not supported.
+
+    `unread` are the values of keys of verl that are not keys of this configuration.
+    """
     ignored: dict[str, list[str]] = defaultdict(list)
     problems: list[Problem] = []
+    locations = dict(view.locations) | {found.path: found.location for found in unread}
     for path, key in keys().items():
         if path in view.invalid_keys:
             continue
@@ -27,12 +35,27 @@ def unused_keys(view: ConfigView) -> list[Problem]:
                 ignored[reason].append(path)
         elif any(isinstance(m, NotYet) and m.blocks and view[path] not in m.ready for m in key.marks):
             problems.append(view.problem("C032", "unsupported", path, _missing(view, key)))
+    for found in unread:
+        match found.mark:
+            case NoEffect(why):
+                ignored[why].append(found.path)
+            case NotYet(what, ready, blocks) if not _is_ready(view, found.value, ready):
+                if not blocks:
+                    ignored[NOT_SUPPORTED + what].append(found.path)
+                    continue
+                message = NOT_SUPPORTED + what + (f"; {_set_to(ready)}" if ready else "; remove it")
+                place = found.location
+                problems.append(Problem("C033", "unsupported", found.path, message, place.file, place.line))
     for reason, paths in ignored.items():
-        first = min(paths, key=lambda path: view.locations[path].line or 0)
-        problems.append(
-            view.problem("C031", "warning", first, f"has no effect: {reason}", key=_join_keys(paths))
-        )
+        place = locations[min(paths, key=lambda path: locations[path].line or 0)]
+        message = f"has no effect: {reason}"
+        problems.append(Problem("C031", "warning", _join_keys(paths), message, place.file, place.line))
     return problems
+
+
+def _is_ready(view: ConfigView, value: Any, ready: tuple[Any, ...]) -> bool:
+    followed = reference(value)
+    return (view[followed] if followed and followed in keys() else value) in ready
 
 
 def _why_ignored(view: ConfigView, key: Key, mark: NoEffect | NotYet | OnlyWhen) -> str | None:
@@ -40,7 +63,7 @@ def _why_ignored(view: ConfigView, key: Key, mark: NoEffect | NotYet | OnlyWhen)
         case NoEffect(why):
             return why
         case NotYet(what, ready, blocks):
-            return None if blocks or view[key.path] in ready else f"not supported in this version: {what}"
+            return None if blocks or view[key.path] in ready else NOT_SUPPORTED + what
         case OnlyWhen():
             if any(_met(view, key, condition) for condition in _conditions(mark)):
                 return None
@@ -74,9 +97,12 @@ def _reader(mark: OnlyWhen) -> str:
 
 def _missing(view: ConfigView, key: Key) -> str:
     mark = next(m for m in key.marks if isinstance(m, NotYet))
-    ready = either([_plain(value) for value in mark.ready])
     default = "" if view.is_set(key.path) else " (the default)"
-    return f"not supported in this version: {mark.what.format(view[key.path])}{default}; set it to {ready}"
+    return f"{NOT_SUPPORTED}{mark.what.format(view[key.path])}{default}; {_set_to(mark.ready)}"
+
+
+def _set_to(ready: tuple[Any, ...]) -> str:
+    return f"set it to {either([_plain(value) for value in ready])}"
 
 
 def _plain(value: object) -> str:

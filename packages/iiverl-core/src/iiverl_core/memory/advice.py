@@ -64,6 +64,8 @@ def _work(run: RunConfig, plan: MemoryPlan, owner: Role, kind: str) -> str:
     role = run.roles[owner]
     budget = role.key("training.micro_batching.tokens" if role.training else "forward.tokens")
     fewer_tokens = f"lower {budget} (or the micro-batch sizes, where they count)"
+    if kind == "gathered" and layout.stays_gathered:
+        return f"set {role.key('parallel.reshard_after_forward')}"
     if kind == "gathered":
         return "use --backend megatron, which splits a layer instead of collecting it"
     if kind == "activations" and role.training and not role.model.enable_gradient_checkpointing:

@@ -18,7 +18,8 @@ class Layout:
 
     `weight_bytes` is the size of a weight in forward and backward, `master_bytes` the size of one that the optimizer
     updates, and `offloaded` the kinds of state in CPU memory while the model is idle; FSDP offloads all three together,
-    and keeps them there while the model is in use too.
+    and keeps them there while the model is in use too. With `stays_gathered`, FSDP keeps the gathered weights of all
+    layers until their backward pass.
     """
 
     devices: int
@@ -32,6 +33,7 @@ class Layout:
     weight_bytes: int = 2
     master_bytes: int = 4
     offloaded: frozenset[str] = frozenset()
+    stays_gathered: bool = False
 
     @property
     def data(self) -> int:
@@ -74,4 +76,5 @@ def _fsdp(devices: int, fsdp: FSDPConfig, offload: Offload, master: str) -> Layo
         weight_bytes=BYTES[fsdp.mixed_precision.param_dtype],
         master_bytes=BYTES[fsdp.model_dtype or master],
         offloaded=frozenset({"weights", "gradients", "optimizer"} if away else ()),
+        stays_gathered=not fsdp.reshard_after_forward,
     )

@@ -89,7 +89,8 @@ def _sharded(facts: ModelFacts, layout: Layout, *, language: bool, trained: bool
     """Count the bytes under FSDP2, which shards weights, gradients and moments evenly and gathers a layer at a time.
 
     Embedding and head are gathered for a whole pass, together with the current layer and the prefetched next one; in
-    the backward pass their gradients in the dtype of the weights are added. With offloading, the shards are in CPU
+    the backward pass their gradients in the dtype of the weights are added. If weights stay gathered after a forward
+    pass, all layers are. With offloading, the shards are in CPU
     memory even while in use.
     """
     experts = facts.router_parameters + facts.experts * facts.expert_parameters
@@ -97,8 +98,11 @@ def _sharded(facts: ModelFacts, layout: Layout, *, language: bool, trained: bool
     layer += experts if facts.expert_layers else facts.mlp_parameters
     head = _head(facts) if language else facts.hidden_size
     outside = facts.embedding_parameters + facts.hidden_size + head
+    parameters = model_parameters(facts, language=language)
     gathered = (outside + 2 * layer) * layout.weight_bytes * (2 if trained else 1)
-    shard = ceil(model_parameters(facts, language=language) / layout.devices) * layout.master_bytes
+    if layout.stays_gathered:
+        gathered += max(parameters - outside - 2 * layer, 0) * layout.weight_bytes
+    shard = ceil(parameters / layout.devices) * layout.master_bytes
     on_device = 0 if layout.offloaded else shard
     if not trained:
         return States(on_device, gathered=gathered)

@@ -53,6 +53,7 @@ ENGINES = Registry(
                 "max_model_len",
                 "disable_log_stats",
                 "enable_chunked_prefill",
+                "enable_prefix_caching",
                 "verify_weights",
                 "engine_kwargs.vllm",
             ),

@@ -82,6 +82,7 @@ def _check_backend(role: Role, key: str) -> None:
         return f"{view[key]} differs from {BACKEND} ({view[BACKEND]}); leave it out, since all models share one backend"
 
 
+_check_backend("reference", "actor_rollout_ref.ref.strategy")
 _check_backend("critic", "critic.strategy")
 _check_backend("reward", "reward_model.strategy")
 

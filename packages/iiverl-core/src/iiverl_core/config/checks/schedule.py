@@ -2,6 +2,7 @@
 
 from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.roles import Role
+from iiverl_core.config.sections.section import BACKEND
 
 checks = Checks()
 
@@ -11,9 +12,16 @@ TEST_FREQ, BEFORE, ONLY = "trainer.test_freq", "trainer.val_before_train", "trai
 
 
 def _check_schedule(role: Role, section: str) -> None:
-    steps_key, ratio, lowest, style = (
+    norm, clip = f"{section}.clip_grad", f"{section.removesuffix('.optim')}.grad_clip"
+    steps_key, ratio, lowest, absolute, style = (
         f"{section}.{name}"
-        for name in ("lr_warmup_steps", "lr_warmup_steps_ratio", "min_lr_ratio", "warmup_style")
+        for name in (
+            "lr_warmup_steps",
+            "lr_warmup_steps_ratio",
+            "min_lr_ratio",
+            "min_lr",
+            "warmup_style",
+        )
     )
 
     @checks.add("C601", "warning", steps_key, ratio, role=role)
@@ -29,11 +37,27 @@ def _check_schedule(role: Role, section: str) -> None:
             return None
         return f"the warm-up of {warm_up} steps does not finish before the run ends ({STEPS}: {steps})"
 
-    @checks.add("C603", "warning", lowest, style, role=role)
+    @checks.add("C603", "warning", lowest, absolute, style, role=role)
     def decay_is_read(view: ConfigView) -> str | None:
-        if view[lowest] is None or view[style] != "constant":
+        if (view[lowest] is None and not view[absolute]) or view[style] != "constant":
             return None
         return f"has no effect with {style}: constant"
+
+    @checks.add("C607", "warning", absolute, lowest, role=role)
+    def lowest_rate_is_read(view: ConfigView) -> str | None:
+        if not view[absolute] or view[lowest] is None:
+            return None
+        return f"has no effect beside {lowest}: {view[lowest]}"
+
+    @checks.add("C608", "warning", norm, clip, BACKEND, role=role)
+    def one_gradient_norm(view: ConfigView) -> str | None:
+        if (
+            view.config.splits_models
+            or not (view.is_set(norm) and view.is_set(clip))
+            or view[norm] == view[clip]
+        ):
+            return None
+        return f"has no effect beside {clip}: {view[clip]}"
 
 
 _check_schedule("actor", "actor_rollout_ref.actor.optim")

@@ -81,7 +81,7 @@ class ActorConfig(Section):
     """Token budget of a micro-batch. Default at least one full sequence."""
     grad_clip: Annotated[
         Positive | None, OnlyWhen(BACKEND, FSDP, "actor_rollout_ref.actor.optim.clip_grad")
-    ] = 1.0
+    ] = follows("actor_rollout_ref.actor.optim.clip_grad")
     """Maximum gradient norm; null disables clipping."""
     clip_ratio: Annotated[Fraction, only_losses("clip_low")] = 0.2
     """Clip range of the probability ratio, ε in PPO."""
@@ -141,6 +141,8 @@ class ActorConfig(Section):
 class RefConfig(Section):
     """The reference policy: the model before training."""
 
+    strategy: Strategy = follows("actor_rollout_ref.actor.strategy")
+    """Backend that runs the model."""
     fsdp_config: Annotated[FSDPConfig, ONLY_FSDP] = FSDPConfig()
     log_prob_micro_batch_size: Count | None = None
     """Sequences per micro-batch, over all devices."""

@@ -30,8 +30,6 @@ class CriticOptimConfig(OptimConfig):
 
     lr: Nonnegative = 1e-5
     """Learning rate after the warm-up."""
-    clip_grad: Annotated[Positive | None, only_megatron("critic.grad_clip")] = 1.0
-    """Maximum gradient norm; null disables clipping. Megatron only."""
 
 
 class CriticModelConfig(ModelConfig):
@@ -77,7 +75,9 @@ class CriticConfig(Section):
     """Passes over the samples of a step."""
     shuffle: bool = follows("actor_rollout_ref.actor.shuffle")
     """Shuffle the mini-batches."""
-    grad_clip: Annotated[Positive | None, OnlyWhen(BACKEND, FSDP, "critic.optim.clip_grad")] = 1.0
+    grad_clip: Annotated[Positive | None, OnlyWhen(BACKEND, FSDP, "critic.optim.clip_grad")] = follows(
+        "critic.optim.clip_grad"
+    )
     """Maximum gradient norm; null disables clipping."""
     cliprange_value: Nonnegative = 0.5
     """Clip range of values around those before the update."""

@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from iiverl_core.config.sections.choices import only_megatron
 from iiverl_core.config.sections.section import (
     Count,
     Dtype,
@@ -60,7 +59,9 @@ class OptimConfig(Section):
     lr_warmup_steps_ratio: Fraction = 0.0
     """Fraction of all training steps that the warm-up takes."""
     min_lr_ratio: Fraction | None = None
-    """Final learning rate of a cosine schedule as a fraction of `lr`; null for 0."""
+    """Final learning rate of a cosine schedule as a fraction of `lr`; null for `min_lr`."""
+    min_lr: Nonnegative = 0.0
+    """Final learning rate of a cosine schedule."""
     warmup_style: Literal["constant", "cosine"] = "constant"
     """Schedule after the warm-up."""
     total_training_steps: Int = -1
@@ -69,8 +70,8 @@ class OptimConfig(Section):
     """AdamW's decay rates of the first and second moments."""
     weight_decay: Nonnegative = 0.01
     """AdamW's weight decay."""
-    clip_grad: Annotated[Positive | None, only_megatron("actor_rollout_ref.actor.grad_clip")] = 1.0
-    """Maximum gradient norm; null disables clipping. Megatron only."""
+    clip_grad: Positive | None = 1.0
+    """Maximum gradient norm; null disables clipping."""
 
 
 RANDOM_WEIGHTS = NotYet("starting from random weights", (True,))
@@ -102,6 +103,10 @@ class FSDPConfig(Section):
     """Keep weights and gradients in CPU memory while they are not used."""
     optimizer_offload: bool = False
     """Keep the optimizer state in CPU memory while it is not used."""
+    offload_policy: bool = False
+    """FSDP2's name for `param_offload` and `optimizer_offload` together."""
+    reshard_after_forward: bool = True
+    """Free the gathered weights of a layer after its forward pass, and gather them again for its backward pass."""
     fsdp_size: Annotated[Int, Field(ge=-1)] = -1
     """Devices over which a model is sharded; -1 for all."""
     model_dtype: Dtype | None = None

@@ -104,6 +104,8 @@ class RolloutConfig(Section):
     """Do not log the statistics of the engine."""
     enable_chunked_prefill: Annotated[bool, only_engines("enable_chunked_prefill")] = True
     """Split long prompts into chunks that are computed together with decoding."""
+    enable_prefix_caching: Annotated[bool, only_engines("enable_prefix_caching")] = True
+    """Compute the keys and values of a prompt once for all its responses."""
     verify_weights: Annotated[bool, only_engines("verify_weights")] = False
     """Compare checksums of the weights in engine and trainer after every weight sync; the first is always compared."""
     update_weights_bucket_megabytes: Count = 512

@@ -24,6 +24,7 @@ KEY_OF_ARGUMENT = {
     "max_num_seqs": f"{ROLLOUT}.max_num_seqs",
     "max_model_len": f"{ROLLOUT}.max_model_len",
     "enable_chunked_prefill": f"{ROLLOUT}.enable_chunked_prefill",
+    "enable_prefix_caching": f"{ROLLOUT}.enable_prefix_caching",
     "disable_log_stats": f"{ROLLOUT}.disable_log_stats",
     "load_format": f"{ROLLOUT}.load_format",
     "enable_sleep_mode": f"{ROLLOUT}.free_cache_engine",
@@ -39,7 +40,7 @@ FIXED = {
 }
 """Arguments that the engine depends on."""
 
-OVER_DEVICES = {
+OVER_DEVICES: dict[str, Any] = {
     EXECUTOR: "iiverl_core.rollout.vllm.worker.GroupExecutor",
     "disable_custom_all_reduce": True,  # this and the next need each process to see the others' devices
     "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
@@ -70,12 +71,19 @@ def engine_arguments(run: RunConfig, device_type: str) -> dict[str, Any]:
         "enable_chunked_prefill": rollout.enable_chunked_prefill,
         "disable_log_stats": rollout.disable_log_stats,
         "load_format": _load_format(rollout.load_format),
-        "enable_prefix_caching": True,  # the responses to a prompt share it
+        "enable_prefix_caching": rollout.enable_prefix_caching,
         **_memory(run, device_type),
         **FIXED,
         **(OVER_DEVICES if run.engine_devices > 1 else {}),
         **passed_on,
     }
+    compilation = passed_on.get("compilation_config")
+    if run.engine_devices > 1 and isinstance(
+        compilation, dict
+    ):  # beside the options that the engine depends on
+        fixed = OVER_DEVICES["compilation_config"]["pass_config"]
+        passes = {**compilation.get("pass_config", {}), **fixed}
+        arguments["compilation_config"] = {**compilation, "pass_config": passes}
     _check_lengths(rollout, arguments["max_model_len"])
     return arguments
 
