@@ -76,7 +76,7 @@ def test_kl_and_several_updates_work_over_two_processes(quickstart: Make, tmp_pa
 
 def test_workers_know_where_they_are(group) -> None:
     assert [info.rank for info in group.infos] == [0, 1]
-    assert [info.parallel_rank.data_rank for info in group.infos] == [0, 1]
+    assert [info.parallel_ranks["actor"].data_rank for info in group.infos] == [0, 1]
     assert len({info.pid for info in group.infos} | {os.getpid()}) == 3
 
 

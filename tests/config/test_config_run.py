@@ -140,8 +140,19 @@ def test_micro_batches_are_counted_on_one_rank(
     actor = "actor_rollout_ref.actor"
     made = [f"{actor}.{override}" for override in ["megatron.tensor_model_parallel_size=2", *overrides]]
     run = loaded_with(tmp_path, "megatron", *ALL_ROLES, *made).run
-    assert run.data_ranks == 4
+    assert run.actor.data_ranks == 4
     assert run.actor.training and run.actor.training.micro_batching == expected
+
+
+def test_devices_that_share_sequences_add_up_their_budgets(tmp_path: Path) -> None:
+    split = "ulysses_sequence_parallel_size"
+    overrides = [f"actor_rollout_ref.actor.{split}=4", "critic.ppo_micro_batch_size=8", f"critic.{split}=2"]
+    run = loaded_with(tmp_path, "fsdp", *ALL_ROLES, *overrides).run
+    roles = {name: (role.sequence_split, role.data_ranks) for name, role in run.roles.items()}
+    assert roles == {"actor": (4, 2), "reference": (4, 2), "critic": (2, 4), "reward": (1, 8)}
+    assert run.training("actor").micro_batching == MicroBatching(None, 4 * 16384)
+    assert run.training("critic").micro_batching == MicroBatching(2, 2 * 32768)
+    assert run.roles["critic"].key("sequence_split") == f"critic.{split}"
 
 
 def test_losses_are_those_of_actor_and_critic(tmp_path: Path) -> None:
@@ -183,7 +194,6 @@ def test_a_run_says_what_its_file_says(file: Path, asked: str | None) -> None:
     same = (
         "backend",
         "devices",
-        "data_ranks",
         "engine_devices",
         "kl_in_reward",
         "needs_reference",
@@ -191,4 +201,5 @@ def test_a_run_says_what_its_file_says(file: Path, asked: str | None) -> None:
     )
     assert all(getattr(run, name) == getattr(config, name) for name in same)
     assert next(iter(run.roles)) == "actor"
+    assert all(role.data_ranks == config.data_ranks(name) for name, role in run.roles.items())
     assert all(role.default_dtype == ("fp32" if role.training else "bf16") for role in run.roles.values())

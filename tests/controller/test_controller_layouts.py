@@ -131,6 +131,15 @@ def test_another_number_of_processes_goes_on_where_one_stopped(
     compare(run("back", 8, 1, *EVERYTHING, resume_from(tmp_path / "two", step)), two)
 
 
+def test_processes_that_share_sequences_go_on_where_one_stopped(
+    run: Callable[..., list[dict[str, float]]], tmp_path: Path
+) -> None:
+    """The actor's sequences are split over both processes, which generate different responses; the critic's are not."""
+    more = f"{ACTOR}.ulysses_sequence_parallel_size=2", f"{ACTOR}.ppo_max_token_len_per_gpu=64"
+    one = run("one", 4, 1, *SAVING, *EVERYTHING)
+    compare(run("two", 4, 2, *EVERYTHING, *more, resume_from(tmp_path / "one", 1)), one)
+
+
 @pytest.mark.megatron
 def test_another_layout_of_megatron_goes_on_where_one_stopped(
     run: Callable[..., list[dict[str, float]]], tmp_path: Path

@@ -66,7 +66,15 @@ class Group:
 
         self.store, self.worker = LocalStore(), Worker()
         self.infos = [
-            WorkerInfo(0, "host", 1, "cpu", ParallelRank(0, 1), {}, dict.fromkeys(ROLE_KEYS, "packed"))
+            WorkerInfo(
+                rank=0,
+                host="host",
+                pid=1,
+                device="cpu",
+                parallel_ranks=dict.fromkeys(ROLE_KEYS, ParallelRank(0, 1)),
+                parameters={},
+                layouts=dict.fromkeys(ROLE_KEYS, "packed"),
+            )
         ]
 
     def run(self, method, arguments) -> list[Any]:

@@ -172,7 +172,7 @@ def norms_in_fp64() -> Iterator[None]:
         yield
 
 
-def in_fp64(path: str, packed: bool, role: Role) -> FSDPBackend:
+def in_fp64(path: str, packed: bool, role: Role, **more: Any) -> FSDPBackend:
     base = spec(path, packed=packed)
     unfused = {"override_config": {"experts_implementation": "eager"}}  # the fused one refuses fp64
     precision = base.parallel.mixed_precision.model_copy(update=FP64)
@@ -184,6 +184,7 @@ def in_fp64(path: str, packed: bool, role: Role) -> FSDPBackend:
                 "model": base.model.model_copy(update=unfused),
                 "parallel": parallel,
                 "role": role,
+                **more,
             }
         )
     )

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training import LayoutKind
-from iiverl_core.training.layout import lay_out
+from iiverl_core.training.layout import RowPart, lay_out
 from iiverl_core.training.log_probs import token_log_probs
+from rollouts import mixed_sequences
 
 CPU = torch.device("cpu")
 
@@ -114,3 +115,30 @@ def test_an_entropy_that_is_only_reported_changes_no_bit_of_the_gradient() -> No
 
     for with_gradient, without in zip(gradient(True), gradient(False), strict=True):
         assert torch.equal(with_gradient, without)
+
+
+@given(st.data())
+def test_the_parts_of_a_row_make_up_the_row(data) -> None:
+    """Each trained token is predicted in one part, by the token before it."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    sequences = mixed_sequences(rng, data.draw(st.integers(1, 5)), 3, 64)
+    groups = [i // 2 for i in range(len(sequences))]
+    size = data.draw(st.integers(2, 5))
+    whole = lay_out(sequences, "shared", CPU, groups)
+    parts = [lay_out(sequences, "shared", CPU, groups, RowPart(rank, size)) for rank in range(size)]
+    length, width = whole.input_ids_BL.shape[1], parts[0].input_ids_BL.shape[1]
+    ids = torch.cat([part.input_ids_BL for part in parts], 1)
+    positions = torch.cat([part.position_ids_BL for part in parts], 1)
+    assert torch.equal(ids[:, :length], whole.input_ids_BL) and not ids[:, length:].any()
+    assert torch.equal(positions[:, :length], whole.position_ids_BL)
+    assert sum(segment.length for segment in parts[0].segments) == size * width < length + size
+    for name, columns in (("tokens_T", "columns_T"), ("sequences_S", "last_columns_S")):
+        found = torch.cat([getattr(part, name) for part in parts])
+        assert sorted(found.tolist()) == list(range(len(getattr(whole, columns))))
+        for rank, part in enumerate(parts):
+            own = getattr(part, name)
+            expected = getattr(whole, columns)[own] - rank * width if len(own) else torch.zeros(1, dtype=int)
+            assert torch.equal(getattr(part, columns), expected)
+            assert part.targets_T.shape == part.columns_T.shape == part.rows_T.shape
+            if name == "tokens_T" and len(own):
+                assert torch.equal(part.targets_T, whole.targets_T[own])

@@ -99,6 +99,8 @@ def _heading(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
     model = f"{run.actor.model.path}: {_billions(facts.parameters)} parameters{active}"
     if layout.sharded:
         spread = f"{run.backend}, each model over all {layout.devices} devices"
+        if layout.context > 1:
+            spread += f", each sequence of the actor over {layout.context}"
     else:
         spread = (
             f"{run.backend}, tensor {layout.tensor} × pipeline {layout.pipeline} × context {layout.context} × "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from iiverl_core.training.attention import PackedAttention, Segment
+from iiverl_fsdp.ulysses import SequenceGroup, SplitAttention
 
 PADDED = "sdpa"
 PACKED = "iiverl_packed"
@@ -59,7 +60,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    packed_attention: PackedAttention | None = None,
+    packed_attention: PackedAttention | SplitAttention | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend within the segments of a row, as transformers calls it: query (1, H, T, D) to output (1, T, H, D).
@@ -91,13 +92,19 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 def attention_arguments(
-    transformer: PreTrainedModel, segments: Sequence[Segment] | None, device: torch.device
+    transformer: PreTrainedModel,
+    segments: Sequence[Segment] | None,
+    device: torch.device,
+    group: SequenceGroup | None = None,
 ) -> dict[str, Any]:
-    """Return the keyword arguments of a model that tell its attention the segments of a packed row; none for padded rows."""
+    """Return the keyword arguments of a model that tell its attention the segments of a packed row; none for padded rows.
+
+    With a `group`, this process has a part of the row.
+    """
     if segments is None:
         return {}
     packed = PackedAttention(segments, device)
     if transformer.config._attn_implementation == PACKED:
-        return {ARGUMENT: packed}
+        return {ARGUMENT: SplitAttention(packed, group) if group else packed}
     lengths = {"max_length_q": packed.longest, "max_length_k": packed.longest}
     return {"cu_seq_lens_q": packed.bounds, "cu_seq_lens_k": packed.bounds, **lengths}

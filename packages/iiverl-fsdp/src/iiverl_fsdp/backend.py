@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
-from iiverl_core.training.layout import lay_out
+from iiverl_core.training.layout import WHOLE, lay_out
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp import checkpoint
 from iiverl_fsdp.attention import attention_arguments
 from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined, transformer
 from iiverl_fsdp.optimizer import make_optimizer
+from iiverl_fsdp.ulysses import SequenceGroup
 
 
 class FSDPBackend:
-    """A model sharded over all processes of the group, each of which is a data-parallel rank.
+    """A model sharded over all processes of the group. Each is a data-parallel rank, or `spec.sequence_split` of them are.
 
     It is a `PolicyModel` for actor and reference, and a `ValueModel` for critic and reward model.
 
@@ -28,7 +29,13 @@ class FSDPBackend:
 
     def __init__(self, spec: ModelSpec) -> None:
         """Build and shard the model, and its AdamW if `spec.optim` is given."""
-        self.parallel_rank = ParallelRank(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+        split = spec.sequence_split
+        self._sequence_group = SequenceGroup(split, spec.device) if split > 1 else None
+        self.parallel_rank = ParallelRank(
+            data_rank=dist.get_rank() // split,
+            data_size=dist.get_world_size() // split,
+            is_output_rank=dist.get_rank() % split == 0,
+        )
         self._spec = spec
         self.layout: LayoutKind
         self._model, self.layout = build_sharded(spec)
@@ -54,8 +61,8 @@ class FSDPBackend:
         for batch in micro_batches:
             outputs = self._run(batch, entropy=entropy, entropy_gradient=entropy_gradient)
             value, metrics = loss(outputs, batch)
-            # FSDP averages gradients over the ranks, while the losses of all ranks add up to the batch's loss.
-            (value * self.parallel_rank.data_size).backward()
+            # FSDP averages gradients over the processes, while the losses of all ranks add up to the batch's loss.
+            (value * dist.get_world_size()).backward()
             merge(totals, metrics)
         return {name: total.item() for name, total in totals.items()}
 
@@ -123,14 +130,17 @@ class FSDPBackend:
             yield from split_joined(model, name, value)
 
     def _run(self, batch: MicroBatch, *, entropy: bool, entropy_gradient: bool = False) -> Outputs:
-        layout = lay_out(batch.sequences, self.layout, self._spec.device, batch.groups)
-        attention = attention_arguments(transformer(self._model), layout.segments, self._spec.device)
+        group, device = self._sequence_group, self._spec.device
+        layout = lay_out(batch.sequences, self.layout, device, batch.groups, group.part if group else WHOLE)
+        attention = attention_arguments(transformer(self._model), layout.segments, device, group)
         inputs = layout.input_ids_BL, layout.position_ids_BL
+        trained = sum(sequence.trained for sequence in batch.sequences)
         if self._spec.role == "critic":
-            return Outputs(values_T=self._model(*inputs, layout.rows_T, layout.columns_T, **attention))
+            values_T = self._model(*inputs, layout.rows_T, layout.columns_T, **attention)
+            return Outputs(values_T=self._gather(values_T, layout.tokens_T, trained))
         if self._spec.role == "reward":
-            last = layout.last_rows_S, layout.last_columns_S
-            return Outputs(scores_B=self._model(*inputs, *last, **attention))
+            scores_B = self._model(*inputs, layout.last_rows_S, layout.last_columns_S, **attention)
+            return Outputs(scores_B=self._gather(scores_B, layout.sequences_S, len(batch.sequences)))
         log_probs_T, entropy_T = self._model(
             *inputs,
             layout.rows_T,
@@ -141,4 +151,11 @@ class FSDPBackend:
             entropy_gradient=entropy_gradient,
             **attention,
         )
-        return Outputs(log_probs_T=log_probs_T, entropy_T=entropy_T)
+        return Outputs(
+            log_probs_T=self._gather(log_probs_T, layout.tokens_T, trained),
+            entropy_T=None if entropy_T is None else self._gather(entropy_T, layout.tokens_T, trained),
+        )
+
+    def _gather(self, results: Tensor, places: Tensor, count: int) -> Tensor:
+        """Get the results of all parts of a row."""
+        return self._sequence_group.gather(results, places, count) if self._sequence_group else results

@@ -56,6 +56,7 @@ def build_sharded(spec: ModelSpec) -> tuple[ShardedModel, LayoutKind]:
     # FSDP2 moves weights, gradients and the optimizer's state together.
     offload = spec.offload.parameters or spec.offload.optimizer
     model, config, dtype = _build_empty(spec)
+    _check_heads(spec, config)
     _, read = BUILDERS[spec.role]
     if spec.model.enable_gradient_checkpointing and spec.optim is not None:
         _enable_checkpointing(transformer(model))
@@ -122,6 +123,18 @@ def _parallel(spec: ModelSpec) -> FSDPConfig:
 def transformer(model: ShardedModel) -> PreTrainedModel:
     """Return the model of transformers in a model."""
     return model.backbone_module if isinstance(model, ValueModel) else model.language_model
+
+
+def _check_heads(spec: ModelSpec, config: PreTrainedConfig) -> None:
+    """Raise ConfigError if heads cannot be divided over the devices that share a sequence."""
+    if spec.sequence_split == 1:
+        return
+    heads = config.get_text_config().num_attention_heads
+    if heads % spec.sequence_split:
+        raise ConfigError(
+            f"the {spec.role} model '{spec.model.path}' has {heads} attention heads, which cannot be divided over "
+            f"{spec.sequence_split} devices: set its ulysses_sequence_parallel_size to a divisor of {heads}"
+        )
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:

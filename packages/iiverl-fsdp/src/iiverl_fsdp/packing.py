@@ -42,6 +42,7 @@ def attention_candidates(transformer: PreTrainedModel, spec: ModelSpec) -> list[
         return []
     dtype = torch_dtype(spec.parallel.mixed_precision.param_dtype)
     flash = spec.device.type == "cuda" and dtype.itemsize == 2 and is_flash_attn_2_available()
+    flash = flash and spec.sequence_split == 1  # it does not exchange heads with other processes
     usable = [name for name in ([PACKED, FLASH] if flash else [PACKED]) if _use(transformer, name)]
     transformer.set_attn_implementation(PADDED)
     return usable
@@ -58,6 +59,8 @@ def choose_layout(
         ConfigError: packing is demanded, and the model cannot do it.
     """
     problem = "does not use the attention interface of transformers"
+    if spec.model.use_remove_padding is False:
+        problem = "has use_remove_padding: false"
     for name in candidates:
         _use(transformer, name)
         found = _problem(model, transformer, spec.device)
@@ -65,11 +68,15 @@ def choose_layout(
             return "shared" if name == PACKED else "packed"
         problem = found
     transformer.set_attn_implementation(PADDED)
-    if spec.model.use_remove_padding is False:
+    if spec.model.use_remove_padding is False and spec.sequence_split == 1:
         return "padded"
     message = (
         f"the {spec.role} model '{spec.model.path}' {problem}, so its sequences cannot be packed into one row"
     )
+    if spec.sequence_split > 1:
+        raise ConfigError(
+            f"{message}, nor be split over {spec.sequence_split} devices: set its ulysses_sequence_parallel_size to 1"
+        )
     if spec.model.use_remove_padding:
         raise ConfigError(f"{message}: set use_remove_padding to false in its section `model`")
     if dist.get_rank() == 0:

@@ -12,13 +12,13 @@ Trained: TypeAlias = Literal["actor", "critic"]
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker's position, process and device; the size of each whole model, and the layout of its inputs."""
+    """A worker's process and device; its position in each model, the model's size, and the layout of its inputs."""
 
     rank: int
     host: str
     pid: int
     device: str
-    parallel_rank: ParallelRank
+    parallel_ranks: Mapping[Role, ParallelRank]
     parameters: Mapping[Role, int]
     layouts: Mapping[Role, LayoutKind]
 

@@ -58,10 +58,9 @@ class ModelRunner:
             "critic": _counted(critic_loss(run.loss)),
         }
 
-    @property
-    def parallel_rank(self) -> ParallelRank:
-        """The position of this process."""
-        return self._models["actor"].parallel_rank
+    def parallel_ranks(self) -> Mapping[Role, ParallelRank]:
+        """Return the position of this process in each model."""
+        return {role: model.parallel_rank for role, model in self._models.items()}
 
     def parameter_counts(self) -> Mapping[Role, int]:
         """Count the parameters of each whole model."""
@@ -228,5 +227,6 @@ def model_spec(role: RoleConfig, device: torch.device) -> ModelSpec:
         optim=training.optimizer if training else None,
         grad_clip=training.grad_clip if training else None,
         offload=role.offload,
+        sequence_split=role.sequence_split,
         weights=role.weights,
     )

@@ -72,7 +72,8 @@ class Worker(TrainerWorker):
         except BaseException:
             self.close()  # a group that stays would be in the way of the next one in this process
             raise
-        position = self._runner.parallel_rank
+        positions = self._runner.parallel_ranks()
+        position = positions["actor"]
         first_output_rank = position.is_output_rank and position.data_rank == 0
         self._weight_sender = WeightSender(store, self._device, sends=first_output_rank)
         self.info = WorkerInfo(
@@ -80,7 +81,7 @@ class Worker(TrainerWorker):
             host=socket.gethostname(),
             pid=os.getpid(),
             device=torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
-            parallel_rank=position,
+            parallel_ranks=positions,
             parameters=self._runner.parameter_counts(),
             layouts=self._runner.layouts(),
         )

@@ -6,11 +6,12 @@ alone. Values that the user set are never changed; if they contradict each other
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from math import gcd
+from math import ceil, gcd
 from typing import Any
 
 from iiverl_core.config.interpolation import reference
 from iiverl_core.config.model_facts import read_model_facts, splits
+from iiverl_core.config.roles import Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.model import MegatronConfig
 from iiverl_core.config.sections.root import Config
@@ -71,8 +72,12 @@ def _mini_batch(config: Config, default: int) -> int:
     return below if below == default else next((n for n in nearer if batch % n == 0), below)
 
 
-def _holds_a_sequence(config: Config, default: int) -> int:
-    return max(default, config.data.max_prompt_length + config.data.max_response_length)
+def _holds_a_sequence(role: Role) -> Callable[[Config, int], int]:
+    def derive(config: Config, default: int) -> int:
+        longest = config.data.max_prompt_length + config.data.max_response_length
+        return max(default, ceil(longest / config.sequence_split(role)))
+
+    return derive
 
 
 def _tensor_parallel(config: Config, default: int) -> int:
@@ -116,8 +121,8 @@ DERIVED = (
     DerivedDefault("custom_reward_function.timeout", "trainer.stall_timeout", _within_stall),
     DerivedDefault("data.val_files", "data.train_files", lambda *_: None, when="data.train_files"),
     DerivedDefault(MINI_BATCH, BATCH, _mini_batch),
-    DerivedDefault(f"{ACTOR}.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence),
-    DerivedDefault("critic.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence),
+    DerivedDefault(f"{ACTOR}.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence("actor")),
+    DerivedDefault("critic.ppo_max_token_len_per_gpu", LENGTHS, _holds_a_sequence("critic")),
     DerivedDefault(
         f"{ACTOR}.megatron.tensor_model_parallel_size", "the devices and the model", _tensor_parallel
     ),

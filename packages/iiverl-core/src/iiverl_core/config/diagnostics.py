@@ -159,6 +159,7 @@ DIAGNOSTICS = {
     "C707": "invalid-fsdp-size",
     "C708": "engines-not-divisible",
     "C709": "unsupported-head-size",
+    "C710": "sequence-split-not-divisible",
     # layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",
@@ -173,6 +174,8 @@ DIAGNOSTICS = {
     "C811": "experts-not-divisible",
     "C812": "experts-without-sequence-parallel",
     "C813": "engine-not-divisible-by-model",
+    "C814": "heads-not-divisible",
+    "C815": "sequence-split-without-packing",
     # data
     "C901": "missing-data-file",
     "C903": "validation-on-training-data",

@@ -49,6 +49,11 @@ class RoleKeys:
         """The section of the layout under Megatron."""
         return f"{self.section}.megatron"
 
+    @property
+    def sequence_split(self) -> str:
+        """The key of the number of devices over which each sequence is split under FSDP."""
+        return f"{self.section}.ulysses_sequence_parallel_size"
+
 
 def _micro_batches(section: str, prefix: str, dynamic: str = "use_dynamic_bsz") -> MicroBatchKeys:
     stem = f"{section}.{prefix}"

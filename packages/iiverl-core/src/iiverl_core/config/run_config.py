@@ -58,7 +58,8 @@ class RoleConfig:
     """One model of a run.
 
     `default_dtype` is the dtype of the master weights if `parallel` has none. `forward` bounds the micro-batches of passes
-    without gradients. `training` is None if the model is not trained. `weights` is a folder of Hugging Face weights to
+    without gradients. `training` is None if the model is not trained. `data_ranks` counts the data-parallel ranks, each of
+    `sequence_split` devices that share sequences under FSDP. `weights` is a folder of Hugging Face weights to
     start from in place of those at `model.path`.
     """
 
@@ -69,6 +70,8 @@ class RoleConfig:
     default_dtype: Literal["fp32", "bf16"]
     forward: MicroBatching
     training: TrainingConfig | None
+    sequence_split: int
+    data_ranks: int
     _keys: Mapping[str, str] = field(repr=False)
     weights: Path | None = None
 
@@ -148,8 +151,8 @@ class RewardsConfig:
 class RunConfig:
     """A run: immutable, picklable, made by `run_config`.
 
-    `roles` has only the models of the run, the actor first: a reference, critic or reward model only if it is used. `devices` counts the devices that train, `data_ranks` the data-parallel ranks on them, `engine_devices` the devices
-    of one rollout engine. With `kl_in_reward`, the KL divergence from the reference is subtracted from the reward.
+    `roles` has only the models of the run, the actor first: a reference, critic or reward model only if it is used.
+    `devices` counts the devices that train, `engine_devices` the devices of one rollout engine. With `kl_in_reward`, the KL divergence from the reference is subtracted from the reward.
     """
 
     backend: str
@@ -162,7 +165,6 @@ class RunConfig:
     trainer: TrainerConfig
     checkpoint: CheckpointConfig
     devices: int
-    data_ranks: int
     engine_devices: int
     kl_in_reward: bool
 
@@ -221,7 +223,6 @@ def run_config(config: Config) -> RunConfig:
         trainer=config.trainer,
         checkpoint=config.actor_rollout_ref.actor.checkpoint,
         devices=config.devices,
-        data_ranks=config.data_ranks,
         engine_devices=config.engine_devices,
         kl_in_reward=config.kl_in_reward,
     )
@@ -243,8 +244,10 @@ def _role(config: Config, role: Role) -> RoleConfig:
         parallel=config.at(named["parallel"]),
         offload=Offload(**offload),
         default_dtype="fp32" if keys.training else "bf16",
-        forward=_micro_batching(config, keys.forward),
-        training=_training(config, named, keys.training) if keys.training else None,
+        forward=_micro_batching(config, role, keys.forward),
+        training=_training(config, role, named, keys.training) if keys.training else None,
+        sequence_split=config.sequence_split(role),
+        data_ranks=config.data_ranks(role),
         _keys=named,
     )
 
@@ -260,6 +263,7 @@ def _named_keys(keys: RoleKeys, *, megatron: bool) -> dict[str, str]:
     }
     if not megatron:  # FSDP has an offloading key for the optimizer of every model, and none for gradients
         named["offload.optimizer"] = f"{keys.fsdp}.optimizer_offload"
+        named["sequence_split"] = keys.sequence_split
     if keys.training is None:
         return named
     if megatron:
@@ -277,9 +281,9 @@ def _named_keys(keys: RoleKeys, *, megatron: bool) -> dict[str, str]:
     }
 
 
-def _training(config: Config, named: Mapping[str, str], bounds: MicroBatchKeys) -> TrainingConfig:
+def _training(config: Config, role: Role, named: Mapping[str, str], bounds: MicroBatchKeys) -> TrainingConfig:
     return TrainingConfig(
-        micro_batching=_micro_batching(config, bounds),
+        micro_batching=_micro_batching(config, role, bounds),
         **{
             name: config.at(named[f"training.{name}"])
             for name in ("optimizer", "grad_clip", "mini_batch_size", "epochs", "shuffle")
@@ -287,14 +291,14 @@ def _training(config: Config, named: Mapping[str, str], bounds: MicroBatchKeys) 
     )
 
 
-def _micro_batching(config: Config, bounds: MicroBatchKeys) -> MicroBatching:
+def _micro_batching(config: Config, role: Role, bounds: MicroBatchKeys) -> MicroBatching:
     """Read the size of a micro-batch; a number of sequences takes precedence unless `dynamic` is set."""
-    tokens = config.at(bounds.tokens)
+    tokens = config.at(bounds.tokens) * config.sequence_split(role)
     per_device, in_all = config.at(bounds.per_device), config.at(bounds.sequences)
     if config.at(bounds.dynamic):
         return MicroBatching(None, tokens)
     if per_device is None and in_all is not None:
-        per_device = max(in_all // config.data_ranks, 1)
+        per_device = max(in_all // config.data_ranks(role), 1)
     return MicroBatching(per_device, tokens)
 
 

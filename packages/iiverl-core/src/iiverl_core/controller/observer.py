@@ -160,7 +160,7 @@ class Observer:
             for role, of_ranks in record.work.items()
         }
         last = list(rank_tokens.values())[-1] if rank_tokens else ()
-        metrics |= seqlen_metrics(lengths, self._infos[0].parallel_rank.data_size, last)
+        metrics |= seqlen_metrics(lengths, self._infos[0].parallel_ranks["actor"].data_size, last)
         in_batch = sum(sequence.length for rollout in record.batch for sequence in rollout.sequences)
         metrics |= shared_fractions(in_batch, {role: sum(tokens) for role, tokens in rank_tokens.items()})
         if advantages and advantages.explained_variance is not None:

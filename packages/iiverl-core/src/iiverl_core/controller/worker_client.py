@@ -27,7 +27,7 @@ class WorkerClient:
     def __init__(self, group: WorkerGroup, engines: Engines, run: RunConfig) -> None:
         self._group, self._engines = group, engines
         self._run = run
-        self._ranks = group.infos[0].parallel_rank.data_size
+        self._ranks = {role: rank.data_size for role, rank in group.infos[0].parallel_ranks.items()}
         self._layouts = group.infos[0].layouts
         prescribed = policy_loss_info(run.loss.policy_loss).loss_agg_mode
         # How token losses are aggregated over a mini-batch; the critic's is a mean over tokens.
@@ -61,7 +61,7 @@ class WorkerClient:
         """Compute log-probs of each sequence's trained tokens under a policy, or their values: handles, and sums."""
         division = self._divide(role, sequences)
         results: list[TokenArrays] = self._on_ranks(
-            TrainerWorker.evaluate, division, lambda batch: (role, batch)
+            role, TrainerWorker.evaluate, division, lambda batch: (role, batch)
         )
         return (
             division.restore([result.handles for result in results]),
@@ -79,7 +79,9 @@ class WorkerClient:
             for id, each in sequences.items()
         ]
         division = self._divide("reward", references)
-        return division.restore(self._on_ranks(TrainerWorker.score, division, lambda batch: (batch,)))
+        return division.restore(
+            self._on_ranks("reward", TrainerWorker.score, division, lambda batch: (batch,))
+        )
 
     def advantages(
         self,
@@ -99,8 +101,8 @@ class WorkerClient:
         self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
     ) -> tuple[dict[str, float], list[Work]]:
         """Run one optimizer step on a mini-batch; return its metrics, and the work of each rank."""
-        division = self._divide_for_training(role, sequences, self._ranks, arrays)
-        results = self._on_ranks(TrainerWorker.update, division, lambda batch: (role, batch, lr))
+        division = self._divide_for_training(role, sequences, self._ranks[role], arrays)
+        results = self._on_ranks(role, TrainerWorker.update, division, lambda batch: (role, batch, lr))
         metrics: dict[str, float] = {}
         for part, _ in results:
             merge(metrics, part)
@@ -139,7 +141,7 @@ class WorkerClient:
 
     def _divide(self, role: Role, sequences: Sequence[SequenceRef]) -> Division:
         balanced = self._run.trainer.balance_batch
-        return divide(sequences, self._ranks, self._packing(role, train=False), balanced=balanced)
+        return divide(sequences, self._ranks[role], self._packing(role, train=False), balanced=balanced)
 
     def _divide_for_training(
         self, role: Trained, sequences: Sequence[SequenceRef], ranks: int, arrays: tuple[str, ...]
@@ -155,13 +157,17 @@ class WorkerClient:
         )
 
     def _on_ranks(
-        self, method: Callable[..., T], division: Division, arguments: Callable[[RankBatch], tuple[Any, ...]]
+        self,
+        role: Role,
+        method: Callable[..., T],
+        division: Division,
+        arguments: Callable[[RankBatch], tuple[Any, ...]],
     ) -> list[T]:
-        """Call a method on every worker with its data rank's batch, and return one result per data rank."""
-        ranks = [info.parallel_rank for info in self._group.infos]
+        """Call a method on every worker with its data rank's batch, and return one result per data rank of the model."""
+        ranks = [info.parallel_ranks[role] for info in self._group.infos]
         results = self._group.run(method, [arguments(division.batches[rank.data_rank]) for rank in ranks])
         output = {r.data_rank: result for r, result in zip(ranks, results, strict=True) if r.is_output_rank}
-        return [output[rank] for rank in range(self._ranks)]
+        return [output[rank] for rank in range(self._ranks[role])]
 
     def _packing(self, role: Role, *, train: bool) -> Packing:
         """Read the size of a model's micro-batches, in training or in a forward pass.

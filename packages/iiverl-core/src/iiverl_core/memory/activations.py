@@ -7,6 +7,7 @@ of communication (1-3 GB) are left out.
 """
 
 from dataclasses import dataclass
+from math import lcm
 
 from iiverl_core.config.model_facts import ModelFacts
 from iiverl_core.memory.layout import Layout, Stage
@@ -38,6 +39,11 @@ def kept_by_a_layer(facts: ModelFacts, layout: Layout, work: Work) -> int:
     norm = FP32 if layout.sharded else 0  # transformers' norms keep an intermediate in fp32
     between = 2 * facts.hidden_size * (2 * size + norm) / layout.sequence_split
     attention, mlp = _elements(facts, megatron=not layout.sharded)
+    if (
+        layout.sharded
+    ):  # heads of keys and values are repeated if there are too few for the devices of a sequence
+        copies = lcm(facts.kv_heads, layout.context) // facts.kv_heads
+        attention += 2 * facts.kv_size * (copies - 1)
     inside = attention * size + facts.heads * FP32
     if (
         facts.qk_norm

@@ -14,7 +14,8 @@ BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16"
 
 @dataclass(frozen=True)
 class Layout:
-    """One model on `devices` devices: Megatron's parallel sizes or, with `sharded`, one copy sharded by FSDP.
+    """One model on `devices` devices: Megatron's parallel sizes or, with `sharded`, one copy sharded by FSDP, which splits
+    sequences over `context` devices.
 
     `weight_bytes` is the size of a weight in forward and backward, `master_bytes` the size of one that the optimizer
     updates, and `offloaded` the kinds of state in CPU memory while the model is idle; FSDP offloads all three together,
@@ -50,7 +51,7 @@ def layout_of(role: RoleConfig, devices: int) -> Layout:
     """Read the layout of a model on the training devices."""
     if isinstance(role.parallel, MegatronConfig):
         return _megatron(devices, role.parallel, role.offload)
-    return _fsdp(devices, role.parallel, role.offload, role.default_dtype)
+    return _fsdp(devices, role.parallel, role.offload, role.default_dtype, role.sequence_split)
 
 
 def _megatron(devices: int, sizes: MegatronConfig, offload: Offload) -> Layout:
@@ -68,10 +69,11 @@ def _megatron(devices: int, sizes: MegatronConfig, offload: Offload) -> Layout:
     )
 
 
-def _fsdp(devices: int, fsdp: FSDPConfig, offload: Offload, master: str) -> Layout:
+def _fsdp(devices: int, fsdp: FSDPConfig, offload: Offload, master: str, split: int) -> Layout:
     away = offload.parameters or offload.optimizer
     return Layout(
         devices=devices,
+        context=split,
         sharded=True,
         weight_bytes=BYTES[fsdp.mixed_precision.param_dtype],
         master_bytes=BYTES[fsdp.model_dtype or master],

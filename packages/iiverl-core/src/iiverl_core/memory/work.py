@@ -20,7 +20,7 @@ def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
     if role.role == "reward" and run.rewards.conversation and run.rewards.conversation.max_length is not None:
         longest = min(longest, run.rewards.conversation.max_length)
     prompts = training.mini_batch_size if training else run.data.train_batch_size
-    max_tokens = ceil(prompts * run.rollout.n / run.data_ranks) * longest
+    max_tokens = ceil(prompts * run.rollout.n / role.data_ranks) * longest
     sequences = batching.sequences
     tokens = max(batching.tokens, longest) if sequences is None else sequences * longest
     tokens = min(tokens, max_tokens)

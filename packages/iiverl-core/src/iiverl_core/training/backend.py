@@ -34,7 +34,8 @@ class ModelSpec:
     """Everything a backend needs to build one model on its share of the devices.
 
     `optim` is None for a model that is only run forward. `default_dtype` is that of the master weights if the
-    configuration sets none. Weights are read from `weights`, or from `model.path` if it is None.
+    configuration sets none. Each sequence is split over `sequence_split` devices, if the backend can. Weights are read from
+    `weights`, or from `model.path` if it is None.
     """
 
     role: Role
@@ -45,6 +46,7 @@ class ModelSpec:
     optim: OptimConfig | None = None
     grad_clip: float | None = None
     offload: Offload = field(default_factory=Offload)
+    sequence_split: int = 1
     weights: Path | None = None
 
 
@@ -52,7 +54,7 @@ class ModelSpec:
 class ParallelRank:
     """Position of one process in its backend's parallel layout.
 
-    Processes of the same `data_rank` work on the same sequences (tensor, pipeline and context parallel ranks).
+    Processes of the same `data_rank` work on the same sequences (tensor, pipeline and context parallel ranks, or Ulysses').
     `is_output_rank` is true on the one of them whose results are kept.
     """
 

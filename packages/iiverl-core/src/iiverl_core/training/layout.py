@@ -6,11 +6,14 @@ sequences, such as their prompt, only once: `[prompt][response 1][response 2]…
 of the prompt and attends to it and to itself. `padded` gives each sequence a row, padded on the right. A causal model
 never attends to the right, so a padded row needs no mask.
 
+Several processes can divide a row (`RowPart`): each gets a part of its tokens, all parts of one length.
+
 Suffixes: `_BL` rows and columns of the rectangle, `_S` sequences, `_T` trained tokens.
 """
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +24,16 @@ from iiverl_core.training.attention import Segment
 from iiverl_core.training.backend import LayoutKind
 
 
+class RowPart(NamedTuple):
+    """The `rank`-th of `size` parts of a row."""
+
+    rank: int
+    size: int
+
+
+WHOLE = RowPart(0, 1)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Inputs of a causal model, and the positions in its output that predict the trained tokens.
@@ -28,6 +41,11 @@ class Layout:
     `position_ids_BL` is None if positions count from zero in every row. `segments` are those of a packed row, None for
     padded rows. `rows_T` and `columns_T` are the position that predicts each trained token, and `targets_T` is that token;
     `last_rows_S` and `last_columns_S` are the last token of each sequence.
+
+    In a part of a row, `segments` are those of the whole row with its padding, and columns are counted from the beginning
+    of the part. It predicts only some of the micro-batch's trained tokens, and has the last tokens of some sequences:
+    `tokens_T` and `sequences_S` say which. If there are none, rows, columns and targets have one entry nevertheless,
+    since all processes run the same layers.
     """
 
     input_ids_BL: Tensor
@@ -38,6 +56,8 @@ class Layout:
     targets_T: Tensor
     last_rows_S: Tensor
     last_columns_S: Tensor
+    tokens_T: Tensor
+    sequences_S: Tensor
 
 
 def lay_out(
@@ -45,12 +65,15 @@ def lay_out(
     kind: LayoutKind,
     device: torch.device,
     groups: Sequence[Hashable] = (),
+    part: RowPart = WHOLE,
 ) -> Layout:
     """Arrange sequences in one row, or in one row each. `groups`, if known, has the group of each sequence.
 
     Raises:
-        ValueError: a loss mask includes the first token, which nothing predicts.
+        ValueError: a loss mask includes the first token, which nothing predicts; or padded rows are to be divided.
     """
+    if kind == "padded" and part.size > 1:
+        raise ValueError("only a packed row can be divided")
     if any(sequence.loss_mask[0] for sequence in sequences):
         raise ValueError("a loss mask includes the first token of its sequence, which nothing predicts")
     lengths = [len(sequence.token_ids) for sequence in sequences]
@@ -70,6 +93,18 @@ def lay_out(
             ids[0, own], positions[0, own] = sequence.token_ids, np.arange(len(own))
         rows = np.zeros(len(sequences), dtype=np.int64)
     trained = [np.flatnonzero(sequence.loss_mask) for sequence in sequences]
+    rows_T = np.repeat(rows, [len(at) for at in trained])
+    columns_T = np.concatenate([own[at - 1] for own, at in zip(columns, trained, strict=True)])
+    targets_T = np.concatenate([s.token_ids[at] for s, at in zip(sequences, trained, strict=True)])
+    last_S = np.array([own[-1] for own in columns])
+    tokens_T, sequences_S = np.arange(len(columns_T)), np.arange(len(last_S))
+    if part.size > 1 and segments is not None and positions is not None:
+        ids, positions, segments = _cut(ids, positions, segments, part)
+        width = ids.shape[1]
+        tokens_T, columns_T = _in_part(columns_T, part.rank, width)
+        sequences_S, last_S = _in_part(last_S, part.rank, width)
+        targets_T = targets_T[tokens_T] if len(tokens_T) else np.zeros(1, np.int64)
+        rows_T, rows = np.zeros_like(columns_T), np.zeros_like(last_S)
 
     def move(array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -79,12 +114,34 @@ def lay_out(
         input_ids_BL=move(ids),
         position_ids_BL=None if positions is None else move(positions),
         segments=segments,
-        rows_T=move(np.repeat(rows, [len(at) for at in trained])),
-        columns_T=move(np.concatenate([own[at - 1] for own, at in zip(columns, trained, strict=True)])),
-        targets_T=move(np.concatenate([s.token_ids[at] for s, at in zip(sequences, trained, strict=True)])),
+        rows_T=move(rows_T),
+        columns_T=move(columns_T),
+        targets_T=move(targets_T),
         last_rows_S=move(rows),
-        last_columns_S=move(np.array([own[-1] for own in columns])),
+        last_columns_S=move(last_S),
+        tokens_T=move(tokens_T),
+        sequences_S=move(sequences_S),
     )
+
+
+def _cut(
+    ids: np.ndarray, positions: np.ndarray, segments: tuple[Segment, ...], part: RowPart
+) -> tuple[np.ndarray, np.ndarray, tuple[Segment, ...]]:
+    """Cut a part out of a row's ids and positions, and extend the row to a whole number of parts by another segment."""
+    length = ids.shape[1]
+    width = -(-length // part.size)
+    if padding := width * part.size - length:
+        segments = (*segments, Segment(length, padding))
+        ids = np.concatenate([ids, np.zeros((1, padding), ids.dtype)], 1)
+        positions = np.concatenate([positions, np.arange(padding)[None]], 1)
+    columns = slice(part.rank * width, (part.rank + 1) * width)
+    return np.ascontiguousarray(ids[:, columns]), np.ascontiguousarray(positions[:, columns]), segments
+
+
+def _in_part(columns: np.ndarray, rank: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the columns in a part: their positions in the list, and where they are in the part; column 0 for none."""
+    found = np.flatnonzero(columns // width == rank)
+    return found, columns[found] - rank * width if len(found) else np.zeros(1, np.int64)
 
 
 def _common_prefixes(sequences: Sequence[TokenSequence], groups: Sequence[Hashable]) -> list[tuple[int, int]]:

@@ -32,6 +32,7 @@ COPY = tuple(
     for kind in ("tensor_model", "pipeline_model", "context")
 )
 """Keys whose product is the number of devices that share one copy of a split model."""
+SPLITS = tuple(ROLE_KEYS[role].sequence_split for role in MINI_BATCHES)
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Batching:
     def keys(self) -> tuple[str, ...]:
         """Everything that the micro-batches depend on, the budget first."""
         bound = (self.bound,) if self.bound else ()
-        by = self.by
-        return by.tokens, by.dynamic, by.sequences, by.per_device, *bound, *ROLE_KEYS[self.role].decides
+        by, role = self.by, ROLE_KEYS[self.role]
+        return by.tokens, by.dynamic, by.sequences, by.per_device, *bound, role.sequence_split, *role.decides
 
     @property
     def followed(self) -> str | None:
@@ -81,26 +82,24 @@ for _role, _key in MINI_BATCHES.items():
     _check_mini_batch(_role, _key)
 
 
-@checks.add("C102", "error", BATCH, N, PER_NODE, NODES)
+@checks.add("C102", "error", BATCH, N, PER_NODE, NODES, *SPLITS)
 def _batch_divides_over_devices(view: ConfigView) -> str | None:
-    samples, devices = view[BATCH] * view[N], view.config.devices
-    if samples % devices == 0:
+    samples, ranks = view[BATCH] * view[N], _most_ranks(view)
+    if samples % ranks == 0:
         return None
-    step = devices // gcd(devices, view[N])
+    step = ranks // gcd(ranks, view[N])
     return (
-        f"{samples} responses ({BATCH} × {N}: {view[BATCH]} × {view[N]}) cannot be divided evenly among {_devices(view)}; "
+        f"{samples} responses ({BATCH} × {N}: {view[BATCH]} × {view[N]}) cannot be divided evenly among {_places(view, ranks)}; "
         f"set {BATCH} to a multiple of {step}"
     )
 
 
-@checks.add("C103", "warning", MINI_BATCH, N, PER_NODE, NODES)
+@checks.add("C103", "warning", MINI_BATCH, N, PER_NODE, NODES, *SPLITS)
 def _no_device_is_idle(view: ConfigView) -> str | None:
-    samples, devices = view[MINI_BATCH] * view[N], view.config.devices
-    if samples >= devices:
+    samples, ranks = view[MINI_BATCH] * view[N], _most_ranks(view)
+    if samples >= ranks:
         return None
-    return (
-        f"some of {_devices(view)} are idle: a mini-batch has only {samples} responses ({MINI_BATCH} × {N})"
-    )
+    return f"some of {_places(view, ranks)} are idle: a mini-batch has only {samples} responses ({MINI_BATCH} × {N})"
 
 
 def _check_micro_batches(role: Role, by: MicroBatchKeys) -> None:
@@ -113,20 +112,18 @@ def _check_micro_batches(role: Role, by: MicroBatchKeys) -> None:
             return f"cannot be combined with {by.per_device}, which follows {followed}; set {by.per_device} instead"
         return f"cannot be combined with {by.per_device}; keep that one, which fits any number of devices"
 
-    @checks.add("C105", "error", by.sequences, PER_NODE, NODES, by.dynamic, *COPY, role=role)
+    split = ROLE_KEYS[role].sequence_split
+
+    @checks.add("C105", "error", by.sequences, PER_NODE, NODES, by.dynamic, *COPY, split, role=role)
     def micro_batch_divides_over_devices(view: ConfigView) -> str | None:
-        size, ranks = view[by.sequences], view.config.data_ranks
+        size, ranks = view[by.sequences], view.config.data_ranks(role)
         if size is None or size % ranks == 0 or view[by.per_device] is not None:
             return None
         if view[by.dynamic] or not view.is_set(
             by.sequences
         ):  # it is not read, or the key that it follows is reported
             return None
-        where = (
-            _devices(view)
-            if ranks == view.config.devices
-            else f"{ranks} copies of the model on {_devices(view)}"
-        )
+        where = _places(view, ranks)
         return f"{size} sequences cannot be divided evenly among {where}; set {by.per_device}, which counts per device"
 
     @checks.add("C106", "warning", by.per_device, by.sequences, by.dynamic, role=role)
@@ -145,7 +142,7 @@ for _batching in BATCHINGS:
     "C107", "error", *(b.by.tokens for b in BATCHINGS), *LENGTHS, *(key for b in BATCHINGS for key in b.keys)
 )
 def _budgets_hold_a_sequence(view: ConfigView) -> str | None:
-    small = [b for b in BATCHINGS if view[b.by.tokens] < _longest(view, b) and _fills_budget(view, b)]
+    small = [b for b in BATCHINGS if _budget(view, b) < _longest(view, b) and _fills_budget(view, b)]
     budgets = {b.by.tokens for b in small}
     small = [b for b in small if b.followed not in budgets or view.is_set(b.by.tokens)]
     if not small:
@@ -157,6 +154,11 @@ def _budgets_hold_a_sequence(view: ConfigView) -> str | None:
         f"{limits} cannot hold a sequence of {longest} tokens ({made_of}); raise {'it' if len(small) == 1 else 'them'}, "
         f"or set {small[0].by.per_device} instead"
     )
+
+
+def _budget(view: ConfigView, batching: Batching) -> int:
+    """Return the tokens of a micro-batch on all devices that share its sequences."""
+    return view[batching.by.tokens] * view.config.sequence_split(batching.role)
 
 
 def _longest(view: ConfigView, batching: Batching) -> int:
@@ -251,6 +253,21 @@ def _positions_hold_a_conversation(view: ConfigView) -> str | None:
 
 def _devices(view: ConfigView) -> str:
     return f"{view.config.devices} devices ({NODES} × {PER_NODE})"
+
+
+def _most_ranks(view: ConfigView) -> int:
+    """Return the most data-parallel ranks of any trained model; all devices, if the backend splits models."""
+    if view.config.splits_models:
+        return view.config.devices
+    return max(view.config.data_ranks(role) for role in MINI_BATCHES if view.uses(role))
+
+
+def _places(view: ConfigView, ranks: int) -> str:
+    if ranks == view.config.devices:
+        return _devices(view)
+    if view.config.splits_models:
+        return f"{ranks} copies of the model on {_devices(view)}"
+    return f"{ranks} groups of devices that share sequences (ulysses_sequence_parallel_size), on {_devices(view)}"
 
 
 def _divisors_around(number: int, near: int) -> Iterator[int]:

@@ -194,7 +194,43 @@ def _check_experts(role: Role) -> None:
         )
 
 
+def _check_sequence_split(role: Role) -> None:
+    split, path = ROLE_KEYS[role].sequence_split, f"{ROLE_KEYS[role].model}.path"
+    packing = f"{ROLE_KEYS[role].model}.use_remove_padding"
+
+    def splits_sequences(view: ConfigView) -> bool:
+        needed = view.config.needs_reference if role == "reference" else view.uses(role)
+        followed = role == "reference" and not view.is_set(split)  # the actor's problem is reported
+        return needed and not followed and view.config.sequence_split(role) > 1
+
+    @checks.add("C710", "error", split, PER_NODE, NODES, role=role)
+    def groups_divide_over_devices(view: ConfigView) -> str | None:
+        size, devices = view[split], view.config.devices
+        if not splits_sequences(view) or devices % size == 0:
+            return None
+        near = nearest_sizes(size, devices, lambda n: devices % n == 0)
+        return f"{devices} devices ({NODES} × {PER_NODE}) cannot be divided into groups of {size} that share sequences; use {near}"
+
+    @checks.add("C814", "error", split, path, role=role)
+    def heads_divide_over_devices(view: ConfigView) -> str | None:
+        facts, size = facts_of(view, role), view[split]
+        if not splits_sequences(view) or facts is None or facts.heads % size == 0:
+            return None
+        near = nearest_sizes(size, facts.heads, lambda n: facts.heads % n == 0)
+        return (
+            f"the {facts.heads} attention heads of {path} ({view[path]}) cannot be divided over {size} devices that share a "
+            f"sequence; use {near}"
+        )
+
+    @checks.add("C815", "error", split, packing, role=role)
+    def split_sequences_are_packed(view: ConfigView) -> str | None:
+        if not splits_sequences(view) or view[packing] is not False:
+            return None
+        return f"only packed sequences can be split over devices; set {packing} to true, or {split} to 1"
+
+
 for _role in ROLE_KEYS:
+    _check_sequence_split(_role)
     _check_model(_role)
     _check_layers(_role)
     _check_experts(_role)

@@ -22,7 +22,6 @@ from iiverl_core.config.sections.section import (
     Fraction,
     NoEffect,
     Nonnegative,
-    NotYet,
     OnlyWhen,
     Positive,
     Section,
@@ -31,7 +30,6 @@ from iiverl_core.config.sections.section import (
 )
 
 Content = Literal["model", "optimizer", "extra", "hf_model"]
-ULYSSES = NotYet("sequence parallelism (Ulysses)", (1,))
 
 
 class PolicyLossConfig(Section):
@@ -120,8 +118,8 @@ class ActorConfig(Section):
     """Passes over the samples of a step."""
     shuffle: bool = False
     """Shuffle the mini-batches."""
-    ulysses_sequence_parallel_size: Annotated[Count, ULYSSES, ONLY_FSDP] = 1
-    """Devices over which each sequence is split."""
+    ulysses_sequence_parallel_size: Annotated[Count, ONLY_FSDP] = 1
+    """Devices over which each sequence is split (Ulysses); their token budgets add up."""
     optim: OptimConfig = OptimConfig()
     fsdp_config: Annotated[FSDPConfig, ONLY_FSDP] = FSDPConfig()
     megatron: Annotated[MegatronConfig, only_megatron()] = MegatronConfig()
@@ -152,10 +150,10 @@ class RefConfig(Section):
     """Fill micro-batches up to the token budget instead of counting sequences."""
     log_prob_max_token_len_per_gpu: Count = follows("actor_rollout_ref.actor.ppo_max_token_len_per_gpu")
     """Token budget of a micro-batch."""
-    ulysses_sequence_parallel_size: Annotated[Count, ULYSSES, ONLY_FSDP] = follows(
+    ulysses_sequence_parallel_size: Annotated[Count, ONLY_FSDP] = follows(
         "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
     )
-    """Devices over which each sequence is split."""
+    """Devices over which each sequence is split (Ulysses); their token budgets add up."""
     megatron: Annotated[MegatronConfig, only_megatron()] = MegatronConfig()
     load_weight: Annotated[bool, RANDOM_WEIGHTS, only_megatron()] = True
     """Load the weights of the model; false starts from random weights. Megatron only."""

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from iiverl_core.config.sections.actor import ULYSSES
 from iiverl_core.config.sections.algorithm import KLControlConfig
 from iiverl_core.config.sections.choices import FSDP, ONLY_FSDP, Strategy, only_megatron
 from iiverl_core.config.sections.model import (
@@ -69,8 +68,8 @@ class CriticConfig(Section):
     """Token budget of a micro-batch. Default at least one full sequence."""
     forward_max_token_len_per_gpu: Count = follows("critic.ppo_max_token_len_per_gpu")
     """Token budget of a micro-batch of passes without gradients."""
-    ulysses_sequence_parallel_size: Annotated[Count, ULYSSES, ONLY_FSDP] = 1
-    """Devices over which each sequence is split."""
+    ulysses_sequence_parallel_size: Annotated[Count, ONLY_FSDP] = 1
+    """Devices over which each sequence is split (Ulysses); their token budgets add up."""
     ppo_epochs: Count = follows("actor_rollout_ref.actor.ppo_epochs")
     """Passes over the samples of a step."""
     shuffle: bool = follows("actor_rollout_ref.actor.shuffle")

@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from iiverl_core.config.sections.actor import ULYSSES
 from iiverl_core.config.sections.choices import ONLY_FSDP, Strategy, only_megatron
 from iiverl_core.config.sections.model import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig, ModelConfig
 from iiverl_core.config.sections.section import (
@@ -127,8 +126,8 @@ class RewardModelConfig(Section):
     """Maximum tokens of prompt and response together; null for no limit."""
     truncation: Annotated[Literal["left", "right", "error"], WITH_MODEL] = "right"
     """How to truncate longer sequences."""
-    ulysses_sequence_parallel_size: Annotated[Count, ULYSSES, WITH_MODEL, ONLY_FSDP] = 1
-    """Devices over which each sequence is split."""
+    ulysses_sequence_parallel_size: Annotated[Count, WITH_MODEL, ONLY_FSDP] = 1
+    """Devices over which each sequence is split (Ulysses); their token budgets add up."""
     use_dynamic_bsz: Annotated[bool, WITH_MODEL] = follows("critic.use_dynamic_bsz")
     """Fill micro-batches up to the token budget instead of counting sequences."""
     forward_max_token_len_per_gpu: Annotated[Count, WITH_MODEL] = follows(

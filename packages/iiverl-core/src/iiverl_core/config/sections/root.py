@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.sections.actor import ActorConfig, RefConfig
 from iiverl_core.config.sections.algorithm import AlgorithmConfig
 from iiverl_core.config.sections.choices import WITH_CRITIC
@@ -85,16 +86,19 @@ class Config(Section):
         """Number of devices that train."""
         return self.trainer.nnodes * self.trainer.n_gpus_per_node
 
-    @property
-    def data_ranks(self) -> int:
-        """Number of data-parallel ranks: all devices, or the copies of a split model on them."""
+    def sequence_split(self, role: Role) -> int:
+        """Count the devices over which FSDP splits each sequence of a model."""
+        return 1 if self.splits_models else self.at(ROLE_KEYS[role].sequence_split)
+
+    def data_ranks(self, role: Role) -> int:
+        """Count the data-parallel ranks of a model: groups of devices that share a sequence, or copies of a split model."""
         sizes = self.actor_rollout_ref.actor.megatron
         copy = (
             sizes.tensor_model_parallel_size
             * sizes.pipeline_model_parallel_size
             * sizes.context_parallel_size
         )
-        return max(self.devices // copy, 1) if self.splits_models else self.devices
+        return max(self.devices // (copy if self.splits_models else self.sequence_split(role)), 1)
 
     @property
     def engine_devices(self) -> int:
