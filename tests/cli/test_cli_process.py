@@ -69,7 +69,12 @@ def test_nothing_heavy_is_imported(arguments: list[str], code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "code", "told"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")]
+    ("stop", "code", "told"),
+    [
+        (signal.SIGINT, 130, "interrupted\n"),
+        (signal.SIGTERM, 143, "terminated\n"),
+        (signal.SIGHUP, 129, "terminated\n"),
+    ],
 )
 def test_a_stopped_run_cleans_up_and_says_so(stop: signal.Signals, code: int, told: str) -> None:
     run = subprocess.Popen(

@@ -86,6 +86,46 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ray start --head" in told and "unset it" in told
 
 
+def test_the_file_of_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    address = free_address()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # of other clusters on this machine
+    told = message(monkeypatch, "auto")
+    assert f"RAY_ADDRESS=auto ({address}, from {tmp_path}/ray/ray_current_cluster): no Ray cluster" in told
+
+
+def test_a_ray_client_server_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no Ray cluster answers there (connection refused)" in message(
+        monkeypatch, f"ray://{free_address()}"
+    )
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_whose_sockets_have_too_long_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / ("x" * 100)))
+    told = message(monkeypatch, None)
+    assert str(tmp_path / "xxx") in told and "Unix allows 107" in told and "Set RAY_TMPDIR" in told
+
+
+def test_a_temporary_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc")
+    told = message(monkeypatch, None)
+    assert "Ray cannot write to the temporary folder /proc: " in told and "Set RAY_TMPDIR" in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(ray_connection.tempfile, "TemporaryFile", lambda dir: full)
+        assert "No space left on device" in message(monkeypatch, None)
+
+
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no Ray cluster answers there (" in message(monkeypatch, "no-such-host.invalid:6379")
 

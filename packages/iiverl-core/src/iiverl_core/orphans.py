@@ -1,11 +1,23 @@
-"""End processes whose starter has died, even from SIGKILL."""
+"""End processes whose starter has died, even from SIGKILL.
+
+A child that is ours ends itself (`end_with`). Processes of other programs are ended by one more process, which runs this
+file (`Lifeline.end_marked`).
+"""
 
 import fcntl
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_GRACE_S = 5.0  # for marked processes to end by themselves
+_LOOK_S = 0.2
 
 
 class Lifeline:
@@ -17,10 +29,29 @@ class Lifeline:
     def __init__(self) -> None:
         self.fd, self._held = os.pipe()  # neither is inherited unless a child is given it by name
 
+        self._ender: subprocess.Popen[bytes] | None = None
+
     def close(self) -> None:
-        """End all processes that hold on to this lifeline."""
+        """End all processes that hold on to this lifeline, and wait for those that `end_marked` ends."""
         for fd in (self.fd, self._held):
             os.close(fd)
+        if self._ender is not None:
+            self._ender.wait()
+
+    def end_marked(self, marker: str) -> None:
+        """Let a process end all those that have `marker`, `NAME=value`, in their environment.
+
+        They have some seconds to end by themselves. Works on Linux only, by /proc.
+        """
+        self._ender = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(self.fd), marker],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},
+            pass_fds=(self.fd,),
+            start_new_session=True,  # a closed terminal or Ctrl-C must not end it before the others
+        )
 
 
 def end_with(fd: int) -> None:
@@ -42,3 +73,28 @@ def end_with(fd: int) -> None:
 def _wait_and_end(fd: int) -> None:
     os.read(fd, 1)
     os.killpg(0, signal.SIGKILL)
+
+
+def _wait_and_end_marked(fd: int, marker: str) -> None:
+    os.read(fd, 1)
+    deadline = time.monotonic() + _GRACE_S
+    while pids := list(_marked(marker.encode())):
+        if time.monotonic() > deadline:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(_LOOK_S)
+
+
+def _marked(marker: bytes) -> Iterator[int]:
+    """Yield the processes of this user with a marker in their environment; a zombie has none."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker in (process / "environ").read_bytes().split(b"\0"):
+                yield int(process.name)
+        except OSError:  # it ended, or is somebody else's
+            pass
+
+
+if __name__ == "__main__":
+    _wait_and_end_marked(int(sys.argv[1]), sys.argv[2])

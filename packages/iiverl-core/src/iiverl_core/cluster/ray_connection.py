@@ -5,16 +5,28 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
+from pathlib import Path
+from uuid import uuid4
 
 import ray
+from ray._common.utils import get_default_system_temp_dir, get_ray_address_file
 from ray.exceptions import AuthenticationError
 
 from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.orphans import Lifeline
 from iiverl_core.telemetry.terminal import takes_escape_codes
 
 CONNECT_TIMEOUT_S = 5
 """How long the head of a cluster may take to answer before it counts as unreachable; Ray itself tries for two minutes."""
+
+_MARK = "IIVERL_RAY_OF"
+_lifelines: list[Lifeline] = []  # of the Ray that this process started, if it did
+
+MAX_SOCKET_BYTES = 107
+_A_SESSION = "session_2026-01-31_12-00-00_123456_1234567"  # the time and the process that starts Ray
+_LOG_BYTES = 16 * 2**20  # enough for Ray's first logs; it asks for more itself
 
 _START = "ray start --head on the first machine, ray start --address=FIRST:6379 on each other one"
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -29,7 +41,7 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
     Raises:
         IIVerlError: Ray does not start on this machine.
         ConfigError: the run needs several `nodes` and the cluster has fewer, or there is no cluster; or the cluster
-            does not answer, or does not let this process in.
+            does not answer, or does not let this process in; or Ray cannot use the temporary folder.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address and nodes > 1:
@@ -42,6 +54,9 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
     if not takes_escape_codes(sys.stderr):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of the lines that workers print
     handler = signal.getsignal(signal.SIGTERM)
+    if not address:
+        _check_temporary_folder(Path(get_default_system_temp_dir()))
+        _end_ray_with_this_process()
     try:
         ray.init(
             # "local", because Ray without an address connects to any cluster that this machine is a part of.
@@ -51,6 +66,7 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
             logging_level=logging.ERROR,
         )
     except Exception as error:  # Ray raises plain ones when a process of its own does not come up
+        _close_lifeline()
         if address:
             raise ConfigError(f"RAY_ADDRESS={address}: {error}") from error
         raise IIVerlError(
@@ -58,6 +74,7 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
             "again, or run in one process without Ray: trainer.runtime=local trainer.n_gpus_per_node=1"
         ) from error
     finally:
+        os.environ.pop(_MARK, None)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without cleaning up
     machines = sum(node["Alive"] for node in ray.nodes())
@@ -72,22 +89,39 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
 def stop_ray() -> None:
     """Disconnect, and end Ray if `start_ray` started it."""
     ray.shutdown()
+    _close_lifeline()
+
+
+def _close_lifeline() -> None:
+    if _lifelines:
+        _lifelines.pop().close()
+
+
+def _end_ray_with_this_process() -> None:
+    """Let the Ray that is started next end if this process dies; its agents would stay for ever."""
+    os.environ[_MARK] = uuid4().hex  # which all processes of Ray inherit
+    lifeline = Lifeline()
+    lifeline.end_marked(f"{_MARK}={os.environ[_MARK]}")
+    _lifelines.append(lifeline)
 
 
 def _check_cluster(named: str) -> None:
     """Check within seconds that the head of a cluster answers, and lets this process in."""
-    if "://" in named:  # Ray Client and plugins connect differently
+    scheme, _, rest = named.rpartition("://")
+    if scheme not in ("", "ray"):  # of a plugin
         return
-    address = _resolved(named)
+    address = rest if scheme else _resolved(named)
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"RAY_ADDRESS={named}: expected HOST:PORT, as in 10.0.0.1:6379, or auto")
     if reason := _no_answer(host.strip("[]"), int(port)):
-        at = f" ({address})" if address != named else ""
+        at = f" ({address}, from {get_ray_address_file(None)})" if named == "auto" else ""
         raise ConfigError(
             f"RAY_ADDRESS={named}{at}: no Ray cluster answers there ({reason}). Start one ({_START}), correct "
             "RAY_ADDRESS, or unset it to start Ray on this machine for the run"
         )
+    if scheme:
+        return
     try:
         from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -100,6 +134,25 @@ def _check_cluster(named: str) -> None:
         ) from error
     except ImportError:  # a version of Ray that has no such client; ray.init decides
         pass
+
+
+def _check_temporary_folder(folder: Path) -> None:
+    """Check that Ray can write to a folder, and that the names of its sockets there are not too long."""
+    advice = "Set RAY_TMPDIR to another folder, such as /tmp, for this command"
+    socket_file = folder / "ray" / _A_SESSION / "sockets" / "plasma_store"
+    if len(os.fsencode(socket_file)) > MAX_SOCKET_BYTES:
+        raise ConfigError(
+            f"the temporary folder {folder} has too long a name for Ray: its sockets there have "
+            f"{len(os.fsencode(socket_file))} bytes, and Unix allows {MAX_SOCKET_BYTES}. {advice}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # as Ray does
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_LOG_BYTES))
+    except OSError as error:
+        raise ConfigError(
+            f"Ray cannot write to the temporary folder {folder}: {error.strerror}. {advice}"
+        ) from error
 
 
 def _resolved(named: str) -> str:
