@@ -18,6 +18,7 @@ from iiverl_core.data import PromptOrder
 from iiverl_core.samples import Handle, Prompt, Rollout, SampleId, SequenceRef
 from iiverl_core.stopping import Stop
 from iiverl_core.telemetry import Timers
+from iiverl_core.training.planning import Work
 from iiverl_reward_client import Scored
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -67,7 +68,7 @@ class Workers:
 
     def update(self, role, sequences, lr, arrays):
         self.asked.append((role, [sequence.id for sequence in sequences], lr))
-        return {f"{role}/skipped_updates": 0.0}, [1]
+        return {f"{role}/skipped_updates": 0.0}, [Work(1, 1)]
 
 
 class Scores:
