@@ -1,5 +1,9 @@
 """Decisions about samples: which count, which mini-batch, which rank."""
 
+import os
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +24,7 @@ from iiverl_core.controller.batch import (
 )
 from iiverl_core.errors import IIVerlError
 from iiverl_core.registry import AGGREGATIONS
-from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
+from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs, TokenSequence
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.planning import Packing
 from iiverl_reward_client import Failed, Outcome, Scored
@@ -250,7 +254,38 @@ def test_the_sequences_of_a_rollout_share_its_weight() -> None:
     assert shares == pytest.approx([3 / 8, 1 / 8, 1 / 2])
 
 
+REFERENCES = st.integers(0, 3).map(lambda i: f"reference {i}")
+HANDLES = st.builds(Handle, REFERENCES, st.integers(0, 5))
+
+
+@given(
+    st.lists(
+        st.tuples(HANDLES, st.integers(1, 99), st.integers(0, 9), st.lists(HANDLES, min_size=2, max_size=2))
+    ),
+    st.sampled_from([(), ("advantages",), ("advantages", "old_log_probs")]),
+)
+def test_references_are_the_same_after_pickling(rows: list[Any], names: tuple[str, ...]) -> None:
+    sequences = SequenceRefs(
+        SequenceRef(id_of(i, i % 3), tokens, length, 1, prefix, dict(zip(names, arrays, strict=False)))
+        for i, (tokens, length, prefix, arrays) in enumerate(rows)
+    )
+    copy = pickle.loads(pickle.dumps(sequences))
+    assert copy == sequences and type(copy) is SequenceRefs
+    assert all(type(each.id) is SampleId for each in copy)
+
+
+def test_a_reference_is_pickled_once_and_the_rest_takes_a_few_bytes_per_sequence() -> None:
+    reference = os.urandom(10_000)
+    sequences = SequenceRefs(
+        SequenceRef(id_of(i), Handle(reference, i), 300, 200, 100, {"advantages": Handle(reference, i)})
+        for i in range(1000)
+    )
+    assert len(pickle.dumps(sequences)) < 2 * 10_000 + 40 * 1000
+    copy = pickle.loads(pickle.dumps(sequences))
+    assert len({id(each.tokens.ref) for each in copy}) == 1  # a worker fetches it once
+
+
 def test_arrays_are_added_and_kept() -> None:
-    first = with_arrays(sequences_of(make_rollout()), "old_log_probs", [Handle("a", 0)])
-    second = with_arrays(first, "advantages", [Handle("b", 1)])
+    first = with_arrays(sequences_of(make_rollout()), old_log_probs=[Handle("a", 0)])
+    second = with_arrays(first, advantages=[Handle("b", 1)])
     assert second[0].arrays == {"old_log_probs": Handle("a", 0), "advantages": Handle("b", 1)}

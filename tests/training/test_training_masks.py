@@ -99,19 +99,19 @@ class Step:
             for i, (handle, each) in enumerate(zip(handles, sequences, strict=True))
         ]
         for name, arrays in self.arrays.items():
-            refs = with_arrays(refs, name, put_all(store, arrays))
+            refs = with_arrays(refs, **{name: put_all(store, arrays)})
         baselines = self.baselines if estimator.greedy_baseline else None
         advantages = compute_advantages(RUN, store, estimator, refs, self.scores, baselines, kl_coef=0.1)
-        refs = with_arrays(refs, "advantages", advantages.advantages)
-        refs = with_arrays(refs, "returns", advantages.returns)
+        refs = with_arrays(refs, advantages=advantages.advantages)
+        refs = with_arrays(refs, returns=advantages.returns)
         names = [*self.arrays, "advantages", "returns"]
         if loss is not None and loss.select_tokens is not None:
             current = [
                 logits.log_softmax(-1)[range(len(logits)), each.token_ids[each.loss_mask]].numpy()
                 for logits, each in zip(self.logits, sequences, strict=True)
             ]
-            refs = with_arrays(refs, "log_probs", put_all(store, current))
-            refs = with_arrays(refs, "token_mask", select_tokens(RUN, store, loss, refs))
+            refs = with_arrays(refs, log_probs=put_all(store, current))
+            refs = with_arrays(refs, token_mask=select_tokens(RUN, store, loss, refs))
             names.append("token_mask")
         division = divide_for_training(
             refs,

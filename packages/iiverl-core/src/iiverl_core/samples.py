@@ -37,8 +37,17 @@ class SampleId(NamedTuple):
         return f"{self.split} step {self.step}, group {self.group}, member {self.member}"
 
 
+class PickledByFields:
+    """A dataclass with slots that is pickled by its fields' values, which takes a tenth of the default's time."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), tuple(getattr(self, name) for name in self.__slots__)
+
+
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(PickledByFields):
     """One row of a dataset, ready for the model.
 
     `row` is its position in the (concatenated, filtered) dataset; `source` and `source_row` are the dataset as the user
@@ -74,11 +83,25 @@ def place_of(source: str, row: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Handle:
+class Handle(PickledByFields):
     """Refers to the `index`-th value of a list in the store, `ref`."""
 
     ref: Any
     index: int = 0
+
+
+class Handles(list[Handle]):
+    """Handles that are pickled by columns, since a pickler takes microseconds per object."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        refs = {id(handle.ref): handle.ref for handle in self}
+        position = {key: i for i, key in enumerate(refs)}
+        which = [position[id(handle.ref)] for handle in self]
+        return _handles, (list(refs.values()), which, [handle.index for handle in self])
+
+
+def _handles(refs: list[Any], which: list[int], indices: list[int]) -> Handles:
+    return Handles(Handle(refs[i], index) for i, index in zip(which, indices, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +154,7 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceRef:
+class SequenceRef(PickledByFields):
     """A sequence as ranks receive it: no text, no dataset columns, no outcome; pickles to less than 1 kB.
 
     `tokens` refers to a `TokenSequence`, `length` counts its tokens and `trained` those with the loss mask on. Its first
@@ -151,9 +174,51 @@ class SequenceRef:
         """Equal for sequences that have their first `prefix` tokens in common."""
         return self.id.group, self.prefix
 
+    def with_arrays(self, arrays: Mapping[str, Handle]) -> "SequenceRef":
+        """Add arrays."""
+        arrays = {**self.arrays, **arrays}
+        return SequenceRef(self.id, self.tokens, self.length, self.trained, self.prefix, arrays)
+
+    def stored_at(self, tokens: Handle) -> "SequenceRef":
+        """Set the handle of the token arrays."""
+        return SequenceRef(self.id, tokens, self.length, self.trained, self.prefix, self.arrays)
+
+
+class SequenceRefs(list[SequenceRef]):
+    """References with the same arrays, pickled by columns as `Handles` are."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = tuple(self[0].arrays) if self else ()
+        return _sequence_refs, (
+            list(zip(*(each.id for each in self), strict=True)),
+            Handles(each.tokens for each in self),
+            [each.length for each in self],
+            [each.trained for each in self],
+            [each.prefix for each in self],
+            names,
+            [Handles(each.arrays[name] for each in self) for name in names],
+        )
+
+
+def _sequence_refs(
+    ids: list[tuple[Any, ...]],
+    tokens: Handles,
+    lengths: list[int],
+    trained: list[int],
+    prefixes: list[int],
+    names: tuple[str, ...],
+    arrays: list[Handles],
+) -> SequenceRefs:
+    rows = zip(*arrays, strict=True) if names else [()] * len(tokens)
+    columns = zip(zip(*ids, strict=True), tokens, lengths, trained, prefixes, rows, strict=True)
+    return SequenceRefs(
+        SequenceRef(SampleId(*id), handle, length, count, prefix, dict(zip(names, row, strict=True)))
+        for id, handle, length, count, prefix, row in columns
+    )
+
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class Rollout(PickledByFields):
     """One response with its prompt and outcome, as scorers and reports see it.
 
     `text` is the response without special tokens, `raw_text` with them. `weights_version` is the version of the weights

@@ -48,7 +48,7 @@ def attach_handles(rollouts: Sequence[Rollout], reference: Any) -> list[Rollout]
         replace(
             rollout,
             sequences=tuple(
-                replace(sequence, tokens=Handle(reference, next(index))) for sequence in rollout.sequences
+                sequence.stored_at(Handle(reference, next(index))) for sequence in rollout.sequences
             ),
         )
         for rollout in rollouts

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from iiverl_core.samples import Handle
+from iiverl_core.samples import Handle, Handles
 
 
 class Store(Protocol):
@@ -33,7 +33,7 @@ class LocalStore:
 def put_all(store: Store, values: Sequence[Any]) -> list[Handle]:
     """Put several values as one object, and return a handle to each."""
     reference = store.put(list(values))
-    return [Handle(reference, index) for index in range(len(values))]
+    return Handles(Handle(reference, index) for index in range(len(values)))
 
 
 def open_all(store: Store, handles: Sequence[Handle]) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from iiverl_core.cluster.messages import RankBatch
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import OVERLONG_PENALTY
-from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef
+from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs
 from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.planning import (
     Packing,
@@ -79,11 +79,12 @@ def trained_sequences(rollouts: Sequence[Rollout]) -> list[SequenceRef]:
     return [sequence for rollout in rollouts for sequence in rollout.sequences if sequence.trained]
 
 
-def with_arrays(sequences: Sequence[SequenceRef], name: str, handles: Sequence[Handle]) -> list[SequenceRef]:
-    """Add an array to each sequence."""
+def with_arrays(sequences: Sequence[SequenceRef], **arrays: Sequence[Handle]) -> list[SequenceRef]:
+    """Add arrays, by name, to each sequence."""
+    rows = zip(*arrays.values(), strict=True)
     return [
-        replace(sequence, arrays={**sequence.arrays, name: handle})
-        for sequence, handle in zip(sequences, handles, strict=True)
+        sequence.with_arrays(dict(zip(arrays, row, strict=True)))
+        for sequence, row in zip(sequences, rows, strict=True)
     ]
 
 
@@ -195,7 +196,7 @@ def _divide(
         }  # position in all sequences → position in this rank batch
         batches.append(
             RankBatch(
-                sequences=[sequences[i] for i in rank_positions],
+                sequences=SequenceRefs(sequences[i] for i in rank_positions),
                 micro_batches=[[index[i] for i in batch] for batch in rank_micro_batches],
                 weights=[weights[i] for i in rank_positions] if weights is not None else [],
                 inv_num_tokens=inv_num_tokens,

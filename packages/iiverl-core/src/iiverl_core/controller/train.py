@@ -1,5 +1,6 @@
 """A run from its configuration to its report: check and build everything, cheapest failures first, then train."""
 
+import gc
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -247,6 +248,7 @@ def _start(
         group = LocalGroup(run)
         exit_stack.callback(group.close)
         return group, ColocatedEngines(group, run.engine_devices)
+    collect_garbage_rarely()
     # The local runtime does not need Ray, which may not be installed.
     from iiverl_core.cluster.ray_engines import RayEngines
     from iiverl_core.cluster.ray_group import RayGroup, driver_heartbeats
@@ -260,6 +262,16 @@ def _start(
     engines = RayEngines(run, group, log, heartbeats)
     exit_stack.callback(engines.close)
     return group, engines
+
+
+def collect_garbage_rarely() -> None:
+    """Let the garbage collector visit the objects of a process that only decides less often.
+
+    A step makes hundreds of thousands of objects that live until its end, and no cycles; visiting them again and again
+    took a third of the controller's time (`benchmarks/controller_scale.py`).
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:

@@ -117,8 +117,8 @@ class Trainer:
             sequences = self.evaluate(record)
             with self.timers("adv"), self.observer.phase("advantages"):
                 record.advantages = self.estimate(sequences, batch, data)
-                sequences = with_arrays(sequences, "advantages", record.advantages.advantages)
-                sequences = with_arrays(sequences, "returns", record.advantages.returns)
+                found = record.advantages
+                sequences = with_arrays(sequences, advantages=found.advantages, returns=found.returns)
             if self.kl.coef:
                 record.metrics |= {"critic/kl": record.advantages.kl, "critic/kl_coeff": self.kl.coef}
                 self.kl.update(record.advantages.kl, len(batch))
@@ -145,16 +145,16 @@ class Trainer:
             with self.timers("old_log_prob"), self.observer.phase("old log-probs"):
                 handles, sums = self.workers.evaluate("actor", sequences)
                 record.log_prob_sums["old"] = sums_by_rollout(sequences, sums)
-                sequences = with_arrays(sequences, "old_log_probs", handles)
+                sequences = with_arrays(sequences, old_log_probs=handles)
         if self.run.needs_reference:
             with self.timers("ref"), self.observer.phase("reference log-probs"):
                 handles, sums = self.workers.evaluate("reference", sequences)
                 record.log_prob_sums["ref"] = sums_by_rollout(sequences, sums)
-                sequences = with_arrays(sequences, "ref_log_probs", handles)
+                sequences = with_arrays(sequences, ref_log_probs=handles)
         if self.run.uses_critic:
             with self.timers("values"), self.observer.phase("values"):
                 handles, _ = self.workers.evaluate("critic", sequences)
-                sequences = with_arrays(sequences, "values", handles)
+                sequences = with_arrays(sequences, values=handles)
         return sequences
 
     def estimate(self, sequences: list[SequenceRef], batch: Sequence[Rollout], data: StepData) -> Advantages:
@@ -234,8 +234,8 @@ class Trainer:
             handles = [sequence.arrays["old_log_probs"] for sequence in mini_batch]
         else:
             handles, _ = self.workers.evaluate("actor", mini_batch)
-        mini_batch = with_arrays(mini_batch, "log_probs", handles)
-        return with_arrays(mini_batch, "token_mask", self.workers.select_tokens(mini_batch))
+        mini_batch = with_arrays(mini_batch, log_probs=handles)
+        return with_arrays(mini_batch, token_mask=self.workers.select_tokens(mini_batch))
 
     def arrays(self, role: Trained, mini_batch: Sequence[SequenceRef]) -> tuple[str, ...]:
         """Name the arrays that a model's loss reads."""

@@ -13,7 +13,7 @@ from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import Division, divide, divide_for_training
 from iiverl_core.registry.algorithms import policy_loss_info
 from iiverl_core.rollout import RolloutRequest, Sampling
-from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, TokenSequence
+from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs, TokenSequence
 from iiverl_core.training import Role
 from iiverl_core.training.metrics import merge
 from iiverl_core.training.planning import Packing, Work
@@ -91,11 +91,12 @@ class WorkerClient:
         kl_coef: float,
     ) -> Advantages:
         """Compute the advantages of a step on one worker; scores and baselines are per rollout."""
-        return self._group.run_on(0, TrainerWorker.advantages, sequences, scores, baselines, kl_coef)
+        sent = SequenceRefs(sequences)
+        return self._group.run_on(0, TrainerWorker.advantages, sent, scores, baselines, kl_coef)
 
     def select_tokens(self, sequences: list[SequenceRef]) -> list[Handle]:
         """Let the policy loss select tokens of a mini-batch, on one worker."""
-        return self._group.run_on(0, TrainerWorker.select_tokens, sequences)
+        return self._group.run_on(0, TrainerWorker.select_tokens, SequenceRefs(sequences))
 
     def update(
         self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]

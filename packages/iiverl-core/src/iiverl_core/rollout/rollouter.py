@@ -16,11 +16,11 @@ from iiverl_core.rollout.engine import (
     SamplingParams,
     check_unfinished,
 )
-from iiverl_core.samples import FinishReason, Prompt, SampleId, TokenSequence
+from iiverl_core.samples import FinishReason, PickledByFields, Prompt, SampleId, TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutRequest:
+class RolloutRequest(PickledByFields):
     """Ask for one rollout of a prompt; `seed` and `id.member` decide its random numbers."""
 
     id: SampleId

@@ -11,13 +11,14 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 from iiverl_core.training.backend import LayoutKind
 
 PAIRS_PER_TOKEN = 24_000  # attention to that many tokens costs about as much as the rest of a model
 SLICE_PRECISION = 1e-3
+CLOSE_TO_MEAN = 1.01  # the highest cost of a part that is not improved, over the mean
 
 
 class SequenceSize(NamedTuple):
@@ -62,16 +63,21 @@ def balance(sizes: Sequence[SequenceSize], parts: int) -> list[list[int]]:
     """Distribute sequences over `parts` so that the highest cost of a part is low.
 
     A sequence of L tokens costs L plus a term for each pair of its tokens, as in attention; a part pays for a prefix
-    once. Of three divisions the best is taken, the first of equal ones: whole groups, longest first, each to the part
-    with the lowest cost so far (Graham 1969); one group after the other, cut where a part is full; and single sequences,
-    longest first. Within a part, positions stay in order.
+    once. Three divisions are tried, until the highest cost is close to the mean: whole groups, longest first, each to the
+    part with the lowest cost so far (Graham 1969); one group after the other, cut where a part is full; and single
+    sequences, longest first. The best is taken. Within a part, positions stay in order.
     """
     groups = _groups(sizes, range(len(sizes)))
-    singles = [[i] for i in range(len(sizes))]
-    divisions = [_longest_first(sizes, groups, parts)]
-    if len(groups) < len(sizes):
-        divisions += [_slices(sizes, groups, parts), _longest_first(sizes, singles, parts)]
-    best = min(divisions, key=lambda division: max(_cost(work_of(sizes, [part])) for part in division))
+    costs = _Costs.of(sizes)
+    enough = CLOSE_TO_MEAN * _cost(work_of(sizes, [range(len(sizes))])) / parts
+    best, highest = _longest_first(sizes, costs, groups, parts)
+    if highest > enough and len(groups) < len(sizes):
+        division = _slices(costs, groups, parts)
+        cost = max(_cost(work_of(sizes, [part])) for part in division)
+        best, highest = (division, cost) if cost < highest else (best, highest)
+    if highest > enough and len(groups) < len(sizes):
+        division, cost = _longest_first(sizes, costs, [[i] for i in range(len(sizes))], parts)
+        best = division if cost < highest else best
     return [sorted(part) for part in best]
 
 
@@ -115,12 +121,18 @@ def _cost(work: Work) -> float:
     return work.tokens + work.squares / PAIRS_PER_TOKEN
 
 
-def _own_cost(size: SequenceSize) -> float:
-    return _cost(Work(size.length - size.prefix, size.length**2 - size.prefix**2))
+@dataclass(frozen=True)
+class _Costs:
+    """The cost of each sequence behind its prefix, and of its prefix."""
 
+    own: list[float]
+    prefix: list[float]
 
-def _prefix_cost(size: SequenceSize) -> float:
-    return _cost(Work(size.prefix, size.prefix**2))
+    @classmethod
+    def of(cls, sizes: Sequence[SequenceSize]) -> "_Costs":
+        whole = [length + length * length / PAIRS_PER_TOKEN for length, _, _ in sizes]
+        prefix = [n + n * n / PAIRS_PER_TOKEN for _, n, _ in sizes]
+        return cls([a - b for a, b in zip(whole, prefix, strict=True)], prefix)
 
 
 def _groups(sizes: Sequence[SequenceSize], positions: Iterable[int]) -> list[list[int]]:
@@ -133,11 +145,14 @@ def _groups(sizes: Sequence[SequenceSize], positions: Iterable[int]) -> list[lis
 
 
 def _longest_first(
-    sizes: Sequence[SequenceSize], pieces: Sequence[Sequence[int]], parts: int
-) -> list[list[int]]:
-    """Distribute pieces of groups, the most expensive first, each to the part with the lowest cost so far."""
-    own = [sum(_own_cost(sizes[i]) for i in piece) for piece in pieces]
-    prefix = [_prefix_cost(sizes[piece[0]]) for piece in pieces]
+    sizes: Sequence[SequenceSize], costs: _Costs, pieces: Sequence[Sequence[int]], parts: int
+) -> tuple[list[list[int]], float]:
+    """Distribute pieces of groups, the most expensive first, each to the part with the lowest cost so far.
+
+    Returns the division, and its highest cost.
+    """
+    own = [sum([costs.own[i] for i in piece]) for piece in pieces]
+    prefix = [costs.prefix[piece[0]] for piece in pieces]
     heap = [(0.0, part) for part in range(parts)]
     division: list[list[int]] = [[] for _ in range(parts)]
     paid: list[set[Hashable]] = [set() for _ in range(parts)]
@@ -149,24 +164,21 @@ def _longest_first(
             total += prefix[k]
         division[part] += pieces[k]
         heapq.heappush(heap, (total + own[k], part))
-    return division
+    return division, max(heap)[0]
 
 
-def _slices(sizes: Sequence[SequenceSize], groups: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
+def _slices(costs: _Costs, groups: Sequence[Sequence[int]], parts: int) -> list[list[int]]:
     """Cut the row of all groups into `parts` slices, so that the highest cost of a slice is lowest.
 
     A part whose slice begins within a group pays for that group's prefix again.
     """
     order = [i for group in groups for i in group]
-    again = [
-        _prefix_cost(sizes[i]) if k else 0.0 for group in groups for k, i in enumerate(group)
-    ]  # when a slice begins there
-    costs = [
-        _own_cost(sizes[i]) + (0.0 if k else _prefix_cost(sizes[i]))
-        for group in groups
-        for k, i in enumerate(group)
+    again = [  # when a slice begins there
+        costs.prefix[i] if k else 0.0 for group in groups for k, i in enumerate(group)
     ]
-    before = [0.0, *accumulate(costs)]
+    before = [0.0]
+    for i, prefix in zip(order, again, strict=True):
+        before.append(before[-1] + costs.own[i] + costs.prefix[i] - prefix)
 
     def cut(limit: float) -> list[int]:
         """Fill slices up to a cost, with one sequence at least; return the beginnings of all and the last one's end."""
