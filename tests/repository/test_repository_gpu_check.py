@@ -1,10 +1,13 @@
 """The check of a GPU runs on a CPU too, with its tiny model: every part gives numbers, and none fails."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,6 +35,85 @@ NUMBERS = {
 }
 
 
+def load_plan() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "gpu_check_plan", SCRIPT.parent / "gpu_check_parts" / "plan.py"
+    )
+    assert spec and spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PLAN = load_plan()
+SIZES = ("tiny", "0.5b", "1.5b")
+MINUTES = 8
+
+
+def test_the_plan_for_one_gpu_takes_eight_minutes() -> None:
+    chosen = PLAN.choose(SIZES, None, 60 * MINUTES)
+    assert PLAN.estimate(chosen) <= 60 * MINUTES
+    assert list(PLAN.lines(chosen))[-1].startswith("7:")
+    parts = {each.part for each in chosen}
+    assert {"gradients", "train packed", "rollout vllm", "learn GRPO vllm", "gradients megatron"} <= parts
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 60, 200, 480, 3600])
+def test_a_plan_is_in_order_and_makes_each_model_first(seconds: int | None) -> None:
+    chosen = PLAN.choose(SIZES, None, seconds)
+    assert len(set(chosen)) == len(chosen)
+    measured = [each for each in chosen if each.part != PLAN.MODEL]
+    assert measured == [each for each in PLAN.ORDER if each in measured]
+    for each in measured:
+        assert (PLAN.MODEL, each.size) in [(other.part, other.size) for other in chosen[: chosen.index(each)]]
+    if seconds is None:
+        assert measured == list(PLAN.ORDER)
+    else:
+        assert PLAN.estimate(chosen) <= seconds
+
+
+def test_a_plan_has_the_sizes_and_the_parts_that_were_asked_for() -> None:
+    chosen = PLAN.choose(["tiny"], ["train packed", "gradients"])
+    assert [(each.part, each.size) for each in chosen] == [
+        ("model", "tiny"),
+        ("gradients", "tiny"),
+        ("train packed", "tiny"),
+    ]
+
+
+@pytest.mark.slow
+def test_imports_before_the_parts_are_forked_leave_cuda_alone_with_flash_attn(tmp_path: Path) -> None:
+    """transformers asks for devices when it is imported, if flash-attn is installed; parts could then not use CUDA."""
+    (tmp_path / "flash_attn-2.8.3.dist-info").mkdir()
+    (tmp_path / "flash_attn-2.8.3.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: flash-attn\nVersion: 2.8.3\n"
+    )
+    (tmp_path / "flash_attn.py").write_text('__version__ = "2.8.3"\n')
+    code = """
+import importlib, torch
+asked = []
+counted = torch._C._cuda_getDeviceCount
+torch._C._cuda_getDeviceCount = lambda: asked.append(1) or counted()
+import gpu_check
+for name in gpu_check.PRELOADED:
+    importlib.import_module(name)
+assert not asked, "CUDA was asked for devices"
+assert not torch.cuda.is_initialized()
+"""
+    path = os.pathsep.join([str(tmp_path), str(SCRIPT.parent)])
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTORCH_NVML_BASED_CUDA_CHECK"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, SCRIPT, "--device", "cpu", "--repeats", "1", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -45,6 +127,8 @@ def test_all_parts_run_on_a_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
+    assert [row["part"] for row in result["parts"]] == [each["part"] for each in result["plan"]]
+    assert result["expected seconds"] == sum(each["seconds"] for each in result["plan"])
     assert {
         "device",
         "memory",
@@ -69,9 +153,27 @@ def test_all_parts_run_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_when_the_time_is_over_what_is_left_is_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    code = "import sys, gpu_check; gpu_check.choose = lambda *_: gpu_check_plan.ORDER; sys.exit(gpu_check.main())"
+    code = code.replace("gpu_check_plan", "sys.modules['gpu_check_parts.plan']")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--device", "cpu", "--minutes", "1e-9", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["parts"]
+    assert {row["state"] for row in rows} == {"not run"}
+    assert len(rows) == len(PLAN.ORDER)
+
+
+@pytest.mark.slow
 def test_what_fails_is_a_row_that_says_why_and_the_exit_code_is_1(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     done = run("--json", str(file), "--timeout", "0.01", "--only", "reference")
     assert done.returncode == 1
-    assert [row["state"] for row in json.loads(file.read_text())["parts"]] == ["failed"]
+    assert [row["state"] for row in json.loads(file.read_text())["parts"]] == ["failed", "not run"]
     assert "no end after" in done.stdout

@@ -1,0 +1,88 @@
+"""What a check runs, in which order, and how long that is expected to take."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A part with a model of one size, and the seconds that it is expected to take on a GPU of the H100's class."""
+
+    part: str
+    size: str
+    seconds: int
+
+
+# The first say most about a machine. vLLM compiles its model and captures CUDA graphs for about a minute.
+ORDER = (
+    Planned("gradients", "tiny", 15),
+    Planned("train packed", "0.5b", 25),
+    Planned("rollout vllm", "0.5b", 110),
+    Planned("learn GRPO vllm", "tiny", 90),
+    Planned("gradients megatron", "tiny", 20),
+    Planned("train megatron", "0.5b", 30),
+    Planned("learn GRPO ray", "tiny", 50),
+    Planned("train padded", "0.5b", 25),
+    Planned("value models", "tiny", 15),
+    Planned("reference", "0.5b", 15),
+    Planned("learn PPO", "tiny", 45),
+    Planned("train offload", "0.5b", 30),
+    Planned("value models megatron", "tiny", 20),
+    Planned("learn GRPO", "tiny", 45),
+    Planned("learn GRPO megatron", "tiny", 50),
+    Planned("rollout hf", "0.5b", 60),
+    Planned("train packed", "1.5b", 40),
+    Planned("rollout vllm", "1.5b", 120),
+    Planned("train megatron", "1.5b", 45),
+    Planned("train padded", "1.5b", 40),
+    Planned("reference", "1.5b", 25),
+    Planned("train offload", "1.5b", 50),
+    Planned("rollout hf", "1.5b", 90),
+    Planned("train packed", "tiny", 10),
+    Planned("train padded", "tiny", 10),
+    Planned("train megatron", "tiny", 15),
+    Planned("train offload", "tiny", 10),
+    Planned("reference", "tiny", 10),
+    Planned("rollout hf", "tiny", 15),
+    Planned("rollout vllm", "tiny", 80),
+)
+MODELS = {"tiny": 5, "0.5b": 10, "1.5b": 20}
+"""Seconds that it takes to make the model of each size, which comes before its first part."""
+
+
+def choose(
+    sizes: Iterable[str], parts: Iterable[str] | None = None, seconds: float | None = None
+) -> tuple[Planned, ...]:
+    """Choose the parts to run, and the models that they need, in order.
+
+    Args:
+        sizes: the sizes of models to use.
+        parts: the names of parts; None for all.
+        seconds: the longest that everything may take by its estimate; None for no limit.
+    """
+    chosen: list[Planned] = []
+    sizes, parts = set(sizes), None if parts is None else set(parts)
+    for each in ORDER:
+        if each.size not in sizes or (parts is not None and each.part not in parts):
+            continue
+        has_model = any(other.size == each.size for other in chosen)
+        more = [each] if has_model else [Planned(MODEL, each.size, MODELS[each.size]), each]
+        if seconds is None or estimate([*chosen, *more]) <= seconds:
+            chosen += more
+    return tuple(chosen)
+
+
+def estimate(chosen: Sequence[Planned]) -> int:
+    """Add up the expected seconds."""
+    return sum(each.seconds for each in chosen)
+
+
+def lines(chosen: Sequence[Planned]) -> Iterator[str]:
+    """Write the plan, with the expected time at which each part begins."""
+    elapsed = 0
+    for each in chosen:
+        yield f"{elapsed // 60}:{elapsed % 60:02}  {each.part}, {each.size}"
+        elapsed += each.seconds
+    yield f"{elapsed // 60}:{elapsed % 60:02}  end, as expected on a GPU of the H100's class"
