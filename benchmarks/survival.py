@@ -1,6 +1,7 @@
 """Does a run that is killed, or stopped, again and again end as one that was left alone?
 
     python benchmarks/survival.py [--kills 30] [--stalls 0] [--engines] [--steps 120] [--save-freq 10] [--json FILE]
+    python benchmarks/survival.py --save-cost
 
 The quickstart trains once undisturbed. Then it trains again and again, and at random moments SIGKILL goes to the whole
 process group, to the driver alone, or (under Ray) to one of its workers, until `--kills` have been sent; a run that
@@ -10,6 +11,8 @@ is a process of its own, and may be the one that is hit.
 
 At the end of each run metrics (times apart), the samples of every step and the tensors of the last checkpoint have to
 be equal to the last bit, and no start may repeat more finished steps than `save_freq`.
+
+`--save-cost` measures how much longer a step with a save takes than one without.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -49,9 +53,10 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
         f"trainer.runtime={options.runtime}",
         f"trainer.n_gpus_per_node={2 if ray and not options.engines else 1}",
         *(["trainer.rollout_devices=1"] if options.engines else []),
-        f"trainer.stall_timeout={STALL_TIMEOUT_S}",
+        *([f"trainer.stall_timeout={STALL_TIMEOUT_S}"] if options.stalls else []),
         f"trainer.default_local_dir={folder}",
         f"trainer.rollout_data_dir={folder}/samples",
+        *options.overrides,
     ]
     log = (folder.parent / f"{folder.name}.log").open("ab")
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -184,6 +189,29 @@ def train_and_stall(
         raise RuntimeError(log.read_text()[-3000:])
 
 
+def save_cost(folder: Path, options: argparse.Namespace) -> None:
+    """Print how much longer a step with a save takes, in one run in which every fourth step saves.
+
+    A save is copied at the end of its step and written during the next one. The third and fourth step of each round
+    have nothing to do with it, so the two sides alternate.
+    """
+    options.save_freq = 4
+    run = start(folder, options)
+    if run.wait() != 0:
+        raise RuntimeError((folder.parent / f"{folder.name}.log").read_text()[-3000:])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    by_step = {line["step"]: line for line in lines}
+    took = {step: by_step[step]["time"] - by_step[step - 1]["time"] for step in range(2, options.steps + 1)}
+    rounds = range(8, options.steps - 3, 4)
+    plain = median((took[step + 2] + took[step + 3]) / 2 for step in rounds)
+    saving = median(took[step] + took[step + 1] for step in rounds) - plain
+    blocked = median(by_step[step]["timing_s/save_checkpoint"] for step in rounds)
+    print(
+        f"{len(rounds)} saves: a step takes {plain:.3f} s, one with a save {saving:.3f} s (of which {blocked:.3f} s "
+        f"wait for the copy): ratio {saving / plain:.3f}"
+    )
+
+
 def main() -> int:
     """Run both, compare them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,7 +222,9 @@ def main() -> int:
     parser.add_argument("--save-freq", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runtime", choices=["ray", "local"], default="ray")
+    parser.add_argument("--save-cost", action="store_true", help="measure a step with a save, and end")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the configuration")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     subprocess.run([sys.executable, QUICKSTART / "make_inputs.py"], check=True)
@@ -203,6 +233,9 @@ def main() -> int:
     named_after: list[float] = []
     runs = most = 0
     with TemporaryDirectory(prefix="iiverl-survival-") as name:
+        if options.save_cost:
+            save_cost(Path(name, "saving"), options)
+            return 0
         whole = Path(name, "whole")
         began = time.monotonic()
         if start(whole, options).wait() != 0:

@@ -20,9 +20,9 @@ from iiverl_core.checkpoints import (
     files_in,
     latest,
     read_json,
+    to_json,
     verify,
     write,
-    write_json,
 )
 from iiverl_core.errors import CheckpointError
 
@@ -83,9 +83,8 @@ def test_progress_ends_at_the_whole_size(tmp_path: Path) -> None:
 
 
 def test_json_keeps_the_bits_of_floats(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", {"a": 0.1 + 0.2, "ü": [1e-323]})
+    (tmp_path / "x.json").write_text(to_json({"a": 0.1 + 0.2, "ü": [1e-323]}), "utf-8")
     assert read_json(tmp_path / "x.json") == {"a": 0.1 + 0.2, "ü": [1e-323]}
-    assert list(tmp_path.iterdir()) == [tmp_path / "x.json"]
     with pytest.raises(CheckpointError, match=r"y\.json is missing"):
         read_json(tmp_path / "y.json")
 

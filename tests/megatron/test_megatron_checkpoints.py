@@ -47,7 +47,7 @@ def test_what_is_read_is_written(four_ranks: Ranks, family: str, tmp_path: Path)
 
 def written(path: Path, folder: Path) -> None:
     backend = in_layout(model_spec(path, layout(2, 2, sequence=True)))
-    write_safetensors(backend.named_weights(), folder, write=dist.get_rank() == 0, shard_bytes=100_000)
+    write_safetensors(backend.named_weights(), folder, write=dist.get_rank() == 0, shard_bytes=100_000)()
 
 
 def test_transformers_reads_what_is_written(four_ranks: Ranks, tmp_path: Path) -> None:

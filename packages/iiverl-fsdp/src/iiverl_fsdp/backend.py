@@ -108,15 +108,14 @@ class FSDPBackend:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @cached_property
-    def _saving_group(self) -> dist.ProcessGroup:
+    def _saver(self) -> checkpoint.Saver:
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup)
-        return group
+        return checkpoint.Saver(self._model, group)
 
     def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
         """See `TrainingBackend.save`. There are no random states, since nothing draws random numbers."""
-        saved = self._optimizer if optimizer else None
-        return checkpoint.save(folder, self._model, saved, self._saving_group)
+        return self._saver.save(folder, self._optimizer if optimizer else None)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""

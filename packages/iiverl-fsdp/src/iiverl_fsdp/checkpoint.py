@@ -4,8 +4,8 @@ The files are those of `torch.distributed.checkpoint`, which records each shard'
 named after the model's parameters, whatever their sharding. There are no random states, since dropout is off.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import FileSystemWriter, state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.tensor import DTensor
 
 from iiverl_core.errors import CheckpointError
 from iiverl_core.training.saved_tensors import SavedTensors
@@ -24,37 +28,71 @@ MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of names
 KIND = "optimizer"  # the entry that says which optimizer it is
 
 
-def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None, group: dist.ProcessGroup
-) -> Callable[[], None]:
-    """Copy a model's state, and write it into `folder`, which is made, in the background; all processes take part.
+class _CopiedState(DefaultSavePlanner):
+    """Writes copies of tensors by a plan for the tensors themselves, so that a step waits for nothing but the copies."""
+
+    def __init__(self, local_plan: SavePlan, state: Mapping[str, Any]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._local_plan = local_plan
+        self._copies = {name: _copied(value) for name, value in state.items()}
+
+    def create_local_plan(self) -> SavePlan:
+        """Return the plan of this process."""
+        return self._local_plan
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """Return the copy of an entry."""
+        return self._copies[index.fqn]
+
+
+class Saver:
+    """Saves a model again and again; where each shard belongs is found out once.
 
     `group` is of all processes, on CPUs, and for this alone: its collectives must not meet those of training.
-
-    Returns:
-        A function that waits for the files of all processes, and raises CheckpointError if some cannot be written.
-
-    Raises:
-        CheckpointError: the folder cannot be made.
     """
-    state: dict[str, Any] = _weights(model)
-    if optimizer is not None:
-        state[KIND] = type(optimizer).__name__
-        state |= _optimizer_states(model, optimizer)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writing = state_dict_saver.async_save(state, checkpoint_id=folder, process_group=group)
-        assert isinstance(writing, Future)
-    except OSError as error:
-        raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
 
-    def wait() -> None:
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup) -> None:
+        self._model, self._group = model, group
+        self._plans: dict[tuple[str, ...], SavePlan] = {}  # by the names of what is saved
+
+    def save(self, folder: Path, optimizer: torch.optim.AdamW | None) -> Callable[[], None]:
+        """Copy the model's state, and write it into `folder`, which is made, in the background; all processes take part.
+
+        Returns:
+            A function that waits for the files of all processes, and raises CheckpointError if some cannot be written.
+
+        Raises:
+            CheckpointError: the folder cannot be made.
+        """
+        state: dict[str, Any] = _weights(self._model)
+        if optimizer is not None:
+            state[KIND] = type(optimizer).__name__
+            state |= _optimizer_states(self._model, optimizer)
+        names = tuple(state)
+        if names not in self._plans:
+            first = dist.get_rank(self._group) == 0
+            self._plans[names] = create_default_local_save_plan(state, first)
+        planner = _CopiedState(self._plans[names], state)
         try:
-            writing.result()
-        except (CheckpointException, OSError) as error:
-            raise CheckpointError(f"cannot write a checkpoint to {folder}: {_reason(error)}") from error
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
 
-    return wait
+        def write() -> None:
+            writer = FileSystemWriter(folder)
+            state_dict_saver.save({}, storage_writer=writer, planner=planner, process_group=self._group)
+
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        writing = thread.submit(write)
+        thread.shutdown(wait=False)
+
+        def wait() -> None:
+            try:
+                writing.result()
+            except (CheckpointException, OSError) as error:
+                raise CheckpointError(f"cannot write a checkpoint to {folder}: {_reason(error)}") from error
+
+        return wait
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW | None) -> None:
@@ -99,6 +137,13 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     """
     once = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
     return {f"{MODEL}{name}": value for name, value in model.state_dict().items() if name in once}
+
+
+def _copied(value: Any) -> Any:
+    """Copy this process's shard of a tensor to the CPU; return other values as they are."""
+    if isinstance(value, DTensor):
+        value = value.to_local()
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 def _check(folder: Path, state: dict[str, Tensor], saved: SavedTensors) -> None:

@@ -32,8 +32,8 @@ from iiverl_core.checkpoints.storage import (
     files_in,
     latest,
     read_json,
+    to_json,
     write,
-    write_json,
 )
 
 __all__ = [
@@ -66,8 +66,8 @@ __all__ = [
     "read_json",
     "recognise",
     "superfluous",
+    "to_json",
     "verify",
     "versions",
     "write",
-    "write_json",
 ]

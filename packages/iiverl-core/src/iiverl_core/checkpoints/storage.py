@@ -302,11 +302,9 @@ def files_in(folder: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON with exact floats; the file is replaced atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    _write_file(temporary, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-    temporary.replace(path)
+def to_json(value: Any) -> str:
+    """Write a value as JSON with exact floats, as `read_json` reads it."""
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 
 
 def read_json(path: Path) -> Any:

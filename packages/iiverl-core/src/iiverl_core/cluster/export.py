@@ -95,7 +95,7 @@ def write_weights(
     spec = replace(model_spec(run.roles[role], torch.device("cpu")), optim=None)
     with _alone():
         weights = backend.saved_weights(spec, checkpoint.folder / role)
-        write_safetensors(_cast(weights, dtype), target, write=True, shard_bytes=shard_bytes)
+        write_safetensors(_cast(weights, dtype), target, write=True, shard_bytes=shard_bytes)()
 
 
 class Upload:

@@ -2,11 +2,14 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from iiverl_core import activity
@@ -15,6 +18,7 @@ from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.dtypes import torch_dtype
+from iiverl_core.errors import CheckpointError
 from iiverl_core.registry import BACKENDS
 from iiverl_core.registry.algorithms import policy_loss_info
 from iiverl_core.samples import ROLLOUT_LOG_PROBS
@@ -31,7 +35,7 @@ from iiverl_core.training import (
 )
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
 from iiverl_core.training.losses import actor_loss, critic_loss, rollout_correction
-from iiverl_core.training.model_folder import write_description, write_safetensors
+from iiverl_core.training.model_folder import describe, write_safetensors
 
 
 class ModelRunner:
@@ -127,8 +131,6 @@ class ModelRunner:
     def begin_save(self, folder: Path) -> None:
         """Copy the trained models, and write the copies into a folder per model in the background.
 
-        A folder of the actor for transformers is written before this returns.
-
         Raises:
             CheckpointError: `folder` cannot be written to.
         """
@@ -142,9 +144,11 @@ class ModelRunner:
         if "hf_model" in contents:
             first = dist.get_rank() == 0
             exported = folder / "actor" / "huggingface"
-            write_safetensors(self.model("actor").named_weights(), exported, write=first)
+            self._saving.append(write_safetensors(self.model("actor").named_weights(), exported, write=first))
             if first:
-                write_description(self._run, "actor", exported)
+                thread = ThreadPoolExecutor(1, thread_name_prefix="description")
+                self._saving.append(thread.submit(self._write_description, exported).result)
+                thread.shutdown(wait=False)
 
     def finish_save(self) -> None:
         """Wait until all processes have written.
@@ -153,8 +157,21 @@ class ModelRunner:
             CheckpointError: one could not.
         """
         saving, self._saving = self._saving, []
-        for wait in saving:
-            wait()
+        try:
+            for wait in saving:
+                wait()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot write the actor for transformers: {error}") from error
+
+    @cached_property
+    def _description(self) -> dict[str, bytes]:
+        """What belongs to the actor's weights; it does not change, and takes transformers a while."""
+        return describe(self._run, "actor")
+
+    def _write_description(self, folder: Path) -> None:
+        for name, content in self._description.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
     def load(self, folder: Path) -> None:
         """Take over the trained models that `begin_save` wrote, in any layout.

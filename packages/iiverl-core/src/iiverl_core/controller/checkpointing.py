@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iiverl_core.checkpoints import STATE_FILE, check_space, keep_limit, prune, write, write_json
+from iiverl_core.checkpoints import STATE_FILE, check_space, keep_limit, prune, to_json, write
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
@@ -49,7 +49,8 @@ class Checkpointer:
         Raises:
             CheckpointError: the run saves checkpoints, and there is no space for one.
         """
-        self._run, self._workers, self._facts, self._log = run, workers, facts, log
+        self._run, self._workers, self._log = run, workers, log
+        self._facts = {name: to_json(value) for name, value in facts.items()}
         self._save: _Save | None = None
         self._size = size  # expected, then that of the last checkpoint
         if self.enabled:
@@ -82,7 +83,7 @@ class Checkpointer:
             folder = stack.enter_context(block)
             (folder / STATE_FILE).write_text(state.to_json())
             for name, value in self._facts.items():
-                write_json(folder / name, value)
+                (folder / name).write_text(value, "utf-8")  # synced with all others when it is published
             self._workers.begin_save(folder)
             self._save = _Save(stack.pop_all(), folder, metrics, expected)
         if not self._run.checkpoint.async_save:

@@ -1,9 +1,11 @@
 """Write a model in the format of transformers and vLLM: a folder of safetensors, configuration and tokenizer."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,38 +25,59 @@ SHARD_BYTES = 4 * 2**30
 
 def write_safetensors(
     weights: Iterable[tuple[str, Tensor]], folder: Path, *, write: bool, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Write named weights into files of about `shard_bytes`, with an index of them.
+) -> Callable[[], None]:
+    """Copy named weights, and write them in the background into files of about `shard_bytes`, with an index of them.
 
     `weights` are those of `TrainingBackend.named_weights`, which all processes iterate over together; one of them
-    writes. The weights of at most one file are in memory. Weights already in the folder are replaced; other files are
-    kept.
+    writes. A file is written while the weights of the next one are copied, so those of at most two are in memory.
+    Weights already in the folder are replaced; other files are kept.
+
+    Returns:
+        A function that waits for the files, and raises OSError or SafetensorError if one cannot be written.
     """
     files: dict[Path, list[str]] = {}
     pending: dict[str, Tensor] = {}
+    writing: Future[None] | None = None
     total = pending_bytes = 0
+    if not write:
+        for _ in weights:
+            pass
+        return lambda: None
+    folder.mkdir(parents=True, exist_ok=True)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="safetensors")
 
     def flush() -> None:
-        nonlocal pending_bytes
+        nonlocal pending, pending_bytes, writing
         if pending:
             file = folder / f"writing-{len(files):05d}.safetensors"
-            save_file(pending, file, metadata={"format": "pt"})
             files[file] = list(pending)
-            pending.clear()
-            pending_bytes = 0
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(save_file, pending, file, {"format": "pt"})
+            pending, pending_bytes = {}, 0
 
-    if write:
-        folder.mkdir(parents=True, exist_ok=True)
-    for name, value in weights:
-        if write:
+    try:
+        for name, value in weights:
             pending[name] = torch.empty(value.shape, dtype=value.dtype).copy_(value)
             pending_bytes += value.nbytes
             total += value.nbytes
             if pending_bytes >= shard_bytes:
                 flush()
-    if not write:
-        return
-    flush()
+        flush()
+        naming = thread.submit(_name_files, folder, files, total)
+    finally:
+        thread.shutdown(wait=False)
+
+    def wait() -> None:
+        if writing is not None:
+            writing.result()
+        naming.result()
+
+    return wait
+
+
+def _name_files(folder: Path, files: Mapping[Path, list[str]], total: int) -> None:
+    """Replace the weights in a folder by new files, which have the weights of these names, `total` bytes in all."""
     for old in (*folder.glob("model*.safetensors"), folder / INDEX):
         old.unlink(missing_ok=True)
     weight_map: dict[str, str] = {}
@@ -65,6 +88,15 @@ def write_safetensors(
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def describe(run: RunConfig, role: Role) -> dict[str, bytes]:
+    """Return the files of `write_description`, by their path in the folder."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_description(run, role, folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def write_description(run: RunConfig, role: Role, folder: Path, dtype: str | None = None) -> None:
