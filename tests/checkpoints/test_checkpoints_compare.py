@@ -113,7 +113,16 @@ def test_every_pattern_decides_a_key_and_few_forbid() -> None:
     assert {key for key in known if effect_of(key)[0] == "forbidden"} == {
         f"{section}.{name}"
         for section in ("actor_rollout_ref.model", "critic.model")
-        for name in ("path", "override_config", "lora_rank", "target_modules")
+        for name in (
+            "path",
+            "override_config",
+            "lora_rank",
+            "lora_alpha",
+            "use_rslora",
+            "target_modules",
+            "exclude_modules",
+            "lora_adapter_path",
+        )
     }
 
 

@@ -45,7 +45,8 @@ FILTERED = (
     "algorithm.filter_groups.max_num_gen_batches=3",
     "data.gen_batch_size=4",
 )
-KINDS = {"grpo": (), "ppo": PPO, "dynamic sampling": FILTERED}
+ADAPTED = ("actor_rollout_ref.model.lora_rank=4", "critic.model.lora_rank=4")
+KINDS = {"grpo": (), "ppo": PPO, "dynamic sampling": FILTERED, "adapters": (*PPO, *ADAPTED)}
 
 
 class Killed(BaseException):

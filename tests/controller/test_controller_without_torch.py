@@ -72,7 +72,8 @@ class Group:
                 pid=1,
                 device="cpu",
                 parallel_ranks=dict.fromkeys(ROLE_KEYS, ParallelRank(0, 1)),
-                parameters={},
+                parameters={"actor": 0},
+                trained_parameters={},
                 layouts=dict.fromkeys(ROLE_KEYS, "packed"),
             )
         ]

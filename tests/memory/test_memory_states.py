@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iiverl_core.config import ModelConfig
 from iiverl_core.config.model_facts import ModelFacts
 from iiverl_core.memory.layout import Layout
-from iiverl_core.memory.states import held, model_parameters, states
+from iiverl_core.memory.states import held, model_parameters, states, trained_parameters
 
 DENSE = ModelFacts(
     model_type="qwen2",
@@ -34,6 +35,7 @@ EXPERTS = ModelFacts(
     expert_size=24,
     expert_layers=tuple(range(8)),
 )
+ADAPTED = ModelConfig(lora_rank=8)
 POWERS = st.sampled_from([1, 2, 4])
 
 
@@ -122,3 +124,17 @@ def test_fsdp_divides_everything_and_collects_a_layer() -> None:
 def test_what_is_not_trained_has_weights_alone() -> None:
     own = states(DENSE, Layout(1), "first", language=True, trained=False)
     assert (own.weights, own.gradients, own.optimizer) == (2 * DENSE.parameters, 0, 0)
+
+
+def test_frozen_weights_have_no_gradients_and_no_moments() -> None:
+    trained = trained_parameters(DENSE, ADAPTED, language=True)
+    inputs_and_outputs = 8 * (
+        4 * 64 + 2 * 64 + 2 * 32 + 3 * (64 + 96)
+    )  # of q, k, v, o, gate, up and down in 8 layers
+    assert trained == 8 * inputs_and_outputs
+    layout = Layout(4, sharded=True, master_bytes=2)
+    own = states(DENSE, layout, "first", language=True, trained=True, adapter=trained)
+    assert own.weights == DENSE.parameters * 2 // 4 + trained // 4 * 4
+    assert (own.gradients, own.optimizer) == (trained // 4 * 4, trained // 4 * 8)
+    experts = [name for name in EXPERTS.linear_layers if "mlp" in name]
+    assert not experts  # transformers has them as one tensor, which has no adapter

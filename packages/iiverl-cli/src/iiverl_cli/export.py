@@ -30,6 +30,10 @@ def export(
         ExportedDtype | None, typer.Option(help="Dtype of the weights; by default the checkpoint's.")
     ] = None,
     role: Annotated[ExportedRole, typer.Option(help="The model to export.")] = ExportedRole.actor,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Write LoRA adapters in PEFT's format instead of merging them."),
+    ] = False,
     push: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +56,7 @@ def export(
             folder,
             role.value,
             dtype.value if dtype else None,
+            adapter=adapter,
             log=lambda line: typer.echo(line, err=True),
         )
         if upload is not None:

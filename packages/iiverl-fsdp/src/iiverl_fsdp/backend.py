@@ -1,6 +1,7 @@
 """The FSDP2 backend: forward, backward, clip, step, and weights by name."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -10,12 +11,19 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
+from iiverl_core.training.adapter import (
+    adapted_layers,
+    is_adapter,
+    merge_adapter,
+    merge_saved,
+    without_adapter,
+)
 from iiverl_core.training.layout import WHOLE, lay_out
 from iiverl_core.training.metrics import merge
 from iiverl_fsdp import checkpoint
 from iiverl_fsdp.attention import attention_arguments
-from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined, transformer
-from iiverl_fsdp.optimizer import make_optimizer
+from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined, starting_weights, transformer
+from iiverl_fsdp.optimizer import make_optimizer, trained_parameters
 from iiverl_fsdp.ulysses import SequenceGroup
 
 
@@ -41,9 +49,11 @@ class FSDPBackend:
         self._model, self.layout = build_sharded(spec)
         self._optimizer = make_optimizer(self._model, spec.optim) if spec.optim else None
 
-    def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
+    def forward(
+        self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False, adapter: bool = True
+    ) -> list[Outputs]:
         """See `TrainingBackend.forward`."""
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if adapter else without_adapter(self._model):
             outputs = [self._run(batch, entropy=entropy) for batch in micro_batches]
         reshard(self._model)  # no backward pass does it
         return outputs
@@ -71,7 +81,7 @@ class FSDPBackend:
         if self._optimizer is None:
             raise RuntimeError(f"the {self._spec.role} model was built without an optimizer")
         limit = self._spec.grad_clip if self._spec.grad_clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_([each for _, each in trained_parameters(self._model)], limit)
         grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         taken = bool(torch.isfinite(torch.tensor(grad_norm)))
         if taken:
@@ -84,28 +94,37 @@ class FSDPBackend:
     def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_weights`. Tied weights come once; saved buffers are included."""
         saved = self._model.state_dict().keys()
+        layers = {f"{name}.weight": layer for name, layer in adapted_layers(self._model).items()}
         for name, parameter in self._model.named_parameters():
-            yield from self._whole(name, parameter.detach().to(dtype or parameter.dtype))
+            if name in layers:
+                layer = layers[name]
+                parts = (layer.weight, layer.lora_A.weight, layer.lora_B.weight)
+                merged = merge_adapter(*(self._full(part.detach()) for part in parts), layer.scale)
+                yield from split_joined(self._model, name, merged.to(dtype or parameter.dtype))
+            elif not is_adapter(name):
+                yield from self._whole(name, parameter.detach().to(dtype or parameter.dtype))
         for name, buffer in self._model.named_buffers():
             if name in saved:
                 yield from self._whole(name, buffer.detach())
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_gradients`."""
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in trained_parameters(self._model):
             gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             yield from self._whole(name, gradient.detach())
         self._model.zero_grad(set_to_none=True)
 
     def _whole(self, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Gather a tensor."""
-        value = value.to(self._spec.device)
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        yield from split_joined(self._model, name, whole)
+        yield from split_joined(self._model, name, self._full(value))
 
-    def parameter_count(self) -> int:
+    def _full(self, value: Tensor) -> Tensor:
+        value = value.to(self._spec.device)
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    def parameter_count(self, *, trained: bool = False) -> int:
         """See `TrainingBackend.parameter_count`."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+        counted = trained_parameters(self._model) if trained else self._model.named_parameters()
+        return sum(parameter.numel() for _, parameter in counted)
 
     @cached_property
     def _saver(self) -> checkpoint.Saver:
@@ -122,10 +141,15 @@ class FSDPBackend:
         checkpoint.load(folder, self._model, self._optimizer)
 
     @staticmethod
-    def saved_weights(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.saved_weights`."""
+    def saved_weights(
+        spec: ModelSpec, folder: Path, *, adapter: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.saved_weights`. The weights that a run with LoRA adapters started from are read at once."""
         model = build_empty(spec)
-        for name, value in checkpoint.saved_weights(folder, model):
+        saved = checkpoint.saved_weights(folder, model)
+        if spec.model.lora_rank and not adapter:
+            saved = merge_saved(starting_weights(spec), dict(saved), spec.model.lora_scale)
+        for name, value in saved:
             yield from split_joined(model, name, value)
 
     def _run(self, batch: MicroBatch, *, entropy: bool, entropy_gradient: bool = False) -> Outputs:

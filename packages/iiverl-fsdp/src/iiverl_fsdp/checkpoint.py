@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from iiverl_core.errors import CheckpointError
 from iiverl_core.training.saved_tensors import SavedTensors
-from iiverl_fsdp.optimizer import forget
+from iiverl_fsdp.optimizer import forget, trained_parameters
 
 MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of names
 KIND = "optimizer"  # the entry that says which optimizer it is
@@ -132,11 +132,11 @@ def saved_weights(folder: Path, model: nn.Module) -> Iterator[tuple[str, Tensor]
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return this process's shards of the parameters, tied ones once, and the saved buffers.
+    """Return this process's shards of the parameters that are trained, tied ones once, and the saved buffers.
 
     `state_dict` reshards parameters that are still whole after a forward pass.
     """
-    once = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
+    once = {name for name, _ in chain(trained_parameters(model), model.named_buffers())}
     return {f"{MODEL}{name}": value for name, value in model.state_dict().items() if name in once}
 
 
@@ -167,7 +167,7 @@ def _optimizer_states(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[st
     """Return AdamW's states by their names in a checkpoint."""
     return {
         f"{OPTIMIZER}{name}.{key}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in trained_parameters(model)
         for key, value in optimizer.state[parameter].items()
     }
 

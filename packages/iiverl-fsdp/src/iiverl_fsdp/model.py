@@ -25,6 +25,7 @@ from iiverl_core.config import FSDPConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import LayoutKind, ModelSpec, Role
+from iiverl_core.training.adapter import add_adapter, initial_adapter, is_adapter, read_adapter
 from iiverl_fsdp.attention import PADDED
 from iiverl_fsdp.packing import attention_candidates, choose_layout
 from iiverl_fsdp.policy_model import PolicyModel, build_policy_model, probe_head, read_policy_model
@@ -101,9 +102,25 @@ def _build_empty(spec: ModelSpec) -> tuple[ShardedModel, PreTrainedConfig, torch
     build, _ = BUILDERS[spec.role]
     try:
         with torch.device("meta"):
-            return build(spec, config, dtype), config, dtype
+            model = build(spec, config, dtype)
+            add_adapter(model, spec.model, head_of(model))
+            if isinstance(model, ValueModel) and spec.model.lora_rank:
+                model.head_module.float().requires_grad_(True)
+            return model, config, dtype
     except ValueError as error:
         raise ConfigError(f"no {spec.role} model can be built from '{spec.model.path}': {error}") from error
+
+
+def starting_weights(spec: ModelSpec) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights that a run starts from, by the names of the model of `build_empty`, tied ones once.
+
+    Raises:
+        ConfigError: there are none at `spec.model.path`.
+    """
+    _, config, dtype = _build_empty(spec)
+    _, read = BUILDERS[spec.role]
+    model = _read(spec, lambda: read(spec, config, dtype))
+    yield from ((name, parameter.detach()) for name, parameter in model.named_parameters())
 
 
 def split_joined(model: nn.Module, name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -135,6 +152,11 @@ def _check_heads(spec: ModelSpec, config: PreTrainedConfig) -> None:
             f"the {spec.role} model '{spec.model.path}' has {heads} attention heads, which cannot be divided over "
             f"{spec.sequence_split} devices: set its ulysses_sequence_parallel_size to a divisor of {heads}"
         )
+
+
+def head_of(model: ShardedModel) -> nn.Module | None:
+    """Return the layer after the last hidden state, which has no adapter."""
+    return model.head_module if isinstance(model, ValueModel) else transformer(model).get_output_embeddings()
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:
@@ -185,18 +207,32 @@ def _shard(model: ShardedModel, parallel: FSDPConfig, device: torch.device, offl
     fully_shard(model, **options)
 
 
-def _load(model: ShardedModel, spec: ModelSpec, read: Callable[[], nn.Module]) -> None:
+def _read(spec: ModelSpec, read: Callable[[], ShardedModel]) -> ShardedModel:
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no weights can be read from '{spec.model.path}' ({spec.role}): {error}"
+        ) from error
+
+
+def _adapter(model: ShardedModel, spec: ModelSpec) -> dict[str, torch.Tensor]:
+    """Return the adapter that the run starts from, or one without effect."""
+    shapes = {
+        name: tuple(parameter.shape) for name, parameter in model.named_parameters() if is_adapter(name)
+    }
+    return read_adapter(spec.model, shapes) if spec.model.lora_adapter_path else initial_adapter(shapes)
+
+
+def _load(model: ShardedModel, spec: ModelSpec, read: Callable[[], ShardedModel]) -> None:
     """Read the weights on the first process, scatter shards and broadcast buffers."""
     state: dict[str, Any] = {}
     buffers: dict[str, torch.Tensor] = {}
     if dist.get_rank() == 0:
-        try:
-            source = read()
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"no weights can be read from '{spec.model.path}' ({spec.role}): {error}"
-            ) from error
+        source = _read(spec, read)
         state, buffers = dict(source.state_dict()), dict(source.named_buffers())
+        state |= _adapter(model, spec)
+        state |= {name: state[name].to(parameter.dtype) for name, parameter in model.named_parameters()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
     set_model_state_dict(model, state, options=options)
     # Buffers that are not saved (rotary frequencies) are not computed on the meta device.

@@ -88,8 +88,10 @@ class MegatronBackend:
             )
 
     @_in_compute_context
-    def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
-        """See `TrainingBackend.forward`. Outputs are empty outside of the last pipeline stage."""
+    def forward(
+        self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False, adapter: bool = True
+    ) -> list[Outputs]:
+        """See `TrainingBackend.forward`. There are no adapters. Outputs are empty outside of the last pipeline stage."""
         with torch.no_grad(), self._offloading.parameters():
             results = self._run(micro_batches, entropy, loss=None)
         return results or [Outputs() for _ in micro_batches]
@@ -143,8 +145,8 @@ class MegatronBackend:
                 chunk.zero_grad_buffer()
             self._offloading.free_gradients()
 
-    def parameter_count(self) -> int:
-        """See `TrainingBackend.parameter_count`."""
+    def parameter_count(self, *, trained: bool = False) -> int:
+        """See `TrainingBackend.parameter_count`; all are trained."""
         return count_parameters(self._models, self._architecture, self._spec.role)
 
     @_in_compute_context
@@ -166,8 +168,10 @@ class MegatronBackend:
             checkpoint.load(folder, self._chunks, self._optimizer)
 
     @staticmethod
-    def saved_weights(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.saved_weights`."""
+    def saved_weights(
+        spec: ModelSpec, folder: Path, *, adapter: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.saved_weights`. There are no adapters."""
         if not isinstance(spec.parallel, MegatronConfig):
             raise TypeError(f"Megatron reads the section megatron, not {type(spec.parallel).__name__}")
         with _compute_context(spec):

@@ -36,7 +36,7 @@ TRAINED_MODELS = "|".join(re.escape(ROLE_KEYS[role].model) for role in ("actor",
 PARALLEL = r"(\w+\.)*(fsdp_config|megatron)\."
 EFFECTS: tuple[tuple[str, Effect, str], ...] = (
     (rf"({TRAINED_MODELS})\.path", "forbidden", f"the checkpoint holds weights of another model; {NEW_RUN}"),
-    (rf"({TRAINED_MODELS})\.(override_config|lora_rank|target_modules)", "forbidden", f"the weights have other shapes; {NEW_RUN}"),
+    (rf"({TRAINED_MODELS})\.(override_config|lora_rank|lora_alpha|use_rslora|target_modules|exclude_modules|lora_adapter_path)", "forbidden", f"the weights have another shape or meaning; {NEW_RUN}"),
     (rf"{re.escape(BACKEND)}|.*\.ref\.strategy|critic\.strategy", "numbers", OTHER_BACKEND),
     (r"data\.(train_batch_size|gen_batch_size|seed|shuffle)", "numbers", POSITION),
     (r"data\.(train_files|train_split)", "harmless", "the prompts themselves are compared"),

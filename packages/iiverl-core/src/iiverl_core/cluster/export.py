@@ -16,10 +16,12 @@ from iiverl_core.checkpoints import CONFIG_FILE, Checkpoint, read_json, verify
 from iiverl_core.cluster.model_runner import model_spec
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.config import Config, RunConfig, run_config
+from iiverl_core.data import load_tokenizer
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import CheckpointError, ConfigError, IIVerlError
 from iiverl_core.registry import BACKENDS
 from iiverl_core.training import Role, TrainingBackend
+from iiverl_core.training.adapter import write_adapter
 from iiverl_core.training.model_folder import SHARD_BYTES, write_description, write_safetensors
 
 
@@ -29,6 +31,7 @@ def export(
     role: Role = "actor",
     dtype: str | None = None,
     *,
+    adapter: bool = False,
     shard_bytes: int = SHARD_BYTES,
     log: Callable[[str], None],
 ) -> None:
@@ -37,11 +40,12 @@ def export(
     Tensors are read one at a time, and those of one file of about `shard_bytes` are in memory.
 
     Args:
+        adapter: write LoRA adapters in PEFT's format, instead of the model with the adapters merged into it.
         dtype: `bf16`, `fp16` or `fp32`; by default that of the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is not valid, or does not hold the model.
-        ConfigError: `target` is not empty, or the configuration or tokenizer cannot be read.
+        ConfigError: `target` is not empty, the configuration or tokenizer cannot be read, or there are no adapters.
     """
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty; name a new folder")
@@ -50,9 +54,18 @@ def export(
     if role not in checkpoint.roles:
         raise CheckpointError(f"{folder} holds no {role}, but {', '.join(sorted(checkpoint.roles))}")
     run = saved_run(checkpoint)
+    if adapter and not run.roles[role].model.lora_rank:
+        raise ConfigError(f"the {role} in {folder} has no LoRA adapters: all of its weights were trained")
     log(f"writing {target}")
-    write_weights(run, role, checkpoint, target, dtype, shard_bytes=shard_bytes)
-    write_description(run, role, target, dtype)
+    if adapter:
+        weights = dict(_cast(_saved(run, role, checkpoint, adapter=True), dtype))
+        write_adapter(
+            weights, run.roles[role].model, target, task="CAUSAL_LM" if role == "actor" else "TOKEN_CLS"
+        )
+        load_tokenizer(run).save_pretrained(target)
+    else:
+        write_weights(run, role, checkpoint, target, dtype, shard_bytes=shard_bytes)
+        write_description(run, role, target, dtype)
     (target / "README.md").write_text(_card(run, role, checkpoint), encoding="utf-8")
 
 
@@ -83,7 +96,7 @@ def write_weights(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the weights of a model of a checkpoint as safetensors.
+    """Write the weights of a model of a checkpoint as safetensors, with LoRA adapters merged into them.
 
     Args:
         run: the run that wrote the checkpoint.
@@ -91,11 +104,17 @@ def write_weights(
     Raises:
         CheckpointError: the checkpoint does not hold the model.
     """
+    weights = _cast(_saved(run, role, checkpoint), dtype)
+    write_safetensors(weights, target, write=True, shard_bytes=shard_bytes)()
+
+
+def _saved(
+    run: RunConfig, role: Role, checkpoint: Checkpoint, *, adapter: bool = False
+) -> Iterator[tuple[str, Tensor]]:
     backend: type[TrainingBackend] = BACKENDS[run.backend].load()
     spec = replace(model_spec(run.roles[role], torch.device("cpu")), optim=None)
     with _alone():
-        weights = backend.saved_weights(spec, checkpoint.folder / role)
-        write_safetensors(_cast(weights, dtype), target, write=True, shard_bytes=shard_bytes)()
+        yield from backend.saved_weights(spec, checkpoint.folder / role, adapter=adapter)
 
 
 class Upload:

@@ -20,6 +20,7 @@ class WorkerInfo:
     device: str
     parallel_ranks: Mapping[Role, ParallelRank]
     parameters: Mapping[Role, int]
+    trained_parameters: Mapping[Role, int]
     layouts: Mapping[Role, LayoutKind]
 
 

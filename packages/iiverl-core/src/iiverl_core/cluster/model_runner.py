@@ -70,6 +70,10 @@ class ModelRunner:
         """Count the parameters of each whole model."""
         return {role: model.parameter_count() for role, model in self._models.items()}
 
+    def trained_parameter_counts(self) -> Mapping[Role, int]:
+        """Count the parameters of each trained model that its optimizer updates."""
+        return {role: self.model(role).parameter_count(trained=True) for role in self._trained}
+
     def layouts(self) -> Mapping[Role, LayoutKind]:
         """Return how each model gets its sequences."""
         return {role: model.layout for role, model in self._models.items()}
@@ -94,7 +98,7 @@ class ModelRunner:
         Only an output rank returns results.
         """
         micro_batches = self._micro_batches(batch)
-        outputs = self.model(role).forward(micro_batches)
+        outputs = self.model(role).forward(micro_batches, adapter=not self._run.roles[role].is_base)
         if not self.model(role).parallel_rank.is_output_rank:
             return TokenArrays([], [])
         arrays: dict[int, np.ndarray] = {}
@@ -226,6 +230,9 @@ def build_models(run: RunConfig, device: torch.device) -> dict[Role, TrainingBac
     backend: type[TrainingBackend] = BACKENDS[run.backend].load()
     models: dict[Role, TrainingBackend] = {}
     for name, role in run.roles.items():
+        if role.is_base:
+            models[name] = models["actor"]
+            continue
         if role.model.external_lib:
             importlib.import_module(role.model.external_lib)
         models[name] = backend(model_spec(role, device))

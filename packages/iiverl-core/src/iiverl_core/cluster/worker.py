@@ -83,6 +83,7 @@ class Worker(TrainerWorker):
             device=torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
             parallel_ranks=positions,
             parameters=self._runner.parameter_counts(),
+            trained_parameters=self._runner.trained_parameter_counts(),
             layouts=self._runner.layouts(),
         )
 

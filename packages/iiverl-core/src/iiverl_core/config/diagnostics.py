@@ -176,6 +176,11 @@ DIAGNOSTICS = {
     "C813": "engine-not-divisible-by-model",
     "C814": "heads-not-divisible",
     "C815": "sequence-split-without-packing",
+    # adapters
+    "C841": "unsupported-adapters",
+    "C842": "adapter-options-unused",
+    "C843": "reward-model-adapters",
+    "C844": "reference-layout-unused",
     # data
     "C901": "missing-data-file",
     "C903": "validation-on-training-data",

@@ -106,6 +106,24 @@ class ModelFacts:
         return 3 * self.hidden_size * self.intermediate_size + biases
 
     @property
+    def linear_layers(self) -> Mapping[str, tuple[int, int]]:
+        """Inputs and outputs of each linear layer by its name in transformers, without head, routers and experts."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        attention = {
+            "q_proj": (hidden, self.query_size),
+            "k_proj": (hidden, self.kv_size),
+            "v_proj": (hidden, self.kv_size),
+            "o_proj": (self.query_size, hidden),
+        }
+        mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+        layers: dict[str, tuple[int, int]] = {}
+        for i in range(self.layers):
+            layers |= {f"model.layers.{i}.self_attn.{name}": size for name, size in attention.items()}
+            if i not in self.expert_layers:
+                layers |= {f"model.layers.{i}.mlp.{name}": size for name, size in mlp.items()}
+        return layers
+
+    @property
     def router_parameters(self) -> int:
         """Parameters of the router of one layer."""
         return self.hidden_size * self.experts

@@ -60,7 +60,8 @@ class RoleConfig:
     `default_dtype` is the dtype of the master weights if `parallel` has none. `forward` bounds the micro-batches of passes
     without gradients. `training` is None if the model is not trained. `data_ranks` counts the data-parallel ranks, each of
     `sequence_split` devices that share sequences under FSDP. `weights` is a folder of Hugging Face weights to
-    start from in place of those at `model.path`.
+    start from in place of those at `model.path`. With `is_base`, the model is the actor's without its LoRA adapters, and is
+    not built.
     """
 
     role: Role
@@ -74,6 +75,7 @@ class RoleConfig:
     data_ranks: int
     _keys: Mapping[str, str] = field(repr=False)
     weights: Path | None = None
+    is_base: bool = False
 
     def key(self, name: str) -> str:
         """Return the YAML key of a setting: `key("model.path")` of the critic is `critic.model.path`.
@@ -230,6 +232,7 @@ def run_config(config: Config) -> RunConfig:
 
 def _role(config: Config, role: Role) -> RoleConfig:
     keys = ROLE_KEYS[role]
+    model: ModelConfig = config.at(keys.model)
     named = _named_keys(keys, megatron=config.splits_models)
     offload = {
         name: config.at(named[f"offload.{name}"])
@@ -238,17 +241,19 @@ def _role(config: Config, role: Role) -> RoleConfig:
     }
     if not config.splits_models and config.at(f"{keys.fsdp}.offload_policy"):
         offload |= {"parameters": True, "optimizer": True}
+    is_base = role == "reference" and model.lora_rank > 0 and model.lora_adapter_path is None
     return RoleConfig(
         role=role,
-        model=config.at(named["model"]),
+        model=model,
         parallel=config.at(named["parallel"]),
         offload=Offload(**offload),
-        default_dtype="fp32" if keys.training else "bf16",
+        default_dtype="fp32" if keys.training and not model.lora_rank else "bf16",
         forward=_micro_batching(config, role, keys.forward),
         training=_training(config, role, named, keys.training) if keys.training else None,
-        sequence_split=config.sequence_split(role),
-        data_ranks=config.data_ranks(role),
+        sequence_split=config.sequence_split("actor" if is_base else role),
+        data_ranks=config.data_ranks("actor" if is_base else role),
         _keys=named,
+        is_base=is_base,
     )
 
 

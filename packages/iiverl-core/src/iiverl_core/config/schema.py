@@ -28,7 +28,7 @@ class Key:
     @property
     def description(self) -> str:
         """One line about what the key does."""
-        return self.field.description or ""
+        return " ".join((self.field.description or "").split())
 
 
 @cache

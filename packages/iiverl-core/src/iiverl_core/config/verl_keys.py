@@ -27,7 +27,7 @@ OPTIM = tuple(f"{role}.optim" for role in TRAINED)
 MULTI_TURN, ASYNC, LORA, MTP = (
     "responses of several turns",
     "asynchronous training",
-    "LoRA",
+    "LoRA under Megatron",
     "multi-token prediction",
 )
 DISTILLATION, ROUTER_REPLAY, QAT = (
@@ -82,8 +82,6 @@ _MODEL: dict[str, Mark] = {
         custom_chat_template=NotYet("a chat template that is not the tokenizer's", (None,)),
         enable_activation_offload=NotYet("activations in CPU memory", (False,), blocks=False),
         use_fused_kernels=NoEffect(LOGITS),
-        lora_adapter_path=NotYet(LORA, (None,)),
-        exclude_modules=NotYet(LORA, (None,), blocks=False),
     ),
     **{
         f"{model}.{name}": mark
@@ -95,7 +93,9 @@ _MODEL: dict[str, Mark] = {
             "mtp.enable": NotYet(MTP, (False,)),
             "mtp.**": NoEffect("read only with mtp.enable, which is not supported"),
             "lora.rank": NotYet(LORA, (0,)),
-            "lora.**": NoEffect("read only with lora_rank, which is not supported"),
+            "lora.**": NoEffect(
+                "read only with lora.rank, which is not supported; under FSDP, LoRA has keys without a section: lora_rank, lora_alpha"
+            ),
         }.items()
     },
     "reward_model.model.tokenizer_path": NoEffect("the tokenizer is in the folder of the model"),

@@ -148,7 +148,8 @@ def _run(
         if run.uses_reward_model or scorer is None:
             scorer = add_reward_model(run, scorer, workers.score)
             exit_stack.callback(scorer.close)
-        size = checkpoint_bytes(run, group.infos[0].parameters)
+        counted = group.infos[0]
+        size = checkpoint_bytes(run, counted.trained_parameters, counted.parameters["actor"])
         checkpointer = Checkpointer(run, workers, recorded, size, progress.log)
         exit_stack.callback(checkpointer.close)
         Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop).fit()

@@ -11,7 +11,7 @@ from iiverl_core.memory.activations import activations
 from iiverl_core.memory.engine import EngineMemory, engine_memory
 from iiverl_core.memory.head import head_memory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
-from iiverl_core.memory.states import States, states
+from iiverl_core.memory.states import States, states, trained_parameters
 from iiverl_core.memory.work import work_of
 from iiverl_core.registry import ENGINES
 
@@ -156,7 +156,9 @@ def plan_memory(run: RunConfig, facts: Mapping[Role, ModelFacts], device_memory:
 def _of_stage(
     run: RunConfig, facts: Mapping[Role, ModelFacts], device_memory: int, stage: Stage
 ) -> MemoryPlan:
-    roles = tuple(_role(run, role, facts[role.role], stage) for role in run.roles.values())
+    roles = tuple(
+        _role(run, role, facts[role.role], stage) for role in run.roles.values() if not role.is_base
+    )
     engine = engine_memory(run, facts["actor"], device_memory)
     return MemoryPlan(device_memory, stage, roles, engine, _phases(run, roles, engine))
 
@@ -170,7 +172,8 @@ def _role(run: RunConfig, role: RoleConfig, facts: ModelFacts, stage: Stage) -> 
         return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), head)
 
     trained = role.training is not None
-    state_sizes = states(facts, layout, stage, language=language, trained=trained)
+    adapter = trained_parameters(facts, role.model, language=language) if role.model.lora_rank else None
+    state_sizes = states(facts, layout, stage, language=language, trained=trained, adapter=adapter)
     return RoleMemory(
         role.role, facts, layout, state_sizes, make_pass(False), make_pass(True) if trained else None
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
+from iiverl_core.config import ModelConfig
 from iiverl_core.config.model_facts import ModelFacts
 from iiverl_core.memory.layout import Layout, Stage
 
@@ -63,10 +64,29 @@ def held(facts: ModelFacts, layout: Layout, stage: Stage, *, language: bool) -> 
     return DeviceParameters(dense, sparse * ceil(facts.experts / layout.expert) * facts.expert_parameters)
 
 
-def states(facts: ModelFacts, layout: Layout, stage: Stage, *, language: bool, trained: bool) -> States:
-    """Count the bytes of a model's states on one device, with none of them offloaded by Megatron."""
+def trained_parameters(facts: ModelFacts, model: ModelConfig, *, language: bool) -> int:
+    """Count the parameters that are trained: all, or those of LoRA adapters and of a critic's head."""
+    if not model.lora_rank:
+        return model_parameters(facts, language=language)
+    sizes = [sum(size) for name, size in facts.linear_layers.items() if model.adapts(name)]
+    return model.lora_rank * sum(sizes) + (0 if language else facts.hidden_size)
+
+
+def states(
+    facts: ModelFacts,
+    layout: Layout,
+    stage: Stage,
+    *,
+    language: bool,
+    trained: bool,
+    adapter: int | None = None,
+) -> States:
+    """Count the bytes of a model's states on one device, with none of them offloaded by Megatron.
+
+    `adapter` is the number of trained parameters beside frozen weights, or None if all weights are trained.
+    """
     if layout.sharded:
-        return _sharded(facts, layout, language=language, trained=trained)
+        return _sharded(facts, layout, language=language, trained=trained, adapter=adapter)
     part = held(facts, layout, stage, language=language)
     weights = part.all * layout.weight_bytes
     if not trained:
@@ -85,13 +105,15 @@ def _distributed_optimizer(part: DeviceParameters, layout: Layout) -> int:
     return ceil(part.dense * each / replicas) + ceil(part.experts * each / expert_replicas)
 
 
-def _sharded(facts: ModelFacts, layout: Layout, *, language: bool, trained: bool) -> States:
+def _sharded(
+    facts: ModelFacts, layout: Layout, *, language: bool, trained: bool, adapter: int | None
+) -> States:
     """Count the bytes under FSDP2, which shards weights, gradients and moments evenly and gathers a layer at a time.
 
     Embedding and head are gathered for a whole pass, together with the current layer and the prefetched next one; in
     the backward pass their gradients in the dtype of the weights are added. If weights stay gathered after a forward
-    pass, all layers are. With offloading, the shards are in CPU
-    memory even while in use.
+    pass, all layers are. With offloading, the shards are in CPU memory even while in use. Frozen weights have no
+    gradients; an adapter beside them is in fp32.
     """
     experts = facts.router_parameters + facts.experts * facts.expert_parameters
     layer = facts.attention_parameters + facts.norm_parameters
@@ -99,11 +121,19 @@ def _sharded(facts: ModelFacts, layout: Layout, *, language: bool, trained: bool
     head = _head(facts) if language else facts.hidden_size
     outside = facts.embedding_parameters + facts.hidden_size + head
     parameters = model_parameters(facts, language=language)
-    gathered = (outside + 2 * layer) * layout.weight_bytes * (2 if trained else 1)
+    gradients = trained and adapter is None
+    gathered = (outside + 2 * layer) * layout.weight_bytes * (2 if gradients else 1)
     if layout.stays_gathered:
         gathered += max(parameters - outside - 2 * layer, 0) * layout.weight_bytes
     shard = ceil(parameters / layout.devices) * layout.master_bytes
     on_device = 0 if layout.offloaded else shard
+    if adapter is not None:
+        own = 0 if layout.offloaded else ceil(adapter / layout.devices) * FP32
+        return (
+            States(on_device + own, own, MOMENTS * own, gathered)
+            if trained
+            else States(on_device + own, gathered=gathered)
+        )
     if not trained:
         return States(on_device, gathered=gathered)
     return States(on_device, on_device, MOMENTS * on_device, gathered)

@@ -138,8 +138,13 @@ class TrainingBackend(Protocol):
         """
         ...
 
-    def forward(self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False) -> list[Outputs]:
-        """Run the model without gradients. All processes pass the same number of micro-batches."""
+    def forward(
+        self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False, adapter: bool = True
+    ) -> list[Outputs]:
+        """Run the model without gradients. All processes pass the same number of micro-batches.
+
+        Without `adapter`, the model computes what it did before its LoRA adapters were added.
+        """
         ...
 
     def forward_backward(
@@ -164,19 +169,21 @@ class TrainingBackend(Protocol):
     def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield full tensors by the names of Hugging Face checkpoints, one at a time, the same on every process.
 
+        LoRA adapters are merged into the weights of their layers.
         Parameters are converted to `dtype`, if given, before they are gathered.
         """
         ...
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the full gradient under the names of `named_weights`, without buffers, and clear it.
+        """Yield the full gradient of what is trained under the names of `named_weights`, without buffers, and clear it.
 
+        With LoRA adapters, that is their weights, by the names of PEFT, and those of a critic's head.
         It is the gradient of the losses' sum over all processes, before clipping, and the same on every process.
         """
         ...
 
-    def parameter_count(self) -> int:
-        """Count the parameters of the whole model."""
+    def parameter_count(self, *, trained: bool = False) -> int:
+        """Count the parameters of the whole model; with `trained`, those that an optimizer updates."""
         ...
 
     def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
@@ -195,10 +202,14 @@ class TrainingBackend(Protocol):
         ...
 
     @staticmethod
-    def saved_weights(spec: ModelSpec, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    def saved_weights(
+        spec: ModelSpec, folder: Path, *, adapter: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield what `save` wrote as full tensors by the names of Hugging Face checkpoints, one at a time, on the CPU.
 
-        Nothing else of the model is in memory. This process is a group of its own; the layout in `spec` is ignored.
+        With `adapter`, only what was trained is yielded, LoRA adapters by the names of PEFT; otherwise these are merged into
+        the weights that the run started from. Nothing else of the model is in memory. This process is a group of its own;
+        the layout in `spec` is ignored.
 
         Raises:
             CheckpointError: the files are incomplete, or belong to another model.

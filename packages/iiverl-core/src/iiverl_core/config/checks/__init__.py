@@ -1,5 +1,6 @@
 """Checks over several keys: against each other, the disk and what is installed."""
 
+from iiverl_core.config.checks.adapters import checks as adapters
 from iiverl_core.config.checks.batches import checks as batches
 from iiverl_core.config.checks.check import ConfigView
 from iiverl_core.config.checks.dataset import checks as dataset
@@ -17,7 +18,19 @@ __all__ = ["ALL", "ConfigView", "run_checks"]
 
 ALL = tuple(
     check
-    for group in (batches, sampling, learning, rewards, schedule, devices, layouts, dataset, files, functions)
+    for group in (
+        adapters,
+        batches,
+        sampling,
+        learning,
+        rewards,
+        schedule,
+        devices,
+        layouts,
+        dataset,
+        files,
+        functions,
+    )
     for check in group.all
 )
 

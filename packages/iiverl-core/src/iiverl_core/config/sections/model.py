@@ -1,5 +1,7 @@
 """The parts of every model's section: the model itself, its optimizer, and its layout on the devices."""
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -21,6 +23,14 @@ from iiverl_core.config.sections.section import (
 )
 
 
+def is_named(layer: str, patterns: Iterable[str]) -> bool:
+    """Return whether a pattern is a layer's name, the end of it, or a regular expression of all of it, as in PEFT."""
+    return any(
+        each == "all-linear" or layer == each or layer.endswith(f".{each}") or bool(re.fullmatch(each, layer))
+        for each in patterns
+    )
+
+
 class ModelConfig(Section):
     """A Hugging Face model, and how it is built."""
 
@@ -38,12 +48,33 @@ class ModelConfig(Section):
     """Run code that comes with the model."""
     use_liger: Annotated[bool, NotYet("Liger kernels", (False,), blocks=False)] = False
     """Use Liger's fused kernels."""
-    lora_rank: Annotated[Natural, NotYet("LoRA", (0,))] = 0
+    lora_rank: Natural = 0
     """Rank of the LoRA adapters; 0 trains all weights."""
-    lora_alpha: Annotated[Count, NotYet("LoRA", (16,), blocks=False)] = 16
-    """Scale of the LoRA adapters: `lora_alpha / lora_rank`."""
-    target_modules: Annotated[Names, NotYet("LoRA", (("all-linear",),), blocks=False)] = ("all-linear",)
-    """Modules with LoRA adapters: a list of names, or `all-linear`."""
+    lora_alpha: Count = 16
+    """Scale of the LoRA adapters: `lora_alpha / lora_rank`, or with `use_rslora` `lora_alpha / sqrt(lora_rank)`."""
+    target_modules: Names = ("all-linear",)
+    """Layers with LoRA adapters: names, ends of names or regular expressions, or `all-linear` for all but the head."""
+    exclude_modules: Names | None = None
+    """Layers without LoRA adapters among those of `target_modules`: names, as there; null for none."""
+    lora_dropout: Annotated[Fraction, NotYet("dropout", (0.0,))] = 0.0
+    """Dropout of the LoRA adapters' inputs."""
+    use_rslora: bool = False
+    """Scale LoRA adapters by the square root of their rank (Kalajdzievski 2023, "rsLoRA")."""
+    lora_adapter_path: PathStr | None = None
+    """Folder or Hub name of LoRA adapters in PEFT's format to start from; null starts from adapters without effect."""
+
+    @property
+    def lora_scale(self) -> float:
+        """Factor of the LoRA adapters' output."""
+        return self.lora_alpha / (self.lora_rank**0.5 if self.use_rslora else self.lora_rank)
+
+    def adapts(self, layer: str) -> bool:
+        """Return whether a linear layer of this name, which is not the head, has a LoRA adapter."""
+        return (
+            self.lora_rank > 0
+            and is_named(layer, self.target_modules)
+            and not is_named(layer, self.exclude_modules or ())
+        )
 
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]
