@@ -43,6 +43,18 @@ def test_fsdps_name_for_offloading_offloads_all(tmp_path: Path) -> None:
         assert (offload.parameters, offload.optimizer) == (away, away)
 
 
+def test_a_profile_needs_a_tool_steps_and_a_process(tmp_path: Path) -> None:
+    on = "actor_rollout_ref.actor.profiler.enable=true"
+    which = "global_profiler.tool=torch", "global_profiler.steps=3"
+    assert loaded_with(tmp_path, "fsdp", on).run.profile is None
+    assert loaded_with(tmp_path, "fsdp", *which).run.profile is None
+    profile = loaded_with(tmp_path, "fsdp", on, *which).run.profile
+    assert profile
+    assert (profile.steps, profile.ranks, profile.contents) == ({3}, {0}, {"cpu", "cuda"})
+    every = loaded_with(tmp_path, "fsdp", on, *which, "actor_rollout_ref.actor.profiler.all_ranks=true")
+    assert every.run.profile and every.run.profile.ranks is None
+
+
 def loaded_with(tmp_path: Path, backend: str, *overrides: str) -> Loaded:
     file = tmp_path / "run.yaml"
     file.write_text("")

@@ -54,6 +54,7 @@ EFFECTS: tuple[tuple[str, Effect, str], ...] = (
     (r"(\w+\.)*\w*(micro_batch_size|micro_batch_size_per_gpu|use_dynamic_bsz|max_token_len_per_gpu|_offload)", "layout", ""),
     (r"(\w+\.)*(ulysses_sequence_parallel_size|enable_gradient_checkpointing|use_remove_padding|use_liger|use_torch_compile)", "layout", ""),
     (r"(\w+\.)*(trust_remote_code|external_lib|checkpoint\.save_contents|load_weight|tokenizer_path)", "harmless", ""),
+    (r"(\w+\.)*(global_)?profiler\..*", "harmless", ""),
     (r"\w+\.hybrid_engine|algorithm\.rollout_correction\.mismatch_kl_\w+", "harmless", ""),
     (r".*", "numbers", ""),
 )  # fmt: skip

@@ -102,6 +102,14 @@ class TrainerWorker(Protocol):
         """Write an optimizer step to a file, from which it can be computed again."""
         ...
 
+    def begin_profile(self, step: int) -> None:
+        """Start the trace of a step, if this process is profiled."""
+        ...
+
+    def end_profile(self) -> Path | None:
+        """Write the trace; return its file, or None if this process is not profiled."""
+        ...
+
     def memory(self) -> dict[str, int]:
         """Give memory in bytes: what is used on this host, and on this device the most since the start."""
         ...

@@ -20,6 +20,7 @@ from iiverl_core.cluster.advantages import compute_advantages, select_tokens
 from iiverl_core.cluster.generation import Generator
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
 from iiverl_core.cluster.model_runner import ModelRunner
+from iiverl_core.cluster.profiling import StepProfiler
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.runtime import TrainerWorker
 from iiverl_core.cluster.saved_update import SavedUpdate, write_update
@@ -62,6 +63,7 @@ class Worker(TrainerWorker):
         self._run, self._store = run, store
         self._device = torch.device(device_type)
         self._generator: Generator | None = None
+        self._profiler = StepProfiler(run.profile, rank)
         join_process_group(init_method, rank, size, device_type)
         try:
             self._estimator = find_estimator(run.algorithm.adv_estimator)
@@ -89,15 +91,18 @@ class Worker(TrainerWorker):
 
     def evaluate(self, role: Role, batch: RankBatch) -> TokenArrays:
         """See `ModelRunner.evaluate`."""
-        return self._runner.evaluate(role, batch)
+        with self._profiler.span(f"evaluate {role}"):
+            return self._runner.evaluate(role, batch)
 
     def score(self, batch: RankBatch) -> list[float]:
         """See `ModelRunner.score`."""
-        return self._runner.score(batch)
+        with self._profiler.span("score"):
+            return self._runner.score(batch)
 
     def update(self, role: Trained, batch: RankBatch, lr: float) -> tuple[dict[str, float], StepResult]:
         """See `ModelRunner.update`."""
-        return self._runner.update(role, batch, lr)
+        with self._profiler.span(f"update {role}"):
+            return self._runner.update(role, batch, lr)
 
     def advantages(
         self,
@@ -122,7 +127,8 @@ class Worker(TrainerWorker):
 
         If the engine spans several workers, all of them get the same requests, and the first yields the rollouts.
         """
-        return self._generating().generate(requests, sampling)
+        with self._profiler.span("generate"):
+            yield from self._generating().generate(requests, sampling)
 
     def sleep(self, discard_weights: bool) -> None:
         """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
@@ -130,7 +136,8 @@ class Worker(TrainerWorker):
 
     def update_rollout_weights(self, version: int) -> None:
         """Give the engine that lives here the actor's weights."""
-        self._generating().update_weights(self._runner.rollout_weights(), version)
+        with self._profiler.span("update rollout weights"):
+            self._generating().update_weights(self._runner.rollout_weights(), version)
 
     def begin_weight_sync(self, transport: WeightTransport) -> None:
         """Begin to send the actor's weights to engines elsewhere; the first output rank sends them."""
@@ -160,6 +167,14 @@ class Worker(TrainerWorker):
     def write_update(self, path: Path, update: SavedUpdate) -> None:
         """See `iiverl_core.cluster.saved_update.write_update`."""
         write_update(path, update, self._store)
+
+    def begin_profile(self, step: int) -> None:
+        """See `StepProfiler.begin`."""
+        self._profiler.begin(step)
+
+    def end_profile(self) -> Path | None:
+        """See `StepProfiler.end`."""
+        return self._profiler.end()
 
     def memory(self) -> dict[str, int]:
         """Return memory in bytes: in use on this host, and the peak on this device since the start."""

@@ -160,6 +160,8 @@ DIAGNOSTICS = {
     "C708": "engines-not-divisible",
     "C709": "unsupported-head-size",
     "C710": "sequence-split-not-divisible",
+    "C711": "nothing-profiled",
+    "C712": "profiled-rank-missing",
     # layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",

@@ -150,6 +150,16 @@ class RewardsConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """Traces of steps: those that are recorded, by which ranks (None for all), of what, and the folder for them."""
+
+    steps: frozenset[int]
+    ranks: frozenset[int] | None
+    contents: frozenset[str]
+    folder: Path
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A run: immutable, picklable, made by `run_config`.
 
@@ -169,6 +179,7 @@ class RunConfig:
     devices: int
     engine_devices: int
     kl_in_reward: bool
+    profile: ProfileConfig | None
 
     @property
     def folder(self) -> Path:
@@ -227,6 +238,19 @@ def run_config(config: Config) -> RunConfig:
         devices=config.devices,
         engine_devices=config.engine_devices,
         kl_in_reward=config.kl_in_reward,
+        profile=_profile(config),
+    )
+
+
+def _profile(config: Config) -> ProfileConfig | None:
+    profiler, which = config.actor_rollout_ref.actor.profiler, config.global_profiler
+    if not profiler.enable or which.tool is None or not which.steps:
+        return None
+    return ProfileConfig(
+        steps=frozenset(which.steps),
+        ranks=None if profiler.all_ranks else frozenset(profiler.ranks or (0,)),
+        contents=frozenset(profiler.tool_config.torch.contents or ("cpu", "cuda")),
+        folder=Path(which.save_path).absolute(),
     )
 
 

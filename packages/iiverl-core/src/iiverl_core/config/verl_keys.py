@@ -449,14 +449,21 @@ _TRAINER: dict[str, Mark] = {
     "ray_kwargs.ray_init.**": NotYet("options of ray.init", (None,), blocks=False),
     **{
         f"{section}.{name}": mark
-        for section in (ACTOR, REF, ROLLOUT, "critic", "reward_model")
+        for section in (REF, ROLLOUT, "critic", "reward_model")
         for name, mark in {
-            "profiler.enable": NotYet("profiles", (False,), blocks=False),
-            "profiler.**": NoEffect("read only with profiler.enable, which is not supported"),
+            "profiler.**": NoEffect("a process is profiled as a whole, by actor_rollout_ref.actor.profiler"),
         }.items()
     },
-    "global_profiler.tool": NotYet("profiles", (None,), blocks=False),
-    "global_profiler.**": NoEffect("read only with global_profiler.tool, which is not supported"),
+    f"{ACTOR}.profiler.tool": NoEffect("global_profiler.tool decides"),
+    f"{ACTOR}.profiler.save_path": NoEffect("global_profiler.save_path decides"),
+    f"{ACTOR}.profiler.tool_config.torch.discrete": NoEffect("a trace has one whole step"),
+    f"{ACTOR}.profiler.tool_config.torch.schedule.**": NoEffect("a trace has one whole step"),
+    **{
+        f"{ACTOR}.profiler.tool_config.{tool}.**": NoEffect("read only by another tool than torch")
+        for tool in ("npu", "nsys", "precision_debugger", "torch_memory")
+    },
+    "global_profiler.profile_continuous_steps": NoEffect("a trace has one whole step"),
+    "global_profiler.global_tool_config.**": NoEffect("read only by another tool than torch"),
 }
 
 VERL_KEYS: dict[str, Mark] = {

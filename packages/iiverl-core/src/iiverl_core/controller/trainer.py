@@ -88,7 +88,8 @@ class Trainer:
         trainer, step = self.run.trainer, self.state.step + 1
         final = step == self.plan.total_steps
         with self.timers("step"):
-            record = self.step(step)
+            with self.workers.profiled(step):
+                record = self.step(step)
             if self.plan.val_prompts and trainer.test_freq > 0 and (final or step % trainer.test_freq == 0):
                 record.metrics |= self.validate(step)
         self.state.step = step

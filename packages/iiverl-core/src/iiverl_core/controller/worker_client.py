@@ -1,6 +1,7 @@
 """The calls that the loop makes to workers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,6 +135,17 @@ class WorkerClient:
     def load(self, folder: Path) -> None:
         """Load the trained models of a checkpoint."""
         self._group.run(TrainerWorker.load, [(folder,)] * len(self._group.infos))
+
+    @contextmanager
+    def profiled(self, step: int) -> Iterator[None]:
+        """Profile a step, if that is asked for."""
+        if self._run.profile is None or step not in self._run.profile.steps:
+            yield
+            return
+        ranks = len(self._group.infos)
+        self._group.run(TrainerWorker.begin_profile, [(step,)] * ranks)
+        yield
+        self._group.run(TrainerWorker.end_profile, [()] * ranks)
 
     def memory(self) -> dict[str, int]:
         """Measure the memory of the fullest device and host, in bytes."""

@@ -3,6 +3,7 @@
 from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.model_facts import nearest_sizes, read_model_facts
 from iiverl_core.config.roles import ROLE_KEYS, Role
+from iiverl_core.config.sections.profiler import PROFILER
 from iiverl_core.config.sections.section import ADV_ESTIMATOR, BACKEND, ENGINE
 from iiverl_core.installation import install_command
 from iiverl_core.registry import (
@@ -19,6 +20,7 @@ from iiverl_core.registry.rewards import MANAGER_KEY
 
 checks = Checks()
 
+PROFILE, PROFILE_TOOL, PROFILE_STEPS = f"{PROFILER}.enable", "global_profiler.tool", "global_profiler.steps"
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
 MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
 ROLLOUT_DEVICES = "trainer.rollout_devices"
@@ -130,3 +132,20 @@ def _engines_divide_over_devices(view: ConfigView) -> str | None:
     where = f"{NODES} × {PER_NODE}" if apart is None else ROLLOUT_DEVICES
     near = nearest_sizes(size, devices, lambda n: devices % n == 0)
     return f"{devices} devices ({where}) cannot be divided into engines of {size} ({TENSOR_PARALLEL}); use {near}"
+
+
+@checks.add("C711", "warning", PROFILE, PROFILE_TOOL, PROFILE_STEPS)
+def _something_is_profiled(view: ConfigView) -> str | None:
+    asked = {key: bool(view[key]) for key in (PROFILE, PROFILE_TOOL, PROFILE_STEPS)}
+    if all(asked.values()) or not any(view.is_set(key) and asked[key] for key in asked):
+        return None
+    absent = [key for key, value in asked.items() if not value]
+    return f"nothing is profiled without {' and '.join(absent)}"
+
+
+@checks.add("C712", "error", f"{PROFILER}.ranks", PROFILE, PER_NODE, NODES)
+def _profiled_ranks_exist(view: ConfigView) -> str | None:
+    absent = [rank for rank in view[f"{PROFILER}.ranks"] if rank >= view.config.devices]
+    if not absent or not view[PROFILE]:
+        return None
+    return f"there is no rank {absent[0]}; {view.config.devices} devices train, from 0"

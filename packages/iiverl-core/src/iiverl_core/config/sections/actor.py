@@ -15,6 +15,7 @@ from iiverl_core.config.sections.choices import (
     only_megatron,
 )
 from iiverl_core.config.sections.model import RANDOM_WEIGHTS, FSDPConfig, MegatronConfig, OptimConfig
+from iiverl_core.config.sections.profiler import ProfilerConfig
 from iiverl_core.config.sections.section import (
     BACKEND,
     Count,
@@ -134,6 +135,7 @@ class ActorConfig(Section):
     ] = False
     """Keep the optimizer state in CPU memory while it is not used. Megatron only."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    profiler: ProfilerConfig = ProfilerConfig()
 
 
 class RefConfig(Section):
