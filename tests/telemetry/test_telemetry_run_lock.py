@@ -51,7 +51,9 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path, flock: bool) -> N
 
 
 @pytest.mark.parametrize(
-    "left", [json.dumps({**HERE, "process_started": 1}), json.dumps(ELSEWHERE), "", "{", "[]"]
+    "left",
+    [json.dumps({**HERE, "process_started": 1}), json.dumps(ELSEWHERE), "", "{", "[]"],
+    ids=["this host", "another host", "empty", "cut off", "no object"],
 )
 def test_the_lock_of_a_killed_run_is_taken_and_reported(tmp_path: Path, left: str, flock: bool) -> None:
     path = tmp_path / LOCK_FILE
