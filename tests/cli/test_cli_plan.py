@@ -11,12 +11,17 @@ from typer.testing import CliRunner, Result
 from iiverl_cli.main import app
 from iiverl_core.config import load
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "grpo_megatron"
-BLOCKS = re.findall(
-    r"```bash\n(iiverl plan .*?)\n```\n```text\n(.*?)\n```",
-    (EXAMPLE / "README.md").read_text("utf-8"),
-    re.DOTALL,
-)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE, ADAPTERS = EXAMPLES / "grpo_megatron", EXAMPLES / "grpo_lora"
+
+
+def blocks(example: Path) -> list[tuple[str, str]]:
+    """Commands in an example's README, and what they print."""
+    text = (example / "README.md").read_text("utf-8")
+    return re.findall(r"```bash\n(iiverl plan .*?)\n```\n```text\n(.*?)\n```", text, re.DOTALL)
+
+
+BLOCKS = blocks(EXAMPLE)
 MODEL = "actor_rollout_ref.model.path"
 SMALL = f"{MODEL}=models/Qwen2.5-7B-Instruct"
 
@@ -45,6 +50,16 @@ def test_the_readme_shows_what_is_printed(command: str, printed: str) -> None:
     assert result.stdout.rstrip() == printed
     assert "It fits" in printed
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_adapters_of_3_billion_parameters_fit_one_device_of_24_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ADAPTERS)
+    ((command, printed),) = blocks(ADAPTERS)
+    arguments = shlex.split(command.replace("\\\n", ""))[1:]
+    assert iiverl(*arguments).stdout.rstrip() == printed
+    assert "rank 32 with 60 M" in printed and "It fits" in printed and "reference" not in printed
+    without = [f"{MODEL.removesuffix('path')}lora_rank=0", "trainer.n_gpus_per_node=2"]
+    assert iiverl(*arguments, *without).exit_code == 3  # all weights do not fit two
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLE.glob("*.yaml")), ids=lambda file: file.name)

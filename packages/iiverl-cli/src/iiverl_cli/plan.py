@@ -93,10 +93,15 @@ def _wrapped(line: str) -> str:
 
 
 def _heading(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
+    from iiverl_core.memory import trained_parameters
+
     actor = planned.roles[0]
     facts, layout = actor.facts, actor.layout
     active = f", {_billions(facts.active_parameters)} of them per token" if facts.experts else ""
     model = f"{run.actor.model.path}: {_billions(facts.parameters)} parameters{active}"
+    if rank := run.actor.model.lora_rank:
+        trained = trained_parameters(facts, run.actor.model, language=True)
+        model += f"; LoRA adapters of rank {rank} with {_billions(trained)}"
     if layout.sharded:
         spread = f"{run.backend}, each model over all {layout.devices} devices"
         if layout.context > 1:

@@ -9,6 +9,7 @@ from iiverl_core.memory.checkpoint import CheckpointSize, checkpoint_bytes, chec
 from iiverl_core.memory.engine import EngineMemory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
 from iiverl_core.memory.plan import Item, MemoryPlan, Pass, Phase, RoleMemory, find_facts, plan_memory
+from iiverl_core.memory.states import trained_parameters
 
 __all__ = [
     "CheckpointSize",
@@ -27,4 +28,5 @@ __all__ = [
     "layout_of",
     "plan_memory",
     "suggest_for_engine",
+    "trained_parameters",
 ]
