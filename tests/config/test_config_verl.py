@@ -119,6 +119,27 @@ reward:
     assert not loaded.unknown_keys
 
 
+def test_arguments_of_the_engine_that_have_a_key_set_it(
+    tmp_path: Path, with_overrides: Callable[..., Loaded]
+) -> None:
+    text = f"actor_rollout_ref: {{rollout: {{engine_kwargs: {{vllm: {VLLM}}}}}}}"
+    passed_on = f"{ROLLOUT}.engine_kwargs.vllm"
+    for loaded in (
+        of_file(tmp_path, text),
+        with_overrides(f"{passed_on}={VLLM}"),
+        with_overrides(f"+{passed_on}.max_model_len=4096", f"+{passed_on}.block_size=32"),
+    ):
+        rollout = loaded.config.actor_rollout_ref.rollout
+        assert rollout.max_model_len == 4096
+        assert rollout.engine_kwargs.vllm == {"block_size": 32}
+
+    both = of_file(tmp_path, text.replace("{engine", "{max_model_len: 2048, engine"))
+    assert "C018" in codes(both)
+
+
+VLLM = "{max_model_len: 4096, block_size: 32}"
+
+
 def test_a_problem_of_such_a_key_has_both_names(tmp_path: Path) -> None:
     loaded = of_file(tmp_path, "critic:\n  fsdp: {param_offload: 7}\n")
     (problem,) = loaded.errors

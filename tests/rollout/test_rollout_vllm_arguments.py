@@ -143,10 +143,9 @@ def test_what_is_passed_on_comes_last(config) -> None:
     ("passed_on", "message"),
     [
         (
-            "max_model_len=5",
-            rf"engine_kwargs\.vllm\.max_model_len has a key of its own: set {ROLLOUT}\.max_model_len",
+            "model=x",
+            r"engine_kwargs\.vllm\.model has a key of its own: set actor_rollout_ref\.model\.path",
         ),
-        ("model=x", r"set actor_rollout_ref\.model\.path"),
         (
             "distributed_executor_backend=mp",
             rf"engine_kwargs\.vllm\.distributed_executor_backend is decided by {ROLLOUT}\.tensor_model_parallel_size",

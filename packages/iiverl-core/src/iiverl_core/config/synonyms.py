@@ -40,6 +40,28 @@ _VERL = {
     f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": f"{ROLLOUT}.update_weights_bucket_megabytes",
     f"{ROLLOUT}.cudagraph_capture_sizes": f"{ROLLOUT}.engine_kwargs.vllm.compilation_config.cudagraph_capture_sizes",
     **{
+        f"{ROLLOUT}.engine_kwargs.vllm.{name}": f"{ROLLOUT}.{key}"
+        for name, key in (
+            ("tensor_parallel_size", "tensor_model_parallel_size"),
+            *(
+                (same, same)
+                for same in (
+                    "disable_log_stats",
+                    "dtype",
+                    "enable_chunked_prefill",
+                    "enable_prefix_caching",
+                    "enforce_eager",
+                    "gpu_memory_utilization",
+                    "load_format",
+                    "max_model_len",
+                    "max_num_batched_tokens",
+                    "max_num_seqs",
+                    "seed",
+                )
+            ),
+        )
+    },
+    **{
         f"{role}.megatron.{state}_offload": f"{role}.{state}_offload"
         for role in (ACTOR, "critic")
         for state in ("param", "grad", "optimizer")

@@ -104,6 +104,9 @@ class UserValues:
             self._report_unknown(path, None, (), lambda _: location)
 
     def _add_one(self, path: str, value: Any, location: SourceLocation) -> None:
+        if canonical(path, value)[0] != path:
+            self._add_other(path, value, (), lambda _: location)
+            return
         holder = next((key for key in keys() if path.startswith(key + ".")), None)
         if holder and isinstance(keys()[holder].default, dict):  # a key whose value is a mapping
             whole = copy.deepcopy(self.values.get(holder, keys()[holder].default))
@@ -138,9 +141,28 @@ class UserValues:
             elif name and path in sections():
                 self._add(value, path, here, location)
             elif path in keys():
+                if isinstance(value, Mapping) and isinstance(keys()[path].default, dict):
+                    value = self._without_other_names(path, value, here, location)
                 self._set(path, value, location(here))
             else:
                 self._add_other(path, value, here, location)
+
+    def _without_other_names(
+        self,
+        path: str,
+        values: Mapping[str, Any],
+        at: NodePath,
+        location: Callable[[NodePath], SourceLocation],
+    ) -> dict[str, Any]:
+        """Set the keys that entries of a mapping are other names of; return the rest."""
+        rest = {}
+        for name, value in values.items():
+            entry = join(path, name)
+            if canonical(entry, value)[0] == entry:
+                rest[name] = value
+            else:
+                self._add_other(entry, value, (*at, name), location)
+        return rest
 
     def _set(self, path: str, value: Any, location: SourceLocation, written: str | None = None) -> None:
         if _unreadable(value):
