@@ -45,8 +45,7 @@ FILTERED = (
     "algorithm.filter_groups.max_num_gen_batches=3",
     "data.gen_batch_size=4",
 )
-ADAPTED = ("actor_rollout_ref.model.lora_rank=4", "critic.model.lora_rank=4")
-KINDS = {"grpo": (), "ppo": PPO, "dynamic sampling": FILTERED, "adapters": (*PPO, *ADAPTED)}
+KINDS = {"grpo": (), "ppo": PPO, "dynamic sampling": FILTERED}
 
 
 class Killed(BaseException):
@@ -203,6 +202,22 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     assert newest is not None and newest.step == 1
     train(quickstart(*options, "trainer.resume_mode=auto"))
     assert differences(tmp_path / "run", tmp_path / "whole", 3) == []
+
+
+def test_weights_for_transformers_that_cannot_be_written_end_the_run(
+    quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written in the background."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("iiverl_core.training.model_folder.save_file", full)
+    contents = "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]"
+    with pytest.raises(CheckpointError, match=r"the actor for transformers: .*No space left on device"):
+        train(quickstart("trainer.save_freq=1", contents))
+    assert steps(tmp_path / "run") == [1]
+    assert latest(tmp_path / "run").checkpoint is None
 
 
 def test_the_expected_size_of_a_checkpoint_is_that_of_its_files(
