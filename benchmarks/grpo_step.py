@@ -1,147 +1,371 @@
-"""Time of a GRPO update by layout of its sequences: padded rows, packed into one row, or packed with shared prompts.
+"""Time of a whole GRPO step, generation and update, compared with TRL, over a grid of sizes.
 
-Usage: grpo_step.py [--prompts 8] [--group 8] [--prompt 32] [--new 128] [--rounds 3] [--threads 2]
+    python benchmarks/grpo_step.py --trl ENVIRONMENT/bin/python [--cells 5M-p32-n128-g4-fp32,…] [--output FILE]
+        [--compare FILE] [--rounds 3] [--threads 2]
 
-One process trains a random Qwen2 of 4.6 M parameters in fp32 on this machine's CPU. Responses have lengths between half
-of `--new` and `--new`; `--even` gives all the full length. Layouts alternate within each round, so that a busy
-machine is unfair to none. Prints one JSON object: CPU seconds per update of every round, and the ratio of the medians.
+Both train the same random Qwen2 on the CPU, with the same prompts, micro-batches of at most `--tokens` tokens, no
+reference, and responses of exactly the same length. They run as two processes of which one works at a time: a step of one,
+then a step of the other, so that a busy machine is unfair to none. The first step of each is not counted, nor is the
+last, in which a program also ends its run. A cell is named
+model-prompt-new-group-dtype; without `--cells`, the whole grid runs, which takes hours.
+
+The floor is the time of the arithmetic alone: 2 FLOPs per parameter and generated token, and the forward and backward pass
+of the update with each prompt once, at the speed of a large matrix product. The table has the ratio of seconds, the
+geometric mean over the rounds, and that of CPU seconds. `--compare` exits with 1 if the ratio of a cell fell by more than
+10 % compared with an earlier output.
+
+TRL needs an environment of its own: `python -m venv trl-env && trl-env/bin/pip install trl`.
 """
 
 import argparse
+import itertools
 import json
+import math
+import os
+import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from string import ascii_letters
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from transformers import Qwen2Config, Qwen2ForCausalLM
+import yaml
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from iiverl_core.algorithms import find_policy_loss
-from iiverl_core.algorithms.rollout_correction import RolloutCorrection
-from iiverl_core.config import FSDPConfig, ModelConfig, OptimConfig, build, run_config
-from iiverl_core.samples import TokenSequence
-from iiverl_core.training import MicroBatch, ModelSpec
-from iiverl_core.training.batching import make_micro_batch
-from iiverl_core.training.losses import actor_loss
-from iiverl_core.training.planning import Packing, micro_batches
-from iiverl_fsdp.backend import FSDPBackend
+from iiverl_core.telemetry import training_flops
+from iiverl_core.training.planning import SequenceSize, work_of
 
-CPU = torch.device("cpu")
-VOCABULARY = 4096
-LAYOUTS = ("padded", "packed", "shared")
-FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32"}
+PARTS = Path(__file__).parent / "grpo_step_parts"
+MARK = "STEP "
+HEAD_DIM = 32
+SIZES = {  # hidden size, inner size, layers, vocabulary
+    "1M": (128, 352, 3, 4096),
+    "5M": (256, 704, 5, 4096),
+    "50M": (512, 1408, 12, 16384),
+}
+GRID = {
+    "model": SIZES,
+    "prompt": (32, 512),
+    "new": (128, 512),
+    "group": (4, 16),
+    "dtype": ("fp32", "bf16"),
+}
+REGRESSION = 0.9
+REWARD = "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return len(solution_str) % 2\n"
 
 
-def main() -> None:
-    """Time the layouts and print what they took."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid."""
+
+    model: str
+    prompt: int
+    new: int
+    group: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """How `--cells` and the results name it."""
+        return f"{self.model}-p{self.prompt}-n{self.new}-g{self.group}-{self.dtype}"
+
+    def micro_batch(self, samples: int, tokens: int) -> int:
+        """Return the largest divisor of `samples` whose sequences have at most `tokens` tokens, for TRL."""
+        most = max(tokens // (self.prompt + self.new), 1)
+        return max(n for n in range(1, samples + 1) if samples % n == 0 and n <= most)
+
+
+def grid() -> list[Cell]:
+    """List all cells."""
+    return [Cell(*values) for values in itertools.product(*GRID.values())]
+
+
+def make_model(size: str, folder: Path) -> int:
+    """Save a random model, and a tokenizer with a token per letter; return the number of parameters."""
+    hidden, inner, layers, vocabulary = SIZES[size]
+    pieces = [*ascii_letters, *(f"{i}," for i in range(vocabulary - len(ascii_letters) - 1)), "<end>"]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(
+        folder
     )
-    for name, default in {
-        "prompts": 8,
-        "group": 8,
-        "prompt": 32,
-        "new": 128,
-        "rounds": 3,
-        "threads": 2,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--tokens", type=int, default=4096, help="token budget of a micro-batch")
-    parser.add_argument("--even", action="store_true", help="all responses have the full length")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
-        path = make_model(Path(folder) / "model")
-        backends = {name: build_backend(path, packed=name != "padded") for name in LAYOUTS}
-        sequences = make_sequences(arguments)
-        loss = actor_loss(run_config(build({})).loss, find_policy_loss("vanilla"), RolloutCorrection())
-        seconds: dict[str, list[float]] = {name: [] for name in LAYOUTS}
-        for _ in range(arguments.rounds + 1):  # the first round warms up
-            for name, backend in backends.items():
-                # Sequences whose groups are unknown share no prompts.
-                groups = [i // arguments.group for i in range(len(sequences))] if name == "shared" else []
-                batches = divide(sequences, groups, Packing(tokens=arguments.tokens, layout=name))
-                start = time.process_time()
-                backend.forward_backward(batches, loss, entropy=True, entropy_gradient=False)
-                backend.step(1e-6)
-                seconds[name].append(round(time.process_time() - start, 3))
-        dist.destroy_process_group()
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    print(
-        json.dumps(
-            {
-                "parameters": backends["padded"].parameter_count(),
-                "tokens": sum(len(sequence.token_ids) for sequence in sequences),
-                "CPU seconds": {name: times[1:] for name, times in seconds.items()},
-                "padded / this": {name: round(medians["padded"] / x, 2) for name, x in medians.items()},
-            }
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // HEAD_DIM,
+            num_key_value_heads=max(hidden // HEAD_DIM // 4, 1),
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=vocabulary - 1,
+            bos_token_id=None,
         )
     )
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def make_model(path: Path) -> str:
-    """Save the random model."""
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
+def configuration(cell: Cell, folder: Path, prompts: int, steps: int, tokens: int) -> dict[str, Any]:
+    """Configure iiverl."""
+    computed = {"fp32": "float32", "bf16": "bfloat16"}[cell.dtype]
+    return {
+        "data": {
+            "train_files": str(folder / "prompts.jsonl"),
+            "max_prompt_length": cell.prompt,
+            "max_response_length": cell.new,
+            "train_batch_size": prompts,
+            "shuffle": False,
+        },
+        "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False},
+        "actor_rollout_ref": {
+            "model": {"path": str(folder / "model"), "enable_gradient_checkpointing": False},
+            "actor": {
+                "ppo_mini_batch_size": prompts,
+                "use_dynamic_bsz": True,
+                "ppo_max_token_len_per_gpu": tokens,
+                "entropy_coeff": 0.0,
+                "use_kl_loss": False,
+                "optim": {"lr": 1e-6},
+                "fsdp_config": {"mixed_precision": {"param_dtype": cell.dtype}},
+            },
+            "rollout": {"name": "hf", "n": cell.group, "dtype": computed, "ignore_eos": True},
+        },
+        "custom_reward_function": {"path": str(folder / "reward.py")},
+        "trainer": {
+            "runtime": "local",
+            "n_gpus_per_node": 1,
+            "device": "cpu",
+            "total_training_steps": steps,
+            "total_epochs": steps,
+            "val_before_train": False,
+            "test_freq": -1,
+            "save_freq": -1,
+            "logger": ["jsonl"],
+            "default_local_dir": str(folder / "run"),
+        },
+    }
+
+
+def write_inputs(cell: Cell, folder: Path, arguments: argparse.Namespace) -> int:
+    """Write the inputs of both programs; return the parameters of the model."""
+    prompts, steps = arguments.prompts, arguments.rounds + 2  # the first warms up, the last ends the run
+    generator = torch.Generator().manual_seed(0)
+    letters = torch.randint(len(ascii_letters), (prompts * steps, cell.prompt), generator=generator)
+    texts = ["".join(ascii_letters[i] for i in row) for row in letters.tolist()]
+    rows = [json.dumps({"prompt": text, "data_source": "made up", "ground_truth": "none"}) for text in texts]
+    (folder / "prompts.jsonl").write_text("\n".join(rows))
+    (folder / "reward.py").write_text(REWARD)
+    parameters = make_model(cell.model, folder / "model")
+    (folder / "run.yaml").write_text(
+        yaml.safe_dump(configuration(cell, folder, prompts, steps, arguments.tokens))
     )
-    Qwen2ForCausalLM(config).save_pretrained(path)
-    return str(path)
+    samples = prompts * cell.group
+    setting = {
+        "model": str(folder / "model"),
+        "folder": str(folder / "trl"),
+        "prompts": texts,
+        "samples": samples,
+        "micro_batch": cell.micro_batch(samples, arguments.tokens),
+        "group": cell.group,
+        "new": cell.new,
+        "dtype": cell.dtype,
+        "steps": steps,
+        "threads": arguments.threads,
+    }
+    (folder / "setting.json").write_text(json.dumps(setting))
+    return parameters
 
 
-def build_backend(path: str, *, packed: bool) -> FSDPBackend:
-    """Build the actor, alone on this machine."""
-    return FSDPBackend(
-        ModelSpec(
-            role="actor",
-            model=ModelConfig(path=path, use_remove_padding=packed, enable_gradient_checkpointing=False),
-            parallel=FSDPConfig(mixed_precision=FP32),
-            device=CPU,
-            optim=OptimConfig(),
+@contextmanager
+def program(command: Sequence[str], threads: int, log: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start one of the programs, which waits before its first step."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(PARTS)}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def step(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
+    """Let a program make a step, and return its report."""
+    assert process.stdin and process.stdout
+    try:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # the log says why
+    for line in process.stdout:
+        if line.startswith(MARK):
+            return json.loads(line.removeprefix(MARK))
+    raise SystemExit(f"a program ended without a step:\n{log.read_text()[-3000:]}")
+
+
+def matmul_flops(dtype: str, threads: int) -> float:
+    """Measure the FLOP/s of a large matrix product."""
+    torch.set_num_threads(threads)
+    x = torch.randn(1024, 1024, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        x @ x
+        times.append(time.perf_counter() - start)
+    return 2 * 1024**3 / min(times)
+
+
+def floor_seconds(cell: Cell, parameters: int, prompts: int, flops: float) -> float:
+    """Compute the time of a step's arithmetic."""
+    sizes = [
+        SequenceSize(cell.prompt + cell.new, cell.prompt, group)
+        for group in range(prompts)
+        for _ in range(cell.group)
+    ]
+    hidden, _, layers, _ = SIZES[cell.model]
+    update = training_flops(
+        parameters, layers, hidden // HEAD_DIM, HEAD_DIM, [work_of(sizes, [range(len(sizes))])]
     )
+    return (2 * parameters * prompts * (cell.prompt + cell.group * cell.new) + update) / flops
 
 
-def make_sequences(arguments: argparse.Namespace) -> list[TokenSequence]:
-    """Make random responses to random prompts."""
-    rng = np.random.default_rng(0)
-    sequences = []
-    for _ in range(arguments.prompts):
-        prompt = rng.integers(0, VOCABULARY, arguments.prompt)
-        for _ in range(arguments.group):
-            new = arguments.new if arguments.even else rng.integers(arguments.new // 2, arguments.new + 1)
-            response = rng.integers(0, VOCABULARY, new)
-            sequences.append(TokenSequence.single_turn(prompt, response, np.zeros(new, dtype=np.float32)))
-    return sequences
+def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Alternate both programs, and summarize their reports."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parameters = write_inputs(cell, folder, arguments)
+        flops = matmul_flops(cell.dtype, arguments.threads)
+        commands = {
+            "iiverl": [sys.executable, PARTS / "ours.py", folder / "run.yaml", arguments.threads],
+            "trl": [arguments.trl, PARTS / "theirs.py", folder / "setting.json"],
+        }
+        logs = {who: folder / f"{who}.log" for who in commands}
+        reports: dict[str, list[dict[str, Any]]] = {who: [] for who in commands}
+        with (
+            program([*map(str, commands["iiverl"])], arguments.threads, logs["iiverl"]) as ours,
+            program([*map(str, commands["trl"])], arguments.threads, logs["trl"]) as theirs,
+        ):
+            for _ in range(arguments.rounds + 1):
+                reports["iiverl"].append(step(ours, logs["iiverl"]))
+                reports["trl"].append(step(theirs, logs["trl"]))
+    tokens = arguments.prompts * cell.group * (cell.prompt + cell.new)
+    found: dict[str, Any] = {"cell": cell.name, "parameters": parameters, "tokens": tokens}
+    found["floor_s"] = round(floor_seconds(cell, parameters, arguments.prompts, flops), 3)
+    for who, (_, *counted) in reports.items():
+        seconds = statistics.median(report["seconds"] for report in counted)
+        found[who] = {
+            "seconds": [round(report["seconds"], 3) for report in counted],
+            "cpu_seconds": [round(report["cpu_seconds"], 3) for report in counted],
+            "tokens_per_s": round(tokens / seconds),
+            "gen_s": round(statistics.median(report["parts"]["gen"] for report in counted), 3),
+            "update_s": round(statistics.median(report["parts"]["update_actor"] for report in counted), 3),
+            "parts_s": counted[-1]["parts"],
+            "peak_mb": max(report["peak_mb"] for report in counted),
+        }
+    for kind in ("seconds", "cpu_seconds"):
+        ratios = [b / a for a, b in zip(found["iiverl"][kind], found["trl"][kind], strict=True)]
+        found[f"ratio_{kind}"] = round(math.exp(statistics.fmean(map(math.log, ratios))), 3)
+    return found
 
 
-def divide(sequences: list[TokenSequence], groups: list[int], packing: Packing) -> list[MicroBatch]:
-    """Build the micro-batches of one rank, with made-up advantages."""
-    lengths = [len(sequence.token_ids) for sequence in sequences]
-    (batches,) = micro_batches(lengths, [range(len(lengths))], packing)
-    inv_num_tokens = 1 / sum(sequence.trained for sequence in sequences)
+def table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Format results for benchmarks/README.md."""
+    lines = [
+        "| cell | iiverl | of it generation, update | TRL | of it generation, update | floor | TRL / iiverl | of CPU time | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in cells:
+        ours, theirs = each["iiverl"], each["trl"]
+        a, b = (statistics.median(who["seconds"]) for who in (ours, theirs))
+        lines.append(
+            f"| {each['cell']} | {a:.2f} s, {ours['tokens_per_s']} tok/s | {ours['gen_s']:.2f}, {ours['update_s']:.2f} s "
+            f"| {b:.2f} s, {theirs['tokens_per_s']} tok/s | {theirs['gen_s']:.2f}, {theirs['update_s']:.2f} s "
+            f"| {each['floor_s']:.2f} s | {each['ratio_seconds']:.2f} | {each['ratio_cpu_seconds']:.2f} "
+            f"| {ours['peak_mb']}, {theirs['peak_mb']} |"
+        )
+    return "\n".join(lines)
+
+
+def regressions(cells: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the cells whose ratio fell by more than a tenth."""
+    before = {each["cell"]: each["ratio_seconds"] for each in earlier}
     return [
-        make_micro_batch(
-            [sequences[i] for i in batch],
-            {"advantages": [np.full(sequences[i].trained, (-1.0) ** i, dtype=np.float32) for i in batch]},
-            [inv_num_tokens] * len(batch),
-            inv_num_tokens=inv_num_tokens,
-            groups=[groups[i] for i in batch] if groups else (),
-            device=CPU,
-        )
-        for batch in batches
+        f"{each['cell']}: the ratio fell from {before[each['cell']]} to {each['ratio_seconds']}"
+        for each in cells
+        if each["ratio_seconds"] < REGRESSION * before.get(each["cell"], 0)
     ]
 
 
+def versions(python: str) -> dict[str, str]:
+    """Read the versions of what is compared."""
+    code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('trl', 'torch', 'transformers')}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    return {
+        "trl": found["trl"],
+        "trl's torch": found["torch"],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> int:
+    """Run the cells, print the table, and write or compare results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trl", required=True, help="the interpreter of an environment with trl")
+    parser.add_argument("--cells", help="names of cells, separated by commas; default: all")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
+    parser.add_argument("--rounds", type=int, default=3, help="alternations that count")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=4096, help="token budget of a micro-batch")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--compare", type=Path, help="JSON file of an earlier run")
+    arguments = parser.parse_args()
+    known = {cell.name: cell for cell in grid()}
+    names = arguments.cells.split(",") if arguments.cells else list(known)
+    if unknown := set(names) - known.keys():
+        parser.error(f"unknown cells: {', '.join(sorted(unknown))}; for example {next(iter(known))}")
+    load_before = os.getloadavg()[0]
+    cells = []
+    for name in names:
+        cells.append(run_cell(known[name], arguments))
+        print(json.dumps(cells[-1]), file=sys.stderr, flush=True)
+    print(table(cells))
+    result = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads",
+        "load_before": round(load_before, 1),
+        "load_after": round(os.getloadavg()[0], 1),
+        "versions": versions(arguments.trl),
+        "prompts": arguments.prompts,
+        "token_budget": arguments.tokens,
+        "cells": cells,
+        "not_run": sorted(known.keys() - set(names)),
+    }
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    fallen = (
+        regressions(cells, json.loads(arguments.compare.read_text())["cells"]) if arguments.compare else []
+    )
+    print(*fallen, sep="\n")
+    return 1 if fallen else 0
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Parts of `grpo_step.py`: the two programs that it compares, and what both of them import."""
