@@ -200,6 +200,19 @@ def test_long_responses_are_punished_in_training_only(quickstart: Make, tmp_path
     assert after["reward/overlong_penalty/mean"] < 0
 
 
+@pytest.mark.parametrize("cut", ["top_p=0.8", "top_k=3"])
+def test_truncated_sampling_is_no_mismatch(quickstart: Make, tmp_path: Path, cut: str) -> None:
+    """The trainer's log-probs are over the tokens that the engine kept: nearly half of all, and three, at the beginning."""
+    more = ("actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.use_kl_loss=true")
+    train(quickstart(f"actor_rollout_ref.rollout.{cut}", *more))
+    records = history(tmp_path / "run")
+    assert len(records) == 3
+    for record in records:
+        assert record["rollout/ratio/mean"] == pytest.approx(1.0, abs=0.002)
+        assert record["rollout/ratio/max"] == pytest.approx(1.0, abs=0.01)
+        assert record["rollout/kl"] < 1e-4
+
+
 def test_a_mismatch_of_engine_and_trainer_is_told(
     quickstart: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,12 @@ def test_log_probs_are_under_the_distribution_sampled_from(
             assert (done.token_ids.dtype, done.log_probs.dtype) == (np.int64, np.float32)
             expected = teacher_forced(model, request.prompt_ids, done, params)
             np.testing.assert_allclose(done.log_probs, expected, atol=1e-5, rtol=1e-5)
+            assert (done.kept is None) == (not params.truncates)
+            if done.kept is not None:
+                kept = np.split(done.kept.ids, done.kept.counts.cumsum()[:-1])
+                assert all(token in ids for token, ids in zip(done.token_ids, kept, strict=True))
+                assert params.top_k < 0 or max(map(len, kept)) <= params.top_k
+                assert sum(done.kept.counts) == len(done.kept.ids)
 
 
 def test_a_prompt_is_computed_once_for_its_responses(make, prompts) -> None:

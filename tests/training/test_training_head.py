@@ -23,6 +23,7 @@ from iiverl_core.memory.head import head_memory
 from iiverl_core.memory.layout import Layout
 from iiverl_core.training.head import IDENTITY, LogitTransform, head_log_probs
 from iiverl_core.training.log_probs import token_log_probs
+from iiverl_core.training.support import Support
 
 TRANSFORMS = {
     "none": IDENTITY,
@@ -52,6 +53,7 @@ def plain(
     *,
     bias_V: Tensor | None = None,
     transform: LogitTransform = IDENTITY,
+    support: Support | None = None,
     entropy: bool,
     entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
@@ -61,8 +63,46 @@ def plain(
     if transform.softcap is not None:
         logits_TV = transform.softcap * (logits_TV / transform.softcap).tanh()
     return token_log_probs(
-        logits_TV, targets_T, temperature, entropy=entropy, entropy_gradient=entropy_gradient
+        logits_TV, targets_T, temperature, support=support, entropy=entropy, entropy_gradient=entropy_gradient
     )
+
+
+def random_support(targets_T: Tensor, vocabulary: int, seed: int) -> tuple[Support, Tensor]:
+    """Tokens that were kept, the targets among them, as `Support` and as a mask; at some positions all were."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    kept_TV = torch.rand((len(targets_T), vocabulary), generator=generator) < 0.4
+    kept_TV[torch.arange(len(targets_T)), targets_T] = True
+    whole_T = torch.rand(len(targets_T), generator=generator) < 0.3
+    counts_T = kept_TV.sum(1).where(~whole_T, 0)
+    ids_K = torch.cat(
+        [kept.nonzero()[:, 0] for kept, whole in zip(kept_TV, whole_T, strict=True) if not whole]
+        or [targets_T[:0]]
+    )
+    return Support.of(counts_T.numpy(), ids_K.int().numpy(), CPU), kept_TV | whole_T[:, None]
+
+
+@pytest.mark.parametrize("function", [head_log_probs, plain])
+def test_a_support_leaves_out_all_other_tokens(function: Callable[..., Any]) -> None:
+    """As if the logits of the other tokens were minus infinity; their rows of the head get no gradient."""
+    parts, targets_T = inputs(9, 23, bias=False, dtype=torch.float64)
+    support, kept_TV = random_support(targets_T, 23, seed=5)
+    with tiles(4, 4 * 5):
+        log_probs_T, entropy_T = function(*parts, targets_T, 0.7, support=support, entropy=True)
+    logits_TV = (parts[0] @ parts[1].T / 0.7).masked_fill(~kept_TV, -torch.inf)
+    p_TV = logits_TV.softmax(-1)
+    torch.testing.assert_close(log_probs_T, p_TV[torch.arange(9), targets_T].log())
+    torch.testing.assert_close(entropy_T, torch.special.entr(p_TV).sum(-1))
+    row = int((~kept_TV).any(1).nonzero()[0])
+    (gradient_VD,) = torch.autograd.grad(log_probs_T[row], parts[1])
+    assert torch.equal(gradient_VD.any(1), kept_TV[row])
+
+
+def test_the_support_at_some_positions() -> None:
+    targets_T = torch.arange(12) % 7
+    support, kept_TV = random_support(targets_T, 7, seed=2)
+    for at in (torch.tensor([3, 0, 11]), targets_T > 3):
+        excluded_RC = support.at(at).excluded(slice(0, 12), 0, 7)
+        assert torch.equal(excluded_RC, ~kept_TV[at])
 
 
 @contextmanager
@@ -92,6 +132,7 @@ def results(
     temperature=st.sampled_from([1.0, 0.6]),
     bias=st.booleans(),
     transform=st.sampled_from(list(TRANSFORMS.values())),
+    truncated=st.booleans(),
     entropy_gradient=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -105,11 +146,14 @@ def test_tiles_of_any_size_give_the_same_numbers(
     temperature: float,
     bias: bool,
     transform: LogitTransform,
+    truncated: bool,
     entropy_gradient: bool,
     seed: int,
 ) -> None:
     parts, targets_T = inputs(tokens, vocabulary, bias=bias, dtype=dtype, seed=seed)
-    options = {"transform": transform, "entropy_gradient": entropy_gradient}
+    options: dict[str, Any] = {"transform": transform, "entropy_gradient": entropy_gradient}
+    if truncated:
+        options["support"] = random_support(targets_T, vocabulary, seed)[0]
     with tiles(rows, logits):
         given = results(head_log_probs, parts, targets_T, temperature, **options)
     expected = results(plain, parts, targets_T, temperature, **options)

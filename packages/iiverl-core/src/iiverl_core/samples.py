@@ -104,13 +104,29 @@ def _handles(refs: list[Any], which: list[int], indices: list[int]) -> Handles:
     return Handles(Handle(refs[i], index) for i, index in zip(which, indices, strict=True))
 
 
+KEPT_IDS, KEPT_COUNTS = "kept_ids", "kept_counts"
+"""Names in `TokenSequence.extras` of `KeptTokens`, for all trained tokens in turn."""
+
+
+class KeptTokens(NamedTuple):
+    """The tokens that top-k and top-p kept when a response was sampled: what each of its tokens was drawn from.
+
+    `ids` (K,) int32 has those of the first token, then those of the second, …, and `counts` (R,) int32 how many each has; 0
+    for the whole vocabulary.
+    """
+
+    ids: np.ndarray
+    counts: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
     """Token arrays of a rollout. Stays in the store; only workers read it.
 
     `token_ids` (L,) int64: prompt, responses and tool results in order. `loss_mask` (L,) bool: sampled by the policy and
     trained on; never set at position 0, which is not predicted. `log_probs` (L,) float32, nats, under the distribution
-    the token was sampled from, 0 where the mask is off. `extras` holds further model inputs by name.
+    the token was sampled from, 0 where the mask is off. `extras` holds further arrays by name, such as what top-k and top-p
+    kept (`KEPT_IDS`).
     """
 
     token_ids: np.ndarray
@@ -120,14 +136,22 @@ class TokenSequence:
 
     @classmethod
     def single_turn(
-        cls, prompt_ids: Sequence[int] | np.ndarray, response_ids: np.ndarray, log_probs: np.ndarray
+        cls,
+        prompt_ids: Sequence[int] | np.ndarray,
+        response_ids: np.ndarray,
+        log_probs: np.ndarray,
+        kept: KeptTokens | None = None,
     ) -> "TokenSequence":
-        """Join a prompt and its response, all of whose tokens are trained on; `log_probs` are those of the response."""
+        """Join a prompt and its response, all of whose tokens are trained on.
+
+        `log_probs` and `kept` are those of the response.
+        """
         prompt = len(prompt_ids)
         return cls(
             token_ids=np.concatenate([np.asarray(prompt_ids, dtype=np.int64), response_ids]),
             loss_mask=np.arange(prompt + len(response_ids)) >= prompt,
             log_probs=np.concatenate([np.zeros(prompt, dtype=log_probs.dtype), log_probs]),
+            extras={} if kept is None else {KEPT_IDS: kept.ids, KEPT_COUNTS: kept.counts},
         )
 
     @classmethod

@@ -170,6 +170,7 @@ class FSDPBackend:
             layout.columns_T,
             layout.targets_T,
             batch.temperature,
+            support=layout.support,
             entropy=entropy,
             entropy_gradient=entropy_gradient,
             **attention,

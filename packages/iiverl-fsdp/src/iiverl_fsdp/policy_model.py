@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from iiverl_core.training import ModelSpec
 from iiverl_core.training.head import LogitTransform, head_log_probs
 from iiverl_core.training.log_probs import token_log_probs
+from iiverl_core.training.support import Support
 from iiverl_fsdp.value_model import source
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,14 @@ class PolicyModel(nn.Module):
         targets_T: Tensor,
         temperature: float,
         *,
+        support: Support | None = None,
         entropy: bool,
         entropy_gradient: bool,
         **attention: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the log-probs of `targets_T`, predicted at (`rows_T`, `columns_T`), and with `entropy` the entropy there.
+
+        With a `support`, both are of the softmax over its tokens.
 
         `attention` goes to the causal LM's attention (`iiverl_fsdp.attention`).
         """
@@ -74,7 +78,11 @@ class PolicyModel(nn.Module):
             "use_cache": False,
             **attention,
         }
-        wanted: dict[str, Any] = {"entropy": entropy, "entropy_gradient": entropy_gradient}
+        wanted: dict[str, Any] = {
+            "support": support,
+            "entropy": entropy,
+            "entropy_gradient": entropy_gradient,
+        }
         if self._transform is None:
             kept = columns_T.unique()
             logits_BKV = self.language_model(**inputs, logits_to_keep=kept).logits

@@ -197,7 +197,7 @@ class MegatronBackend:
             partial(self._finish, batch, each, loss) for batch, each in zip(batches, inputs, strict=True)
         ]
         targets = [
-            Targets(each.targets_T, batch.temperature, entropy, entropy_gradient)
+            Targets(each.targets_T, batch.temperature, entropy, entropy_gradient, each.support)
             for batch, each in zip(batches, inputs, strict=True)
         ]
         results = get_forward_backward_func()(

@@ -22,6 +22,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from iiverl_core.training.head import VocabularyPart, head_log_probs
+from iiverl_core.training.support import Support
 from iiverl_megatron.parallel import tensor_group
 
 
@@ -41,6 +42,7 @@ class Targets:
     temperature: float
     entropy: bool
     entropy_gradient: bool
+    support: Support | None = None
 
 
 class _PositionSelector:
@@ -108,6 +110,7 @@ class PolicyHead(_PositionSelector, ColumnParallelLinear):
             self.targets.ids_N,
             self.targets.temperature,
             part=VocabularyPart(first, size, group),
+            support=self.targets.support,
             entropy=self.targets.entropy,
             entropy_gradient=self.targets.entropy_gradient,
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from iiverl_core.training import LayoutKind, MicroBatch, Role
 from iiverl_core.training.attention import PackedAttention, Segment
 from iiverl_core.training.layout import lay_out
+from iiverl_core.training.support import Support
 from iiverl_megatron.context import local_columns
 from iiverl_megatron.heads import Positions
 
@@ -78,6 +79,7 @@ class Inputs:
     positions: Positions
     targets_T: Tensor
     local_N: Tensor
+    support: Support | None
 
 
 def make_inputs(
@@ -91,6 +93,7 @@ def make_inputs(
         (layout.last_rows_S, layout.last_columns_S) if role == "reward" else (layout.rows_T, layout.columns_T)
     )
     local_N = torch.ones_like(columns_N, dtype=torch.bool)
+    support = layout.support if role != "reward" else None
     targets_T, own = layout.targets_T, torch.arange(input_ids_BL.shape[1], device=device)
     if sharing.context > 1:
         own = local_columns(len(own), sharing.context_rank, sharing.context, device)
@@ -99,6 +102,7 @@ def make_inputs(
         local_N = place_of[columns_N] >= 0
         rows_N, columns_N = rows_N[local_N], place_of[columns_N[local_N]]
         targets_T = targets_T[local_N] if role != "reward" else targets_T
+        support = support.at(local_N) if support is not None else None
     packed = None
     if layout.segments is not None:
         # What fills the row up is a sequence of its own.
@@ -111,4 +115,5 @@ def make_inputs(
         positions=Positions(rows_N, columns_N),
         targets_T=targets_T,
         local_N=local_N,
+        support=support,
     )

@@ -125,7 +125,7 @@ DIAGNOSTICS = {
     "C312": "empty-rejection-range",
     "C313": "importance-weights-unused",
     "C314": "bypass-without-sampling",
-    "C315": "bypass-with-truncated-sampling",
+    "C315": "truncated-sampling-unknown-to-trainer",
     # critic
     "C401": "gae-without-critic",
     "C402": "actor-not-trained",

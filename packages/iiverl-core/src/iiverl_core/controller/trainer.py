@@ -267,7 +267,8 @@ class Trainer:
                 f"The engine generates from another distribution than the one that is trained: rollout/kl is {kl:.3g} "
                 "nats a token, above algorithm.rollout_correction.mismatch_kl_limit "
                 f"({config.mismatch_kl_limit:g}).\nSee that rollout.dtype is the trainer's, and that the engine "
-                "supports the model; with top_k or top_p the engine's distribution is cut off, the trainer's is not."
+                "supports the model; top_k or top_p cut off the distribution of an engine that does not return what it kept "
+                "(warning C315)."
             )
         if config.mismatch_kl_warning is not None and kl > config.mismatch_kl_warning:
             corrected = self.bypasses_old_log_probs and self.policy_loss.uses_ratio

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from iiverl_core.samples import FinishReason, SampleId
+from iiverl_core.samples import FinishReason, KeptTokens, SampleId
 
 if TYPE_CHECKING:  # the controller knows requests and runs without torch
     from torch import Tensor
@@ -23,6 +23,11 @@ class SamplingParams:
     top_p: float = 1.0
     max_tokens: int = 512
     ignore_eos: bool = False
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens may be left out."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +48,8 @@ class Completion:
     """The response to a request.
 
     `token_ids` (R,) int64 with the end-of-sentence token if one was sampled; `log_probs` (R,) float32, nats, of each
-    token under the distribution it was sampled from: after temperature, top-k and top-p, and so 0 if greedy.
+    token under the distribution it was sampled from: after temperature, top-k and top-p, and so 0 if greedy. `kept` are the
+    tokens that top-k and top-p left; None if they are off, or the engine does not tell.
     """
 
     request: GenerationRequest
@@ -51,6 +57,7 @@ class Completion:
     log_probs: np.ndarray
     finish_reason: FinishReason
     weights_version: int
+    kept: KeptTokens | None = None
 
 
 class RolloutEngine(Protocol):

@@ -73,7 +73,7 @@ class SingleTurn:
     async def rollout(self, prompt: Prompt, id: SampleId, generate: Generate) -> RolloutTokens:
         """See `Rollouter.rollout`; every token of the response is trained on."""
         done = await generate(prompt.ids)
-        sequence = TokenSequence.single_turn(prompt.ids, done.token_ids, done.log_probs)
+        sequence = TokenSequence.single_turn(prompt.ids, done.token_ids, done.log_probs, done.kept)
         return RolloutTokens(
             id, prompt, (sequence,), done.token_ids, done.finish_reason, done.weights_version
         )

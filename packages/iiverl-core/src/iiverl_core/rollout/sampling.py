@@ -32,6 +32,16 @@ def sample(logits_BV: Tensor, u_B: Tensor | None, params: SamplingParams) -> tup
     return draw(warp_logits(logits_BV, params.temperature, params.top_k, params.top_p), u_B)
 
 
+def sample_kept(
+    logits_BV: Tensor, u_B: Tensor | None, params: SamplingParams
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sample as `sample` does; the third is (B, V) bool, the tokens that top-k and top-p kept, or None if they are off."""
+    if u_B is None or not params.truncates:
+        return *sample(logits_BV, u_B, params), None
+    warped_BV = warp_logits(logits_BV, params.temperature, params.top_k, params.top_p)
+    return *draw(warped_BV, u_B), warped_BV > float("-inf")
+
+
 def greedy(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
     """Take each row's likeliest token, the first of equals; its log-prob is 0, or NaN if the logits are not finite."""
     top_B, token_B = logits_BV.max(-1)

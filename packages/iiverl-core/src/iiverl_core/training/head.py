@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iiverl_core.memory.head import tile_size
-
-LOWEST = -1e30  # less than any logit, and finite when multiplied by zero
+from iiverl_core.training.support import LOWEST, Support
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ def head_log_probs(
     bias_V: Tensor | None = None,
     transform: LogitTransform = IDENTITY,
     part: VocabularyPart | None = None,
+    support: Support | None = None,
     entropy: bool,
     entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
@@ -74,10 +74,20 @@ def head_log_probs(
     Logits are the transformed output of a linear layer for the hidden states that predict the targets. The entropy is
     computed only if requested; without `entropy_gradient` it has no gradient. Both are (T,), in nats, in fp32 or the dtype
     of the hidden states if that is more precise. Matrix products are in the dtype of the hidden states, sums over tiles at
-    least in fp32.
+    least in fp32. With a `support`, both are of the softmax over the tokens of the support alone, and the others have no
+    gradient.
     """
     log_probs_T, entropy_T = _HeadLogProbs.apply(
-        hidden_TD, weight_VD, bias_V, targets_T, temperature, transform, part, entropy, entropy_gradient
+        hidden_TD,
+        weight_VD,
+        bias_V,
+        targets_T,
+        temperature,
+        transform,
+        part,
+        support,
+        entropy,
+        entropy_gradient,
     )
     return log_probs_T, entropy_T if entropy else None
 
@@ -94,10 +104,12 @@ class _Tiles:
         temperature: float,
         transform: LogitTransform,
         part: VocabularyPart | None,
+        support: Support | None,
     ) -> None:
         self._hidden_TD, self._weight_VD, self._bias_V = hidden_TD, weight_VD, bias_V
         self._temperature, self._transform = temperature, transform
         self._targets_T = targets_T - part.first if part else targets_T
+        self._support, self._first = support, part.first if part else 0
         self._size = part.size if part else len(weight_VD)
         self._height, self._width = tile_size(len(hidden_TD), self._size, cpu=hidden_TD.device.type == "cpu")
         self.dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
@@ -119,6 +131,13 @@ class _Tiles:
         bias_C = self._bias_V[columns] if self._bias_V is not None else None
         head_RC = F.linear(self._hidden_TD[rows], self._weight_VD[columns], bias_C)
         return self._transform(head_RC.to(self.dtype)).div_(self._temperature)
+
+    def restrict(self, logits_RC: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Lower the logits of a tile that are left out, in place, to where they have no probability."""
+        if self._support is None:
+            return logits_RC
+        first, width = self._first + columns.start, columns.stop - columns.start
+        return logits_RC.masked_fill_(self._support.excluded(rows, first, width), LOWEST)
 
     def targets(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return the column of each row's target, (R, 1), and whether it is in the tile, (R, 1)."""
@@ -147,16 +166,17 @@ class _HeadLogProbs(torch.autograd.Function):
         temperature: float,
         transform: LogitTransform,
         part: VocabularyPart | None,
+        support: Support | None,
         entropy: bool,
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        tiles = _Tiles(hidden_TD, weight_VD, bias_V, targets_T, temperature, transform, part)
+        tiles = _Tiles(hidden_TD, weight_VD, bias_V, targets_T, temperature, transform, part, support)
         # Of the tiles so far: the largest logit m, the target's logit, Σ exp(z - m), and Σ exp(z - m) (z - m).
         largest_T = hidden_TD.new_full(targets_T.shape, LOWEST, dtype=tiles.dtype)
         target_T, total_T, product_T = sums = hidden_TD.new_zeros((3, *targets_T.shape), dtype=tiles.dtype)
         for columns in tiles.columns:
             for rows in tiles.rows:
-                logits_RC = tiles.logits(rows, columns)
+                logits_RC = tiles.restrict(tiles.logits(rows, columns), rows, columns)
                 columns_R1, inside_R1 = tiles.targets(rows, columns)
                 target_T[rows] += logits_RC.gather(-1, columns_R1).where(inside_R1, 0).squeeze(-1)
                 larger_R = torch.maximum(largest_T[rows], logits_RC.amax(-1))
@@ -176,7 +196,7 @@ class _HeadLogProbs(torch.autograd.Function):
         # H = log Σ exp(z) - Σ p z, with m subtracted from both
         entropy_T = total_T.log() - product_T / total_T
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, log_total_T, entropy_T.clone())
-        ctx.options = (temperature, transform, part)
+        ctx.options = (temperature, transform, part, support)
         ctx.entropy = entropy and entropy_gradient
         if not ctx.entropy:
             ctx.mark_non_differentiable(entropy_T)
@@ -198,6 +218,7 @@ class _HeadLogProbs(torch.autograd.Function):
             for rows in tiles.rows:
                 logits_RC = tiles.logits(rows, columns)
                 slope = tiles.slope(logits_RC)
+                tiles.restrict(logits_RC, rows, columns)
                 # d log p(y) / d z_v = 1[v = y] - p_v,  d H / d z_v = -p_v (log p_v + H)
                 factor = grad_log_probs_T[rows, None]
                 if ctx.entropy:
@@ -222,7 +243,7 @@ class _HeadLogProbs(torch.autograd.Function):
             grad_hidden_TD.to(hidden_TD.dtype) if grad_hidden_TD is not None else None,
             grad_weight_VD,
             grad_bias_V.to(bias_V.dtype) if grad_bias_V is not None else None,
-            *[None] * 6,
+            *[None] * 7,
         )
 
 

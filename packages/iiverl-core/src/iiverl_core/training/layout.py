@@ -22,6 +22,7 @@ from torch import Tensor
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training.attention import Segment
 from iiverl_core.training.backend import LayoutKind
+from iiverl_core.training.support import Support, support_of
 
 
 class RowPart(NamedTuple):
@@ -40,7 +41,7 @@ class Layout:
 
     `position_ids_BL` is None if positions count from zero in every row. `segments` are those of a packed row, None for
     padded rows. `rows_T` and `columns_T` are the position that predicts each trained token, and `targets_T` is that token;
-    `last_rows_S` and `last_columns_S` are the last token of each sequence.
+    `support` are the tokens to choose from there, None for the whole vocabulary. `last_rows_S` and `last_columns_S` are the last token of each sequence.
 
     In a part of a row, `segments` are those of the whole row with its padding, and columns are counted from the beginning
     of the part. It predicts only some of the micro-batch's trained tokens, and has the last tokens of some sequences:
@@ -58,6 +59,7 @@ class Layout:
     last_columns_S: Tensor
     tokens_T: Tensor
     sequences_S: Tensor
+    support: Support | None = None
 
 
 def lay_out(
@@ -96,6 +98,7 @@ def lay_out(
     rows_T = np.repeat(rows, [len(at) for at in trained])
     columns_T = np.concatenate([own[at - 1] for own, at in zip(columns, trained, strict=True)])
     targets_T = np.concatenate([s.token_ids[at] for s, at in zip(sequences, trained, strict=True)])
+    support = support_of(sequences, device)
     last_S = np.array([own[-1] for own in columns])
     tokens_T, sequences_S = np.arange(len(columns_T)), np.arange(len(last_S))
     if part.size > 1 and segments is not None and positions is not None:
@@ -104,6 +107,8 @@ def lay_out(
         tokens_T, columns_T = _in_part(columns_T, part.rank, width)
         sequences_S, last_S = _in_part(last_S, part.rank, width)
         targets_T = targets_T[tokens_T] if len(tokens_T) else np.zeros(1, np.int64)
+        if support is not None:
+            support = support.at(torch.from_numpy(tokens_T)) if len(tokens_T) else None
         rows_T, rows = np.zeros_like(columns_T), np.zeros_like(last_S)
 
     def move(array: np.ndarray) -> Tensor:
@@ -121,6 +126,7 @@ def lay_out(
         last_columns_S=move(last_S),
         tokens_T=move(tokens_T),
         sequences_S=move(sequences_S),
+        support=support,
     )
 
 

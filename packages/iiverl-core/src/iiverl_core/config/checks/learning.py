@@ -4,7 +4,7 @@ from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.algorithm import CORRECTION
 from iiverl_core.config.sections.section import ADV_ESTIMATOR, LOSS_MODE
-from iiverl_core.registry import AGGREGATIONS, ESTIMATORS, POLICY_LOSSES
+from iiverl_core.registry import AGGREGATIONS, ENGINES, ESTIMATORS, POLICY_LOSSES
 
 checks = Checks()
 
@@ -18,6 +18,8 @@ REJECTION = tuple(
 )
 BYPASS = f"{CORRECTION}.bypass_old_log_prob"
 ROLLOUT = "actor_rollout_ref.rollout"
+VLLM_KWARGS = f"{ROLLOUT}.engine_kwargs.vllm"
+DO_SAMPLE = f"{ROLLOUT}.do_sample"
 ENABLE_CRITIC = "critic.enable"
 COVARIANCES = f"{ACTOR}.policy_loss.clip_cov_lb", f"{ACTOR}.policy_loss.clip_cov_ub"
 
@@ -159,15 +161,23 @@ def _bypass_has_log_probs(view: ConfigView) -> str | None:
     return f"needs sampled responses: without {ROLLOUT}.do_sample, the engine has no log-probs to use as old ones"
 
 
-@checks.add("C315", "warning", BYPASS, f"{ROLLOUT}.top_p", f"{ROLLOUT}.top_k")
-def _bypass_has_whole_distributions(view: ConfigView) -> str | None:
-    cut = [f"{ROLLOUT}.top_p"] if view[f"{ROLLOUT}.top_p"] < 1 else []
-    cut += [f"{ROLLOUT}.top_k"] if view[f"{ROLLOUT}.top_k"] > 0 else []
-    if not view[BYPASS] or not cut:
+@checks.add(
+    "C315", "warning", f"{ROLLOUT}.top_p", f"{ROLLOUT}.top_k", f"{ROLLOUT}.name", VLLM_KWARGS, DO_SAMPLE
+)
+def _trainer_knows_what_was_kept(view: ConfigView) -> str | None:
+    top_k, engine = view[f"{ROLLOUT}.top_k"], view[f"{ROLLOUT}.name"]
+    cut = view[DO_SAMPLE] and (view[f"{ROLLOUT}.top_p"] < 1 or top_k > 0)
+    if not cut or ENGINES[engine].returns_kept:
         return None
+    kept = view[VLLM_KWARGS].get("return_sampling_mask") if engine == "vllm" else None
+    if kept and top_k > 0:
+        return None
+    on_gpu = f"; on GPUs, set {VLLM_KWARGS}.return_sampling_mask: true" + (
+        " and a top_k" if top_k <= 0 else ""
+    )
     return (
-        f"the ratio starts below 1: {' and '.join(cut)} cut{'s' * (len(cut) == 1)} off the distribution that the engine "
-        "samples from, but not the trainer's"
+        f"the engine {engine} samples from a distribution that is cut off, and the trainer's is not: rollout/ratio is "
+        f"below 1{on_gpu if engine == 'vllm' else ''}"
     )
 
 

@@ -67,9 +67,9 @@ class RolloutConfig(Section):
     temperature: Nonnegative = 1.0
     """Sampling temperature."""
     top_k: TopK = -1
-    """Sample from the k most likely tokens; -1 (or 0) for all."""
+    """Sample from the k most likely tokens; -1 (or 0) for all. The trainer computes log-probs over the same tokens."""
     top_p: TopP = 1.0
-    """Sample from the most likely tokens whose total probability is p."""
+    """Sample from the most likely tokens whose total probability is p. The trainer computes log-probs over the same tokens."""
     seed: Int = 0
     """Seed of the sampling."""
     use_fire_sampling: Annotated[bool, NotYet("FIRE sampling", (False,))] = False

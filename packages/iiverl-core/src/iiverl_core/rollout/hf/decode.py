@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from iiverl_core.errors import NonFiniteError
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
 from iiverl_core.rollout.hf.forward import Forward
-from iiverl_core.rollout.sampling import sample
+from iiverl_core.rollout.sampling import sample_kept
 from iiverl_core.rollout.uniforms import Uniforms
+from iiverl_core.samples import KeptTokens
 
 STATE = np.dtype([("row", "i8"), ("length", "i8"), ("limit", "i8"), ("stops", "?"), ("sampling", "i8")])
 """A sequence: row in the buffers, tokens so far and at most, whether stop tokens end it, index of its sampling."""
@@ -60,6 +61,9 @@ class Decoding:
         self._tokens = np.empty((0, 0), dtype=np.int64)
         self._log_probs = np.empty((0, 0), dtype=np.float32)
         self._samplings: list[SamplingParams] = []
+        self._kept: list[
+            list[np.ndarray]
+        ] = []  # by row of the buffers: of each token, what top-k and top-p kept
 
     def __len__(self) -> int:
         return len(self._submissions)
@@ -81,12 +85,14 @@ class Decoding:
         """
         logits = [] if self._forward is None else [self._forward.tokens(self._token_B)]
         logits += [self._join(batch) for batch in joining]
-        token_B, log_prob_B = self._sample(logits[0] if len(logits) == 1 else torch.cat(logits))
+        token_B, log_prob_B, kept = self._sample(logits[0] if len(logits) == 1 else torch.cat(logits))
         # One transfer, so one synchronisation: float64 holds every token id exactly.
         host = torch.stack((token_B.double(), log_prob_B.double())).cpu().numpy()
         tokens_B, state_B = host[0].astype(np.int64), self._state_B
         self._tokens[state_B["row"], state_B["length"]] = tokens_B
         self._log_probs[state_B["row"], state_B["length"]] = host[1]
+        for i, ids in kept.items():
+            self._kept[state_B["row"][i]].append(ids)
         state_B["length"] += 1
         self._check_finite(host[1])
         stopped_B = self._stop_ids[tokens_B] & state_B["stops"]
@@ -98,6 +104,7 @@ class Decoding:
                 log_probs=self._log_probs[state_B["row"][i], : state_B["length"][i]].copy(),
                 finish_reason="stop" if stopped_B[i] else "length",
                 weights_version=weights_version,
+                kept=_joined(self._kept[state_B["row"][i]]),
             )
             for i in np.flatnonzero(ended_B)
         ]
@@ -137,6 +144,7 @@ class Decoding:
         new_B["sampling"] = [self._samplings.index(each) for each in samplings]
         self._tokens = _buffer(self._tokens[self._state_B["row"]], old + len(submissions), width)
         self._log_probs = _buffer(self._log_probs[self._state_B["row"]], old + len(submissions), width)
+        self._kept = [*(self._kept[row] for row in self._state_B["row"]), *([] for _ in submissions)]
         self._state_B = np.concatenate([self._state_B, new_B])
         self._state_B["row"] = np.arange(len(self._state_B))
         self._submissions = [*self._submissions, *submissions]
@@ -149,19 +157,27 @@ class Decoding:
             self._forward.join(forward, int((self._state_B["limit"] - self._state_B["length"]).max()))
         return logits_BV
 
-    def _sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample a token for each sequence with its parameters; returns as `sample`."""
+    def _sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor, dict[int, np.ndarray]]:
+        """Sample a token for each sequence with its parameters.
+
+        Returns tokens and log-probs as `sample`, and by sequence the ids that top-k and top-p kept, if they are on.
+        """
         present = np.unique(self._state_B["sampling"]).tolist()
         u_B = self._uniforms.next() if any(self._samplings[i].temperature for i in present) else None
-        if len(present) == 1:
-            return sample(logits_BV, u_B, self._samplings[present[0]])
         token_B = torch.empty(len(self), dtype=torch.int64, device=logits_BV.device)
         log_prob_B = torch.empty(len(self), dtype=torch.float32, device=logits_BV.device)
+        kept: dict[int, np.ndarray] = {}
         for i in present:
-            index = torch.from_numpy(np.flatnonzero(self._state_B["sampling"] == i)).to(logits_BV.device)
+            at = np.flatnonzero(self._state_B["sampling"] == i)
+            index = slice(None) if len(present) == 1 else torch.from_numpy(at).to(logits_BV.device)
             u = None if u_B is None else u_B[index]
-            token_B[index], log_prob_B[index] = sample(logits_BV[index], u, self._samplings[i])
-        return token_B, log_prob_B
+            token_B[index], log_prob_B[index], kept_BV = sample_kept(logits_BV[index], u, self._samplings[i])
+            if kept_BV is not None:
+                rows_K, ids_K = kept_BV.nonzero().int().cpu().numpy().T
+                kept |= dict(
+                    zip(at.tolist(), np.split(ids_K, rows_K.searchsorted(np.arange(1, len(at)))), strict=True)
+                )
+        return token_B, log_prob_B, kept
 
     def _keep(self, kept_B: np.ndarray) -> None:
         if self._forward is None:
@@ -186,6 +202,13 @@ class Decoding:
 def _sampling(params: SamplingParams) -> SamplingParams:
     """Return the parameters that `sample` reads, with defaults for the others."""
     return SamplingParams(temperature=params.temperature, top_k=params.top_k, top_p=params.top_p)
+
+
+def _joined(kept: list[np.ndarray]) -> KeptTokens | None:
+    """Join what was kept of each token; None if nothing was left out."""
+    if not kept:
+        return None
+    return KeptTokens(np.concatenate(kept), np.array([len(ids) for ids in kept], dtype=np.int32))
 
 
 def _buffer(old: np.ndarray, rows: int, width: int) -> np.ndarray:

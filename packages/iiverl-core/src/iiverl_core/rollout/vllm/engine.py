@@ -16,6 +16,7 @@ from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingPa
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
 from iiverl_core.rollout.weights import ExpectedWeights, digest, listed
+from iiverl_core.samples import KeptTokens
 
 BUCKET_BYTES = 2**29
 WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what sleeps
@@ -61,8 +62,9 @@ class VLLMEngine:
         self._verified_once = False
         self._bucket_bytes = bucket_bytes
         self._submitted = 0
-        self._pending: dict[str, tuple[GenerationRequest, bool]] = {}
-        """Unfinished requests by their id in vLLM, and whether they are greedy."""
+        self._pending: dict[str, tuple[GenerationRequest, SamplingParams]] = {}
+        """Unfinished requests by their id in vLLM."""
+        self._returns_kept = bool(arguments.get("return_sampling_mask"))
         self._can_sleep: bool = arguments.get("enable_sleep_mode", False)
         self._asleep: set[str] = set()
 
@@ -109,13 +111,16 @@ class VLLMEngine:
         self._check(request, params)
         self.wake()
         greedy = params.temperature == 0
+        temperature, top_k = params.temperature, max(params.top_k, 0)
+        if self._returns_kept:  # for which vLLM wants both to be set
+            temperature, top_k = (1.0, 1) if greedy else (temperature, top_k or self._vocabulary)
         name = str(self._submitted)
         self._llm.llm_engine.add_request(
             name,
             self._vllm.inputs.tokens_input(list(request.prompt_ids)),
             self._vllm.SamplingParams(
-                temperature=params.temperature,
-                top_k=0 if greedy else max(params.top_k, 0),
+                temperature=temperature,
+                top_k=top_k if self._returns_kept or not greedy else 0,
                 top_p=1.0 if greedy else params.top_p,
                 max_tokens=params.max_tokens,
                 seed=None if greedy else _seed(request.seed, request.id.member),
@@ -128,7 +133,7 @@ class VLLMEngine:
             ),
         )
         self._submitted += 1
-        self._pending[name] = request, greedy
+        self._pending[name] = request, params
 
     def step(self) -> list[Completion]:
         """Let vLLM schedule and advance requests; see `RolloutEngine.step`."""
@@ -157,7 +162,7 @@ class VLLMEngine:
             return [output for output in self._llm.llm_engine.step() if output.finished]
 
     def _completion(self, output: Any) -> Completion:
-        request, greedy = self._pending.pop(output.request_id)
+        request, params = self._pending.pop(output.request_id)
         response = output.outputs[0]
         if response.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM aborted the response to request {request.id}: {response.finish_reason}")
@@ -175,9 +180,12 @@ class VLLMEngine:
         return Completion(
             request=request,
             token_ids=token_ids,
-            log_probs=np.zeros_like(log_probs) if greedy else log_probs,
+            log_probs=np.zeros_like(log_probs) if params.temperature == 0 else log_probs,
             finish_reason=response.finish_reason,
             weights_version=self.weights_version,
+            kept=_kept(response.sampling_mask.token_ids)
+            if params.truncates and response.sampling_mask
+            else None,
         )
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -284,6 +292,13 @@ class VLLMEngine:
                 f"request {request.id} has {len(request.prompt_ids)} tokens and asks for {params.max_tokens} more; "
                 f"this engine was started for {self._max_length} in all (rollout.max_model_len)"
             )
+
+
+def _kept(token_ids: Sequence[Sequence[int]]) -> KeptTokens:
+    return KeptTokens(
+        np.array([id for ids in token_ids for id in ids], dtype=np.int32),
+        np.array([len(ids) for ids in token_ids], dtype=np.int32),
+    )
 
 
 def _seed(seed: int, member: int) -> int:
