@@ -94,11 +94,11 @@ def test_training_does_not_start_with_errors(train) -> None:
 
 def test_training_does_not_start_with_what_cannot_run_here(train) -> None:
     calls = train(lambda _: None)
-    rank = "actor_rollout_ref.model.lora_rank"
-    result = iiverl("train-ppo", "run.yaml", f"{rank}=2", "data.train_files=other.parquet")
+    fire = "actor_rollout_ref.rollout.use_fire_sampling"
+    result = iiverl("train-ppo", "run.yaml", f"{fire}=true", "data.train_files=other.parquet")
     assert result.exit_code == 2
-    assert {"error[C901]: data.train_files", f"error[C032]: {rank}"} <= set(codes(result))
-    assert iiverl("train-ppo", "run.yaml", f"{rank}=2").exit_code == 3
+    assert {"error[C901]: data.train_files", f"error[C032]: {fire}"} <= set(codes(result))
+    assert iiverl("train-ppo", "run.yaml", f"{fire}=true").exit_code == 3
     assert not calls
 
 

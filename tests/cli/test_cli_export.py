@@ -27,7 +27,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that are written, each with one file."""
     folders: list[Path] = []
 
-    def write(checkpoint: Path, target: Path, role: str, dtype: str | None, *, log: Any) -> None:
+    def write(checkpoint: Path, target: Path, role: str, dtype: str | None, **_: Any) -> None:
         folders.append(target)
         target.mkdir()
         (target / "config.json").write_text("{}")
