@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -234,3 +235,19 @@ def test_ray_that_does_not_start_here_is_one_message(monkeypatch: pytest.MonkeyP
         IIVerlError, match=r"did not start on this machine: The current node .*\n.*runtime=local"
     ):
         start_ray(cpus=1)
+
+
+def test_workers_of_a_cluster_get_the_variables_of_this_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setenv("RAY_ADDRESS", "first:6379")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    monkeypatch.setattr(ray_connection, "_check_cluster", lambda address: None)
+    monkeypatch.setattr(ray_connection.ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(ray_connection.ray, "nodes", lambda: [{"Alive": True}])
+    start_ray(cpus=1)
+    variables = given["runtime_env"]["env_vars"]
+    assert variables["NCCL_SOCKET_IFNAME"] == "eth1"
+    assert not {"PATH", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "HOME"} & variables.keys()
+    monkeypatch.delenv("RAY_ADDRESS")
+    start_ray(cpus=1)
+    assert given["runtime_env"] is None  # they are children of this process

@@ -3,12 +3,22 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
-from iiverl_core.cluster.worker import configure_allocator
+from iiverl_core.cluster import rendezvous
+from iiverl_core.cluster.process_settings import (
+    DETERMINISTIC,
+    configure_allocator,
+    make_deterministic,
+    use_idle_cores,
+)
+from iiverl_core.config import build, run_config
 
 
 @pytest.mark.parametrize("module", ["ray_pool", "ray_group", "ray_engines"])
@@ -71,3 +81,36 @@ def test_the_allocator_is_configured_unless_the_user_did(given: dict[str, str], 
     with mock.patch.dict(os.environ, given, clear=True):
         configure_allocator()
         assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_a_deterministic_run_asks_all_libraries_for_it() -> None:
+    name = next(iter(DETERMINISTIC))
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        with mock.patch.dict(os.environ, {name: "own"}, clear=True):
+            make_deterministic()
+            assert {each: os.environ[each] for each in DETERMINISTIC} == {**DETERMINISTIC, name: "own"}
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize(("offload", "threads"), [(True, [4]), (False, [])])
+def test_an_optimizer_in_cpu_memory_has_its_part_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, offload: bool, threads: list[int]
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(34))
+    fsdp = {"optimizer_offload": offload}
+    use_idle_cores(run_config(build({"actor_rollout_ref": {"actor": {"fsdp_config": fsdp}}})))
+    assert asked == threads
+
+
+def test_processes_wait_for_one_that_reads_a_large_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(rendezvous.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(rendezvous.dist, "init_process_group", lambda *_, **options: given.update(options))
+    rendezvous.join_process_group("tcp://host:1", 0, 2, "cuda")
+    assert given["timeout"] == timedelta(hours=2)

@@ -18,6 +18,7 @@ OTHERWISE_HERE = {
     "critic.model.use_remove_padding": None,
     "reward_model.model.use_remove_padding": None,
     "actor_rollout_ref.rollout.enforce_eager": False,  # generation is faster with CUDA graphs
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,  # faster for a model that fits into one device
 }
 SAME_AS_FSDP = {
     "actor_rollout_ref.model.enable_gradient_checkpointing": True,

@@ -128,7 +128,7 @@ def test_the_cache_may_have_any_of_its_names(name, make_model, make_engine_of, p
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, tiny_model_path) -> None:
-    with pytest.raises(ConfigError, match="no model can be built from"):
+    with pytest.raises(ConfigError, match="no model can be read from"):
         HFEngine(str(tmp_path), dtype=torch.float32, device="cpu")
     with pytest.raises(ConfigError, match="no_such_key"):
         HFEngine(str(tiny_model_path), dtype=torch.float32, device="cpu", override_config={"no_such_key": 1})

@@ -18,14 +18,15 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from iiverl_core.config import FSDPConfig
+from iiverl_core.config import ROLE_KEYS, FSDPConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import LayoutKind, ModelSpec, Role
 from iiverl_core.training.adapter import add_adapter, initial_adapter, is_adapter, read_adapter
+from iiverl_core.training.model_config import read_model_config
 from iiverl_fsdp.attention import PADDED
 from iiverl_fsdp.packing import attention_candidates, choose_layout
 from iiverl_fsdp.policy_model import PolicyModel, build_policy_model, probe_head, read_policy_model
@@ -167,12 +168,13 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
 
 def _model_config(spec: ModelSpec) -> PreTrainedConfig:
     """Read the model's configuration, without dropout."""
-    try:
-        config = AutoConfig.from_pretrained(
-            spec.model.path, trust_remote_code=spec.model.trust_remote_code, **spec.model.override_config
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no model can be read from '{spec.model.path}' ({spec.role}): {error}") from error
+    model = spec.model
+    config = read_model_config(
+        model.path,
+        model.override_config,
+        trust_remote_code=model.trust_remote_code,
+        key=ROLE_KEYS[spec.role].model,
+    )
     # Architectures have different names for dropout: attention_dropout, resid_pdrop, activation_dropout, layerdrop, …
     for part in (config, config.get_text_config()):
         for name, value in list(vars(part).items()):

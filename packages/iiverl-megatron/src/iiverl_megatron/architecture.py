@@ -10,14 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from iiverl_core.config import MegatronConfig
+from iiverl_core.config import ROLE_KEYS, MegatronConfig
 from iiverl_core.config.model_facts import facts_from
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
+from iiverl_core.training.model_config import read_model_config
 from iiverl_megatron.layers import uses_transformer_engine
 from iiverl_megatron.support import family_problem, parts_problem
 
@@ -54,12 +55,12 @@ def read_architecture(spec: ModelSpec, parallel: MegatronConfig) -> Architecture
 
 def _model_config(spec: ModelSpec) -> PreTrainedConfig:
     model = spec.model
-    try:
-        config = AutoConfig.from_pretrained(
-            model.path, trust_remote_code=model.trust_remote_code, **model.override_config
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no model can be read from '{model.path}' ({spec.role}): {error}") from error
+    config = read_model_config(
+        model.path,
+        model.override_config,
+        trust_remote_code=model.trust_remote_code,
+        key=ROLE_KEYS[spec.role].model,
+    )
     if problem := family_problem(config.model_type) or parts_problem(facts_from(config.to_dict())):
         raise ConfigError(f"the {spec.role} model '{model.path}' {problem}")
     return config

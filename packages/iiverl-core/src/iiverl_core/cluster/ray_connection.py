@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,6 +28,22 @@ _lifelines: list[Lifeline] = []  # of the Ray that this process started, if it d
 MAX_SOCKET_BYTES = 107
 _A_SESSION = "session_2026-01-31_12-00-00_123456_1234567"  # the time and the process that starts Ray
 _LOG_BYTES = 16 * 2**20  # enough for Ray's first logs; it asks for more itself
+
+FORWARDED = (
+    "CUBLAS_",
+    "FLASH_ATTENTION_",
+    "GLOO_",
+    "HF_",
+    "HUGGING",
+    "NCCL_",
+    "NVTE_",
+    "PYTORCH_",
+    "TORCH_",
+    "TRANSFORMERS_",
+    "UCX_",
+    "VLLM_",
+)
+"""Prefixes of the variables that go from this command to the workers of a cluster."""
 
 _START = "ray start --head on the first machine, ray start --address=FIRST:6379 on each other one"
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -63,6 +80,7 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
             address=address or "local",
             num_cpus=None if address else cpus,
             include_dashboard=None if address else False,
+            runtime_env={"env_vars": worker_environment(os.environ)} if address else None,
             logging_level=logging.ERROR,
         )
     except Exception as error:  # Ray raises plain ones when a process of its own does not come up
@@ -84,6 +102,14 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
             f"trainer.nnodes: {nodes} asks for {nodes} machines, and the Ray cluster at {address} has {machines}. Add "
             "machines (ray start --address=FIRST:6379 on each), or ask for fewer"
         )
+
+
+def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Select the variables that the workers of a cluster need as well, whose machines have environments of their own.
+
+    `FORWARDED` has the first parts of their names; Ray's own and what is different on each machine are not among them.
+    """
+    return {name: value for name, value in environment.items() if name.startswith(FORWARDED)}
 
 
 def stop_ray() -> None:

@@ -1,8 +1,12 @@
 """Process groups: where their processes find each other."""
 
 import socket
+from datetime import timedelta
 
 import torch.distributed as dist
+
+GROUP_TIMEOUT = timedelta(hours=2)
+"""How long a process may wait for the others in a collective call: all wait while the first reads a model's files."""
 
 
 def free_init_method(host: str) -> str:
@@ -16,4 +20,6 @@ def join_process_group(init_method: str, rank: int, size: int, device_type: str)
     """Join the default process group of `size` processes on `cpu` or `cuda`, unless this process is in one."""
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size)
+        dist.init_process_group(
+            backend, init_method=init_method, rank=rank, world_size=size, timeout=GROUP_TIMEOUT
+        )

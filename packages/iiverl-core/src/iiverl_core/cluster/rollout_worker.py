@@ -10,6 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.cluster.generation import Generator
+from iiverl_core.cluster.process_settings import make_deterministic
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_sync import WeightReceiver
@@ -45,6 +46,8 @@ class RolloutWorker:
             ConfigError: the engine cannot run the model, or there is no tokenizer.
         """
         disable_progress_bar()
+        if run.trainer.deterministic:
+            make_deterministic()
         size = run.engine_devices
         if size > 1:
             join_process_group(init_method, rank % size, size, device_type)

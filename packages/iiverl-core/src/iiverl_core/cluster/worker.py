@@ -20,6 +20,7 @@ from iiverl_core.cluster.advantages import compute_advantages, select_tokens
 from iiverl_core.cluster.generation import Generator
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
 from iiverl_core.cluster.model_runner import ModelRunner
+from iiverl_core.cluster.process_settings import configure_allocator, make_deterministic, use_idle_cores
 from iiverl_core.cluster.profiling import StepProfiler
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.runtime import TrainerWorker
@@ -31,16 +32,6 @@ from iiverl_core.config import RunConfig
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 from iiverl_core.training import Role, StepResult
-
-
-def configure_allocator() -> None:
-    """Let CUDA memory grow in segments that can be extended, unless the user has configured the allocator.
-
-    Micro-batches differ in size; without it, blocks that were freed remain reserved and fit nothing else. It counts from
-    the process's first allocation on. This is the older name of the variable, the only one that some libraries read.
-    """
-    if "PYTORCH_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 class Worker(TrainerWorker):
@@ -60,6 +51,9 @@ class Worker(TrainerWorker):
         disable_progress_bar()  # the run shows its own, and every worker's would be one too many
         if device_type == "cuda":
             configure_allocator()
+            use_idle_cores(run)
+        if run.trainer.deterministic:
+            make_deterministic()
         self._run, self._store = run, store
         self._device = torch.device(device_type)
         self._generator: Generator | None = None

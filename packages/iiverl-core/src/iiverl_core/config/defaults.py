@@ -36,6 +36,8 @@ checkpointing, the engine) are left out: none of its files depends on them.
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 BATCH, MINI_BATCH = "data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size"
 STRATEGIES = (BACKEND, "actor_rollout_ref.ref.strategy", "critic.strategy", "reward_model.strategy")
+DEVICE_MEMORY = 80e9  # bytes, as `iiverl plan` assumes
+WEIGHTS_SHARE = 0.75  # of an engine's memory; the rest is for its cache and its work
 LENGTHS = "data.max_prompt_length + data.max_response_length"
 
 
@@ -87,7 +89,16 @@ def _tensor_parallel(config: Config, default: int) -> int:
 
 
 def _engine_devices(config: Config, default: int) -> int:
-    return _divided(config, default, config.trainer.rollout_devices or config.trainer.n_gpus_per_node)
+    """Return the fewest devices on which an engine has room for its weights, and for a cache beside them."""
+    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+    facts = read_model_facts(model.path, model.override_config)
+    if facts is None:
+        return default
+    devices = config.trainer.rollout_devices or config.trainer.n_gpus_per_node
+    sizes = [n for n in range(1, devices + 1) if devices % n == 0 and splits(n, **facts.split_shape)]
+    weights = facts.parameters * (4 if rollout.dtype in ("fp32", "float32") else 2)
+    room = WEIGHTS_SHARE * rollout.gpu_memory_utilization * DEVICE_MEMORY
+    return next((n for n in sizes if weights / n <= room), sizes[-1])
 
 
 def _divided(config: Config, default: int, devices: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROPE_THETA, ROPE_SCALING, ROPE_PARAMETERS = "rope_theta", "rope_scaling", "rope_parameters"
 CONFIG_FILE = "config.json"
 QKV_BIASED = ("qwen2", "qwen2_moe")
 """Model types whose query, key and value projections always have a bias, without a key for it."""
@@ -149,6 +150,28 @@ def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> Mo
         return facts_from({**values, **(values.get("text_config") or {})})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None  # the code that builds the model reports what is wrong
+
+
+def fold_rope(path: str, override: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Put `rope_theta` and `rope_scaling` of an `override_config` into `rope_parameters`, with what the model has there.
+
+    That is where transformers and vLLM read them. The override stays as it is if the model's file is not on this machine.
+    """
+    asked = {name: override[name] for name in (ROPE_THETA, ROPE_SCALING) if override.get(name) is not None}
+    if not asked or (file := find_config(path)) is None:
+        return override
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        values = {**values, **(values.get("text_config") or {})}
+        scaling = asked.get(ROPE_SCALING) or values.get(ROPE_SCALING) or {}
+        known = {**(values.get(ROPE_PARAMETERS) or {}), **scaling, **(override.get(ROPE_PARAMETERS) or {})}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return override  # the code that builds the model reports what is wrong
+    theta = asked.get(ROPE_THETA, known.get(ROPE_THETA, values.get(ROPE_THETA)))
+    kind = known.pop("type", None)
+    folded = {"rope_type": kind or "default", **known} | ({} if theta is None else {ROPE_THETA: theta})
+    rest = {name: value for name, value in override.items() if name not in (ROPE_THETA, ROPE_SCALING)}
+    return {**rest, ROPE_PARAMETERS: folded}
 
 
 def read_positions(path: str, override: Mapping[str, Any] | None = None) -> int | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from iiverl_core.config.model_facts import fold_rope
 from iiverl_core.config.roles import ROLE_KEYS, MicroBatchKeys, Role, RoleKeys
 from iiverl_core.config.sections.actor import CheckpointConfig
 from iiverl_core.config.sections.algorithm import AlgorithmConfig
@@ -268,7 +269,7 @@ def _role(config: Config, role: Role) -> RoleConfig:
     is_base = role == "reference" and model.lora_rank > 0 and model.lora_adapter_path is None
     return RoleConfig(
         role=role,
-        model=model,
+        model=_model(model),
         parallel=config.at(named["parallel"]),
         offload=Offload(**offload),
         default_dtype="fp32" if keys.training and not model.lora_rank else "bf16",
@@ -279,6 +280,10 @@ def _role(config: Config, role: Role) -> RoleConfig:
         _keys=named,
         is_base=is_base,
     )
+
+
+def _model(model: ModelConfig) -> ModelConfig:
+    return model.model_copy(update={"override_config": fold_rope(model.path, model.override_config)})
 
 
 def _named_keys(keys: RoleKeys, *, megatron: bool) -> dict[str, str]:

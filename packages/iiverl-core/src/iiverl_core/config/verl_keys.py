@@ -120,7 +120,7 @@ _LAYOUT: dict[str, Mark] = {
         dtype=NoEffect("mixed_precision.param_dtype is the dtype of forward and backward passes"),
         forward_only=NoEffect("the role of a model decides whether it is trained"),
         seed=NoEffect("data.seed and actor_rollout_ref.rollout.seed decide all random numbers"),
-        full_determinism=NoEffect("see the documentation for what is repeatable"),
+        full_determinism=NoEffect("trainer.deterministic does it for all models and engines"),
         pad_to_length=NoEffect("sequences are packed, or padded to the longest"),
         pad_to_length_bucket=NoEffect("sequences are packed, or padded to the longest"),
     ),
@@ -319,7 +319,7 @@ _ROLLOUT: dict[str, Mark] = {
             "an engine that distributes experts; they are split like other weights", (1,), blocks=False
         ),
         moe_tensor_parallel_size=NoEffect("read only by verl's engine trtllm"),
-        full_determinism=NoEffect("see the documentation for what is repeatable"),
+        full_determinism=NoEffect("trainer.deterministic does it for all models and engines"),
         logprobs_mode=NoEffect("log-probs are those of the distribution that is sampled from"),
         scheduling_policy=NotYet(
             "another order of requests than that of their arrival", ("fcfs",), blocks=False

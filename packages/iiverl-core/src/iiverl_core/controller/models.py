@@ -12,6 +12,7 @@ from iiverl_core.controller.observer import ModelShape
 from iiverl_core.data import check_model, turn_end
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import Role
+from iiverl_core.training.model_config import read_model_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -132,8 +133,6 @@ def _vocabulary(role: RoleConfig) -> int:
 
 
 def _text_config(role: RoleConfig) -> "PreTrainedConfig":
-    from transformers import AutoConfig
-
     key, model = role.key("model.path"), role.model
     if model.external_lib:
         try:
@@ -142,10 +141,7 @@ def _text_config(role: RoleConfig) -> "PreTrainedConfig":
             lib = role.key("model.external_lib")
             raise ConfigError(f"{lib}: {model.external_lib} cannot be imported: {error}") from error
     check_model(key, model.path)
-    try:
-        known = AutoConfig.from_pretrained(
-            model.path, trust_remote_code=model.trust_remote_code, **model.override_config
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: no model can be read from '{model.path}': {error}") from error
+    known = read_model_config(
+        model.path, model.override_config, trust_remote_code=model.trust_remote_code, key=role.key("model")
+    )
     return known.get_text_config()

@@ -72,6 +72,9 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written.
         """
         trainer, state = self.run.trainer, self.state
+        self.workers.sleep(
+            discard_weights=True
+        )  # a cache that is mapped would be in the way of the first update
         self.workers.update_rollout_weights(state.weights_version)
         if self.plan.val_prompts and (trainer.val_only or (trainer.val_before_train and state.step == 0)):
             self.observer.log(self.validate(state.step), state.step)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iiverl_core.training.host_memory import to_device
+
 NEVER = 2**40  # position of padding among the keys, behind every query
 LARGEST_KERNEL_HEAD = 256  # features of a head in the kernels for variable lengths
 
@@ -79,7 +81,7 @@ class PackedAttention:
         return self._ends(segment.length for segment in self._segments)
 
     def _ends(self, lengths: Iterable[int]) -> Tensor:
-        return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(self._device)
+        return to_device(np.cumsum([0, *lengths], dtype=np.int32), self._device)
 
     @cached_property
     def _blocks(self) -> list["_Block"]:
@@ -98,7 +100,7 @@ class PackedAttention:
                 np.arange(start, start + length),
             )
         ]
-        return torch.from_numpy(np.concatenate(parts)).to(self._device)
+        return to_device(np.concatenate(parts), self._device)
 
     @cached_property
     def _key_bounds(self) -> Tensor:
@@ -143,7 +145,7 @@ class _Block:
         self._device = device
 
         def move(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            return to_device(np.ascontiguousarray(array), device)
 
         places, before = np.arange(self._width), np.arange(self._prefix)
         own = starts[:, None] + np.minimum(places, lengths[:, None] - 1)

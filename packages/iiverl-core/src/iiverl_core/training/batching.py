@@ -8,6 +8,7 @@ import torch
 from iiverl_core.algorithms import Segments
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training.backend import MicroBatch
+from iiverl_core.training.host_memory import to_device
 
 
 def make_micro_batch(
@@ -39,7 +40,7 @@ def make_micro_batch(
         inv_num_tokens=inv_num_tokens,
         temperature=temperature,
         groups=groups,
-        arrays_T={name: torch.from_numpy(np.concatenate(parts)).to(device) for name, parts in arrays.items()},
+        arrays_T={name: to_device(np.concatenate(parts), device) for name, parts in arrays.items()},
     )
 
 

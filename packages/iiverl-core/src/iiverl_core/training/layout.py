@@ -22,6 +22,7 @@ from torch import Tensor
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training.attention import Segment
 from iiverl_core.training.backend import LayoutKind
+from iiverl_core.training.host_memory import to_device
 from iiverl_core.training.support import Support, support_of
 
 
@@ -112,8 +113,7 @@ def lay_out(
         rows_T, rows = np.zeros_like(columns_T), np.zeros_like(last_S)
 
     def move(array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+        return to_device(array, device)
 
     return Layout(
         input_ids_BL=move(ids),

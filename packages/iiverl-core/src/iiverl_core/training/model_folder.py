@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, AutoConfig, GenerationConfig
+from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, GenerationConfig
 
 from iiverl_core.config import Role, RunConfig
 from iiverl_core.data import load_tokenizer
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
+from iiverl_core.training.model_config import read_model_config
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 * 2**30
@@ -106,8 +107,12 @@ def write_description(run: RunConfig, role: Role, folder: Path, dtype: str | Non
         ConfigError: transformers has no class for a critic of this architecture.
     """
     model = run.roles[role].model
-    trust = model.trust_remote_code
-    config = AutoConfig.from_pretrained(model.path, trust_remote_code=trust, **model.override_config)
+    config = read_model_config(
+        model.path,
+        model.override_config,
+        trust_remote_code=model.trust_remote_code,
+        key=run.roles[role].key("model"),
+    )
     if dtype is not None:
         config.dtype = torch_dtype(dtype)
     if role == "critic":

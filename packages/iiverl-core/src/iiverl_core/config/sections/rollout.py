@@ -94,8 +94,8 @@ class RolloutConfig(Section):
     """Give the key-value cache's memory back after generating."""
     load_format: Annotated[str, only_engines("load_format")] = "dummy_dtensor"
     """Where the engine's initial weights come from; they are always replaced by the trained weights before generation."""
-    tensor_model_parallel_size: Annotated[Count, only_engines("tensor_model_parallel_size")] = 2
-    """Tensor-parallel size per engine. Default 2, or 1 if the devices per node are odd or the model does not divide."""
+    tensor_model_parallel_size: Annotated[Count, only_engines("tensor_model_parallel_size")] = 1
+    """Tensor-parallel size per engine. Default 1, or more if the weights do not fit into a device of 80 GB."""
     max_num_batched_tokens: Annotated[Count, only_engines("max_num_batched_tokens")] = 8192
     """Maximum tokens per engine step. Default at least `max_num_seqs` and, without chunked prefill, a full sequence."""
     max_model_len: Annotated[Count | None, only_engines("max_model_len")] = None

@@ -32,6 +32,8 @@ class TrainerConfig(Section):
     """Devices per machine; without GPUs, processes."""
     rollout_devices: Count | None = None
     """Additional devices that only generate; null if the training devices also generate."""
+    deterministic: bool = False
+    """Let torch, flash-attn, cuBLAS, NCCL and vLLM compute in one order on GPUs, which takes longer; on CPUs they do anyway."""
     balance_batch: bool = True
     """Balance the number of tokens among devices."""
     total_epochs: Count = 30

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from iiverl_core.config import ROLE_KEYS
 from iiverl_core.errors import ConfigError
+from iiverl_core.training.model_config import read_model_config
 
 
 def build_model(
@@ -26,15 +28,10 @@ def build_model(
     Raises:
         ConfigError: there is no causal LM, or `override_config` has a key that its configuration lacks.
     """
+    config = read_model_config(
+        path, override_config or {}, trust_remote_code=trust_remote_code, key=ROLE_KEYS["actor"].model
+    )
     try:
-        config, unused = AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code, return_unused_kwargs=True, **(override_config or {})
-        )
-        if unused:
-            names = ", ".join(sorted(unused))
-            raise ValueError(
-                f"its configuration has no {names}; correct or remove it from model.override_config"
-            )
         with torch.device(device), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
