@@ -45,7 +45,9 @@ FILTERED = (
     "algorithm.filter_groups.max_num_gen_batches=3",
     "data.gen_batch_size=4",
 )
-KINDS = {"grpo": (), "ppo": PPO, "dynamic sampling": FILTERED}
+# Three epochs of two steps, so that each checkpoint is of the last step of one.
+EPOCHS = ("data.train_files={folder}/eight.jsonl",)
+KINDS = {"grpo": (), "ppo": PPO, "dynamic sampling": FILTERED, "epochs": EPOCHS}
 
 
 class Killed(BaseException):
@@ -81,7 +83,10 @@ def test_a_resumed_run_ends_with_the_same_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = (*SAVING, *KINDS[kind], f"critic.model.path={quickstart_inputs}/model")
+    rows = (quickstart_inputs / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "eight.jsonl").write_text("".join(rows[:8]))
+    kept = (option.format(folder=tmp_path) for option in KINDS[kind])
+    options = (*SAVING, *kept, f"critic.model.path={quickstart_inputs}/model")
     train(quickstart(*options, folder="whole"))
     for step in (1, 3, STEPS):
         folder = f"killed-{step}"
