@@ -1,5 +1,6 @@
 """Fixtures that every part of the tests may use: a tokenizer and a model small enough to be made on the spot."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,17 @@ pytest_plugins = ("quickstart_fixtures",)
 # The first example of a test may import torch; how long an example takes says nothing here.
 settings.register_profile("iiverl", deadline=None)
 settings.load_profile("iiverl")
+
+
+def pytest_configure() -> None:
+    """Let processes that tests start be interrupted, even if this one is in the background or below `nohup`."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -214,4 +214,7 @@ def test_a_run_says_what_its_file_says(file: Path, asked: str | None) -> None:
     assert all(getattr(run, name) == getattr(config, name) for name in same)
     assert next(iter(run.roles)) == "actor"
     assert all(role.data_ranks == config.data_ranks(name) for name, role in run.roles.items())
-    assert all(role.default_dtype == ("fp32" if role.training else "bf16") for role in run.roles.values())
+    assert all(
+        role.default_dtype == ("fp32" if role.training and not role.model.lora_rank else "bf16")
+        for role in run.roles.values()
+    )
