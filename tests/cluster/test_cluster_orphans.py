@@ -44,11 +44,25 @@ def test_marked_processes_end_and_others_go_on(monkeypatch: pytest.MonkeyPatch) 
     lifeline = Lifeline()
     lifeline.end_marked(mark)
     marked = subprocess.Popen(["sleep", "300"], env={name: value}, start_new_session=True)
+    # A shell with the mark, whose child has lost it, as a process that overwrites its environment with its title.
+    parent = subprocess.Popen(
+        ["sh", "-c", "env -i sleep 300 & echo $!; wait"],
+        env={name: value, "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = Path("/proc") / parent.stdout.readline().strip()
     other = subprocess.Popen(["sleep", "300"], env={name: value + "0"})
     time.sleep(0.5)
     assert marked.poll() is None
     lifeline.close()
     assert marked.wait(30) == -signal.SIGKILL
+    assert parent.wait(30) == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while child.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not child.exists()
     assert other.poll() is None
     other.kill()
     other.wait()

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,7 +38,7 @@ class Lifeline:
             self._ender.wait()
 
     def end_marked(self, marker: str) -> None:
-        """Let a process end all those that have `marker`, `NAME=value`, in their environment.
+        """Let a process end all those that have `marker`, `NAME=value`, in their environment, and their descendants.
 
         They have some seconds to end by themselves. Works on Linux only, by /proc.
         """
@@ -78,22 +77,42 @@ def _wait_and_end(fd: int) -> None:
 def _wait_and_end_marked(fd: int, marker: str) -> None:
     os.read(fd, 1)
     deadline = time.monotonic() + _GRACE_S
-    while pids := list(_marked(marker.encode())):
+    known: dict[int, int] = {}
+    while known := _marked(marker.encode(), known):
         if time.monotonic() > deadline:
-            for pid in pids:
+            for pid in known:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(_LOOK_S)
 
 
-def _marked(marker: bytes) -> Iterator[int]:
-    """Yield the processes of this user with a marker in their environment; a zombie has none."""
+def _marked(marker: bytes, known: dict[int, int]) -> dict[int, int]:
+    """Return this user's processes with a marker in their environment, their descendants, and those `known` that live.
+
+    A process that changes its title may overwrite its environment, as Ray's workers do, but it is the child of one that
+    does not; once that has ended, it is only `known`. Values are the times when the processes started, by which they are
+    told from others that get their numbers.
+    """
+    parents: dict[int, int] = {}
+    started: dict[int, int] = {}
+    found: set[int] = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
+            state, parent, *fields = (process / "stat").read_text().rpartition(") ")[2].split()
+            if state == "Z":
+                continue
+            pid = int(process.name)
+            parents[pid], started[pid] = int(parent), int(fields[17])
             if marker in (process / "environ").read_bytes().split(b"\0"):
-                yield int(process.name)
+                found.add(pid)
         except OSError:  # it ended, or is somebody else's
             pass
+    found |= {pid for pid, start in known.items() if started.get(pid) == start}
+    added = found
+    while added:
+        added = {pid for pid, parent in parents.items() if parent in added} - found
+        found |= added
+    return {pid: started[pid] for pid in found}
 
 
 if __name__ == "__main__":
