@@ -108,14 +108,17 @@ def in_layout(spec: ModelSpec) -> Any:
     return MegatronBackend(spec)
 
 
-def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
-    """Sequences of which half have trained tokens anywhere, with arrays that make every part of the losses count."""
+def data(*, alike: bool = False) -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
+    """Sequences of which half have trained tokens anywhere, with arrays that make every part of the losses count.
+
+    With `alike`, those of a group have the beginning in common.
+    """
     rng = np.random.default_rng(0)
     tokens = mixed_sequences(rng, SAMPLES, 0, 320)
-    for i in range(SAMPLES):
+    for i in range(SAMPLES if alike else 0):
         first, own = tokens[i - i % GROUP].token_ids, tokens[i].token_ids
-        alike = min(len(first), len(own)) * 2 // 3
-        own[:alike] = first[:alike]
+        common = min(len(first), len(own)) * 2 // 3
+        own[:common] = first[:common]
     middles = {"advantages": 0.0, "old_log_probs": -5.8, "ref_log_probs": -5.8, "values": 0.0, "returns": 0.0}
     arrays = {
         name: [rng.normal(middle, 0.5, t.trained).astype(np.float32) for t in tokens]
@@ -124,9 +127,11 @@ def data() -> tuple[list[TokenSequence], dict[str, list[np.ndarray]]]:
     return tokens, arrays
 
 
-def batches(rank: int, size: int, sequences: int = 2, *, grouped: bool = False) -> list[MicroBatch]:
+def batches(
+    rank: int, size: int, sequences: int = 2, *, alike: bool = False, grouped: bool = False
+) -> list[MicroBatch]:
     """The micro-batches of data-parallel rank `rank` of `size`; `grouped`, they share what a group has in common."""
-    tokens, arrays = data()
+    tokens, arrays = data(alike=alike)
     sizes = [SequenceSize(len(t.token_ids)) for t in tokens]
     weights = token_weights("token-mean", [t.trained for t in tokens], max_tokens_norm=20)
     mine = micro_batches(sizes, balance(sizes, size), Packing(sequences=sequences))[rank]

@@ -144,14 +144,15 @@ def with_and_without_sharing(paths: dict[str, Path]) -> dict[str, dict[str, Any]
         place = backend.parallel_rank
         both = []
         for grouped in (False, True):
-            micro = batches(place.data_rank, place.data_size, 5, grouped=grouped)
+            micro = batches(place.data_rank, place.data_size, 5, alike=True, grouped=grouped)
             outputs = by_sample(backend.forward(micro, entropy=True), micro)
             metrics = backend.forward_backward(micro, loss_of("actor"), entropy=True)
             both.append({"outputs": outputs, "metrics": metrics, "gradient": gradients(backend)})
         columns = [
             sum(lay_out(each.sequences, "shared", CPU, each.groups).input_ids_BL.numel() for each in micro)
             for micro in (
-                batches(place.data_rank, place.data_size, 5, grouped=grouped) for grouped in (False, True)
+                batches(place.data_rank, place.data_size, 5, alike=True, grouped=grouped)
+                for grouped in (False, True)
             )
         ]
         results[name] = {"alone": both[0], "shared": both[1], "columns": columns}
