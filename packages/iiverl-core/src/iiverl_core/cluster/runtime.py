@@ -90,8 +90,12 @@ class TrainerWorker(Protocol):
         """Copy the trained models, and write the copies into `folder`, one folder per model, in the background."""
         ...
 
-    def finish_save(self, folder: Path) -> dict[str, int]:
-        """Wait for the files that `begin_save` writes, and give the size of each file in `folder`."""
+    def finish_save(self) -> None:
+        """Wait until this process has written its part of what `begin_save` writes."""
+        ...
+
+    def saved_files(self, folder: Path) -> dict[str, int]:
+        """Return the size of each file in `folder`, as seen by this machine; whole only when all have written."""
         ...
 
     def load(self, folder: Path) -> None:

@@ -145,13 +145,12 @@ class Worker(TrainerWorker):
         """See `ModelRunner.begin_save`."""
         self._runner.begin_save(folder)
 
-    def finish_save(self, folder: Path) -> dict[str, int]:
-        """Wait for the files that `begin_save` writes, and give the size of each file in `folder`.
-
-        Raises:
-            CheckpointError: a process could not write.
-        """
+    def finish_save(self) -> None:
+        """See `ModelRunner.finish_save`."""
         self._runner.finish_save()
+
+    def saved_files(self, folder: Path) -> dict[str, int]:
+        """Return the size of each file in `folder`, as seen by this machine, by its path in the folder."""
         return files_in(folder)
 
     def load(self, folder: Path) -> None:

@@ -128,8 +128,13 @@ class WorkerClient:
         self._group.run(TrainerWorker.begin_save, [(folder,)] * len(self._group.infos))
 
     def finish_save(self, folder: Path) -> dict[str, int]:
-        """Wait until all models are written; return the size of each file in `folder`, as seen by any machine."""
-        found = self._group.run(TrainerWorker.finish_save, [(folder,)] * len(self._group.infos))
+        """Wait until all models are written; return the size of each file in `folder`, as seen by any machine.
+
+        Files are counted when every process has written: before, others would see them under passing names and sizes.
+        """
+        ranks = len(self._group.infos)
+        self._group.run(TrainerWorker.finish_save, [()] * ranks)
+        found = self._group.run(TrainerWorker.saved_files, [(folder,)] * ranks)
         return {name: size for files in found for name, size in files.items()}
 
     def load(self, folder: Path) -> None:
