@@ -15,6 +15,7 @@ from iiverl_core.registry.backends import BackendInfo
 from iiverl_core.registry.engines import EngineInfo
 from iiverl_core.registry.metrics import Metric
 from iiverl_core.registry.rewards import RewardSource
+from iiverl_core.registry.rollouters import RollouterInfo
 from iiverl_core.registry.trackers import TrackerInfo
 
 ESTIMATOR = EstimatorInfo(name="quarter", summary="the same advantage for each token", code="extras.code:quarter")
@@ -23,6 +24,7 @@ LOSS = PolicyLossInfo(
     loss_agg_mode="token-sum",
 )
 ENGINE = EngineInfo(name="counting_hf", summary="hf that counts", code="extras.code:counting_engine")
+ROLLOUTER = RollouterInfo(name="one_token", summary="responses of a token", code="extras.code:OneToken")
 BACKEND = BackendInfo(name="counting_fsdp", title="Counting", summary="FSDP that counts", code="extras.code:Backend")
 SOURCE = RewardSource(name="constant", summary="the same score for all", code="extras.code:constant")
 GENERATED = Metric(name="extras/generated", unit="requests", summary="requests to the engine", code="extras.code:generated")
@@ -36,6 +38,7 @@ import torch
 
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rollout.from_config import hf_engine
+from iiverl_core.rollout.rollouter import SingleTurn
 from iiverl_fsdp.backend import FSDPBackend
 from iiverl_reward_client import Scored
 
@@ -61,6 +64,17 @@ def counting_engine(config, device):
 
     engine.submit = counted
     return engine
+
+
+class OneToken(SingleTurn):
+    def __init__(self, config, tokenizer):
+        assert tokenizer.eos_token == "<end>"
+
+    async def rollout(self, request, generate):
+        async def shorter(prompt_ids):
+            return await generate(prompt_ids, max_tokens=1)
+
+        return await super().rollout(request, shorter)
 
 
 class Backend(FSDPBackend):
@@ -108,6 +122,8 @@ quarter = extras:ESTIMATOR
 plain = extras:LOSS
 [iiverl.engines]
 counting = extras:ENGINE
+[iiverl.rollouters]
+one_token = extras:ROLLOUTER
 [iiverl.backends]
 counting = extras:BACKEND
 [iiverl.rewards]
@@ -165,6 +181,7 @@ def test_a_run_uses_one_of_each_kind(
             "actor_rollout_ref.actor.clip_ratio_low=0.125",
             "actor_rollout_ref.actor.strategy=counting_fsdp",
             "actor_rollout_ref.rollout.name=counting_hf",
+            "actor_rollout_ref.rollout.agent.default_agent_loop=one_token",
             "trainer.logger=[lines]",
         ),
     ]
@@ -187,6 +204,7 @@ def test_a_run_uses_one_of_each_kind(
     assert [record["critic/score/mean"] for record in records] == [0.75] * 3
     assert [record["critic/advantages/mean"] for record in records] == [0.25] * 3
     assert [record["actor/clip_low"] for record in records] == pytest.approx([0.125] * 3)
+    assert [record["response_length/max"] for record in records] == [1] * 3
     assert [record["extras/generated"] for record in records] == [16, 32, 48]
     assert [record["extras/updates"] for record in records] == [1, 2, 3]
     assert not any("extras/faulty" in record for record in records)

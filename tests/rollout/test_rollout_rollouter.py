@@ -38,7 +38,8 @@ class TwoTurns:
     def __init__(self) -> None:
         self.log: list[tuple[str, SampleId]] = []
 
-    async def rollout(self, prompt: Prompt, id: SampleId, generate) -> RolloutTokens:
+    async def rollout(self, request: RolloutRequest, generate) -> RolloutTokens:
+        prompt, id = request.prompt, request.id
         first = await generate(prompt.ids, max_tokens=12)
         self.log.append(("first", id))
         await asyncio.sleep(0)
@@ -140,9 +141,9 @@ def test_rollouts_finish_while_others_run(engine) -> None:
 
 def test_a_rollout_may_wait_for_something_else(engine) -> None:
     class Slow:
-        async def rollout(self, prompt, id, generate) -> RolloutTokens:
+        async def rollout(self, request, generate) -> RolloutTokens:
             await asyncio.sleep(0.02)
-            return await SingleTurn().rollout(prompt, id, generate)
+            return await SingleTurn().rollout(request, generate)
 
     assert len(list(run_rollouts(engine, Slow(), requests(2, 2), PARAMS))) == 4
 
@@ -151,14 +152,14 @@ def test_a_failure_names_the_rollout_and_cancels_the_others(engine) -> None:
     cancelled = []
 
     class Failing:
-        async def rollout(self, prompt, id, generate) -> RolloutTokens:
+        async def rollout(self, request, generate) -> RolloutTokens:
             try:
-                done = await generate(prompt.ids)
-                if id.member == 1:
+                done = await generate(request.prompt.ids)
+                if request.id.member == 1:
                     raise LookupError("the tool is gone")
-                return await SingleTurn().rollout(prompt, id, generate) if len(done.token_ids) else None
+                return await SingleTurn().rollout(request, generate) if len(done.token_ids) else None
             except asyncio.CancelledError:
-                cancelled.append(id)
+                cancelled.append(request.id)
                 raise
 
     with pytest.raises(LookupError, match="the tool is gone") as failure:
@@ -173,15 +174,16 @@ def test_a_rollout_that_gives_a_response_up_takes_its_request_along(engine) -> N
     pending = []
 
     class Impatient:
-        async def rollout(self, prompt, id, generate) -> RolloutTokens:
-            if id.member:
-                return await SingleTurn().rollout(prompt, id, generate)
-            asking = asyncio.ensure_future(generate(prompt.ids))
-            await asyncio.sleep(0)
+        async def rollout(self, request, generate) -> RolloutTokens:
+            if request.id.member:
+                return await SingleTurn().rollout(request, generate)
+            asking = asyncio.ensure_future(generate(request.prompt.ids))
+            while engine.pending < 3:
+                await asyncio.sleep(0)
             asking.cancel()
             await asyncio.wait([asking])
             pending.append(engine.pending)
-            return await SingleTurn().rollout(prompt, id, generate)
+            return await SingleTurn().rollout(request, generate)
 
     assert len(list(run_rollouts(engine, Impatient(), requests(1, 3), PARAMS))) == 3
     assert pending == [2]
@@ -205,3 +207,40 @@ def test_a_prompt_that_is_refused_names_its_rollout(engine) -> None:
         list(run_rollouts(engine, SingleTurn(), [*requests(1, 2), bad], PARAMS))
     assert failure.value.__notes__ == ["in the rollout val step 0, group 5, member 0"]
     assert engine.pending == 0
+
+
+class SlowTool:
+    """Two turns, between which a tool takes as long as `delays` says. `batches` are the ids decoded in each step."""
+
+    def __init__(self, engine, delays: list[float]) -> None:
+        self.batches: list[list[SampleId]] = []
+        self._delays, self._running = delays, []
+        submit, step = engine.submit, engine.step
+
+        def noted_submit(request, params) -> None:
+            submit(request, params)
+            self._running.append(request.id)
+
+        def noted_step():
+            self.batches.append(list(self._running))
+            done = step()
+            for each in done:
+                self._running.remove(each.request.id)
+            return done
+
+        engine.submit, engine.step = noted_submit, noted_step
+
+    async def rollout(self, request, generate) -> RolloutTokens:
+        await generate(request.prompt.ids, max_tokens=4)
+        await asyncio.sleep(self._delays[request.id.member])
+        return await SingleTurn().rollout(request, generate)
+
+
+def test_in_lockstep_what_is_decoded_together_does_not_depend_on_tools(make_model, make_engine_of) -> None:
+    path, model = make_model("qwen2")
+    batches = []
+    for delays in ([0.0, 0.01, 0.02], [0.02, 0.0, 0.01]):
+        slow = SlowTool(made := make_engine_of(path, model, override_config=ENDS), delays)
+        assert len(list(run_rollouts(made, slow, requests(2, 3), PARAMS, in_lockstep=True))) == 6
+        batches.append(slow.batches)
+    assert batches[0] == batches[1]

@@ -242,12 +242,23 @@ def _sequence_refs(
 
 
 @dataclass(frozen=True, slots=True)
+class SampledTurn(PickledByFields):
+    """A turn of a conversation that the policy wrote: its message's position, its tokens, and its reward if it has one."""
+
+    message: int
+    tokens: int
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout(PickledByFields):
     """One response with its prompt and outcome, as scorers and reports see it.
 
     `text` is the response without special tokens, `raw_text` with them. `weights_version` is the version of the weights
     that generated it, and `log_prob` the sum of the log-probs of all sampled tokens under the distribution sampled from, in
-    nats. A rollout has several sequences if its context was rewritten between turns, otherwise one.
+    nats. A rollout has several sequences if its context was rewritten between turns, otherwise one. With several turns,
+    `text` is the last one, `messages` the whole conversation, and `turns` what the policy wrote of it. A rollouter may set
+    the `outcome`; otherwise the scorer does.
     """
 
     id: SampleId
@@ -259,6 +270,8 @@ class Rollout(PickledByFields):
     log_prob: float
     sequences: tuple[SequenceRef, ...]
     outcome: Outcome | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    turns: tuple[SampledTurn, ...] = ()
 
     @property
     def prompt_length(self) -> int:

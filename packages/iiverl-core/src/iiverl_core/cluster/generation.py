@@ -12,8 +12,8 @@ from iiverl_core.rollout import (
     RolloutRequest,
     RolloutTokens,
     Sampling,
-    SingleTurn,
     make_engine,
+    make_rollouter,
     run_rollouts,
     sampling_params,
 )
@@ -33,11 +33,13 @@ class Generator:
         """Build the engine, still without weights; consecutive ranks have one together.
 
         Raises:
-            ConfigError: the engine is not installed or cannot run the model, or there is no tokenizer.
+            ConfigError: the engine is not installed or cannot run the model, there is no tokenizer, or the rollouter
+                cannot do what the configuration asks for.
         """
         self._run = run
         self._tokenizer = load_tokenizer(run)
         self._engine = make_engine(run, device)
+        self._rollouter = make_rollouter(run, self._tokenizer)
         self._is_output_rank = rank % run.engine_devices == 0
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -49,7 +51,8 @@ class Generator:
         self._engine.sleep(discard_weights=discard_weights)
 
     def close(self) -> None:
-        """End the engine, and maybe torch.distributed in this process with it; see `RolloutEngine.close`."""
+        """End the rollouter and the engine; see `RolloutEngine.close`."""
+        self._rollouter.close()
         self._engine.close()
 
     def generate(
@@ -63,7 +66,8 @@ class Generator:
         params = sampling_params(self._run, sampling)
         finished: list[RolloutTokens] = []
         last = time.monotonic()
-        for done in run_rollouts(self._engine, SingleTurn(), requests, params):
+        in_lockstep = self._run.trainer.deterministic
+        for done in run_rollouts(self._engine, self._rollouter, requests, params, in_lockstep=in_lockstep):
             if not self._is_output_rank:
                 continue
             finished.append(done)
@@ -81,7 +85,7 @@ class Generator:
         rollouts = [
             Rollout(
                 id=done.id,
-                prompt=done.prompt,
+                prompt=done.prompt.tokens_only(),
                 text=text,
                 raw_text=raw_text,
                 finish_reason=done.finish_reason,
@@ -97,6 +101,9 @@ class Generator:
                     )
                     for each in done.sequences
                 ),
+                outcome=done.outcome,
+                messages=done.messages,
+                turns=done.turns,
             )
             for done, text, raw_text in zip(finished, texts, raw_texts, strict=True)
         ]

@@ -347,7 +347,6 @@ _ROLLOUT: dict[str, Mark] = {
             "checkpoint_engine.**": NoEffect("how weights are sent depends on the devices alone"),
             "multi_turn.enable": NotYet(MULTI_TURN, (False,)),
             "multi_turn.**": NoEffect("read only with multi_turn.enable, which is not supported"),
-            "agent.default_agent_loop": NotYet(MULTI_TURN, ("single_turn_agent",)),
             "agent.agent_loop_config_path": NotYet(MULTI_TURN, (None,)),
             "agent.agent_loop_manager_class": NotYet(MULTI_TURN, (None,)),
             "agent.custom_async_server.**": NotYet(MULTI_TURN, (None,)),

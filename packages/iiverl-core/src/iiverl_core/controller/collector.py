@@ -13,11 +13,11 @@ from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet
 from iiverl_core.errors import IIVerlError
-from iiverl_core.registry import EstimatorInfo
+from iiverl_core.registry import ROLLOUTERS, EstimatorInfo
 from iiverl_core.rewards import Scorer, apply_failure_policy, check_failures, shape_overlong
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Prompt, Rollout, SampleId, Split
-from iiverl_reward_client import Outcome, Scored
+from iiverl_reward_client import Failed, Outcome, Scored
 
 MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result; more cannot be explained by a dead engine
 
@@ -119,7 +119,7 @@ class RolloutCollector:
                 greedy = self._generate(prompts, step, "baseline")
         with self.observer.timers("reward"), self.observer.phase("scoring"):
             generated = time.perf_counter()
-            outcomes = self.scorer.collect()
+            outcomes = self._outcomes((*rollouts, *greedy))
             exposed, busy = time.perf_counter() - generated, self.scorer.busy_seconds
         try:
             outcomes = self._apply_failure_policy(outcomes)
@@ -152,9 +152,14 @@ class RolloutCollector:
             part = dict(enumerate(prompts[start : start + size], start))
             generated = self._generate(part, step, "validate")
             with self.observer.phase("scoring"):
-                outcomes = self.scorer.collect()
+                outcomes = self._outcomes(generated)
             rollouts += with_outcomes(generated, self._apply_failure_policy(outcomes))
         return rollouts
+
+    def _outcomes(self, rollouts: Sequence[Rollout]) -> dict[SampleId, Outcome]:
+        """Wait for the outcomes of rollouts; those that failed on their way were not scored."""
+        failed = {rollout.id: rollout.outcome for rollout in rollouts if isinstance(rollout.outcome, Failed)}
+        return {**self.scorer.collect(), **failed}
 
     def _apply_failure_policy(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
         """Apply the configured failure policy; raises `IIVerlError` if there are too many failures."""
@@ -175,10 +180,13 @@ class RolloutCollector:
         }[sampling]
         label = {"train": "generating", "validate": "validating", "baseline": "greedy baselines"}[sampling]
         split: Split = "val" if sampling == "validate" else "train"
+        whole = ROLLOUTERS[rollout.agent.default_agent_loop].reads_rows
         seeds = {group: _seed(rollout.seed, step, sampling == "validate", group) for group in prompts}
         unfinished = [
             RolloutRequest(SampleId(split, step, group, member), prompt, seeds[group])
-            for group, prompt in [(group, each.tokens_only()) for group, each in self._longest_first(prompts)]
+            for group, prompt in [
+                (group, each if whole else each.tokens_only()) for group, each in self._longest_first(prompts)
+            ]
             for member in members
         ]
         rollouts: list[Rollout] = []
@@ -189,7 +197,8 @@ class RolloutCollector:
                 for batch in self.workers.generate(unfinished, sampling):
                     finished = [replace(each, prompt=prompts[each.id.group]) for each in batch]
                     for each in finished:
-                        self.scorer.submit(each)
+                        if not isinstance(each.outcome, Failed):
+                            self.scorer.submit(each)
                     rollouts += finished
                     done |= {each.id for each in finished}
                     phase.advance(len(finished), tokens=sum(each.response_length for each in finished))

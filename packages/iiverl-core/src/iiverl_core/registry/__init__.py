@@ -1,4 +1,5 @@
-"""Registries of everything that a run can name: algorithms, engines, backends, reward sources, metrics and trackers.
+"""Registries of everything that a run can name: algorithms, engines, rollouters, backends, reward sources, metrics and
+trackers.
 
 One module per kind, with the dataclass of its infos and the table of the built-in ones. They import neither the code
 that they name, nor torch, nor the configuration: `config/` derives its choices and checks from these tables.
@@ -20,6 +21,7 @@ from iiverl_core.registry.engines import ENGINES, EngineInfo
 from iiverl_core.registry.metrics import METRICS, Metric
 from iiverl_core.registry.registry import Info, Registry, load_code
 from iiverl_core.registry.rewards import REWARD_MODEL, REWARD_SOURCES, RewardSource
+from iiverl_core.registry.rollouters import ROLLOUTERS, RollouterInfo
 from iiverl_core.registry.trackers import TRACKERS, TrackerInfo
 
 REGISTRIES = (
@@ -28,6 +30,7 @@ REGISTRIES = (
     AGGREGATIONS,
     KL_KINDS,
     ENGINES,
+    ROLLOUTERS,
     BACKENDS,
     REWARD_SOURCES,
     METRICS,
@@ -45,6 +48,7 @@ __all__ = [
     "REGISTRIES",
     "REWARD_MODEL",
     "REWARD_SOURCES",
+    "ROLLOUTERS",
     "TRACKERS",
     "AggregationInfo",
     "AlgorithmInfo",
@@ -57,6 +61,7 @@ __all__ = [
     "PolicyLossInfo",
     "Registry",
     "RewardSource",
+    "RollouterInfo",
     "TrackerInfo",
     "load_code",
 ]

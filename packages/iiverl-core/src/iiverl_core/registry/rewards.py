@@ -16,7 +16,8 @@ class RewardSource(Info):
     """A source of scores: `code` is a function of a `RunConfig` that returns a `Scorer`.
 
     `key` enables it in a configuration: if it is set and not false or, for `MANAGER_KEY`, if its value is the source's
-    name. The source without a key is the default. A source of another package is selected by `MANAGER_KEY`.
+    name. A source without a key is the default of some
+    rollouters. A source of another package is selected by `MANAGER_KEY`.
     """
 
     key: str | None = MANAGER_KEY

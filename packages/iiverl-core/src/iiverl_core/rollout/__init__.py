@@ -1,11 +1,19 @@
 """Generation: the `RolloutEngine` protocol, its engines, `Rollouter`s and sampling. Imports no Ray."""
 
 from iiverl_core.rollout.engine import Completion, GenerationRequest, RolloutEngine, SamplingParams, generate
-from iiverl_core.rollout.from_config import Sampling, make_engine, sampling_params
-from iiverl_core.rollout.rollouter import Rollouter, RolloutRequest, RolloutTokens, SingleTurn, run_rollouts
+from iiverl_core.rollout.from_config import Sampling, make_engine, make_rollouter, sampling_params
+from iiverl_core.rollout.rollouter import (
+    Generate,
+    Rollouter,
+    RolloutRequest,
+    RolloutTokens,
+    SingleTurn,
+    run_rollouts,
+)
 
 __all__ = [
     "Completion",
+    "Generate",
     "GenerationRequest",
     "RolloutEngine",
     "RolloutRequest",
@@ -16,6 +24,7 @@ __all__ = [
     "SingleTurn",
     "generate",
     "make_engine",
+    "make_rollouter",
     "run_rollouts",
     "sampling_params",
 ]

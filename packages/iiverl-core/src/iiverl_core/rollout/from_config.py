@@ -1,15 +1,17 @@
-"""The engine and the sampling parameters of a configuration."""
+"""The engine, the rollouter and the sampling parameters of a configuration."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from iiverl_core.config import RunConfig
-from iiverl_core.registry import ENGINES
+from iiverl_core.registry import ENGINES, ROLLOUTERS
 from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
+from iiverl_core.rollout.rollouter import Rollouter, SingleTurn
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
@@ -52,6 +54,20 @@ def hf_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
         max_sequences=rollout.max_num_seqs,
         prompts_per_batch=rollout.micro_batch_size,
     )
+
+
+def make_rollouter(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter:
+    """Build the rollouter `rollout.agent.default_agent_loop`.
+
+    Raises:
+        ConfigError: its code cannot be imported, or it cannot do what the configuration asks for.
+    """
+    return ROLLOUTERS[run.rollout.agent.default_agent_loop].load()(run, tokenizer)
+
+
+def single_turn(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SingleTurn:
+    """Build the rollouter `single_turn`."""
+    return SingleTurn()
 
 
 Sampling: TypeAlias = Literal["train", "validate", "baseline"]

@@ -1,10 +1,10 @@
 """From prompts to rollouts: the `Rollouter` protocol, a single turn, and running many on one engine."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +16,15 @@ from iiverl_core.rollout.engine import (
     SamplingParams,
     check_unfinished,
 )
-from iiverl_core.samples import FinishReason, PickledByFields, Prompt, SampleId, TokenSequence
+from iiverl_core.samples import (
+    FinishReason,
+    PickledByFields,
+    Prompt,
+    SampledTurn,
+    SampleId,
+    TokenSequence,
+)
+from iiverl_reward_client import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +40,10 @@ class RolloutRequest(PickledByFields):
 class RolloutTokens:
     """A finished rollout as token arrays.
 
-    `response_ids` (R,) int64 are the tokens after the prompt, as scorers read them; `finish_reason` is why the last turn
-    ended. A rollout has one sequence, or several if its context was rewritten.
+    `response_ids` (R,) int64 is the last turn, as scorers read it; `finish_reason` is why it ended. A rollout has one
+    sequence, or several if its context was rewritten. Rollouters of several turns also give the conversation
+    (`messages`) and what the policy wrote of it (`turns`). `outcome` is the rollout's score, if its environment gives one,
+    or the failure of a rollout that could not be completed, whose sequences are not trained on.
     """
 
     id: SampleId
@@ -42,10 +52,18 @@ class RolloutTokens:
     response_ids: np.ndarray
     finish_reason: FinishReason
     weights_version: int
+    outcome: Outcome | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    turns: tuple[SampledTurn, ...] = ()
 
 
 class Generate(Protocol):
-    """Generates one response for a rollout."""
+    """Generates the responses of one rollout."""
+
+    @property
+    def weights_version(self) -> int:
+        """Version of the weights that generate."""
+        ...
 
     async def __call__(self, prompt_ids: Sequence[int], *, max_tokens: int | None = None) -> Completion:
         """Generate a response to `prompt_ids`, which hold all turns so far; `max_tokens` lowers the run's limit.
@@ -62,25 +80,41 @@ class Rollouter(Protocol):
     `generate` must depend on the responses alone.
     """
 
-    async def rollout(self, prompt: Prompt, id: SampleId, generate: Generate) -> RolloutTokens:
-        """Make one rollout; many run concurrently, so await everything that takes long."""
+    async def rollout(self, request: RolloutRequest, generate: Generate) -> RolloutTokens:
+        """Make one rollout; many run concurrently, so await everything that takes long.
+
+        What the user's code does wrong is the `outcome` of a rollout; an exception is a bug and ends the run.
+        """
+        ...
+
+    def close(self) -> None:
+        """End everything that was started for rollouts."""
         ...
 
 
 class SingleTurn:
     """One response to the prompt. Implements `Rollouter`."""
 
-    async def rollout(self, prompt: Prompt, id: SampleId, generate: Generate) -> RolloutTokens:
+    async def rollout(self, request: RolloutRequest, generate: Generate) -> RolloutTokens:
         """See `Rollouter.rollout`; every token of the response is trained on."""
+        prompt = request.prompt
         done = await generate(prompt.ids)
         sequence = TokenSequence.single_turn(prompt.ids, done.token_ids, done.log_probs, done.kept)
         return RolloutTokens(
-            id, prompt, (sequence,), done.token_ids, done.finish_reason, done.weights_version
+            request.id, prompt, (sequence,), done.token_ids, done.finish_reason, done.weights_version
         )
+
+    def close(self) -> None:
+        """See `Rollouter.close`."""
 
 
 def run_rollouts(
-    engine: RolloutEngine, rollouter: Rollouter, requests: Sequence[RolloutRequest], params: SamplingParams
+    engine: RolloutEngine,
+    rollouter: Rollouter,
+    requests: Sequence[RolloutRequest],
+    params: SamplingParams,
+    *,
+    in_lockstep: bool = False,
 ) -> Iterator[RolloutTokens]:
     """Run rollouts concurrently on one engine, in this thread, and yield each as it finishes.
 
@@ -88,12 +122,15 @@ def run_rollouts(
     are submitted before the first step. If anything fails or the iterator is closed, every rollout is cancelled and its
     requests are dropped.
 
+    With `in_lockstep`, the engine advances only when every rollout waits for it, and for nothing else. So the responses
+    that are decoded together do not depend on how long anything else takes.
+
     Raises:
         RuntimeError: the engine has no weights; or requests were dropped, by an update of the weights or `sleep`,
             before their rollouts were taken.
         Exception: what a rollouter raises, with a note that names the rollout.
     """
-    runner = _Runner(engine, params)
+    runner = _Runner(engine, params, in_lockstep)
     try:
         runner.start(rollouter, requests)
         yield from runner.run()
@@ -104,19 +141,20 @@ def run_rollouts(
 class _Runner:
     """The event loop that rollouts share, and their requests. The loop runs only between two yields."""
 
-    def __init__(self, engine: RolloutEngine, params: SamplingParams) -> None:
-        self._engine, self._params, self._version = engine, params, engine.weights_version
+    def __init__(self, engine: RolloutEngine, params: SamplingParams, in_lockstep: bool) -> None:
+        self._engine, self._params, self.version = engine, params, engine.weights_version
+        self._in_lockstep = in_lockstep
         self._loop = asyncio.new_event_loop()
         self._progress = asyncio.Event()  # a rollout finished, or a request was submitted
         self._rollouts: dict[asyncio.Task[RolloutTokens], SampleId] = {}
         self._finished: list[asyncio.Task[RolloutTokens]] = []
+        self._queued: list[_Queued] = []
         self._responses: dict[GenerationRequest, asyncio.Future[Completion]] = {}
 
     def start(self, rollouter: Rollouter, requests: Sequence[RolloutRequest]) -> None:
-        for request in requests:
-            task = self._loop.create_task(
-                rollouter.rollout(request.prompt, request.id, self._generate_for(request))
-            )
+        for position, request in enumerate(requests):
+            generate = _Generate(self, request, position)
+            task = self._loop.create_task(rollouter.rollout(request, generate))
             task.add_done_callback(self._finish)
             self._rollouts[task] = request.id
 
@@ -127,8 +165,9 @@ class _Runner:
             finished, self._finished = self._finished, []
             for task in finished:
                 yield self._result(task)
-            if self._responses:
-                check_unfinished(self._engine, len(self._responses), self._version)
+            if self._may_step():
+                self._submit()
+                check_unfinished(self._engine, len(self._responses), self.version)
                 activity.advance()
                 for done in self._engine.step():
                     response = self._responses.pop(done.request)
@@ -149,27 +188,36 @@ class _Runner:
         finally:
             self._loop.close()
 
-    def _generate_for(self, rollout: RolloutRequest) -> Generate:
-        turns = 0
+    async def generate(self, request: GenerationRequest, position: int, max_tokens: int | None) -> Completion:
+        """Queue a request of the rollout at `position`, and await its response."""
+        limit = self._params.max_tokens if max_tokens is None else min(max_tokens, self._params.max_tokens)
+        response: asyncio.Future[Completion] = self._loop.create_future()
+        self._queued.append(_Queued(position, request, limit, response))
+        self._progress.set()
+        try:
+            return await response
+        except asyncio.CancelledError:
+            self._queued = [each for each in self._queued if each.request is not request]
+            if self._responses.pop(request, None) is not None:
+                self._engine.abort({request})
+            raise
 
-        async def generate(prompt_ids: Sequence[int], *, max_tokens: int | None = None) -> Completion:
-            nonlocal turns
-            request = GenerationRequest(rollout.id, prompt_ids, turn_seed(rollout.seed, turns))
-            turns += 1
-            limit = (
-                self._params.max_tokens if max_tokens is None else min(max_tokens, self._params.max_tokens)
-            )
-            self._engine.submit(request, replace(self._params, max_tokens=limit))
-            response = self._responses[request] = self._loop.create_future()
-            self._progress.set()
+    def _may_step(self) -> bool:
+        if not self._in_lockstep:
+            return bool(self._responses or self._queued)
+        waiting = {request.id for request in self._responses} | {each.request.id for each in self._queued}
+        return bool(waiting) and len(waiting) == len(self._rollouts)
+
+    def _submit(self) -> None:
+        """Submit what is queued, in the order of the rollouts, which does not depend on what they waited for."""
+        queued, self._queued = sorted(self._queued, key=lambda each: each.position), []
+        for each in queued:
             try:
-                return await response
-            except asyncio.CancelledError:
-                if self._responses.pop(request, None) is not None:
-                    self._engine.abort({request})
-                raise
-
-        return generate
+                self._engine.submit(each.request, replace(self._params, max_tokens=each.max_tokens))
+            except (ValueError, RuntimeError) as error:
+                each.response.set_exception(error)
+            else:
+                self._responses[each.request] = each.response
 
     def _finish(self, task: asyncio.Task[RolloutTokens]) -> None:
         self._finished.append(task)
@@ -182,6 +230,32 @@ class _Runner:
         except BaseException as error:
             error.add_note(f"in the rollout {id}")
             raise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Queued:
+    """A request that the engine gets before its next step."""
+
+    position: int
+    request: GenerationRequest
+    max_tokens: int
+    response: asyncio.Future[Completion]
+
+
+class _Generate:
+    """Implements `Generate` for the rollout at `position`; each of its requests has a seed of its own."""
+
+    def __init__(self, runner: _Runner, rollout: RolloutRequest, position: int) -> None:
+        self._runner, self._rollout, self._position = runner, rollout, position
+        self._turns = 0
+        self.weights_version = runner.version
+
+    async def __call__(self, prompt_ids: Sequence[int], *, max_tokens: int | None = None) -> Completion:
+        """See `Generate.__call__`."""
+        seed = turn_seed(self._rollout.seed, self._turns)
+        self._turns += 1
+        request = GenerationRequest(self._rollout.id, prompt_ids, seed)
+        return await self._runner.generate(request, self._position, max_tokens)
 
 
 def turn_seed(seed: int, turn: int) -> int:

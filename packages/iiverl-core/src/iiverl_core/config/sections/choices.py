@@ -17,6 +17,7 @@ from iiverl_core.registry import (
     ESTIMATORS,
     KL_KINDS,
     POLICY_LOSSES,
+    ROLLOUTERS,
     TRACKERS,
     AlgorithmInfo,
     Registry,
@@ -66,6 +67,7 @@ LossAggMode: TypeAlias = Annotated[str, OneOf(AGGREGATIONS)]
 KLKind: TypeAlias = Annotated[str, OneOf(KL_KINDS, suffix=UNBIASED)]
 Strategy: TypeAlias = Annotated[str, OneOf(BACKENDS)]
 EngineName: TypeAlias = Annotated[str, OneOf(ENGINES)]
+RollouterName: TypeAlias = Annotated[str, OneOf(ROLLOUTERS)]
 Logger: TypeAlias = Annotated[str, OneOf(TRACKERS)]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from iiverl_core.config.sections.choices import EngineName, only_engines
+from iiverl_core.config.sections.choices import EngineName, RollouterName, only_engines
 from iiverl_core.config.sections.section import (
     Count,
     Dtype,
@@ -51,6 +51,13 @@ class EngineKwargs(Section):
 
     vllm: Annotated[dict[str, Any], only_engines("engine_kwargs.vllm")] = Field(default={})
     """Arguments of `vllm.LLM` that have no key of their own."""
+
+
+class AgentConfig(Section):
+    """The way from a prompt to a rollout."""
+
+    default_agent_loop: RollouterName = "single_turn"
+    """Rollouter: `single_turn` (one response), or one of an installed package."""
 
 
 class RolloutConfig(Section):
@@ -111,6 +118,7 @@ class RolloutConfig(Section):
     update_weights_bucket_megabytes: Count = 512
     """Size of a bucket of weights in a weight sync, in MiB: the additional memory that it needs."""
     engine_kwargs: EngineKwargs = EngineKwargs()
+    agent: AgentConfig = AgentConfig()
     calculate_log_probs: Annotated[bool, NoEffect("log-probs of the sampled tokens are always kept")] = False
     """Keep the log-prob of each sampled token."""
     log_prob_micro_batch_size: Count | None = None

@@ -14,7 +14,15 @@ from iiverl_core.config.sections.rewards import CustomRewardFunctionConfig, Rewa
 from iiverl_core.config.sections.rollout import RolloutConfig
 from iiverl_core.config.sections.section import NotYet, Section
 from iiverl_core.config.sections.trainer import TrainerConfig
-from iiverl_core.registry import BACKENDS, ENGINES, ESTIMATORS, REWARD_MODEL, REWARD_SOURCES, RewardSource
+from iiverl_core.registry import (
+    BACKENDS,
+    ENGINES,
+    ESTIMATORS,
+    REWARD_MODEL,
+    REWARD_SOURCES,
+    ROLLOUTERS,
+    RewardSource,
+)
 from iiverl_core.registry.rewards import MANAGER_KEY
 
 
@@ -76,7 +84,8 @@ class Config(Section):
         """The reward source beside a reward model; None if a reward model is the only one."""
         asked = self.reward_sources
         if not asked:
-            return next(source for source in REWARD_SOURCES.values() if source.key is None)
+            loop = self.actor_rollout_ref.rollout.agent.default_agent_loop
+            return REWARD_SOURCES[ROLLOUTERS[loop].reward_source]
         return next((source for source in asked if source is not REWARD_MODEL), None)
 
     def _asks_for(self, source: RewardSource) -> bool:

@@ -1,0 +1,39 @@
+"""The rollouters: the ways from a prompt to a rollout, which verl calls agent loops.
+
+Packages add theirs under the entry-point group `iiverl.rollouters`.
+"""
+
+from dataclasses import dataclass
+
+from iiverl_core.registry.registry import Info, Registry
+
+GROUP = "iiverl.rollouters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollouterInfo(Info):
+    """A rollouter: `code` is a function of a `RunConfig` and the run's tokenizer that returns a `Rollouter`.
+
+    `reads` names the keys of the section `rollout` that this rollouter reads but not all do. With `reads_rows`, its
+    requests have the prompt's text, messages and columns; otherwise only its tokens. `reward_source` is the reward
+    source of a run that configures none.
+    """
+
+    reads: tuple[str, ...] = ()
+    reads_rows: bool = False
+    reward_source: str = "rules"
+
+
+ROLLOUTERS = Registry(
+    "rollouter",
+    GROUP,
+    RollouterInfo,
+    (
+        RollouterInfo(
+            name="single_turn",
+            aliases=("single_turn_agent",),
+            summary="one response to each prompt",
+            code="iiverl_core.rollout.from_config:single_turn",
+        ),
+    ),
+)
