@@ -1,22 +1,17 @@
 """A process that calls a user's reward function.
 
 A process can be stopped during a call, and what it does with signals, threads and output is its own. It imports neither
-torch nor the rest of iiverl, unless the user's file does. `rewards/function_pool.py` starts it as
-`python -c "from iiverl_core.reward_process import main; main(…)"` and writes one pickled `Setup` and then `Call`s to its
-standard input; each is answered by a `Reply` on its standard output, in any order. Messages are preceded by their length
-in 8 bytes. The user's code reads nothing, and all that it prints goes to standard error.
+torch nor the rest of iiverl, unless the user's file does. `rewards/function_pool.py` starts it as a `UserProcess` and
+sends one `Setup` and then `Call`s; each is answered by a `Reply`, in any order.
 """
 
 import asyncio
 import inspect
 import math
 import mmap
-import os
 import pickle
-import random
 import struct
 import sys
-import zlib
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -25,19 +20,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iiverl_core.errors import ConfigError
-from iiverl_core.orphans import end_with
 from iiverl_core.python_files import find_callable, load_file, repr_with_type, short_repr, user_traceback
+from iiverl_core.user_process import (
+    USER_ERRORS,
+    begin,
+    bound_output,
+    mark_running,
+    read_message,
+    seed_random,
+    write_answer,
+)
 
 MAX_SCORE = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
 """Largest score: advantages are computed in fp32, in which a larger one is infinite."""
 
-LENGTH = struct.Struct("<q")
 ASYNC_CALLS = 64
 """Calls of a coroutine function that one process awaits side by side."""
-MAX_OUTPUT_BYTES = 64 * 2**20
-
-# Exceptions of user code that must not end the program.
-USER_ERRORS = (Exception, SystemExit, asyncio.CancelledError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,50 +121,40 @@ def name_of(function: Callable[..., Any], path: Path) -> str:
     return f"{getattr(function, '__name__', type(function).__name__)} in {path}"
 
 
-def running_call(shared: mmap.mmap) -> int:
-    """Return the id of the call whose code a process is running; 0 if it runs none, or waits."""
-    return LENGTH.unpack_from(shared)[0]
-
-
 def main(lifeline_fd: int, shared_fd: int) -> None:
     """Answer calls until the process that started this one is gone."""
-    end_with(lifeline_fd)
-    requests, replies = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
-    setup: Setup = pickle.loads(_read(requests) or b"")
+    requests, replies, shared = begin(lifeline_fd, shared_fd)
+    setup: Setup = read_message(requests)
     sys.path[:] = setup.search_path
     try:
         path, module = load_file(setup.path, "custom_reward_function.path")
         function = find_callable(path, module, setup.name, "custom_reward_function.name")
     except ConfigError as error:
-        _write(replies, Reply(0, "function", str(error)))
+        write_answer(replies, Reply(0, "function", str(error)))
         return
-    caller = _Caller(function, path, setup, mmap.mmap(shared_fd, LENGTH.size))
+    caller = _Caller(function, path, setup, shared)
     if caller.is_async:
-        _write(replies, Reply(0, calls=ASYNC_CALLS))
+        write_answer(replies, Reply(0, calls=ASYNC_CALLS))
         asyncio.run(_answer_side_by_side(caller, requests, replies))
     else:
-        _write(replies, Reply(0))
+        write_answer(replies, Reply(0))
         with asyncio.Runner() as runner:
-            while (message := _read(requests)) is not None:
-                _write(replies, caller.call(pickle.loads(message), runner))
+            while (call := read_message(requests)) is not None:
+                write_answer(replies, caller.call(call, runner))
 
 
 async def _answer_side_by_side(caller: "_Caller", requests: int, replies: int) -> None:
     ended, tasks = asyncio.Event(), set[asyncio.Task[None]]()
 
     async def answer(call: Call) -> None:
-        _write(replies, await caller.call_async(call))
+        write_answer(replies, await caller.call_async(call))
 
     def accept() -> None:
-        message = _read(requests)
-        if message is None:
+        call = read_message(requests)
+        if call is None:
             ended.set()
             return
-        task = asyncio.create_task(answer(pickle.loads(message)))
+        task = asyncio.create_task(answer(call))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -194,7 +182,7 @@ class _Caller:
             return Reply(call.id, "function", user_traceback(error, self._path))
         finally:
             self._mark(0)
-            _bound_output()
+            bound_output()
 
     async def call_async(self, call: Call) -> Reply:
         """Call a coroutine function within the time limit."""
@@ -208,14 +196,14 @@ class _Caller:
                 return Reply(call.id, "timeout")
             return Reply(call.id, "function", user_traceback(error, self._path))
         finally:
-            _bound_output()
+            bound_output()
 
     def _begin(self, call: Call) -> Any:
-        _seed(call.seed)
+        seed_random(call.seed)
         return self._function(**call.arguments, **self._setup.kwargs)
 
     def _mark(self, id: int) -> None:
-        LENGTH.pack_into(self._shared, 0, id)
+        mark_running(self._shared, id)
 
     def _reply(self, id: int, returned: Any) -> Reply:
         try:
@@ -285,16 +273,6 @@ def _only_element(value: Any) -> Any:
     return item if isinstance(item, Real | Decimal) else None
 
 
-def _seed(seed: str) -> None:
-    """Seed the global random numbers, so that they do not depend on which process makes a call, nor on earlier calls."""
-    random.seed(seed)
-    number = zlib.crc32(seed.encode())
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(number)
-    if torch := sys.modules.get("torch"):
-        torch.manual_seed(number)
-
-
 def _pickled(info: dict[str, Any]) -> bytes:
     """Pickle what a function returned beside numbers; what cannot be pickled becomes text."""
     try:
@@ -311,43 +289,5 @@ def _picklable(value: Any) -> Any:
     return value
 
 
-def _bound_output() -> None:
-    """Drop further output once the file that it goes to is large."""
-    if os.fstat(1).st_size > MAX_OUTPUT_BYTES:
-        os.write(1, b"\nFurther output is dropped.\n")
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
-        os.close(nothing)
-
-
 async def _awaited(returned: Awaitable[Any]) -> Any:
     return await returned
-
-
-def _read(fd: int) -> bytes | None:
-    """Read a message; None at the end."""
-    head = _read_bytes(fd, LENGTH.size)
-    return head and _read_bytes(fd, LENGTH.unpack(head)[0])
-
-
-def _read_bytes(fd: int, size: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < size:
-        part = os.read(fd, min(size - len(parts), 2**20))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
-
-
-def _write(fd: int, reply: Reply) -> None:
-    message = memoryview(framed(reply))
-    while message:
-        message = message[os.write(fd, message) :]
-
-
-def framed(value: Any) -> bytes:
-    """Pickle a message, preceded by its length."""
-    message = pickle.dumps(value)
-    return LENGTH.pack(len(message)) + message

@@ -19,8 +19,9 @@ from iiverl_core.python_files import (
     load_file,
     user_traceback,
 )
-from iiverl_core.reward_process import USER_ERRORS, ReturnError, not_a_score, parts_of_return
+from iiverl_core.reward_process import ReturnError, not_a_score, parts_of_return
 from iiverl_core.samples import Rollout
+from iiverl_core.user_process import USER_ERRORS
 from iiverl_reward_client import Failed, Outcome, Scored
 
 _SIGNALS = (

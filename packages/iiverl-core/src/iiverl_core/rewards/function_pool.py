@@ -2,26 +2,24 @@
 
 import asyncio
 import logging
-import mmap
 import os
 import pickle
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from iiverl_core.config import CustomRewardFunctionConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.orphans import Lifeline
-from iiverl_core.reward_process import LENGTH, Call, Reply, Setup, framed, running_call
+from iiverl_core.reward_process import Call, Reply, Setup
 from iiverl_core.rewards.custom import arguments_of
 from iiverl_core.rewards.threads import ThreadScorer
 from iiverl_core.samples import Rollout, SampleId
+from iiverl_core.user_process import EndedError, UserProcess
 from iiverl_reward_client import Failed, FailureKind, Outcome, Scored
 
 logger = logging.getLogger(__name__)
@@ -132,10 +130,10 @@ class FunctionPool(ThreadScorer):
         began = time.monotonic()
         with self._output.open("ab") as output:
             await process.start(self._lifeline.fd, output)
-        self._tasks.create_task(process.read_replies())
+        self._tasks.create_task(process.read_answers())
         try:
             ready = await process.ask(0, self._setup)
-        except _EndedError:
+        except EndedError:
             raise ConfigError(
                 f"custom_reward_function.path: importing {self._setup.path} {process.how}"
             ) from None
@@ -155,7 +153,7 @@ class FunctionPool(ThreadScorer):
         call = Call(process.last_id, str(rollout.id), arguments_of(rollout))
         try:
             reply = await self._reply(process, call)
-        except _EndedError:
+        except EndedError:
             if process in self._processes:
                 self._processes.remove(process)
                 self._start_one()
@@ -178,7 +176,7 @@ class FunctionPool(ThreadScorer):
         """Await the reply to a call, and kill the process if that takes too long and no other call is to blame.
 
         Raises:
-            _EndedError: the process ended.
+            EndedError: the process ended.
         """
         asked = asyncio.ensure_future(process.ask(call.id, call))
         limit = self._setup.timeout_s + (_GRACE_S if process.is_async else 0)
@@ -216,10 +214,6 @@ def process_count(workers: int | None, is_async: bool) -> int:
     return 1 if is_async else min(MOST_PROCESSES, _processors())
 
 
-class _EndedError(Exception):
-    """The process ended before its reply."""
-
-
 @dataclass(slots=True)
 class _Request:
     """A rollout that waits for its outcome, and how often its process ended without telling why."""
@@ -230,94 +224,12 @@ class _Request:
     began: float | None = None
 
 
-class _Process:
-    """A process that calls the function: `ask` sends it a message and awaits the reply."""
+class _Process(UserProcess):
+    """A process that calls the function."""
 
     def __init__(self) -> None:
+        super().__init__("iiverl_core.reward_process")
         self.is_async = False
-        self.last_id = 0
-        self.how = ""
-        self.problem: FailureKind = "function"
-        self._process: asyncio.subprocess.Process | None = None
-        self._replies: dict[int, asyncio.Future[Reply]] = {}
-        with tempfile.TemporaryFile() as file:
-            file.truncate(LENGTH.size)
-            self._shared_fd = os.dup(file.fileno())
-        self._shared = mmap.mmap(self._shared_fd, LENGTH.size)
-
-    async def start(self, lifeline_fd: int, output: IO[bytes]) -> None:
-        """Start the process, which ends when `lifeline_fd` does; what it prints goes to `output`."""
-        fds = lifeline_fd, self._shared_fd
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                f"from iiverl_core.reward_process import main; main(*{fds})",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=output,
-                pass_fds=fds,
-                # Else the order of sets, and so perhaps a score, would differ between processes.
-                env={"PYTHONHASHSEED": "0", **os.environ},
-                start_new_session=True,  # Ctrl-C reaches the run only, and a group can be killed as one
-            )
-        finally:
-            os.close(self._shared_fd)
-
-    @property
-    def running(self) -> int:
-        """The id of the call whose code runs or was running at the end; 0 if none is."""
-        return running_call(self._shared)
-
-    async def ask(self, id: int, message: Any) -> Reply:
-        """Send a message and return the reply; raises `_EndedError`."""
-        if self.how or self._process is None or self._process.stdin is None:
-            raise _EndedError
-        self._replies[id] = asyncio.get_running_loop().create_future()
-        with suppress(ConnectionError):  # `read_replies` notices the end
-            self._process.stdin.write(framed(message))
-            await self._process.stdin.drain()
-        try:
-            return await self._replies[id]
-        finally:
-            del self._replies[id]
-
-    async def read_replies(self) -> None:
-        """Pass on replies until the process ends."""
-        assert self._process is not None and self._process.stdout is not None
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                (length,) = LENGTH.unpack(await self._process.stdout.readexactly(LENGTH.size))
-                reply: Reply = pickle.loads(await self._process.stdout.readexactly(length))
-                if (future := self._replies.get(reply.id)) and not future.done():
-                    future.set_result(reply)
-        code = await self._process.wait()
-        if self.problem != "timeout":
-            self.how = f"ended its process ({_cause(code)})"
-        self._end_group()  # what it may have started
-        for future in self._replies.values():
-            if not future.done():
-                future.set_exception(_EndedError())
-
-    def kill(self, problem: FailureKind) -> None:
-        """End the process and all that it started."""
-        self.problem = problem
-        self._end_group()
-
-    async def close(self) -> None:
-        """End the process and wait until it has ended."""
-        self._end_group()
-        if self._process is not None:
-            await self._process.wait()
-
-    def _end_group(self) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def _cause(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
 
 
 def _processors() -> int:
