@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -106,11 +107,11 @@ def test_an_engine_killed_while_weights_arrive_has_them_when_it_is_back(
     update = ray_engines.RayEngines.update_weights
     deaths = []
 
-    def disturbed(self, version: int) -> None:
+    def disturbed(self, version: int, *, verify: bool) -> Any:
         if version == 1 and not deaths:
             deaths.append(0)
             killed(self, 0)
-        update(self, version)
+        return update(self, version, verify=verify)
 
     monkeypatch.setattr(ray_engines.RayEngines, "update_weights", disturbed)
     train(quickstart("trainer.rollout_devices=1", runtime="ray"))

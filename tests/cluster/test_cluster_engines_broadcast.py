@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -47,10 +48,10 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         update, next_bucket = ray_engines.RayEngines.update_weights, ray_engines.RayEngines._next_bucket
         chance, deaths, due = random.Random(0), [], []
 
-        def armed(self, version: int) -> None:
+        def armed(self, version: int, *, verify: bool) -> Any:
             if version in versions:
                 due.append(chance.randrange(1, 4))  # the bucket at which it dies
-            update(self, version)
+            return update(self, version, verify=verify)
 
         def disturbed(self):
             bucket = next_bucket(self)

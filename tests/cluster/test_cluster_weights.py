@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from iiverl_core.cluster.messages import ReceivedWeights
 from iiverl_core.cluster.store import LocalStore, Store, open_all
 from iiverl_core.cluster.weight_sync import StreamedUpdate, WeightReceiver, WeightSender
 from iiverl_core.cluster.weight_transport import (
@@ -66,20 +67,21 @@ def test_weights_that_are_sent_arrive(sizes: list[tuple[int, torch.dtype]], buck
     weights = {f"w{i}": (torch.arange(n) - i).to(dtype).reshape(1, n) for i, (n, dtype) in enumerate(sizes)}
     got: dict[str, torch.Tensor] = {}
 
-    def update(received: Iterable[tuple[str, Tensor]], version: int) -> None:
-        assert version == 7
+    def update(received: Iterable[tuple[str, Tensor]], version: int, verify: bool) -> ReceivedWeights:
+        assert version == 7 and verify
         for name, value in received:
             assert name not in got
             got[name] = value
+        return ReceivedWeights(len(got), {})
 
     sender = sender_of(weights.items(), StoreTransport())
     receiver = WeightReceiver(0, STORE, CPU, update)
-    receiver.begin(7, StoreTransport())
+    receiver.begin(7, True, StoreTransport())
     while (bucket := sender.next_bucket(bucket_bytes)) is not None:
         values = [each.tensor() for each in open_all(STORE, [bucket])[0]]
         assert sum(value.nbytes for value in values[:-1]) < bucket_bytes
         assert receiver.load(bucket) is None
-    receiver.finish()
+    assert receiver.finish().nbytes == len(weights)
     assert list(got) == list(weights)
     for name, value in weights.items():
         assert got[name].dtype == value.dtype and torch.equal(got[name], value)

@@ -49,8 +49,9 @@ class Workers:
             sequence = SequenceRef(request.id, Handle(None), 2 + trained, trained)
             yield [Rollout(request.id, request.prompt, "r", "r", "stop", self.version, -1.0, (sequence,))]
 
-    def update_rollout_weights(self, version: int) -> None:
+    def update_rollout_weights(self, version: int) -> int:
         self.version = version
+        return 0
 
     def sleep(self, *, discard_weights: bool) -> None: ...
 

@@ -12,7 +12,13 @@ MISSING = ("torch", "ray", "transformers")
 def test_a_step_needs_neither_torch_nor_ray() -> None:
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["evaluate", "advantages", "update", "update_rollout_weights"]
+    assert done.stdout.split() == [
+        "evaluate",
+        "advantages",
+        "update",
+        "update_rollout_weights",
+        "weight_digests",
+    ]
 
 
 class Worker:
@@ -49,7 +55,13 @@ class Worker:
 
     def sleep(self, discard_weights): ...
 
-    def update_rollout_weights(self, version): ...
+    def update_rollout_weights(self, version, verify):
+        from iiverl_core.cluster.messages import ReceivedWeights
+
+        return ReceivedWeights(0, {"weight": version})
+
+    def weight_digests(self) -> dict[str, int]:
+        return {"weight": 1}
 
     def memory(self) -> dict[str, int]:
         return {"cpu_memory_used": 1}

@@ -171,7 +171,7 @@ def make_vllm_of(make_model) -> Iterator[Callable[..., "VLLMEngine"]]:
     def make(name: str, dtype: str = "float32") -> VLLMEngine:
         if (name, dtype) not in started:
             arguments = {"model": str(make_model(name)[0]), **VLLM_ARGUMENTS, **FIXED, "dtype": dtype}
-            started[name, dtype] = VLLMEngine(arguments, verify_weights=True, bucket_bytes=2**14)
+            started[name, dtype] = VLLMEngine(arguments, bucket_bytes=2**14)
         return started[name, dtype]
 
     yield make

@@ -25,7 +25,7 @@ from iiverl_core.samples import Prompt, SampleId
 
 group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).run)
 try:
-    group.run(Worker.update_rollout_weights, [(0,)])
+    group.run(Worker.update_rollout_weights, [(0, True)])
     prompts = [Prompt(i, (1, 2, 3), "") for i in range(20)]
     requests = [
         RolloutRequest(SampleId("train", 1, i, m), prompt, seed=i) for i, prompt in enumerate(prompts) for m in range(4)

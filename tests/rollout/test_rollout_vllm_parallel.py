@@ -70,7 +70,7 @@ def engine_over_two(path: Path, dtype: str = "float32") -> "VLLMEngine":
         "kv_cache_memory_bytes": 2**25,
         "seed": 0,
     }
-    engine = VLLMEngine(arguments | FIXED | OVER_DEVICES, verify_weights=True, bucket_bytes=2**14)
+    engine = VLLMEngine(arguments | FIXED | OVER_DEVICES, bucket_bytes=2**14)
     kept.append(engine)
     return engine
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from torch import Tensor
 
+from iiverl_core.errors import WeightMismatchError
 from iiverl_core.rollout import GenerationRequest, SamplingParams
 from rollout.responses import ask, group, respond
 
@@ -225,7 +226,9 @@ class TestVerification:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model, "load_weights", corrupting)
-            with pytest.raises(RuntimeError, match=rf"1 of \d+ weights did not arrive .* given: {name}\. "):
+            with pytest.raises(
+                WeightMismatchError, match=rf"1 of \d+ weights did not arrive .* given: {name}\. "
+            ):
                 engine.update_weights(weights.items(), 2)
         assert engine.weights_version == -1
 
@@ -239,7 +242,7 @@ class TestVerification:
         other = {name: weight + 0.1 for name, weight in weights.items()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model, "load_weights", lambda bucket: None)
-            with pytest.raises(RuntimeError, match="did not arrive"):
+            with pytest.raises(WeightMismatchError, match="did not arrive"):
                 engine.update_weights(other.items(), 2)
 
     def test_a_tied_head_that_keeps_its_old_copy_shows(self, make_model, make_vllm_of) -> None:
@@ -249,18 +252,16 @@ class TestVerification:
         weights = {name: weight + 0.1 for name, weight in make_model("llama-wide-tied")[1].named_parameters()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(transfer, "_repack_tied", lambda model: None)
-            with pytest.raises(RuntimeError, match=rf"1 of \d+ .* given: {EMBEDDING}\. "):
+            with pytest.raises(WeightMismatchError, match=rf"1 of \d+ .* given: {EMBEDDING}\. "):
                 engine.update_weights(weights.items(), 2)
 
-    def test_only_the_first_update_is_verified_unless_asked(self, engine, weights) -> None:
+    def test_an_update_is_verified_if_asked_for(self, engine, weights) -> None:
         calls = []
         compare = engine._compare
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "_compare", lambda given: (calls.append(len(given)), compare(given)))
-            patch.setattr(engine, "_verify", False)
-            patch.setattr(engine, "_verified_once", False)
             for version in range(3):
-                engine.update_weights(weights.items(), version)
+                engine.update_weights(weights.items(), version, verify=version == 1)
         assert calls == [len(weights)]
 
 

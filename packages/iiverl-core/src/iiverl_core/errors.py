@@ -21,6 +21,10 @@ class NonFiniteError(IIVerlError):
     """A model or its training has produced NaN or infinity, with which the run cannot continue."""
 
 
+class WeightMismatchError(IIVerlError):
+    """An engine has other weights than those that the trainer computes with, so its responses are another policy's."""
+
+
 class DataError(IIVerlError):
     """A dataset cannot be read, or its rows are not what a run needs."""
 

@@ -1,6 +1,6 @@
 """The FSDP2 backend: forward, backward, clip, step, and weights by name."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
 from iiverl_core.training.adapter import (
     adapted_layers,
+    checked_merges,
     is_adapter,
     merge_adapter,
     merge_saved,
@@ -93,19 +94,24 @@ class FSDPBackend:
 
     def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_weights`. Tied weights come once; saved buffers are included."""
+        dtypes = {name: dtype or parameter.dtype for name, parameter in self._model.named_parameters()}
+        for name, weight in checked_merges(self._model, self._merged(dtypes), self._full):
+            yield from split_joined(self._model, name, weight.to(dtypes[name]))
         saved = self._model.state_dict().keys()
+        for name, buffer in self._model.named_buffers():
+            if name in saved:
+                yield from self._whole(name, buffer.detach())
+
+    def _merged(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+        """Yield full parameters without adapters, which are merged in fp32 or wider; convert others before they are gathered."""
         layers = {f"{name}.weight": layer for name, layer in adapted_layers(self._model).items()}
         for name, parameter in self._model.named_parameters():
             if name in layers:
                 layer = layers[name]
-                parts = (layer.weight, layer.lora_A.weight, layer.lora_B.weight)
-                merged = merge_adapter(*(self._full(part.detach()) for part in parts), layer.scale)
-                yield from split_joined(self._model, name, merged.to(dtype or parameter.dtype))
+                a, b = (self._full(each.weight.detach()) for each in (layer.lora_A, layer.lora_B))
+                yield name, merge_adapter(self._full(parameter.detach()), a, b, layer.scale)
             elif not is_adapter(name):
-                yield from self._whole(name, parameter.detach().to(dtype or parameter.dtype))
-        for name, buffer in self._model.named_buffers():
-            if name in saved:
-                yield from self._whole(name, buffer.detach())
+                yield name, self._full(parameter.detach().to(dtypes[name]))
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_gradients`."""

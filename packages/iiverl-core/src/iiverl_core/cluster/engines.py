@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
 
+from iiverl_core.cluster.messages import ReceivedWeights
 from iiverl_core.cluster.runtime import TrainerWorker, WorkerGroup
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout
@@ -25,8 +26,15 @@ class Engines(Protocol):
         """
         ...
 
-    def update_weights(self, version: int) -> None:
-        """Give every engine the actor's weights; those that died are started again. Raises as `generate`."""
+    def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
+        """Give every engine the actor's weights; those that died are started again.
+
+        With `verify`, each checks that it computes with what it was given. Returns what each process was given.
+
+        Raises:
+            WeightMismatchError: an engine has other weights.
+            WorkerError: as `generate`.
+        """
         ...
 
     def sleep(self, *, discard_weights: bool) -> None:
@@ -74,9 +82,9 @@ class ColocatedEngines:
         for reference, rollouts in self._group.stream(TrainerWorker.generate, arguments):
             yield attach_handles(rollouts, reference)
 
-    def update_weights(self, version: int) -> None:
+    def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
         """See `Engines.update_weights`."""
-        self._group.run(TrainerWorker.update_rollout_weights, [(version,) for _ in self._ranks])
+        return self._group.run(TrainerWorker.update_rollout_weights, [(version, verify) for _ in self._ranks])
 
     def sleep(self, *, discard_weights: bool) -> None:
         """See `Engines.sleep`."""

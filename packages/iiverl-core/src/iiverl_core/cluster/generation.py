@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from iiverl_core.cluster.messages import ReceivedWeights
 from iiverl_core.config import RunConfig
 from iiverl_core.data import load_tokenizer
 from iiverl_core.rollout import (
@@ -17,6 +18,7 @@ from iiverl_core.rollout import (
     run_rollouts,
     sampling_params,
 )
+from iiverl_core.rollout.weights import digest
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 
 STREAM_INTERVAL_S = 0.1  # between yields, to send several finished rollouts together
@@ -41,10 +43,29 @@ class Generator:
         self._engine = make_engine(run, device)
         self._rollouter = make_rollouter(run, self._tokenizer)
         self._is_output_rank = rank % run.engine_devices == 0
+        self._updated = False
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Give the engine weights, each by name; raises as `RolloutEngine.update_weights` does."""
-        self._engine.update_weights(weights, version)
+    def update_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int, verify: bool
+    ) -> ReceivedWeights:
+        """Give the engine weights, each by name, and with `verify` or the first time let it check that it has them.
+
+        Raises as `RolloutEngine.update_weights` does.
+        """
+        nbytes = 0
+        digests: dict[str, int] = {}
+
+        def recorded() -> Iterator[tuple[str, Tensor]]:
+            nonlocal nbytes
+            for name, value in weights:
+                nbytes += value.nbytes
+                if verify:
+                    digests[name] = digest(value)
+                yield name, value
+
+        self._engine.update_weights(recorded(), version, verify=verify or not self._updated)
+        self._updated = True
+        return ReceivedWeights(nbytes, digests)
 
     def sleep(self, discard_weights: bool) -> None:
         """Let the engine release the memory that only generating needs, and with `discard_weights` its weights'."""

@@ -25,6 +25,14 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True)
+class ReceivedWeights:
+    """What an engine was given in a weight sync: its size in bytes and, if it is verified, the digest of each weight."""
+
+    nbytes: int
+    digests: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class RankBatch:
     """One rank's part of a batch.
 

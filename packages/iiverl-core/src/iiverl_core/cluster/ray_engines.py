@@ -6,6 +6,7 @@ import ray
 
 from iiverl_core.cluster.engines import attach_handles
 from iiverl_core.cluster.heartbeats import Heartbeats
+from iiverl_core.cluster.messages import ReceivedWeights
 from iiverl_core.cluster.ray_group import device_of
 from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
@@ -91,14 +92,15 @@ class RayEngines:
         for reference, rollouts in self._pool.stream(RolloutWorker.generate, arguments):
             yield attach_handles(rollouts, reference)
 
-    def update_weights(self, version: int) -> None:
+    def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
         """See `Engines.update_weights`. If an engine dies meanwhile, it is started again and all get the weights again."""
         failed = 0
-        while (reason := self._sync(version)) is not None:
+        while isinstance(reason := self._sync(version, verify), str):
             self._transports.abort(reason)
             failed = failed + 1 if self._death is None else 0
             if failed == MAX_FAILED_SYNCS:
                 raise WorkerError(f"the engines did not get their weights, {failed} times in a row: {reason}")
+        return reason
 
     def sleep(self, *, discard_weights: bool) -> None:
         """Do nothing: no one else needs these devices' memory."""
@@ -110,16 +112,19 @@ class RayEngines:
         """End all engines and free their devices. May be called twice."""
         self._pool.close()
 
-    def _sync(self, version: int) -> str | None:
-        """Give all engines the weights; returns the reason if one did not get them all."""
+    def _sync(self, version: int, verify: bool) -> list[ReceivedWeights] | str:
+        """Give all engines the weights, and return what each process got, or the reason if one did not get them all."""
         self._pool.start()
         self._death = None
         transport = self._transports.transport(len(self.infos))
         self._group.run(Worker.begin_weight_sync, [(transport,)] * len(self._group.infos))
-        reason = self._on_all(RolloutWorker.begin_weight_sync, version, transport)
+        reason = self._on_all(RolloutWorker.begin_weight_sync, version, verify, transport)
         while reason is None and (bucket := self._next_bucket()) is not None:
             reason = self._on_all(RolloutWorker.load_bucket, bucket)
-        return self._on_all(RolloutWorker.finish_weight_sync) if reason is None else reason
+        if reason is not None:
+            return reason
+        received = self._pool.call(RolloutWorker.finish_weight_sync, dict.fromkeys(self._pool.running, ()))
+        return self._death or list(received.values())
 
     def _next_bucket(self) -> BucketMetadata | None:
         size = self._run.rollout.update_weights_bucket_megabytes * MEGABYTE

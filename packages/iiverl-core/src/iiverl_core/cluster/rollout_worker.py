@@ -10,6 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.cluster.generation import Generator
+from iiverl_core.cluster.messages import ReceivedWeights
 from iiverl_core.cluster.process_settings import make_deterministic
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.store import Store
@@ -69,17 +70,17 @@ class RolloutWorker:
         """
         return self._generator.generate(requests, sampling)
 
-    def begin_weight_sync(self, version: int, transport: WeightTransport) -> None:
+    def begin_weight_sync(self, version: int, verify: bool, transport: WeightTransport) -> None:
         """See `WeightReceiver.begin`."""
-        self._weight_receiver.begin(version, transport)
+        self._weight_receiver.begin(version, verify, transport)
 
     def load_bucket(self, bucket: BucketMetadata) -> str | None:
         """See `WeightReceiver.load`."""
         return self._weight_receiver.load(bucket)
 
-    def finish_weight_sync(self) -> None:
+    def finish_weight_sync(self) -> ReceivedWeights:
         """See `WeightReceiver.finish`."""
-        self._weight_receiver.finish()
+        return self._weight_receiver.finish()
 
 
 def await_memory(fraction: float, seconds: float = 30.0) -> None:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
+from iiverl_core.cluster.messages import (
+    Advantages,
+    RankBatch,
+    ReceivedWeights,
+    TokenArrays,
+    Trained,
+    WorkerInfo,
+)
 from iiverl_core.cluster.saved_update import SavedUpdate
 from iiverl_core.cluster.store import Store
 from iiverl_core.errors import IIVerlError
@@ -82,8 +89,12 @@ class TrainerWorker(Protocol):
         """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
         ...
 
-    def update_rollout_weights(self, version: int) -> None:
-        """Give the engine that lives here the actor's weights."""
+    def update_rollout_weights(self, version: int, verify: bool) -> ReceivedWeights:
+        """Give the engine that lives here the actor's weights, and with `verify` let it check that it has them."""
+        ...
+
+    def weight_digests(self) -> dict[str, int]:
+        """Compute the digest of each of the actor's weights, as engines should have them. All workers take part."""
         ...
 
     def begin_save(self, folder: Path) -> None:

@@ -3,11 +3,12 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from iiverl_core.cluster.messages import ReceivedWeights
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_transport import (
     BucketMetadata,
@@ -16,6 +17,8 @@ from iiverl_core.cluster.weight_transport import (
     WeightTransport,
     WeightTransportError,
 )
+
+T = TypeVar("T")
 
 
 class SyncAbortedError(Exception):
@@ -79,16 +82,16 @@ class WeightReceiver:
         index: int,
         store: Store,
         device: torch.device,
-        update: Callable[[Iterator[tuple[str, Tensor]], int], None],
+        update: Callable[[Iterator[tuple[str, Tensor]], int, bool], ReceivedWeights],
     ) -> None:
         self._index, self._store, self._device = index, store, device
         self._update = update
         self._transport: WeightTransport | None = None
         self._endpoint: BucketReceiver | None = None
-        self._running: StreamedUpdate | None = None
+        self._running: StreamedUpdate[ReceivedWeights] | None = None
 
-    def begin(self, version: int, transport: WeightTransport) -> None:
-        """Expect weights of this version; a sync that is unfinished is aborted."""
+    def begin(self, version: int, verify: bool, transport: WeightTransport) -> None:
+        """Expect weights of this version, which the engine may have to verify; a sync that is unfinished is aborted."""
         if self._running is not None:
             self._running.abort()
         if transport != self._transport:
@@ -96,7 +99,7 @@ class WeightReceiver:
                 self._endpoint.close()
             self._endpoint = transport.open_receiver(self._index, self._store, self._device)
             self._transport = transport
-        self._running = StreamedUpdate(lambda weights: self._update(weights, version))
+        self._running = StreamedUpdate(lambda weights: self._update(weights, version, verify))
 
     def load(self, bucket: BucketMetadata) -> str | None:
         """Receive a bucket and feed it to the engine; returns the reason if it cannot arrive.
@@ -112,25 +115,27 @@ class WeightReceiver:
         self._expected().feed(weights)
         return None
 
-    def finish(self) -> None:
-        """Wait until the engine has all weights; raises what its update raised."""
-        self._expected().finish()
+    def finish(self) -> ReceivedWeights:
+        """Wait until the engine has all weights, and return what it was given; raises what its update raised."""
+        received = self._expected().finish()
         self._running = None
+        return received
 
-    def _expected(self) -> "StreamedUpdate":
+    def _expected(self) -> "StreamedUpdate[ReceivedWeights]":
         if self._running is None:
             raise RuntimeError("no weights are expected: call begin first")
         return self._running
 
 
-class StreamedUpdate:
+class StreamedUpdate(Generic[T]):
     """Feeds buckets, which come one call at a time, to an `update` that iterates over all weights.
 
     The update runs on a thread and waits for the next bucket. `feed` returns once all of a bucket has been taken, so
     there is no more than one at a time.
     """
 
-    def __init__(self, update: Callable[[Iterator[tuple[str, Tensor]]], None]) -> None:
+    def __init__(self, update: Callable[[Iterator[tuple[str, Tensor]]], T]) -> None:
+        self._result: T
         self._buckets: queue.Queue[Iterable[tuple[str, Tensor]] | SyncAbortedError | None] = queue.Queue(
             maxsize=1
         )
@@ -148,11 +153,12 @@ class StreamedUpdate:
             self._check()
         self._check()
 
-    def finish(self) -> None:
-        """Wait until the update has all weights; raises what it raised."""
+    def finish(self) -> T:
+        """Wait until the update has all weights, and return its result; raises what it raised."""
         self._put(None)
         self._thread.join()
         self._check()
+        return self._result
 
     def abort(self) -> None:
         """Raise `SyncAbortedError` in the update where it waits for more, and wait until it has ended."""
@@ -175,9 +181,9 @@ class StreamedUpdate:
         if self._error is not None:
             raise self._error
 
-    def _run(self, update: Callable[[Iterator[tuple[str, Tensor]]], None]) -> None:
+    def _run(self, update: Callable[[Iterator[tuple[str, Tensor]]], T]) -> None:
         try:
-            update(self._weights())
+            self._result = update(self._weights())
         except BaseException as error:  # of any type: whoever feeds must learn of it
             self._error = error
         finally:

@@ -18,7 +18,14 @@ from iiverl_core.algorithms import find_estimator, find_policy_loss
 from iiverl_core.checkpoints import files_in
 from iiverl_core.cluster.advantages import compute_advantages, select_tokens
 from iiverl_core.cluster.generation import Generator
-from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained, WorkerInfo
+from iiverl_core.cluster.messages import (
+    Advantages,
+    RankBatch,
+    ReceivedWeights,
+    TokenArrays,
+    Trained,
+    WorkerInfo,
+)
 from iiverl_core.cluster.model_runner import ModelRunner
 from iiverl_core.cluster.process_settings import configure_allocator, make_deterministic, use_idle_cores
 from iiverl_core.cluster.profiling import StepProfiler
@@ -30,6 +37,7 @@ from iiverl_core.cluster.weight_sync import WeightSender
 from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
 from iiverl_core.config import RunConfig
 from iiverl_core.rollout import RolloutRequest, Sampling
+from iiverl_core.rollout.weights import digest
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 from iiverl_core.training import Role, StepResult
 
@@ -128,10 +136,14 @@ class Worker(TrainerWorker):
         """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
         self._generating().sleep(discard_weights)
 
-    def update_rollout_weights(self, version: int) -> None:
-        """Give the engine that lives here the actor's weights."""
+    def update_rollout_weights(self, version: int, verify: bool) -> ReceivedWeights:
+        """Give the engine that lives here the actor's weights; see `Generator.update_weights`."""
         with self._profiler.span("update rollout weights"):
-            self._generating().update_weights(self._runner.rollout_weights(), version)
+            return self._generating().update_weights(self._runner.rollout_weights(), version, verify)
+
+    def weight_digests(self) -> dict[str, int]:
+        """Compute the digest of each of the actor's weights, as engines should have them. All workers take part."""
+        return {name: digest(value) for name, value in self._runner.rollout_weights()}
 
     def begin_weight_sync(self, transport: WeightTransport) -> None:
         """Begin to send the actor's weights to engines elsewhere; the first output rank sends them."""

@@ -135,7 +135,8 @@ class Trainer:
                     self.update("actor", sequences, data.groups, record)
                 with self.timers("update_weights"), self.observer.phase("weights to the engine"):
                     self.state.weights_version = step
-                    self.workers.update_rollout_weights(self.state.weights_version)
+                    nbytes = self.workers.update_rollout_weights(self.state.weights_version)
+                record.metrics["perf/weight_sync_gb"] = nbytes / 2**30
 
         record.memory = self.workers.memory()
         self.observer.write_rollouts(record)

@@ -12,6 +12,7 @@ from iiverl_core.cluster.saved_update import SavedUpdate
 from iiverl_core.cluster.store import put_all
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import Division, divide, divide_for_training
+from iiverl_core.controller.weight_verification import WeightVerification
 from iiverl_core.registry.algorithms import policy_loss_info
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs, TokenSequence
@@ -28,6 +29,7 @@ class WorkerClient:
     def __init__(self, group: WorkerGroup, engines: Engines, run: RunConfig) -> None:
         self._group, self._engines = group, engines
         self._run = run
+        self._verification = WeightVerification(always=run.rollout.verify_weights)
         self._ranks = {role: rank.data_size for role, rank in group.infos[0].parallel_ranks.items()}
         self._layouts = group.infos[0].layouts
         prescribed = policy_loss_info(run.loss.policy_loss).loss_agg_mode
@@ -37,9 +39,18 @@ class WorkerClient:
             "critic": "token-mean",
         }
 
-    def update_rollout_weights(self, version: int) -> None:
-        """Sync the actor's weights to every engine, including restarted ones."""
-        self._engines.update_weights(version)
+    def update_rollout_weights(self, version: int) -> int:
+        """Sync the actor's weights to every engine, including restarted ones; return the bytes that each was given.
+
+        Raises:
+            WeightMismatchError: an engine has other weights than the actor.
+        """
+        verify = self._verification.due
+        received = self._engines.update_weights(version, verify=verify)
+        if verify:
+            digests = self._group.run(TrainerWorker.weight_digests, [()] * len(self._group.infos))[0]
+            self._verification.check(version, digests, [each.digests for each in received])
+        return max(each.nbytes for each in received)
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Generate rollouts; yield them as they finish. Those unfinished when an engine died are missing.

@@ -56,7 +56,6 @@ ENGINES = Registry(
                 "disable_log_stats",
                 "enable_chunked_prefill",
                 "enable_prefix_caching",
-                "verify_weights",
                 "engine_kwargs.vllm",
             ),
             spans_devices=True,

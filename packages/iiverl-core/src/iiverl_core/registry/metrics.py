@@ -220,6 +220,7 @@ METRICS = Registry(
             _PERF,
         ),
         _metric("perf/cpu_memory_used_gb", "GiB", "memory used on the fullest host", _PERF),
+        _metric("perf/weight_sync_gb", "GiB", "weights that each engine was given after the step", _PERF),
         _metric(
             "perf/mfu/{actor,critic}",
             "fraction",

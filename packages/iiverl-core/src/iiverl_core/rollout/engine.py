@@ -98,11 +98,16 @@ class RolloutEngine(Protocol):
         """Drop these requests; those that are not pending are ignored."""
         ...
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace every weight by name. Pending requests are dropped.
+    def update_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int, *, verify: bool = True
+    ) -> None:
+        """Replace every weight by name, and with `verify` check that the engine computes with what it was given.
+
+        Pending requests are dropped.
 
         Raises:
             ValueError: a name or a shape does not fit, or a weight of the engine was left out.
+            WeightMismatchError: the engine computes with other weights.
         """
         ...
 

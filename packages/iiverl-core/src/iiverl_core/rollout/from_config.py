@@ -33,7 +33,6 @@ def vllm_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
         engine_arguments(run, device.type),
         colocated=not run.trainer.rollout_devices,
         tokenizer_path=run.data.tokenizer,
-        verify_weights=run.rollout.verify_weights,
         bucket_bytes=run.rollout.update_weights_bucket_megabytes * 2**20,
     )
 

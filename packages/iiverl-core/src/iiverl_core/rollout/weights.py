@@ -1,11 +1,12 @@
 """Checks of the weights that an engine gets: names, shapes, and a checksum of their bits."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iiverl_core.errors import WeightMismatchError
 from iiverl_core.rollout.hf_names import checkpoint_slots, place_of
 
 SHOWN = 5  # names of one kind that an error lists
@@ -75,6 +76,20 @@ class ExpectedWeights:
         ]
         if problems:
             raise ValueError(f"the weights do not fit {self._model_name}. " + "; ".join(problems))
+
+
+def compare(engine: str, given: Mapping[str, int], held: Mapping[str, Sequence[int]]) -> None:
+    """Compare the digests of the weights that an engine was given with those of every copy that it computes with.
+
+    Raises:
+        WeightMismatchError: they differ.
+    """
+    wrong = [name for name, value in given.items() if set(held[name]) != {value}]
+    if wrong:
+        raise WeightMismatchError(
+            f"{len(wrong)} of {len(given)} weights did not arrive in {engine} as they were given: {listed(wrong)}. "
+            "Nothing can be generated with what it holds now"
+        )
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:

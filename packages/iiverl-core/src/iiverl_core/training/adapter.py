@@ -6,7 +6,7 @@ and files are those of PEFT: `lora_A.weight` and `lora_B.weight` below the name 
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from iiverl_core.config import ModelConfig
 from iiverl_core.config.sections.model import is_named
-from iiverl_core.errors import ConfigError
+from iiverl_core.errors import ConfigError, WeightMismatchError
 
 A, B = "lora_A", "lora_B"
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+PROBES = 4  # random inputs of a layer
+CHUNK = 2**24  # elements
+ROUNDING = 2.0**-22  # of a merged weight in fp32, beside its norm
 PREFIX = "base_model.model."  # of names in PEFT's files
 
 
@@ -99,6 +102,53 @@ def merge_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """Return `weight + scale · B A` in fp32 or wider."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     return torch.addmm(weight.to(wide), b.to(wide), a.to(wide), alpha=scale)
+
+
+def checked_merges(
+    model: nn.Module, weights: Iterable[tuple[str, Tensor]], whole: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass on the weights of a model, once those of adapted layers are seen to compute what these layers do.
+
+    A layer and its merged weight, which is in fp32 or wider, are applied to the same random inputs in fp64: the output
+    of a wrong one differs almost surely (Freivalds 1977). `whole` gathers a parameter from all processes. What differs
+    does so by at most the rounding of fp32, which is small beside an adapter after a single step of 1e-6.
+
+    Raises:
+        WeightMismatchError: the merged weight of a layer is another one, or there is none.
+    """
+    layers = {f"{name}.weight": layer for name, layer in adapted_layers(model).items()}
+    for name, weight in weights:
+        layer = layers.pop(name, None)
+        if layer is not None:
+            _check_merged(name, layer, weight, whole)
+        yield name, weight
+    if layers:
+        raise WeightMismatchError(
+            f"no weights were merged for {', '.join(sorted(layers))}, which have adapters"
+        )
+
+
+def _check_merged(name: str, layer: AdaptedLinear, merged: Tensor, whole: Callable[[Tensor], Tensor]) -> None:
+    weight, a, b = (whole(each.detach()) for each in (layer.weight, layer.lora_A.weight, layer.lora_B.weight))
+    generator = torch.Generator().manual_seed(len(name))
+    signs = torch.randint(2, (PROBES, layer.in_features), generator=generator)
+    inputs = (2 * signs - 1).to(weight.device, torch.float64)
+    off = merged.new_zeros((), dtype=torch.float64)
+    rows = max(1, CHUNK // layer.in_features)  # in fp64 at a time
+    for start in range(0, layer.out_features, rows):
+        part = slice(start, start + rows)
+        parameters = {f"{A}.weight": a.double(), f"{B}.weight": b[part].double()}
+        parameters["weight"] = weight[part].double()
+        if layer.bias is not None:
+            parameters["bias"] = inputs.new_zeros(len(weight[part]))
+        expected = torch.func.functional_call(layer, parameters, (inputs,))
+        off += (expected - inputs @ merged[part].double().t()).square().sum()
+    size = weight.norm() + layer.scale * a.norm() * b.norm()
+    if off.sqrt() > ROUNDING * PROBES**0.5 * size:
+        raise WeightMismatchError(
+            f"{name}, into which an adapter was merged, does not compute what the layer with its adapter does: their "
+            f"outputs differ by {off.sqrt().item():.2g}, where rounding explains {ROUNDING * size.item():.1g}"
+        )
 
 
 def merge_saved(

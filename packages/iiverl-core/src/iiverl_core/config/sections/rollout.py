@@ -113,8 +113,8 @@ class RolloutConfig(Section):
     """Split long prompts into chunks that are computed together with decoding."""
     enable_prefix_caching: Annotated[bool, only_engines("enable_prefix_caching")] = True
     """Compute the keys and values of a prompt once for all its responses."""
-    verify_weights: Annotated[bool, only_engines("verify_weights")] = False
-    """Compare checksums of the weights in engine and trainer after every weight sync; the first is always compared."""
+    verify_weights: bool = False
+    """Compare checksums of the weights in engine and trainer after every sync, not only until the weights have changed."""
     update_weights_bucket_megabytes: Count = 512
     """Size of a bucket of weights in a weight sync, in MiB: the additional memory that it needs."""
     engine_kwargs: EngineKwargs = EngineKwargs()

@@ -13,7 +13,7 @@ from iiverl_core.rollout.hf.attention import use_grouped_sdpa
 from iiverl_core.rollout.hf.cache import RowCache, cache_argument
 from iiverl_core.rollout.hf.decode import Batch, Decoding, Submission
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
-from iiverl_core.rollout.weights import ExpectedWeights
+from iiverl_core.rollout.weights import ExpectedWeights, compare, digest
 
 
 class HFEngine:
@@ -154,20 +154,27 @@ class HFEngine:
             source[:] = [each for each in source if each.request not in taken]
         return admitted
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def update_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int, *, verify: bool = True
+    ) -> None:
         """Replace every weight by name, one tensor at a time; see `RolloutEngine.update_weights`.
 
         Tied weights may be given once. If this fails, the engine has no weights.
         """
         self._drop_all()
         self.weights_version = -1
-        self._copy(weights)
+        given: dict[str, int] = {}
+        slots = self._expected.slots
+        for name, value in self._expected.check(weights):
+            self._set(slots[name], value)
+            if verify:
+                given[name] = digest(value.to(slots[name].dtype))
+        compare("the engine", given, {name: [digest(slots[name])] for name in given})
         self.weights_version = version
 
     @torch.no_grad()
-    def _copy(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        for name, value in self._expected.check(weights):
-            self._expected.slots[name].copy_(value)
+    def _set(self, slot: Tensor, value: Tensor) -> None:
+        slot.copy_(value)
 
     def sleep(self, *, discard_weights: bool = False) -> None:
         """Drop pending requests with their keys and values; see `RolloutEngine.sleep`."""

@@ -15,7 +15,7 @@ from iiverl_core.errors import NonFiniteError
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
-from iiverl_core.rollout.weights import ExpectedWeights, digest, listed
+from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, listed
 from iiverl_core.samples import KeptTokens
 
 BUCKET_BYTES = 2**29
@@ -41,7 +41,6 @@ class VLLMEngine:
         *,
         colocated: bool = False,
         tokenizer_path: str | None = None,
-        verify_weights: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         """Start vLLM.
@@ -50,16 +49,13 @@ class VLLMEngine:
             arguments: of `vllm.LLM`, from `engine_arguments`.
             colocated: the model is trained in this process as well.
             tokenizer_path: folder or Hub name of the tokenizer, by default the model's; its end-of-sentence token ends responses.
-            verify_weights: verify every update, not only the first: compare the checksum of each weight that the
-                engine computes with to that of the weight it was given.
             bucket_bytes: weights are handed over together once they have this many bytes.
 
         Raises:
             ConfigError: vLLM is missing or not supported, or cannot run the model with these arguments.
         """
         self.weights_version = -1
-        self._verify = verify_weights
-        self._verified_once = False
+        self._listed_unclaimed = False
         self._bucket_bytes = bucket_bytes
         self._submitted = 0
         self._pending: dict[str, tuple[GenerationRequest, SamplingParams]] = {}
@@ -188,21 +184,22 @@ class VLLMEngine:
             else None,
         )
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def update_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int, *, verify: bool = True
+    ) -> None:
         """Replace every weight by name, a bucket at a time; see `RolloutEngine.update_weights`.
 
         Tied weights may be given once. The cache of prompts is cleared. If this fails, the engine has no weights.
 
         Raises:
             ValueError: a name or a shape does not fit, or a weight of the engine was left out.
-            RuntimeError: the weights that the engine computes with differ from those it was given.
+            WeightMismatchError: the weights that the engine computes with differ from those it was given.
         """
         from iiverl_core.rollout.vllm.transfer import buckets  # imports vLLM
 
         self._drop_all()
         self.weights_version = -1
         self._wake(WEIGHTS)
-        verify = self._verify or not self._verified_once
         given: dict[str, int] = {}
         self._llm.start_weight_update()
         try:
@@ -216,7 +213,6 @@ class VLLMEngine:
         self._llm.finish_weight_update()
         if verify:
             self._compare(given)
-            self._verified_once = True
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM did not clear its cache of prompts, which was computed with older weights"
@@ -232,19 +228,15 @@ class VLLMEngine:
             yield name, value
 
     def _compare(self, given: Mapping[str, int]) -> None:
-        if not self._verified_once:
+        if not self._listed_unclaimed:
+            self._listed_unclaimed = True
             (unseen,) = self._llm.collective_rpc("iiverl_unclaimed", args=(self._shapes,))
             if unseen:
                 logging.getLogger(__name__).warning(
                     "these weights of vLLM cannot be verified: %s", listed(unseen)
                 )
         (held,) = self._llm.collective_rpc("iiverl_weight_digests", args=(self._shapes,))
-        wrong = [name for name, value in given.items() if set(held[name]) != {value}]
-        if wrong:
-            raise RuntimeError(
-                f"{len(wrong)} of {len(given)} weights did not arrive in vLLM as they were given: {listed(wrong)}. "
-                "Nothing can be generated with what it holds now"
-            )
+        compare("vLLM", given, held)
 
     def sleep(self, *, discard_weights: bool = False) -> None:
         """Release the device memory of weights, keys and values; see `RolloutEngine.sleep`.

@@ -1,0 +1,141 @@
+"""Sabotaged weight syncs: each ends the run after its first update, with an error that names the weight."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import iiverl_fsdp.backend as fsdp
+from iiverl_core.cluster.generation import Generator
+from iiverl_core.config import Loaded
+from iiverl_core.controller import train
+from iiverl_core.controller.weight_verification import WeightVerification
+from iiverl_core.errors import WeightMismatchError
+from iiverl_core.rollout.hf.engine import HFEngine
+from iiverl_core.training.adapter import merge_adapter
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+ADAPTED = (
+    "actor_rollout_ref.model.lora_rank=4",
+    "actor_rollout_ref.actor.fsdp_config.model_dtype=fp32",
+)
+Patch = pytest.MonkeyPatch
+Weights = Iterable[tuple[str, Tensor]]
+
+
+def drop_the_update(patch: Patch) -> None:
+    """Let the engine ignore every update but the first."""
+    update, load, versions = HFEngine.update_weights, HFEngine._set, list[int]()
+
+    def updated(self: HFEngine, weights: Weights, version: int, **options: Any) -> None:
+        versions.append(version)
+        update(self, weights, version, **options)
+
+    patch.setattr(HFEngine, "update_weights", updated)
+    patch.setattr(HFEngine, "_set", lambda *given: load(*given) if len(versions) == 1 else None)
+
+
+def give_the_version_before(patch: Patch) -> None:
+    """Give the engine the weights of the sync before."""
+    update, given = Generator.update_weights, list[dict[str, Tensor]]()
+
+    def updated(self: Generator, weights: Weights, version: int, verify: bool) -> Any:
+        given.append({name: weight.clone() for name, weight in weights})
+        return update(self, given[max(0, len(given) - 2)].items(), version, verify)
+
+    patch.setattr(Generator, "update_weights", updated)
+
+
+def change_one_on_its_way(patch: Patch) -> None:
+    """Give the engine a weight that the trainer does not have."""
+    update = Generator.update_weights
+
+    def changed(weights: Weights) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in weights:
+            yield name, weight + 1e-6 if name == NAME else weight
+
+    patch.setattr(
+        Generator,
+        "update_weights",
+        lambda self, weights, version, verify: update(
+            self, changed(weights) if version else weights, version, verify
+        ),
+    )
+
+
+def merging(patch: Patch, change: Callable[[Tensor, Tensor, float], tuple[Tensor, float]]) -> None:
+    """Merge another adapter."""
+
+    def merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        b, scale = change(weight, b, scale)
+        return merge_adapter(weight, a, b, scale)
+
+    patch.setattr(fsdp, "merge_adapter", merge)
+
+
+def zero_one_adapter(patch: Patch) -> None:
+    calls = list[int]()
+
+    def zeroed(weight: Tensor, b: Tensor, scale: float) -> tuple[Tensor, float]:
+        calls.append(0)
+        return (b * 0, scale) if len(calls) % 14 == 0 else (b, scale)  # the last of 7 in 2 layers
+
+    merging(patch, zeroed)
+
+
+def forget_the_scale(patch: Patch) -> None:
+    merging(patch, lambda weight, b, scale: (b, 1.0))
+
+
+def merge_twice(patch: Patch) -> None:
+    merging(patch, lambda weight, b, scale: (b, 2 * scale))
+
+
+def miss_a_module(patch: Patch) -> None:
+    layers = fsdp.adapted_layers
+    patch.setattr(
+        fsdp,
+        "adapted_layers",
+        lambda model: {name: each for name, each in layers(model).items() if f"{name}.weight" != NAME},
+    )
+
+
+SABOTAGE = {
+    drop_the_update: r"did not arrive in the engine as they were given: model\.",
+    give_the_version_before: r"In version 1 of the weights, \d+ of \d+ .* are not the trainer's: model\.layers\.0",
+    change_one_on_its_way: rf"In version 1 of the weights, 1 of \d+ .* are not the trainer's: {NAME}\.",
+    zero_one_adapter: rf"{NAME}, into which an adapter was merged, does not compute",
+    forget_the_scale: r"model\..*, into which an adapter was merged, does not compute",
+    merge_twice: r"model\..*, into which an adapter was merged, does not compute",
+    miss_a_module: rf"{NAME}, into which an adapter was merged, does not compute",
+}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGE, ids=lambda each: each.__name__)
+def test_a_sabotaged_sync_ends_the_run_at_its_first_step(
+    quickstart: Callable[..., Loaded],
+    tmp_path: Path,
+    monkeypatch: Patch,
+    sabotage: Callable[[Patch], None],
+) -> None:
+    sabotage(monkeypatch)
+    with pytest.raises(WeightMismatchError, match=SABOTAGE[sabotage]):
+        train(quickstart(*ADAPTED, "actor_rollout_ref.rollout.dtype=bfloat16"))
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()  # of the first step either
+
+
+def test_a_sync_is_verified_until_the_weights_have_changed() -> None:
+    verification = WeightVerification(always=False)
+    due = []
+    for version, bits in enumerate((1, 1, 2)):
+        due.append(verification.due)
+        verification.check(version, {"weight": bits}, [{"weight": bits}])
+    assert due == [True] * 3 and not verification.due
+    always = WeightVerification(always=True)
+    always.check(0, {"weight": 1}, [{"weight": 1}])
+    always.check(1, {"weight": 2}, [{"weight": 2}])
+    assert always.due
+    with pytest.raises(WeightMismatchError, match=r"version 2 .* 2 of 2 .*: other, weight\."):
+        always.check(2, {"weight": 2, "other": 1}, [{"weight": 2, "other": 1}, {"weight": 3}])
