@@ -11,13 +11,14 @@ megatron-core are used where they are installed. For each size:
 - `train …`: forward, backward and AdamW's step of the actor on FSDP, bf16 compute and fp32 master weights, gradient
   checkpointing, log-normal lengths in micro-batches of at most 8192 tokens; its log-probs alone; and the most memory that
   torch had allocated in training. `offload` keeps weights and optimizer in the host's memory; `megatron` is the same on
-  the backend megatron, where that is installed.
+  the backend megatron, where that is installed; `lora` trains adapters of rank 32. Planned is what `iiverl plan` says.
+- `shared prompts`: training with one copy of the prompt of eight responses, and with one per response, in turn.
 - `reference`: log-probs of a model whose weights are in bf16.
 - `rollout …`: an engine's speed, the time of a weight update from trainer to engine, and how far their log-probs are
   apart on what the engine sampled (`rollout/kl`, in nats a token, and the largest ratio of probabilities).
 
-And with the tiny model: gradients, values and scores against transformers by hand, and whole runs of the quickstart,
-whose reward must rise. Numbers are medians of `--repeats` measurements after a warm-up, in this order and not in turn:
+And with the tiny model: gradients, values and scores against transformers by hand, whole runs of the quickstart, whose
+reward must rise, and one that is resumed, whose metrics must not differ from the whole run's. Numbers are medians of `--repeats` measurements after a warm-up, in this order and not in turn:
 they say what this device did, and their ratios say little.
 
 Each part runs in a process of its own. One that fails, or is not possible here, becomes a row that says why; the exit
@@ -50,9 +51,9 @@ import torch
 from gpu_check_parts.correctness import gradients, value_models
 from gpu_check_parts.plan import MODEL, Planned, choose, estimate, lines
 from gpu_check_parts.rollout import rollout
-from gpu_check_parts.runs import learn
+from gpu_check_parts.runs import learn, resume
 from gpu_check_parts.setting import GIB, SIZES, NotPossibleError, Numbers, Setting, make_model
-from gpu_check_parts.training import reference, train
+from gpu_check_parts.training import reference, shared_prompts, train
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.config.vllm import installed_version
@@ -66,6 +67,8 @@ PARTS: dict[str, Callable[[Setting], Numbers]] = {
     "train padded": partial(train, packed=False),
     "train offload": partial(train, packed=True, offload=True),
     "train megatron": partial(train, packed=True, backend="megatron"),
+    "train lora": partial(train, packed=True, lora_rank=32),
+    "shared prompts": shared_prompts,
     "reference": reference,
     "rollout hf": partial(rollout, engine="hf"),
     "rollout vllm": partial(rollout, engine="vllm"),
@@ -79,6 +82,7 @@ PARTS: dict[str, Callable[[Setting], Numbers]] = {
     "learn GRPO vllm": partial(learn, algorithm="GRPO", engine="vllm"),
     "learn GRPO megatron": partial(learn, algorithm="GRPO", backend="megatron"),
     "learn GRPO ray": partial(learn, algorithm="GRPO", runtime="ray"),
+    "resume": resume,
 }
 """The parts by name; `plan` has their order and the sizes of their models."""
 

@@ -1,13 +1,14 @@
 """Time of a whole GRPO step, generation and update, compared with TRL, over a grid of sizes.
 
     python benchmarks/grpo_step.py --trl ENVIRONMENT/bin/python [--cells 5M-p32-n128-g4-fp32,…] [--output FILE]
-        [--compare FILE] [--rounds 3] [--threads 2]
+        [--compare FILE] [--rounds 3] [--threads 2] [--device cuda]
 
-Both train the same random Qwen2 on the CPU, with the same prompts, micro-batches of at most `--tokens` tokens, no
+Both train the same random Qwen2 on the CPU, or on one GPU with `--device cuda`, with the same prompts, micro-batches of at most `--tokens` tokens, no
 reference, and responses of exactly the same length. They run as two processes of which one works at a time: a step of one,
 then a step of the other, so that a busy machine is unfair to none. The first step of each is not counted, nor is the
 last, in which a program also ends its run. A cell is named
-model-prompt-new-group-dtype; without `--cells`, the whole grid runs, which takes hours.
+model-prompt-new-group-dtype; without `--cells`, the whole grid runs, which takes hours. The grid is for CPUs: on a GPU, name
+cells such as `0.5B-p512-n256-g8-bf16`.
 
 The floor is the time of the arithmetic alone: 2 FLOPs per parameter and generated token, and the forward and backward pass
 of the update with each prompt once, at the speed of a large matrix product. The table has the ratio of seconds, the
@@ -34,7 +35,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from string import ascii_letters
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -46,14 +47,27 @@ from iiverl_core.training.planning import SequenceSize, work_of
 
 PARTS = Path(__file__).parent / "grpo_step_parts"
 MARK = "STEP "
-HEAD_DIM = 32
-SIZES = {  # hidden size, inner size, layers, vocabulary
-    "1M": (128, 352, 3, 4096),
-    "5M": (256, 704, 5, 4096),
-    "50M": (512, 1408, 12, 16384),
+
+
+class Shape(NamedTuple):
+    """The shape of a Qwen2."""
+
+    hidden: int
+    inner: int
+    layers: int
+    vocabulary: int
+    heads: int
+    key_value_heads: int
+
+
+SIZES = {
+    "1M": Shape(128, 352, 3, 4096, 4, 1),
+    "5M": Shape(256, 704, 5, 4096, 8, 2),
+    "50M": Shape(512, 1408, 12, 16384, 16, 4),
+    "0.5B": Shape(896, 4864, 24, 151936, 14, 2),
 }
 GRID = {
-    "model": SIZES,
+    "model": ("1M", "5M", "50M"),
     "prompt": (32, 512),
     "new": (128, 512),
     "group": (4, 16),
@@ -73,6 +87,19 @@ class Cell:
     group: int
     dtype: str
 
+    @classmethod
+    def named(cls, name: str) -> "Cell":
+        """Read a name.
+
+        Raises:
+            ValueError: it is not of the form that `name` returns, or there is no such model.
+        """
+        model, prompt, new, group, dtype = name.split("-")
+        cell = cls(model, int(prompt[1:]), int(new[1:]), int(group[1:]), dtype)
+        if cell.name != name or model not in SIZES or dtype not in GRID["dtype"]:
+            raise ValueError(name)
+        return cell
+
     @property
     def name(self) -> str:
         """How `--cells` and the results name it."""
@@ -91,7 +118,8 @@ def grid() -> list[Cell]:
 
 def make_model(size: str, folder: Path) -> int:
     """Save a random model, and a tokenizer with a token per letter; return the number of parameters."""
-    hidden, inner, layers, vocabulary = SIZES[size]
+    shape = SIZES[size]
+    vocabulary = shape.vocabulary
     pieces = [*ascii_letters, *(f"{i}," for i in range(vocabulary - len(ascii_letters) - 1)), "<end>"]
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(
@@ -101,11 +129,11 @@ def make_model(size: str, folder: Path) -> int:
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // HEAD_DIM,
-            num_key_value_heads=max(hidden // HEAD_DIM // 4, 1),
+            hidden_size=shape.hidden,
+            intermediate_size=shape.inner,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
             eos_token_id=vocabulary - 1,
@@ -117,7 +145,9 @@ def make_model(size: str, folder: Path) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def configuration(cell: Cell, folder: Path, prompts: int, steps: int, tokens: int) -> dict[str, Any]:
+def configuration(
+    cell: Cell, folder: Path, prompts: int, steps: int, tokens: int, device: str
+) -> dict[str, Any]:
     """Configure iiverl."""
     computed = {"fp32": "float32", "bf16": "bfloat16"}[cell.dtype]
     return {
@@ -146,7 +176,7 @@ def configuration(cell: Cell, folder: Path, prompts: int, steps: int, tokens: in
         "trainer": {
             "runtime": "local",
             "n_gpus_per_node": 1,
-            "device": "cpu",
+            "device": device,
             "total_training_steps": steps,
             "total_epochs": steps,
             "val_before_train": False,
@@ -169,7 +199,7 @@ def write_inputs(cell: Cell, folder: Path, arguments: argparse.Namespace) -> int
     (folder / "reward.py").write_text(REWARD)
     parameters = make_model(cell.model, folder / "model")
     (folder / "run.yaml").write_text(
-        yaml.safe_dump(configuration(cell, folder, prompts, steps, arguments.tokens))
+        yaml.safe_dump(configuration(cell, folder, prompts, steps, arguments.tokens, arguments.device))
     )
     samples = prompts * cell.group
     setting = {
@@ -181,6 +211,7 @@ def write_inputs(cell: Cell, folder: Path, arguments: argparse.Namespace) -> int
         "group": cell.group,
         "new": cell.new,
         "dtype": cell.dtype,
+        "device": arguments.device,
         "steps": steps,
         "threads": arguments.threads,
     }
@@ -191,7 +222,8 @@ def write_inputs(cell: Cell, folder: Path, arguments: argparse.Namespace) -> int
 @contextmanager
 def program(command: Sequence[str], threads: int, log: Path) -> Iterator[subprocess.Popen[str]]:
     """Start one of the programs, which waits before its first step."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(PARTS)}
+    path = os.pathsep.join([str(PARTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -218,16 +250,19 @@ def step(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
     raise SystemExit(f"a program ended without a step:\n{log.read_text()[-3000:]}")
 
 
-def matmul_flops(dtype: str, threads: int) -> float:
+def matmul_flops(dtype: str, threads: int, device: str) -> float:
     """Measure the FLOP/s of a large matrix product."""
     torch.set_num_threads(threads)
-    x = torch.randn(1024, 1024, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    n, cuda = (8192, True) if device == "cuda" else (1024, False)
+    x = torch.randn(n, n, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], device=device)
     times = []
     for _ in range(8):
         start = time.perf_counter()
         x @ x
+        if cuda:
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return 2 * 1024**3 / min(times)
+    return 2 * n**3 / min(times)
 
 
 def floor_seconds(cell: Cell, parameters: int, prompts: int, flops: float) -> float:
@@ -237,10 +272,9 @@ def floor_seconds(cell: Cell, parameters: int, prompts: int, flops: float) -> fl
         for group in range(prompts)
         for _ in range(cell.group)
     ]
-    hidden, _, layers, _ = SIZES[cell.model]
-    update = training_flops(
-        parameters, layers, hidden // HEAD_DIM, HEAD_DIM, [work_of(sizes, [range(len(sizes))])]
-    )
+    shape = SIZES[cell.model]
+    work = work_of(sizes, [range(len(sizes))])
+    update = training_flops(parameters, shape.layers, shape.heads, shape.hidden // shape.heads, [work])
     return (2 * parameters * prompts * (cell.prompt + cell.group * cell.new) + update) / flops
 
 
@@ -249,7 +283,7 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parameters = write_inputs(cell, folder, arguments)
-        flops = matmul_flops(cell.dtype, arguments.threads)
+        flops = matmul_flops(cell.dtype, arguments.threads, arguments.device)
         commands = {
             "iiverl": [sys.executable, PARTS / "ours.py", folder / "run.yaml", arguments.threads],
             "trl": [arguments.trl, PARTS / "theirs.py", folder / "setting.json"],
@@ -276,6 +310,7 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
             "update_s": round(statistics.median(report["parts"]["update_actor"] for report in counted), 3),
             "parts_s": counted[-1]["parts"],
             "peak_mb": max(report["peak_mb"] for report in counted),
+            "peak_device_mb": max(report["peak_device_mb"] for report in counted),
         }
     for kind in ("seconds", "cpu_seconds"):
         ratios = [b / a for a, b in zip(found["iiverl"][kind], found["trl"][kind], strict=True)]
@@ -296,9 +331,14 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
             f"| {each['cell']} | {a:.2f} s, {ours['tokens_per_s']} tok/s | {ours['gen_s']:.2f}, {ours['update_s']:.2f} s "
             f"| {b:.2f} s, {theirs['tokens_per_s']} tok/s | {theirs['gen_s']:.2f}, {theirs['update_s']:.2f} s "
             f"| {each['floor_s']:.2f} s | {each['ratio_seconds']:.2f} | {each['ratio_cpu_seconds']:.2f} "
-            f"| {ours['peak_mb']}, {theirs['peak_mb']} |"
+            f"| {_peak(ours)}, {_peak(theirs)} |"
         )
     return "\n".join(lines)
+
+
+def _peak(report: Mapping[str, Any]) -> int:
+    """Return the peak memory of the device in MB."""
+    return report["peak_device_mb"] or report["peak_mb"]
 
 
 def regressions(cells: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -332,30 +372,32 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
     parser.add_argument("--rounds", type=int, default=3, help="alternations that count")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tokens", type=int, default=4096, help="token budget of a micro-batch")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--compare", type=Path, help="JSON file of an earlier run")
     arguments = parser.parse_args()
-    known = {cell.name: cell for cell in grid()}
-    names = arguments.cells.split(",") if arguments.cells else list(known)
-    if unknown := set(names) - known.keys():
-        parser.error(f"unknown cells: {', '.join(sorted(unknown))}; for example {next(iter(known))}")
+    try:
+        chosen = [Cell.named(name) for name in arguments.cells.split(",")] if arguments.cells else grid()
+    except ValueError:
+        parser.error(f"--cells {arguments.cells}: names are of the form {grid()[0].name}")
     load_before = os.getloadavg()[0]
     cells = []
-    for name in names:
-        cells.append(run_cell(known[name], arguments))
+    for cell in chosen:
+        cells.append(run_cell(cell, arguments))
         print(json.dumps(cells[-1]), file=sys.stderr, flush=True)
     print(table(cells))
     result = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads",
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU",
         "load_before": round(load_before, 1),
         "load_after": round(os.getloadavg()[0], 1),
         "versions": versions(arguments.trl),
         "prompts": arguments.prompts,
         "token_budget": arguments.tokens,
         "cells": cells,
-        "not_run": sorted(known.keys() - set(names)),
+        "not_run": [cell.name for cell in grid() if cell not in chosen],
     }
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -19,13 +19,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gpu_check_parts.setting import Numbers, Setting, one_process
+from gpu_check_parts.setting import TOLERANCE, Numbers, Setting, one_process
 from gpu_check_parts.training import cut, make_backend
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training import MicroBatch, Outputs, Role
 from iiverl_core.training.log_probs import token_log_probs
 
-TOLERANCE = 0.03  # of the largest value: a few units of bf16's 8 bits, which add up over layers
 LAYOUTS = {"packed": True, "padded": False}
 LOSSES = 4
 VALUE_MODELS: dict[Role, Any] = {

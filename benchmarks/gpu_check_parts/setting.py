@@ -20,6 +20,7 @@ from iiverl_core.registry import BACKENDS
 from iiverl_core.samples import TokenSequence
 
 GIB = 2**30
+TOLERANCE = 0.03  # of the largest value: a few units of bf16's 8 bits, which add up over layers
 PAD, END = 0, 1
 FIRST = 2  # token ids from here on are no special ones
 
@@ -103,6 +104,7 @@ class Setting:
         offload: bool = False,
         engine: str = "hf",
         model: Path | None = None,
+        lora_rank: int = 0,
     ) -> RunConfig:
         """Make a run's configuration, one with all roles: defaults but for what is said here; `model` is everyone's.
 
@@ -117,6 +119,8 @@ class Setting:
         if backend == "megatron":
             parallel = {**offloaded, "megatron": {"tensor_model_parallel_size": 1}}
         section = {"path": path, "use_remove_padding": packed}
+        actor_model = {**section, **({"lora_rank": lora_rank, "lora_alpha": lora_rank} if lora_rank else {})}
+        batching = {"use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": self.size.tokens}
         return run_config(
             build(
                 {
@@ -126,8 +130,8 @@ class Setting:
                     },
                     "algorithm": {"adv_estimator": "gae", "use_kl_in_reward": True},
                     "actor_rollout_ref": {
-                        "model": section,
-                        "actor": parallel,
+                        "model": actor_model,
+                        "actor": {**parallel, **batching},
                         "rollout": {"name": engine, "tensor_model_parallel_size": 1},
                     },
                     "critic": {"model": section},
@@ -155,12 +159,14 @@ class Setting:
             for p, r in zip(prompts, responses, strict=True)
         ]
 
-    def seconds(self, action: Callable[[], object], *, warm_up: bool = True) -> float:
-        """Measure an action, some times over; give the median in seconds."""
+    def seconds(
+        self, action: Callable[[], object], *, warm_up: bool = True, times: int | None = None
+    ) -> float:
+        """Measure an action, `times` over or as often as the setting says; give the median in seconds."""
         if warm_up:
             action()
         measured = []
-        for _ in range(self.repeats):
+        for _ in range(times or self.repeats):
             self.synchronize()
             started = time.perf_counter()
             action()

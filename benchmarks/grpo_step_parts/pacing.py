@@ -1,6 +1,6 @@
 """A program's side of the comparison: wait for permission before each step, and report what the step took.
 
-Imports nothing but the standard library, since TRL runs in an environment of its own.
+Imports nothing but the standard library and torch, since TRL runs in an environment of its own.
 """
 
 import json
@@ -9,6 +9,8 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+
+import torch
 
 MARK = "STEP "
 
@@ -34,6 +36,7 @@ class Pacer:
             "cpu_seconds": _cpu_seconds() - self._cpu,
             "parts": dict(parts),
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_device_mb": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0,
         }
         self._reports.write(MARK + json.dumps(report) + "\n")
 

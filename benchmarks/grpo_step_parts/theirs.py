@@ -56,7 +56,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(setting["model"], padding_side="left")
     arguments = GRPOConfig(
         output_dir=setting["folder"],
-        use_cpu=True,
+        use_cpu=setting["device"] == "cpu",
         bf16=setting["dtype"] == "bf16",
         per_device_train_batch_size=setting["micro_batch"],
         gradient_accumulation_steps=setting["samples"] // setting["micro_batch"],
