@@ -28,7 +28,14 @@ import cloudpickle
 import numpy as np
 
 from iiverl_core.cluster.engines import ColocatedEngines
-from iiverl_core.cluster.messages import Advantages, RankBatch, ReceivedWeights, TokenArrays, WorkerInfo
+from iiverl_core.cluster.messages import (
+    Advantages,
+    RankBatch,
+    ReceivedWeights,
+    TokenArrays,
+    WeightSync,
+    WorkerInfo,
+)
 from iiverl_core.cluster.store import LocalStore
 from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.config.roles import ROLE_KEYS
@@ -148,11 +155,11 @@ class MadeUpWorker:
     def sleep(self, discard_weights: bool) -> None:
         """See `TrainerWorker.sleep`."""
 
-    def update_rollout_weights(self, version: int, verify: bool) -> ReceivedWeights:
+    def update_rollout_weights(self, sync: WeightSync) -> ReceivedWeights:
         """See `TrainerWorker.update_rollout_weights`."""
-        return ReceivedWeights(0, {"weight": version})
+        return ReceivedWeights(sync, 0, {"weight": sync.version})
 
-    def weight_digests(self) -> dict[str, int]:
+    def weight_digests(self, base: bool) -> dict[str, int]:
         """See `TrainerWorker.weight_digests`."""
         return {"weight": self._version()}
 
@@ -174,7 +181,7 @@ class MadeUpGroup:
         sent = self._meter.pickled(arguments)
         with self._meter.making_up():
             if method.__name__ == "update_rollout_weights":
-                self.version, _ = arguments[0]
+                self.version = arguments[0][0].version
             call = getattr(self._worker, method.__name__)
             results = [cloudpickle.dumps(call(*pickle.loads(each))) for each in sent]
         return [self._meter.unpickled(each) for each in results]

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from iiverl_core.cluster.messages import WeightSync
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import Loaded
@@ -20,6 +21,7 @@ from iiverl_core.rollout import RolloutRequest
 from iiverl_core.samples import Prompt, SampleId
 
 Make = Callable[..., Loaded]
+SYNC = WeightSync(1)
 pytestmark = pytest.mark.slow
 
 
@@ -84,7 +86,7 @@ def test_what_a_worker_raises_comes_with_its_traceback_and_name(group) -> None:
     started = time.monotonic()
     with pytest.raises(WorkerError) as caught:
         # Rank 0 waits for rank 1 in a collective call that rank 1 never makes.
-        group.run(Worker.update_rollout_weights, [(1, False), ("too", "many", "arguments")])
+        group.run(Worker.update_rollout_weights, [(SYNC,), ("too", "many", "arguments")])
     assert time.monotonic() - started < 15
     message = str(caught.value)
     assert f"worker 1 (process {group.infos[1].pid} on" in message
@@ -95,7 +97,7 @@ def test_a_killed_worker_is_named(group) -> None:
     os.kill(group.infos[0].pid, signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(WorkerError, match=f"worker 0 \\(process {group.infos[0].pid} on .* died"):
-        group.run(Worker.update_rollout_weights, [(1, False), (1, False)])
+        group.run(Worker.update_rollout_weights, [(SYNC,), (SYNC,)])
     assert time.monotonic() - started < 15
 
 
@@ -107,14 +109,14 @@ def test_a_group_can_be_started_again_after_a_death(group, quickstart: Make) -> 
     processes = [psutil.Process(info.pid) for info in group.infos]
     processes[1].kill()
     with pytest.raises(WorkerError, match=r"worker 1 .* died"):
-        group.run(Worker.update_rollout_weights, [(1, False), (1, False)])
+        group.run(Worker.update_rollout_weights, [(SYNC,), (SYNC,)])
     group.close()
     group.close()
     assert not psutil.wait_procs(processes, timeout=30)[1]
     again = RayGroup(quickstart(runtime="ray").run)
     try:
         assert not {info.pid for info in again.infos} & {process.pid for process in processes}
-        received = again.run(Worker.update_rollout_weights, [(1, False), (1, False)])
+        received = again.run(Worker.update_rollout_weights, [(SYNC,), (SYNC,)])
         assert received[0] == received[1] and received[0].nbytes > 0
     finally:
         again.close()
@@ -122,7 +124,7 @@ def test_a_group_can_be_started_again_after_a_death(group, quickstart: Make) -> 
 
 
 def test_a_worker_killed_while_generating_is_named(group, quickstart: Make) -> None:
-    group.run(Worker.update_rollout_weights, [(0, False), (0, False)])
+    group.run(Worker.update_rollout_weights, [(WeightSync(0),), (WeightSync(0),)])
     prompt = Prompt(row=0, ids=(1, 2), text="")
     many = [RolloutRequest(SampleId("train", 1, i // 4, i % 4), prompt, i) for i in range(80_000)]
     stream = group.stream(Worker.generate, [(many[:8], "train"), (many, "train")])

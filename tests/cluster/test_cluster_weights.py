@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iiverl_core.cluster.messages import ReceivedWeights
+from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.store import LocalStore, Store, open_all
 from iiverl_core.cluster.weight_sync import StreamedUpdate, WeightReceiver, WeightSender
 from iiverl_core.cluster.weight_transport import (
@@ -67,16 +67,16 @@ def test_weights_that_are_sent_arrive(sizes: list[tuple[int, torch.dtype]], buck
     weights = {f"w{i}": (torch.arange(n) - i).to(dtype).reshape(1, n) for i, (n, dtype) in enumerate(sizes)}
     got: dict[str, torch.Tensor] = {}
 
-    def update(received: Iterable[tuple[str, Tensor]], version: int, verify: bool) -> ReceivedWeights:
-        assert version == 7 and verify
+    def update(received: Iterable[tuple[str, Tensor]], sync: WeightSync) -> ReceivedWeights:
+        assert sync.version == 7
         for name, value in received:
             assert name not in got
             got[name] = value
-        return ReceivedWeights(len(got), {})
+        return ReceivedWeights(sync, len(got), {})
 
     sender = sender_of(weights.items(), StoreTransport())
     receiver = WeightReceiver(0, STORE, CPU, update)
-    receiver.begin(7, True, StoreTransport())
+    receiver.begin(WeightSync(7), StoreTransport())
     while (bucket := sender.next_bucket(bucket_bytes)) is not None:
         values = [each.tensor() for each in open_all(STORE, [bucket])[0]]
         assert sum(value.nbytes for value in values[:-1]) < bucket_bytes

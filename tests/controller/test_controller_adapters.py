@@ -80,6 +80,20 @@ def test_the_reference_is_the_actor_without_adapters(
     assert metrics(tmp_path / "copied") == without
 
 
+def test_a_run_that_syncs_adapters_learns_the_same_and_sends_them_alone(
+    quickstart: Callable[..., Loaded], trained: Path, tmp_path: Path
+) -> None:
+    train(quickstart(*ADAPTED, "actor_rollout_ref.rollout.lora_sync=adapter", folder="synced"))
+    for merged, synced in zip(metrics(trained), metrics(tmp_path / "synced"), strict=True):
+        assert synced == pytest.approx(merged, rel=1e-4, abs=1e-6)
+    sizes = [
+        [json.loads(line)["perf/weight_sync_gb"] for line in (folder / "metrics.jsonl").open()]
+        for folder in (trained, tmp_path / "synced")
+    ]
+    assert len(set(sizes[0])) == len(set(sizes[1])) == 1
+    assert sizes[1][0] < 0.2 * sizes[0][0]
+
+
 def test_an_exported_adapter_is_read_by_peft_and_merged_into_the_same_weights(
     trained: Path, quickstart_inputs: Path, tmp_path: Path
 ) -> None:

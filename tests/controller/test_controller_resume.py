@@ -355,8 +355,8 @@ def test_what_is_not_finite_is_one_message_with_step_sample_and_checkpoint(
     else:
         weights = ModelRunner.rollout_weights
 
-        def diverged(self: ModelRunner) -> Any:
-            for name, weight in weights(self):
+        def diverged(self: ModelRunner, **options: bool) -> Any:
+            for name, weight in weights(self, **options):
                 yield name, weight * float("nan") if (tmp_path / "run" / "global_step_1").exists() else weight
 
         monkeypatch.setattr(ModelRunner, "rollout_weights", diverged)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 import iiverl_fsdp.backend as fsdp
 from iiverl_core.cluster.generation import Generator
+from iiverl_core.cluster.messages import WeightSync
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.weight_verification import WeightVerification
 from iiverl_core.errors import WeightMismatchError
 from iiverl_core.rollout.hf.engine import HFEngine
-from iiverl_core.training.adapter import merge_adapter
+from iiverl_core.training.adapter import is_adapter, merge_adapter
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 ADAPTED = (
@@ -41,9 +42,10 @@ def give_the_version_before(patch: Patch) -> None:
     """Give the engine the weights of the sync before."""
     update, given = Generator.update_weights, list[dict[str, Tensor]]()
 
-    def updated(self: Generator, weights: Weights, version: int, verify: bool) -> Any:
+    def updated(self: Generator, weights: Weights, sync: WeightSync) -> Any:
         given.append({name: weight.clone() for name, weight in weights})
-        return update(self, given[max(0, len(given) - 2)].items(), version, verify)
+        before = given[max(0, len(given) - 2)]
+        return update(self, ((name, before[name]) for name in given[-1]), sync)
 
     patch.setattr(Generator, "update_weights", updated)
 
@@ -59,9 +61,7 @@ def change_one_on_its_way(patch: Patch) -> None:
     patch.setattr(
         Generator,
         "update_weights",
-        lambda self, weights, version, verify: update(
-            self, changed(weights) if version else weights, version, verify
-        ),
+        lambda self, weights, sync: update(self, changed(weights) if sync.version else weights, sync),
     )
 
 
@@ -102,6 +102,25 @@ def miss_a_module(patch: Patch) -> None:
     )
 
 
+def bind_no_module(patch: Patch) -> None:
+    """Let the engine have an adapter whose layer is another one's."""
+    init = HFEngine.__init__
+
+    def unbound(self: HFEngine, *given: Any, **options: Any) -> None:
+        init(self, *given, **options)
+        slots = self._expected.slots
+        for name in slots:
+            if NAME.removesuffix(".weight") in name and is_adapter(name):
+                slots[name] = slots[name.replace("layers.1", "layers.0")]
+
+    patch.setattr(HFEngine, "__init__", unbound)
+
+
+SYNCED = {
+    drop_the_update: r"did not arrive in the engine as they were given: model\..*lora_B\.weight",
+    give_the_version_before: r"In version 1 of the weights, \d+ of 28 .* are not the trainer's: model\..*lora_B\.weight",
+    bind_no_module: r"did not arrive in the engine as they were given: model\.layers\.0\.mlp\.down_proj\.lora_A",
+}
 SABOTAGE = {
     drop_the_update: r"did not arrive in the engine as they were given: model\.",
     give_the_version_before: r"In version 1 of the weights, \d+ of \d+ .* are not the trainer's: model\.layers\.0",
@@ -124,6 +143,15 @@ def test_a_sabotaged_sync_ends_the_run_at_its_first_step(
     with pytest.raises(WeightMismatchError, match=SABOTAGE[sabotage]):
         train(quickstart(*ADAPTED, "actor_rollout_ref.rollout.dtype=bfloat16"))
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()  # of the first step either
+
+
+@pytest.mark.parametrize("sabotage", SYNCED, ids=lambda each: each.__name__)
+def test_a_sabotaged_sync_of_adapters_ends_the_run_at_its_first_step(
+    quickstart: Callable[..., Loaded], monkeypatch: Patch, sabotage: Callable[[Patch], None]
+) -> None:
+    sabotage(monkeypatch)
+    with pytest.raises(WeightMismatchError, match=SYNCED[sabotage]):
+        train(quickstart(*ADAPTED, "actor_rollout_ref.rollout.lora_sync=adapter"))
 
 
 def test_a_sync_is_verified_until_the_weights_have_changed() -> None:

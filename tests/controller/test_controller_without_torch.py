@@ -55,12 +55,12 @@ class Worker:
 
     def sleep(self, discard_weights): ...
 
-    def update_rollout_weights(self, version, verify):
+    def update_rollout_weights(self, sync):
         from iiverl_core.cluster.messages import ReceivedWeights
 
-        return ReceivedWeights(0, {"weight": version})
+        return ReceivedWeights(sync, 0, {"weight": sync.version})
 
-    def weight_digests(self) -> dict[str, int]:
+    def weight_digests(self, base) -> dict[str, int]:
         return {"weight": 1}
 
     def memory(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ FAILS = """
 import sys
 from pathlib import Path
 from iiverl_core.cluster.local import LocalGroup
+from iiverl_core.cluster.messages import WeightSync
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import load
 from iiverl_core.rollout import RolloutRequest
@@ -25,7 +26,7 @@ from iiverl_core.samples import Prompt, SampleId
 
 group = LocalGroup(load(Path(sys.argv[1]), sys.argv[2:]).run)
 try:
-    group.run(Worker.update_rollout_weights, [(0, True)])
+    group.run(Worker.update_rollout_weights, [(WeightSync(0),)])
     prompts = [Prompt(i, (1, 2, 3), "") for i in range(20)]
     requests = [
         RolloutRequest(SampleId("train", 1, i, m), prompt, seed=i) for i, prompt in enumerate(prompts) for m in range(4)

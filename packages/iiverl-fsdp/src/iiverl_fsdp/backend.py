@@ -10,7 +10,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, ParallelRank, StepResult
+from iiverl_core.training import (
+    AdapterWeights,
+    LayoutKind,
+    Loss,
+    MicroBatch,
+    ModelSpec,
+    Outputs,
+    ParallelRank,
+    StepResult,
+)
 from iiverl_core.training.adapter import (
     adapted_layers,
     checked_merges,
@@ -92,21 +101,34 @@ class FSDPBackend:
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(grad_norm=grad_norm, taken=taken)
 
-    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(
+        self, dtype: torch.dtype | None = None, *, adapters: AdapterWeights = "merged"
+    ) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_weights`. Tied weights come once; saved buffers are included."""
         dtypes = {name: dtype or parameter.dtype for name, parameter in self._model.named_parameters()}
-        for name, weight in checked_merges(self._model, self._merged(dtypes), self._full):
+        if adapters == "only":
+            for name, parameter in self._model.named_parameters():
+                if is_adapter(name):
+                    yield name, self._full(parameter.detach().to(dtypes[name]))
+            return
+        weights = self._weights(dtypes, merged=adapters == "merged")
+        if adapters == "merged":
+            weights = checked_merges(self._model, weights, self._full)
+        for name, weight in weights:
             yield from split_joined(self._model, name, weight.to(dtypes[name]))
         saved = self._model.state_dict().keys()
         for name, buffer in self._model.named_buffers():
             if name in saved:
                 yield from self._whole(name, buffer.detach())
 
-    def _merged(self, dtypes: Mapping[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
-        """Yield full parameters without adapters, which are merged in fp32 or wider; convert others before they are gathered."""
+    def _weights(self, dtypes: Mapping[str, torch.dtype], *, merged: bool) -> Iterator[tuple[str, Tensor]]:
+        """Yield full parameters without adapters.
+
+        These are omitted, or merged in fp32 or wider; all other parameters are converted before they are gathered.
+        """
         layers = {f"{name}.weight": layer for name, layer in adapted_layers(self._model).items()}
         for name, parameter in self._model.named_parameters():
-            if name in layers:
+            if merged and name in layers:
                 layer = layers[name]
                 a, b = (self._full(each.weight.detach()) for each in (layer.lora_A, layer.lora_B))
                 yield name, merge_adapter(self._full(parameter.detach()), a, b, layer.scale)

@@ -16,7 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from iiverl_core.config import MegatronConfig
-from iiverl_core.training import LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, StepResult
+from iiverl_core.training import AdapterWeights, LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, StepResult
 from iiverl_core.training.batching import dummy_micro_batch
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
@@ -123,8 +123,10 @@ class MegatronBackend:
         self._offloading.free_gradients()
         return result
 
-    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.named_weights`. Tied weights come once."""
+    def named_weights(
+        self, dtype: torch.dtype | None = None, *, adapters: AdapterWeights = "merged"
+    ) -> Iterator[tuple[str, Tensor]]:
+        """See `TrainingBackend.named_weights`. Tied weights come once. There are no adapters."""
         with self._offloading.parameters():
             yield from named_tensors(
                 self._models, self._architecture, self._spec.role, lambda parameter: parameter.data, dtype

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
 
-from iiverl_core.cluster.messages import ReceivedWeights
+from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.runtime import TrainerWorker, WorkerGroup
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout
@@ -70,8 +70,10 @@ class ColocatedEngines:
     trainer worker in it has died too. Implements `Engines`.
     """
 
-    def __init__(self, group: WorkerGroup, size: int) -> None:
+    def __init__(self, group: WorkerGroup, size: int, *, keep_base: bool = False) -> None:
+        """With `keep_base`, engines keep the weights of the base model, and get LoRA adapters only from then on."""
         self._group, self._size = group, size
+        self._keep_base, self._have_base = keep_base, False
         self._ranks = range(len(group.infos))
 
     def generate(
@@ -84,11 +86,14 @@ class ColocatedEngines:
 
     def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
         """See `Engines.update_weights`."""
-        return self._group.run(TrainerWorker.update_rollout_weights, [(version, verify) for _ in self._ranks])
+        sync = WeightSync(version, verify, base=not self._have_base)
+        self._have_base = self._keep_base
+        return self._group.run(TrainerWorker.update_rollout_weights, [(sync,) for _ in self._ranks])
 
     def sleep(self, *, discard_weights: bool) -> None:
-        """See `Engines.sleep`."""
-        self._group.run(TrainerWorker.sleep, [(discard_weights,) for _ in self._ranks])
+        """See `Engines.sleep`. Weights of the base model that engines keep are not discarded."""
+        discard = discard_weights and not self._have_base
+        self._group.run(TrainerWorker.sleep, [(discard,) for _ in self._ranks])
 
     def __len__(self) -> int:
         return len(self._ranks) // self._size

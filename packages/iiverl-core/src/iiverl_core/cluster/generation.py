@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from iiverl_core.cluster.messages import ReceivedWeights
+from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.config import RunConfig
 from iiverl_core.data import load_tokenizer
 from iiverl_core.rollout import (
@@ -45,10 +45,8 @@ class Generator:
         self._is_output_rank = rank % run.engine_devices == 0
         self._updated = False
 
-    def update_weights(
-        self, weights: Iterable[tuple[str, Tensor]], version: int, verify: bool
-    ) -> ReceivedWeights:
-        """Give the engine weights, each by name, and with `verify` or the first time let it check that it has them.
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], sync: WeightSync) -> ReceivedWeights:
+        """Give the engine weights, each by name, and with `sync.verify` or the first time let it check that it has them.
 
         Raises as `RolloutEngine.update_weights` does.
         """
@@ -59,13 +57,13 @@ class Generator:
             nonlocal nbytes
             for name, value in weights:
                 nbytes += value.nbytes
-                if verify:
+                if sync.verify:
                     digests[name] = digest(value)
                 yield name, value
 
-        self._engine.update_weights(recorded(), version, verify=verify or not self._updated)
+        self._engine.update_weights(recorded(), sync.version, verify=sync.verify or not self._updated)
         self._updated = True
-        return ReceivedWeights(nbytes, digests)
+        return ReceivedWeights(sync, nbytes, digests)
 
     def sleep(self, discard_weights: bool) -> None:
         """Let the engine release the memory that only generating needs, and with `discard_weights` its weights'."""

@@ -25,8 +25,23 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True)
+class WeightSync:
+    """A weight sync to `version`.
+
+    With `verify`, engines check that they compute with what they are given. Without `base`, they are given LoRA
+    adapters only, and keep the weights of the base model.
+    """
+
+    version: int
+    verify: bool = True
+    base: bool = True
+
+
+@dataclass(frozen=True)
 class ReceivedWeights:
     """What an engine was given in a weight sync: its size in bytes and, if it is verified, the digest of each weight."""
+
+    sync: WeightSync
 
     nbytes: int
     digests: Mapping[str, int]

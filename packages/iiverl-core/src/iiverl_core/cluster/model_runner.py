@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,13 @@ class ModelRunner:
             raise RuntimeError(f"this run has no {role}")
         return self._models[role]
 
-    def rollout_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Give the actor's weights by name, in the dtype of the engines."""
-        return self.model("actor").named_weights(torch_dtype(self._run.rollout.dtype))
+    def rollout_weights(self, *, base: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Give the actor's weights by name, in the dtype of the engines; without `base`, those of its LoRA adapters alone."""
+        model, dtype = self.model("actor"), torch_dtype(self._run.rollout.dtype)
+        if not self._run.syncs_adapters:
+            return model.named_weights(dtype)
+        adapters = model.named_weights(dtype, adapters="only")
+        return chain(model.named_weights(dtype, adapters="omitted"), adapters) if base else adapters
 
     def evaluate(self, role: Role, batch: RankBatch) -> TokenArrays:
         """Compute log-probs under a policy, or values of the critic, for the trained tokens of each sequence.

@@ -6,7 +6,7 @@ import ray
 
 from iiverl_core.cluster.engines import attach_handles
 from iiverl_core.cluster.heartbeats import Heartbeats
-from iiverl_core.cluster.messages import ReceivedWeights
+from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.ray_group import device_of
 from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
@@ -57,6 +57,7 @@ class RayEngines:
         self._size = size = run.engine_devices
         self._count = (run.trainer.rollout_devices or 0) // size
         self._death: str | None = None  # in the current weight sync
+        self._have_base = set[int]()  # the processes that keep weights of the base model
         device = device_of(run)
         self._transports = transport_factory(device)
         self._pool = RayPool(
@@ -116,14 +117,18 @@ class RayEngines:
         """Give all engines the weights, and return what each process got, or the reason if one did not get them all."""
         self._pool.start()
         self._death = None
+        running = {info.pid for info in self.infos if info is not None}
+        sync = WeightSync(version, verify, base=not running <= self._have_base)
         transport = self._transports.transport(len(self.infos))
-        self._group.run(Worker.begin_weight_sync, [(transport,)] * len(self._group.infos))
-        reason = self._on_all(RolloutWorker.begin_weight_sync, version, verify, transport)
+        self._group.run(Worker.begin_weight_sync, [(sync, transport)] * len(self._group.infos))
+        reason = self._on_all(RolloutWorker.begin_weight_sync, sync, transport)
         while reason is None and (bucket := self._next_bucket()) is not None:
             reason = self._on_all(RolloutWorker.load_bucket, bucket)
         if reason is not None:
             return reason
         received = self._pool.call(RolloutWorker.finish_weight_sync, dict.fromkeys(self._pool.running, ()))
+        if self._death is None and self._run.syncs_adapters:
+            self._have_base = running
         return self._death or list(received.values())
 
     def _next_bucket(self) -> BucketMetadata | None:

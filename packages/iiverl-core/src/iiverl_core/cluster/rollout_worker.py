@@ -10,7 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.cluster.generation import Generator
-from iiverl_core.cluster.messages import ReceivedWeights
+from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.process_settings import make_deterministic
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.store import Store
@@ -70,9 +70,9 @@ class RolloutWorker:
         """
         return self._generator.generate(requests, sampling)
 
-    def begin_weight_sync(self, version: int, verify: bool, transport: WeightTransport) -> None:
+    def begin_weight_sync(self, sync: WeightSync, transport: WeightTransport) -> None:
         """See `WeightReceiver.begin`."""
-        self._weight_receiver.begin(version, verify, transport)
+        self._weight_receiver.begin(sync, transport)
 
     def load_bucket(self, bucket: BucketMetadata) -> str | None:
         """See `WeightReceiver.load`."""

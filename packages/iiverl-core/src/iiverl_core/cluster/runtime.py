@@ -11,6 +11,7 @@ from iiverl_core.cluster.messages import (
     ReceivedWeights,
     TokenArrays,
     Trained,
+    WeightSync,
     WorkerInfo,
 )
 from iiverl_core.cluster.saved_update import SavedUpdate
@@ -89,12 +90,12 @@ class TrainerWorker(Protocol):
         """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
         ...
 
-    def update_rollout_weights(self, version: int, verify: bool) -> ReceivedWeights:
-        """Give the engine that lives here the actor's weights, and with `verify` let it check that it has them."""
+    def update_rollout_weights(self, sync: WeightSync) -> ReceivedWeights:
+        """Give the engine that lives here the actor's weights."""
         ...
 
-    def weight_digests(self) -> dict[str, int]:
-        """Compute the digest of each of the actor's weights, as engines should have them. All workers take part."""
+    def weight_digests(self, base: bool) -> dict[str, int]:
+        """Compute the digest of each weight that engines are given in a sync, with that of the base or without."""
         ...
 
     def begin_save(self, folder: Path) -> None:

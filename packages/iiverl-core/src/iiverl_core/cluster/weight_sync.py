@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from iiverl_core.cluster.messages import ReceivedWeights
+from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_transport import (
     BucketMetadata,
@@ -82,7 +82,7 @@ class WeightReceiver:
         index: int,
         store: Store,
         device: torch.device,
-        update: Callable[[Iterator[tuple[str, Tensor]], int, bool], ReceivedWeights],
+        update: Callable[[Iterator[tuple[str, Tensor]], WeightSync], ReceivedWeights],
     ) -> None:
         self._index, self._store, self._device = index, store, device
         self._update = update
@@ -90,8 +90,8 @@ class WeightReceiver:
         self._endpoint: BucketReceiver | None = None
         self._running: StreamedUpdate[ReceivedWeights] | None = None
 
-    def begin(self, version: int, verify: bool, transport: WeightTransport) -> None:
-        """Expect weights of this version, which the engine may have to verify; a sync that is unfinished is aborted."""
+    def begin(self, sync: WeightSync, transport: WeightTransport) -> None:
+        """Expect the weights of a sync; one that is unfinished is aborted."""
         if self._running is not None:
             self._running.abort()
         if transport != self._transport:
@@ -99,7 +99,7 @@ class WeightReceiver:
                 self._endpoint.close()
             self._endpoint = transport.open_receiver(self._index, self._store, self._device)
             self._transport = transport
-        self._running = StreamedUpdate(lambda weights: self._update(weights, version, verify))
+        self._running = StreamedUpdate(lambda weights: self._update(weights, sync))
 
     def load(self, bucket: BucketMetadata) -> str | None:
         """Receive a bucket and feed it to the engine; returns the reason if it cannot arrive.

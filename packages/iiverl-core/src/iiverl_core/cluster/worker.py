@@ -24,6 +24,7 @@ from iiverl_core.cluster.messages import (
     ReceivedWeights,
     TokenArrays,
     Trained,
+    WeightSync,
     WorkerInfo,
 )
 from iiverl_core.cluster.model_runner import ModelRunner
@@ -136,18 +137,18 @@ class Worker(TrainerWorker):
         """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
         self._generating().sleep(discard_weights)
 
-    def update_rollout_weights(self, version: int, verify: bool) -> ReceivedWeights:
+    def update_rollout_weights(self, sync: WeightSync) -> ReceivedWeights:
         """Give the engine that lives here the actor's weights; see `Generator.update_weights`."""
         with self._profiler.span("update rollout weights"):
-            return self._generating().update_weights(self._runner.rollout_weights(), version, verify)
+            return self._generating().update_weights(self._runner.rollout_weights(base=sync.base), sync)
 
-    def weight_digests(self) -> dict[str, int]:
+    def weight_digests(self, base: bool) -> dict[str, int]:
         """Compute the digest of each of the actor's weights, as engines should have them. All workers take part."""
-        return {name: digest(value) for name, value in self._runner.rollout_weights()}
+        return {name: digest(value) for name, value in self._runner.rollout_weights(base=base)}
 
-    def begin_weight_sync(self, transport: WeightTransport) -> None:
+    def begin_weight_sync(self, sync: WeightSync, transport: WeightTransport) -> None:
         """Begin to send the actor's weights to engines elsewhere; the first output rank sends them."""
-        self._weight_sender.begin(self._runner.rollout_weights(), transport)
+        self._weight_sender.begin(self._runner.rollout_weights(base=sync.base), transport)
 
     def next_bucket(self, size: int) -> BucketMetadata | None:
         """See `WeightSender.next_bucket`. All workers take part."""

@@ -183,6 +183,8 @@ DIAGNOSTICS = {
     "C842": "adapter-options-unused",
     "C843": "reward-model-adapters",
     "C844": "reference-layout-unused",
+    "C845": "adapter-sync-unsupported",
+    "C846": "experts-without-adapters",
     # data
     "C901": "missing-data-file",
     "C903": "validation-on-training-data",

@@ -183,6 +183,11 @@ class RunConfig:
     profile: ProfileConfig | None
 
     @property
+    def syncs_adapters(self) -> bool:
+        """Whether engines keep the base model's weights and get LoRA adapters after every step."""
+        return self.actor.model.lora_rank > 0 and self.rollout.lora_sync == "adapter"
+
+    @property
     def folder(self) -> Path:
         """The run's folder, which holds its metrics and checkpoints."""
         return Path(self.trainer.default_local_dir).absolute()

@@ -248,7 +248,7 @@ def _start(
 
         group = LocalGroup(run)
         exit_stack.callback(group.close)
-        return group, ColocatedEngines(group, run.engine_devices)
+        return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)
     collect_garbage_rarely()
     # The local runtime does not need Ray, which may not be installed.
     from iiverl_core.cluster.ray_engines import RayEngines
@@ -259,7 +259,7 @@ def _start(
     group = RayGroup(run, heartbeats)
     exit_stack.callback(group.close)
     if not run.trainer.rollout_devices:
-        return group, ColocatedEngines(group, run.engine_devices)
+        return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)
     engines = RayEngines(run, group, log, heartbeats)
     exit_stack.callback(engines.close)
     return group, engines

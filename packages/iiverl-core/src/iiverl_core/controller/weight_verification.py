@@ -45,4 +45,5 @@ class WeightVerification:
                 "changed on their way."
             )
         self._first = trained if self._first is None else self._first
-        self._changed = self._changed or trained != self._first
+        changed = any(self._first.get(name) != value for name, value in trained.items())
+        self._changed = self._changed or changed

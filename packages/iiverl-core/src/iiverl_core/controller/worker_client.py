@@ -48,7 +48,8 @@ class WorkerClient:
         verify = self._verification.due
         received = self._engines.update_weights(version, verify=verify)
         if verify:
-            digests = self._group.run(TrainerWorker.weight_digests, [()] * len(self._group.infos))[0]
+            base = received[0].sync.base
+            digests = self._group.run(TrainerWorker.weight_digests, [(base,)] * len(self._group.infos))[0]
             self._verification.check(version, digests, [each.digests for each in received])
         return max(each.nbytes for each in received)
 

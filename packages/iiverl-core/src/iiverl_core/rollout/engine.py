@@ -103,7 +103,8 @@ class RolloutEngine(Protocol):
     ) -> None:
         """Replace every weight by name, and with `verify` check that the engine computes with what it was given.
 
-        Pending requests are dropped.
+        An engine with LoRA adapters (`RunConfig.syncs_adapters`) is given theirs by the names of PEFT after those of the
+        base model, and from then on adapters alone. Pending requests are dropped.
 
         Raises:
             ValueError: a name or a shape does not fit, or a weight of the engine was left out.

@@ -50,6 +50,7 @@ def hf_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
         tokenizer_path=run.data.tokenizer,
         trust_remote_code=model.trust_remote_code,
         override_config=model.override_config,
+        adapters=model if run.syncs_adapters else None,
         max_sequences=rollout.max_num_seqs,
         prompts_per_batch=rollout.micro_batch_size,
     )

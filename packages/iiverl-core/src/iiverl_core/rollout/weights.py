@@ -1,6 +1,6 @@
 """Checks of the weights that an engine gets: names, shapes, and a checksum of their bits."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,10 +33,12 @@ class ExpectedWeights:
         """Where each weight lies in the model, by the first of its names."""
         self.shapes = {name: slot.shape for name, slot in self.slots.items()}
 
-    def check(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def check(
+        self, weights: Iterable[tuple[str, Tensor]], optional: Collection[str] = ()
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield each weight under its first name until one does not fit, and read the rest without yielding.
 
-        The rest is read because several processes may be gathering the weights together.
+        The `optional` ones may be left out, all of them together. The rest is read because several processes may be gathering the weights together.
 
         Raises:
             ValueError: once all are read: names are unknown, left out or given twice, shapes do not fit, or tied
@@ -66,7 +68,9 @@ class ExpectedWeights:
                 given[first] = name
                 if not unknown and not wrong:
                     yield first, value
-        self._raise(unknown, [name for name in self.shapes if name not in given], wrong)
+        omitted = optional if not any(name in given for name in optional) else ()
+        missing = [name for name in self.shapes if name not in given and name not in omitted]
+        self._raise(unknown, missing, wrong)
 
     def _raise(self, unknown: Sequence[str], missing: Sequence[str], wrong: Sequence[str]) -> None:
         problems = [

@@ -2,6 +2,7 @@
 
 from iiverl_core.config.roles import Role
 from iiverl_core.training.backend import (
+    AdapterWeights,
     LayoutKind,
     Loss,
     MicroBatch,
@@ -13,6 +14,7 @@ from iiverl_core.training.backend import (
 )
 
 __all__ = [
+    "AdapterWeights",
     "LayoutKind",
     "Loss",
     "MicroBatch",

@@ -124,6 +124,9 @@ class StepResult:
     taken: bool
 
 
+AdapterWeights: TypeAlias = Literal["merged", "omitted", "only"]
+
+
 class TrainingBackend(Protocol):
     """One model, spread over the processes of a worker group; every process makes the same calls in the same order."""
 
@@ -166,10 +169,12 @@ class TrainingBackend(Protocol):
         """Clip the gradient, step the optimizer with learning rate `lr`, and clear the gradient."""
         ...
 
-    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(
+        self, dtype: torch.dtype | None = None, *, adapters: AdapterWeights = "merged"
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield full tensors by the names of Hugging Face checkpoints, one at a time, the same on every process.
 
-        LoRA adapters are merged into the weights of their layers.
+        LoRA adapters are merged into the weights of their layers or omitted, or only they are given, by the names of PEFT.
         Parameters are converted to `dtype`, if given, before they are gathered.
         """
         ...

@@ -1,22 +1,25 @@
 """Checks of LoRA adapters."""
 
 from iiverl_core.config.checks.check import Checks, ConfigView
+from iiverl_core.config.checks.layouts import facts_of
 from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.schema import keys
+from iiverl_core.config.sections.rollout import ROLLOUT
 from iiverl_core.config.sections.section import BACKEND
-from iiverl_core.registry import BACKENDS
+from iiverl_core.registry import BACKENDS, ENGINES
 
 checks = Checks()
 
 RANK = f"{ROLE_KEYS['actor'].model}.lora_rank"
 REWARD = f"{ROLE_KEYS['reward'].model}.lora_rank"
+SYNC, ENGINE = f"{ROLLOUT}.lora_sync", f"{ROLLOUT}.name"
 OPTIONS = ("lora_alpha", "target_modules", "exclude_modules", "use_rslora", "lora_adapter_path")
 
 
 def _check_adapter(role: Role) -> None:
     model = ROLE_KEYS[role].model
     rank = f"{model}.lora_rank"
-    options = [f"{model}.{name}" for name in OPTIONS]
+    options = [f"{model}.{name}" for name in OPTIONS] + ([SYNC] if role == "actor" else [])
 
     @checks.add("C841", "error", rank, BACKEND, role=role)
     def backend_trains_adapters(view: ConfigView) -> str | None:
@@ -34,6 +37,16 @@ def _check_adapter(role: Role) -> None:
             return None
         return f"has no effect: {rank} is 0, so all weights are trained, without LoRA adapters"
 
+    @checks.add("C846", "warning", rank, f"{model}.target_modules", f"{model}.path", role=role)
+    def experts_are_not_adapted(view: ConfigView) -> str | None:
+        facts = facts_of(view, role)
+        if not view[rank] or not view.uses(role) or facts is None or not facts.experts:
+            return None
+        return (
+            f"the {facts.experts} experts of a layer are one tensor in transformers, which gets no LoRA adapter: they "
+            "stay as they are, and attention and other linear layers learn"
+        )
+
 
 for _role in ROLE_KEYS:
     if ROLE_KEYS[_role].training:
@@ -49,6 +62,16 @@ def _reference_is_not_built(view: ConfigView) -> str | None:
     if not model.lora_rank or model.lora_adapter_path or not view.is_set(*LAYOUT):
         return None
     return f"has no effect: with LoRA ({RANK}), the reference is the actor without its adapters, and no model of its own"
+
+
+@checks.add("C845", "error", SYNC, ENGINE, RANK)
+def _engine_takes_adapters(view: ConfigView) -> str | None:
+    engine, rank = ENGINES[view[ENGINE]], view[RANK]
+    if not rank or view[SYNC] == "merged" or rank <= engine.max_lora_rank:
+        return None
+    if not engine.max_lora_rank:
+        return f"the engine {engine.name} takes no adapters: set {SYNC} to merged"
+    return f"the engine {engine.name} takes adapters of a rank of at most {engine.max_lora_rank}: set {SYNC} to merged"
 
 
 @checks.add("C843", "error", REWARD, role="reward")

@@ -115,6 +115,8 @@ class RolloutConfig(Section):
     """Compute the keys and values of a prompt once for all its responses."""
     verify_weights: bool = False
     """Compare checksums of the weights in engine and trainer after every sync, not only until the weights have changed."""
+    lora_sync: Literal["merged", "adapter"] = "merged"
+    """What engines get of LoRA adapters: whole weights into which they are merged, or after the first sync the adapters alone."""
     update_weights_bucket_megabytes: Count = 512
     """Size of a bucket of weights in a weight sync, in MiB: the additional memory that it needs."""
     engine_kwargs: EngineKwargs = EngineKwargs()

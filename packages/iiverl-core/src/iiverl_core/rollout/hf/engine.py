@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iiverl_core.config import ModelConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.attention import use_grouped_sdpa
@@ -14,6 +15,7 @@ from iiverl_core.rollout.hf.cache import RowCache, cache_argument
 from iiverl_core.rollout.hf.decode import Batch, Decoding, Submission
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.weights import ExpectedWeights, compare, digest
+from iiverl_core.training.adapter import adapted_layers, add_adapter, is_adapter
 
 
 class HFEngine:
@@ -35,6 +37,7 @@ class HFEngine:
         tokenizer_path: str | None = None,
         trust_remote_code: bool = False,
         override_config: Mapping[str, Any] | None = None,
+        adapters: ModelConfig | None = None,
         max_sequences: int = 1024,
         prompts_per_batch: int | None = None,
     ) -> None:
@@ -47,6 +50,7 @@ class HFEngine:
             tokenizer_path: folder or Hub name of the tokenizer, by default the model's; its end-of-sentence token ends responses.
             trust_remote_code: run code that comes with the model.
             override_config: values that replace those of the model's `config.json`.
+            adapters: the model with the LoRA adapters that the engine has beside its weights; None for an engine without.
             max_sequences: maximum number of responses decoded at a time. A prompt with more responses is computed
                 once for each part of them.
             prompts_per_batch: maximum number of prompts whose responses are decoded at a time.
@@ -64,6 +68,11 @@ class HFEngine:
             trust_remote_code=trust_remote_code,
             override_config=override_config,
         )
+        if adapters is not None:
+            add_adapter(self._model, adapters, self._model.get_output_embeddings())
+            for layer in adapted_layers(self._model).values():  # as FSDP computes with them
+                layer.lora_A.to(dtype)
+                layer.lora_B.to(dtype)
         cache_argument(self._model)  # raises if the model takes no cache
         try:
             self._expected = ExpectedWeights(self._model)
@@ -71,6 +80,8 @@ class HFEngine:
             raise ConfigError(
                 f"the rollout engine `hf` cannot be given the weights of '{model_path}': {error}"
             ) from error
+        self._base = frozenset(name for name in self._expected.shapes if adapters and not is_adapter(name))
+        self._has_base = False
         RowCache(self._model)  # raises if the model needs another kind of cache
         self._vocabulary: int = self._model.config.get_text_config().vocab_size
         stop_ids = stop_token_ids(
@@ -165,11 +176,14 @@ class HFEngine:
         self.weights_version = -1
         given: dict[str, int] = {}
         slots = self._expected.slots
-        for name, value in self._expected.check(weights):
+        kept = self._base if self._has_base else ()
+        self._has_base = False
+        for name, value in self._expected.check(weights, optional=kept):
             self._set(slots[name], value)
             if verify:
                 given[name] = digest(value.to(slots[name].dtype))
         compare("the engine", given, {name: [digest(slots[name])] for name in given})
+        self._has_base = True
         self.weights_version = version
 
     @torch.no_grad()
@@ -180,7 +194,7 @@ class HFEngine:
         """Drop pending requests with their keys and values; see `RolloutEngine.sleep`."""
         self._drop_all()
         if discard_weights:
-            self.weights_version = -1
+            self.weights_version, self._has_base = -1, False
 
     def close(self) -> None:
         """Drop pending requests and the weights; see `RolloutEngine.close`."""
