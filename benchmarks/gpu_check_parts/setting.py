@@ -203,6 +203,8 @@ def make_model(setting: Setting) -> Numbers:
 def one_process(device: torch.device) -> Iterator[None]:
     """Make this process a group of one."""
     kind = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(0)
     with TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
         dist.init_process_group(kind, init_method=meeting, rank=0, world_size=1)

@@ -24,6 +24,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
 from iiverl_core.errors import CheckpointError
+from iiverl_megatron.optimizer import fuse
 from iiverl_megatron.parallel import parallel_sizes
 
 OPTIMIZER = {
@@ -163,21 +164,23 @@ def _begin(part: Any) -> None:
     part.init_state_fn(optimizer)
     if isinstance(optimizer, torch.optim.AdamW):
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            optimizer.state[parameter].setdefault("step", torch.tensor(0.0))
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            optimizer.state[parameter].setdefault("step", step)
 
 
 def _complete(optimizer: torch.optim.Optimizer) -> None:
     """Complete an optimizer that megatron-core has loaded.
 
-    Its parameters share one step tensor, which each would increment, and its groups have only the settings of the
-    optimizer that saved them, torch's or apex's.
+    Its parameters share one step tensor, which each would increment, on the CPU, and its groups have only the settings of
+    the optimizer that saved them, torch's or apex's.
     """
-    for state in optimizer.state.values():
+    for parameter, state in optimizer.state.items():
         if "step" in state:
-            state["step"] = state["step"].clone()
+            state["step"] = state["step"].to(parameter.device, torch.float32, copy=True)
     for group in optimizer.param_groups:
         for name, value in optimizer.defaults.items():
             group.setdefault(name, value)
+    fuse(optimizer)
 
 
 def _sharded(chunks: Sequence[Any], optimizer: Any, *, loading: bool) -> dict[str, Any]:

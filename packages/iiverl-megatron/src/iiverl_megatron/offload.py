@@ -107,5 +107,5 @@ class Offloading:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Move a tensor, but not the step number, which torch's AdamW keeps on the CPU."""
+    """Move a tensor, but not the step number, which a fused AdamW reads on the device alone."""
     return value.to(device) if isinstance(value, torch.Tensor) and value.dim() else value

@@ -16,7 +16,7 @@ from iiverl_core.training import StepResult
 def make_optimizer(chunks: Sequence[DistributedDataParallel], optim: OptimConfig) -> Any:
     """Build megatron-core's distributed optimizer; weights that are not fp32 have fp32 masters."""
     dtype = chunks[0].config.params_dtype
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=optim.lr,
@@ -33,6 +33,20 @@ def make_optimizer(chunks: Sequence[DistributedDataParallel], optim: OptimConfig
         config_overrides={},  # all weights decay, as under FSDP; by default those of one dimension would not
         use_gloo_process_groups=False,
     )
+    for part in optimizer.chained_optimizers:
+        fuse(part.optimizer)
+    return optimizer
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let AdamW step in one kernel, as under FSDP.
+
+    megatron-core takes torch's AdamW where neither Transformer Engine nor apex is installed, which have fused ones. By
+    default that is a chain of operations over all parameters, with a copy of them in fp32 at its peak.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        for settings in (optimizer.defaults, *optimizer.param_groups):
+            settings |= {"fused": True, "foreach": False}
 
 
 def step(

@@ -3,6 +3,7 @@
 import socket
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 GROUP_TIMEOUT = timedelta(hours=2)
@@ -20,6 +21,10 @@ def join_process_group(init_method: str, rank: int, size: int, device_type: str)
     """Join the default process group of `size` processes on `cpu` or `cuda`, unless this process is in one."""
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+        if device_type == "cuda":
+            torch.cuda.set_device(
+                0
+            )  # the only one that this process sees; device meshes warn if none is chosen
         dist.init_process_group(
             backend, init_method=init_method, rank=rank, world_size=size, timeout=GROUP_TIMEOUT
         )
