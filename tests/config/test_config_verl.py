@@ -169,7 +169,7 @@ def test_the_last_name_on_the_command_line_counts(with_overrides: Callable[..., 
     [
         ("distillation.enabled", "true", "C033", "unsupported"),
         ("distillation.enabled", "false", None, None),
-        (f"{ROLLOUT}.multi_turn.enable", "true", "C033", "unsupported"),
+        (f"{ROLLOUT}.multi_turn.enable", "true", "C251", "error"),
         ("actor_rollout_ref.model.lora.rank", "8", "C033", "unsupported"),
         ("actor_rollout_ref.model.lora.rank", "0", None, None),
         ("actor_rollout_ref.actor.megatron.use_mbridge", "true", "C031", "warning"),

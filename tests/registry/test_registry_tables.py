@@ -18,6 +18,7 @@ from iiverl_core.registry import (
     POLICY_LOSSES,
     REGISTRIES,
     REWARD_SOURCES,
+    ROLLOUTERS,
     TRACKERS,
     AlgorithmInfo,
     Info,
@@ -82,7 +83,10 @@ def test_what_is_read_are_settings_and_keys() -> None:
 def test_reward_sources_are_asked_for_by_keys() -> None:
     assert MANAGER_KEY in keys()
     assert {source.key for source in REWARD_SOURCES.values()} - {None} <= set(keys())
-    assert [source.name for source in REWARD_SOURCES.values() if source.key is None] == ["rules"]
+    without = {source.name for source in REWARD_SOURCES.values() if source.key is None}
+    assert (
+        without == {rollouter.reward_source for rollouter in ROLLOUTERS.values()} == {"rules", "environment"}
+    )
 
 
 def test_trackers_and_backends_know_what_to_install() -> None:

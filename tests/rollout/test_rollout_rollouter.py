@@ -32,7 +32,7 @@ def requests(groups: int, n: int) -> list[RolloutRequest]:
     ]
 
 
-class TwoTurns:
+class TwoTurns(SingleTurn):
     """Append what a tool says to the first response, and let the model go on. `log` is what happened, in order."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ def test_rollouts_finish_while_others_run(engine) -> None:
 
 
 def test_a_rollout_may_wait_for_something_else(engine) -> None:
-    class Slow:
+    class Slow(SingleTurn):
         async def rollout(self, request, generate) -> RolloutTokens:
             await asyncio.sleep(0.02)
             return await SingleTurn().rollout(request, generate)
@@ -151,7 +151,7 @@ def test_a_rollout_may_wait_for_something_else(engine) -> None:
 def test_a_failure_names_the_rollout_and_cancels_the_others(engine) -> None:
     cancelled = []
 
-    class Failing:
+    class Failing(SingleTurn):
         async def rollout(self, request, generate) -> RolloutTokens:
             try:
                 done = await generate(request.prompt.ids)
@@ -173,7 +173,7 @@ def test_a_failure_names_the_rollout_and_cancels_the_others(engine) -> None:
 def test_a_rollout_that_gives_a_response_up_takes_its_request_along(engine) -> None:
     pending = []
 
-    class Impatient:
+    class Impatient(SingleTurn):
         async def rollout(self, request, generate) -> RolloutTokens:
             if request.id.member:
                 return await SingleTurn().rollout(request, generate)
@@ -209,7 +209,7 @@ def test_a_prompt_that_is_refused_names_its_rollout(engine) -> None:
     assert engine.pending == 0
 
 
-class SlowTool:
+class SlowTool(SingleTurn):
     """Two turns, between which a tool takes as long as `delays` says. `batches` are the ids decoded in each step."""
 
     def __init__(self, engine, delays: list[float]) -> None:
@@ -236,11 +236,16 @@ class SlowTool:
         return await SingleTurn().rollout(request, generate)
 
 
-def test_in_lockstep_what_is_decoded_together_does_not_depend_on_tools(make_model, make_engine_of) -> None:
+@pytest.mark.parametrize("concurrency", [None, 2])
+def test_in_lockstep_what_is_decoded_together_does_not_depend_on_tools(
+    make_model, make_engine_of, concurrency
+) -> None:
     path, model = make_model("qwen2")
     batches = []
-    for delays in ([0.0, 0.01, 0.02], [0.02, 0.0, 0.01]):
+    for delays in ([0.0, 0.01, 0.02], [0.02, 0.0, 0.01], [0.0, 0.0, 0.0]):
         slow = SlowTool(made := make_engine_of(path, model, override_config=ENDS), delays)
+        slow.concurrency = concurrency
         assert len(list(run_rollouts(made, slow, requests(2, 3), PARAMS, in_lockstep=True))) == 6
         batches.append(slow.batches)
-    assert batches[0] == batches[1]
+    assert batches[0] == batches[1] == batches[2]
+    assert max(map(len, batches[0])) == (concurrency or 6)

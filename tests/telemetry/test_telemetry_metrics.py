@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_core.samples import Rollout
+from iiverl_core.samples import Rollout, SampledTurn
 from iiverl_core.telemetry.metrics import (
     batch_metrics,
     perf_metrics,
@@ -13,7 +13,7 @@ from iiverl_core.telemetry.metrics import (
     token_timings,
 )
 from iiverl_reward_client import Failed, Scored
-from rollouts import id_of
+from rollouts import id_of, make_rollout
 
 Make = Callable[..., Rollout]
 
@@ -143,3 +143,23 @@ def test_generation_is_timed_by_response_tokens_and_the_rest_by_all():
         "timing_per_token_ms/update_actor": pytest.approx(3.0),
     }
     assert token_timings(timings, response_tokens=0, total_tokens=0) == {}
+
+
+def test_rollouts_of_several_turns_have_metrics_of_their_own():
+    turn = SampledTurn(1, 2)
+    rollouts = [
+        make_rollout(0, messages=(), turns=(turn, turn, turn), outcome=Scored(1.0)),
+        make_rollout(1, messages=(), turns=(turn,), outcome=Scored(1.0), finish_reason="length"),
+        make_rollout(2, messages=(), outcome=Failed("environment")),
+        make_rollout(3, messages=(), outcome=Scored(0.0, info={"failed": "environment"})),
+    ]
+    metrics = batch_metrics(rollouts, max_prompt_length=8)
+    assert {name: value for name, value in metrics.items() if name.startswith("rollout/")} == {
+        "rollout/turns": 1.0,
+        "rollout/env_failures": 2.0,
+        "rollout/context_full": 0.25,
+    }
+    assert metrics["reward/failed/environment"] == 2
+    assert not any(
+        name.startswith("rollout/") for name in batch_metrics([make_rollout()], max_prompt_length=8)
+    )

@@ -7,16 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from iiverl_core.samples import Rollout, SampleId
+from iiverl_core.samples import Rollout, SampledTurn, SampleId
 from iiverl_core.telemetry.samples import SCHEMA, SampleNumbers, write_samples
 from iiverl_reward_client import Failed, Scored
-from rollouts import id_of
+from rollouts import id_of, make_rollout
 
 Make = Callable[..., Rollout]
 
 COLUMNS = (
     "step data_source source row group member prompt response ground_truth score outcome failure_detail components reward "
-    "baseline advantage rollout_log_prob_sum old_log_prob_sum ref_log_prob_sum response_length finish_reason weights_version"
+    "baseline advantage rollout_log_prob_sum old_log_prob_sum ref_log_prob_sum response_length finish_reason weights_version "
+    "messages"
 )
 
 
@@ -66,6 +67,13 @@ def test_a_scored_and_a_failed_sample(tmp_path: Path, make_sample: Make):
     assert (second["score"], second["outcome"], second["finish_reason"]) == (0.5, "scored", "length")
     assert json.loads(second["components"]) == {"format": 1.0}
     assert {name: second[name] for name in numbers[id_of(1, 0)]} == numbers[id_of(1, 0)]
+
+
+def test_a_conversation_says_what_the_policy_wrote(tmp_path: Path):
+    messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    rollout = make_rollout(messages=messages, turns=(SampledTurn(1, 3, 0.5),))
+    (row,) = pq.read_table(write_samples(tmp_path, 1, [rollout])).to_pylist()
+    assert json.loads(row["messages"]) == [messages[0], {**messages[1], "tokens": 3, "reward": 0.5}]
 
 
 def test_types_do_not_depend_on_what_is_null(tmp_path: Path, make_sample: Make):

@@ -88,7 +88,7 @@ def parts_of_return(returned: Any) -> tuple[float, dict[str, float], dict[str, A
         ReturnError: it is anything else.
     """
     if not isinstance(returned, Mapping):
-        score = _number(returned)
+        score = finite_number(returned)
         if score is None:
             raise ReturnError(
                 f"returned {repr_with_type(returned)}, which is not a finite number that fp32 can hold"
@@ -97,7 +97,7 @@ def parts_of_return(returned: Any) -> tuple[float, dict[str, float], dict[str, A
     if "score" not in returned:
         keys = ", ".join(short_repr(key) for key in list(returned)[:10]) or "none"
         raise ReturnError(f"returned a dict without 'score'; its keys: {keys}")
-    score = _number(returned["score"])
+    score = finite_number(returned["score"])
     if score is None:
         raise ReturnError(
             f"returned a dict whose 'score' is {repr_with_type(returned['score'])}, which is not a finite number that fp32 "
@@ -108,7 +108,7 @@ def parts_of_return(returned: Any) -> tuple[float, dict[str, float], dict[str, A
     for key, value in returned.items():
         if key == "score":
             continue
-        number = _number(value)
+        number = finite_number(value)
         if number is None:
             info[str(key)] = value
         else:
@@ -241,13 +241,13 @@ def not_a_score(function: Callable[..., Any], path: Path, error: ReturnError) ->
     return f"{name_of(function, path)} {error}. Return a finite number, or a dict with one as 'score'."
 
 
-def _number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """Convert a number or bool, also in an array or tensor of one element, to a float.
 
     Returns None for anything else, or if the number is not finite.
     """
     if not isinstance(value, Real | Decimal):
-        return _number(_only_element(value)) if _is_array_of_one(value) else None
+        return finite_number(_only_element(value)) if _is_array_of_one(value) else None
     try:
         number = float(value)
     except (OverflowError, ValueError):  # too large, or a signalling NaN

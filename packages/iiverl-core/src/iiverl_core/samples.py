@@ -107,6 +107,9 @@ def _handles(refs: list[Any], which: list[int], indices: list[int]) -> Handles:
 KEPT_IDS, KEPT_COUNTS = "kept_ids", "kept_counts"
 """Names in `TokenSequence.extras` of `KeptTokens`, for all trained tokens in turn."""
 
+TURN_REWARDS = "turn_rewards"
+"""Name in `TokenSequence.extras` of the rewards of turns, (trained,) float32: each at the turn's last token, 0 elsewhere."""
+
 
 class KeptTokens(NamedTuple):
     """The tokens that top-k and top-p kept when a response was sampled: what each of its tokens was drawn from.

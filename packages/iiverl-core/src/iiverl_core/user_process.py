@@ -108,7 +108,12 @@ class UserProcess:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 (length,) = LENGTH.unpack(await self._process.stdout.readexactly(LENGTH.size))
-                answer: Answer = pickle.loads(await self._process.stdout.readexactly(length))
+                content = await self._process.stdout.readexactly(length)
+                try:
+                    answer: Answer = pickle.loads(content)
+                except Exception:  # the user's code wrote something else there
+                    self._end_group()
+                    break
                 if (future := self._answers.get(answer.id)) and not future.done():
                     future.set_result(answer)
         code = await self._process.wait()

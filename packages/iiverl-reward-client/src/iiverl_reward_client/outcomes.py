@@ -13,6 +13,7 @@ FailureKind: TypeAlias = Literal[
     "bad_response",  # an invalid score: malformed, missing, NaN, infinite
     "server",  # the server failed (5xx)
     "function",  # a Python function raised, or returned no score
+    "environment",  # what answers the model raised, hung, died, or answered garbage
 ]
 
 

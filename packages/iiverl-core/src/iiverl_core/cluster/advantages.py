@@ -11,7 +11,7 @@ from iiverl_core.cluster.messages import Advantages
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import NonFiniteError
-from iiverl_core.samples import ROLLOUT_LOG_PROBS, Handle, SampleId, SequenceRef
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, TURN_REWARDS, Handle, SampleId, SequenceRef
 from iiverl_core.training.estimation import ScoredStep, estimate, explained_variance
 from iiverl_core.training.losses import policy_loss_settings
 
@@ -39,12 +39,13 @@ def compute_advantages(
     values_T = _flat(store, sequences, "values") if run.uses_critic else None
     step = ScoredStep(
         segments,
-        torch.tensor(scores),
+        torch.tensor(scores, dtype=torch.float64) if run.rewards.by_turn else torch.tensor(scores),
         torch.tensor([number[id.group] for id in trained]),
         baseline_B=None if baselines is None else torch.tensor(baselines),
         old_T=_flat(store, sequences, _old_log_probs(run)) if kl_coef else None,
         ref_T=_flat(store, sequences, "ref_log_probs") if kl_coef else None,
         values_T=values_T,
+        turn_rewards_T=_turn_rewards(store, sequences) if run.rewards.by_turn else None,
     )
     result = estimate(step, estimator, run.algorithm, kl_coef)
     for name, x_T in (("advantage", result.advantages_T), ("return", result.returns_T)):
@@ -91,6 +92,15 @@ def _flat(store: Store, sequences: Sequence[SequenceRef], name: str) -> Tensor:
         arrays = [each.trained_log_probs for each in open_all(store, [each.tokens for each in sequences])]
     else:
         arrays = open_all(store, [sequence.arrays[name] for sequence in sequences])
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _turn_rewards(store: Store, sequences: Sequence[SequenceRef]) -> Tensor:
+    """Read the rewards of turns; a rollout that failed and has a constant score has none."""
+    arrays = [
+        each.extras.get(TURN_REWARDS, np.zeros(each.trained, dtype=np.float32))
+        for each in open_all(store, [each.tokens for each in sequences])
+    ]
     return torch.from_numpy(np.concatenate(arrays))
 
 

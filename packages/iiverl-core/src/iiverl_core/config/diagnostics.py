@@ -110,6 +110,12 @@ DIAGNOSTICS = {
     "C207": "zero-temperature",
     "C208": "validation-temperature-unused",
     "C209": "identical-validation-responses",
+    # turns
+    "C251": "contradictory-turns",
+    "C252": "missing-environment",
+    "C253": "turns-on-several-devices",
+    "C254": "environment-timeout-unused",
+    "C255": "environment-reward-unused",
     # objective
     "C301": "incomplete-adaptive-kl",
     "C302": "kl-target-unused",

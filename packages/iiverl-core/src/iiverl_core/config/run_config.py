@@ -23,6 +23,7 @@ from iiverl_core.config.sections.rewards import (
 from iiverl_core.config.sections.rollout import RolloutConfig
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.trainer import TrainerConfig
+from iiverl_core.registry import ROLLOUTERS
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,21 @@ class ConversationConfig:
 class RewardsConfig:
     """The sources of scores.
 
-    `source` is the name of the reward source; None if a reward model is the only one. `conversation` is None without a
-    reward model.
+    `source` is the name of the reward source; None if a reward model is the only one. With `adds_environment`, the rewards
+    of the environment are added to it. `conversation` is None without a reward model.
     """
 
     source: str | None
+    adds_environment: bool
     api: RewardAPIConfig
     function: CustomRewardFunctionConfig
     overlong: OverlongBufferConfig
     conversation: ConversationConfig | None
+
+    @property
+    def by_turn(self) -> bool:
+        """Whether a part of the score is credited to the turns that earned it."""
+        return self.adds_environment or self.source == "environment"
 
 
 @dataclass(frozen=True)
@@ -370,8 +377,12 @@ def _rewards(config: Config) -> RewardsConfig:
     model = config.reward_model
     conversation = ConversationConfig(model.model.input_tokenizer, model.max_length, model.truncation)
     source = config.reward_source
+    rollout = config.actor_rollout_ref.rollout
+    brings = ROLLOUTERS[rollout.agent.default_agent_loop].reward_source == "environment"
+    alone = source is not None and source.name == "environment" and not model.enable
     return RewardsConfig(
         source=source.name if source else None,
+        adds_environment=brings and not alone and rollout.multi_turn.environment.add_reward,
         api=config.reward_api,
         function=config.custom_reward_function,
         overlong=model.overlong_buffer,

@@ -345,8 +345,22 @@ _ROLLOUT: dict[str, Mark] = {
             "engine_kwargs.trtllm": NoEffect("read only by verl's engine trtllm"),
             "engine_kwargs.trtllm.**": NoEffect("read only by verl's engine trtllm"),
             "checkpoint_engine.**": NoEffect("how weights are sent depends on the devices alone"),
-            "multi_turn.enable": NotYet(MULTI_TURN, (False,)),
-            "multi_turn.**": NoEffect("read only with multi_turn.enable, which is not supported"),
+            **{
+                f"multi_turn.{name}": NoEffect("read only by verl's loops of turns")
+                for name in (
+                    "completion_callback",
+                    "format",
+                    "function_tool_path",
+                    "interaction_config_path",
+                    "max_parallel_calls",
+                    "max_tool_response_length",
+                    "num_repeat_rollouts",
+                    "tokenization_sanity_check_mode",
+                    "tool_config_path",
+                    "tool_response_truncate_side",
+                    "use_inference_chat_template",
+                )
+            },
             "agent.agent_loop_config_path": NotYet(MULTI_TURN, (None,)),
             "agent.agent_loop_manager_class": NotYet(MULTI_TURN, (None,)),
             "agent.custom_async_server.**": NotYet(MULTI_TURN, (None,)),

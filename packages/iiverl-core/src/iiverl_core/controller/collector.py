@@ -14,7 +14,13 @@ from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet
 from iiverl_core.errors import IIVerlError
 from iiverl_core.registry import ROLLOUTERS, EstimatorInfo
-from iiverl_core.rewards import Scorer, apply_failure_policy, check_failures, shape_overlong
+from iiverl_core.rewards import (
+    Scorer,
+    apply_failure_policy,
+    check_failures,
+    shape_overlong,
+    with_environment,
+)
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Prompt, Rollout, SampleId, Split
 from iiverl_reward_client import Failed, Outcome, Scored
@@ -158,8 +164,7 @@ class RolloutCollector:
 
     def _outcomes(self, rollouts: Sequence[Rollout]) -> dict[SampleId, Outcome]:
         """Wait for the outcomes of rollouts; those that failed on their way were not scored."""
-        failed = {rollout.id: rollout.outcome for rollout in rollouts if isinstance(rollout.outcome, Failed)}
-        return {**self.scorer.collect(), **failed}
+        return with_environment(rollouts, self.scorer.collect(), add=self.run.rewards.adds_environment)
 
     def _apply_failure_policy(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
         """Apply the configured failure policy; raises `IIVerlError` if there are too many failures."""

@@ -128,6 +128,19 @@ METRICS = Registry(
             "one component of the score, over the responses that have it",
             _BATCH,
         ),
+        _metric("rollout/turns", "turns", "responses of the policy per rollout; with several turns", _BATCH),
+        _metric(
+            "rollout/env_failures",
+            "rollouts",
+            "rollouts whose environment raised, hung, died or answered garbage; with several turns",
+            _BATCH,
+        ),
+        _metric(
+            "rollout/context_full",
+            "fraction",
+            "rollouts that ended because no more tokens fit; with several turns",
+            _BATCH,
+        ),
         _metric("actor/pg_loss", "", "policy loss", _ACTOR),
         _metric("actor/entropy_loss", "nats", "entropy of the policy, aggregated as the loss is", _ACTOR),
         _metric(

@@ -56,6 +56,12 @@ REWARD_SOURCES = Registry(
         ),
         REWARD_MODEL,
         RewardSource(
+            name="environment",
+            summary="the rewards of the environment that answered the model",
+            code="iiverl_core.rewards.build:environment_scorer",
+            key=None,
+        ),
+        RewardSource(
             name="rules",
             summary="the built-in rule of each prompt's data source",
             code="iiverl_core.rewards.build:rule_scorer",

@@ -35,5 +35,18 @@ ROLLOUTERS = Registry(
             summary="one response to each prompt",
             code="iiverl_core.rollout.from_config:single_turn",
         ),
+        RollouterInfo(
+            name="environment",
+            summary="turns with a class of the user's, which also gives rewards",
+            code="iiverl_core.rollout.from_config:environment",
+            reads=(
+                "multi_turn.max_assistant_turns",
+                "multi_turn.max_user_turns",
+                "multi_turn.max_turn_length",
+                "multi_turn.environment",
+            ),
+            reads_rows=True,
+            reward_source="environment",
+        ),
     ),
 )

@@ -10,6 +10,7 @@ from iiverl_core.rewards.build import (
     check_reward_model,
     make_scorer,
 )
+from iiverl_core.rewards.environment import with_environment
 from iiverl_core.rewards.failures import TooManyFailures, apply_failure_policy, check_failures
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, RewardModelInput, ScoreSequences
@@ -32,4 +33,5 @@ __all__ = [
     "check_reward_model",
     "make_scorer",
     "shape_overlong",
+    "with_environment",
 ]

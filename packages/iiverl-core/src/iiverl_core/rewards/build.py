@@ -11,6 +11,7 @@ from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.registry import REWARD_SOURCES
 from iiverl_core.rewards.custom import load_custom_function
+from iiverl_core.rewards.environment import outcome_of_environment
 from iiverl_core.rewards.function_pool import FunctionPool
 from iiverl_core.rewards.functions import FunctionScorer
 from iiverl_core.rewards.model import ModelScorer, ScoreSequences
@@ -52,6 +53,11 @@ def function_scorer(run: RunConfig) -> Scorer:
     if function.workers == 0:
         return FunctionScorer(load_custom_function(function))
     return FunctionPool(function, run.folder / REWARD_OUTPUT)
+
+
+def environment_scorer(run: RunConfig) -> Scorer:
+    """Build a scorer whose outcomes are those that the rollouts bring from their environment."""
+    return FunctionScorer(outcome_of_environment)
 
 
 def rule_scorer(run: RunConfig) -> Scorer:

@@ -77,13 +77,18 @@ class CustomFunction:
 
 
 def arguments_of(rollout: Rollout) -> dict[str, Any]:
-    """Return the keyword arguments of a reward function, without the user's own (`REWARD_ARGUMENTS`)."""
-    prompt = rollout.prompt
+    """Return the keyword arguments of a reward function, without the user's own (`REWARD_ARGUMENTS`).
+
+    With several turns, `extra_info["messages"]` is the whole conversation.
+    """
+    prompt, extra_info = rollout.prompt, extra_info_of(rollout.prompt.columns)
+    if rollout.messages is not None and (extra_info is None or isinstance(extra_info, Mapping)):
+        extra_info = {**(extra_info or {}), "messages": [dict(message) for message in rollout.messages]}
     return {
         "data_source": prompt.data_source,
         "solution_str": rollout.text,
         "ground_truth": prompt.ground_truth,
-        "extra_info": extra_info_of(prompt.columns),
+        "extra_info": extra_info,
     }
 
 

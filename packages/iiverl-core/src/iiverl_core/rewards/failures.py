@@ -18,6 +18,7 @@ _NEXT_STEPS: dict[FailureKind, str] = {
     "bad_response": "check what the reward server or the reward model returns",
     "server": "check the reward server's log",
     "function": "fix the reward function, or the rows of the dataset that it cannot score",
+    "environment": "fix the environment, or allow it more time",
 }
 
 

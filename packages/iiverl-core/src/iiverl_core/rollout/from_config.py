@@ -70,6 +70,13 @@ def single_turn(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SingleTur
     return SingleTurn()
 
 
+def environment(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter:
+    """Build the rollouter `environment`."""
+    from iiverl_core.rollout.environments import EnvironmentRollouter  # imports datasets
+
+    return EnvironmentRollouter(run, tokenizer)
+
+
 Sampling: TypeAlias = Literal["train", "validate", "baseline"]
 """The purpose of responses: training, validation, or the greedy baseline of others."""
 

@@ -1,7 +1,8 @@
 """From prompts to rollouts: the `Rollouter` protocol, a single turn, and running many on one engine."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -80,6 +81,11 @@ class Rollouter(Protocol):
     `generate` must depend on the responses alone.
     """
 
+    @property
+    def concurrency(self) -> int | None:
+        """Rollouts to run at a time; None for all."""
+        ...
+
     async def rollout(self, request: RolloutRequest, generate: Generate) -> RolloutTokens:
         """Make one rollout; many run concurrently, so await everything that takes long.
 
@@ -94,6 +100,8 @@ class Rollouter(Protocol):
 
 class SingleTurn:
     """One response to the prompt. Implements `Rollouter`."""
+
+    concurrency: int | None = None
 
     async def rollout(self, request: RolloutRequest, generate: Generate) -> RolloutTokens:
         """See `Rollouter.rollout`; every token of the response is trained on."""
@@ -115,11 +123,11 @@ def run_rollouts(
     params: SamplingParams,
     *,
     in_lockstep: bool = False,
-) -> Iterator[RolloutTokens]:
+) -> Generator[RolloutTokens]:
     """Run rollouts concurrently on one engine, in this thread, and yield each as it finishes.
 
     Rollouters run until all of them wait, then the engine advances by one step. So the first requests of all rollouts
-    are submitted before the first step. If anything fails or the iterator is closed, every rollout is cancelled and its
+    are submitted before the first step, or those of the first `concurrency`. If anything fails or the iterator is closed, every rollout is cancelled and its
     requests are dropped.
 
     With `in_lockstep`, the engine advances only when every rollout waits for it, and for nothing else. So the responses
@@ -132,8 +140,7 @@ def run_rollouts(
     """
     runner = _Runner(engine, params, in_lockstep)
     try:
-        runner.start(rollouter, requests)
-        yield from runner.run()
+        yield from runner.run(rollouter, requests)
     finally:
         runner.close()
 
@@ -151,20 +158,22 @@ class _Runner:
         self._queued: list[_Queued] = []
         self._responses: dict[GenerationRequest, asyncio.Future[Completion]] = {}
 
-    def start(self, rollouter: Rollouter, requests: Sequence[RolloutRequest]) -> None:
-        for position, request in enumerate(requests):
-            generate = _Generate(self, request, position)
-            task = self._loop.create_task(rollouter.rollout(request, generate))
-            task.add_done_callback(self._finish)
-            self._rollouts[task] = request.id
-
-    def run(self) -> Iterator[RolloutTokens]:
-        while self._rollouts:
+    def run(self, rollouter: Rollouter, requests: Sequence[RolloutRequest]) -> Generator[RolloutTokens]:
+        waiting = deque(enumerate(requests))
+        while self._rollouts or waiting:
             self._progress.clear()
+            while waiting and len(self._rollouts) < (rollouter.concurrency or len(requests)):
+                position, request = waiting.popleft()
+                generate = _Generate(self, request, position)
+                task = self._loop.create_task(rollouter.rollout(request, generate))
+                task.add_done_callback(self._finish)
+                self._rollouts[task] = request.id
             self._loop.run_until_complete(asyncio.sleep(0))  # run everything that is ready, once
             finished, self._finished = self._finished, []
             for task in finished:
                 yield self._result(task)
+            if finished and waiting:
+                continue  # others take their places before the next step
             if self._may_step():
                 self._submit()
                 check_unfinished(self._engine, len(self._responses), self.version)
@@ -173,7 +182,7 @@ class _Runner:
                     response = self._responses.pop(done.request)
                     if not response.cancelled():
                         response.set_result(done)
-            elif self._rollouts and not finished:
+            elif not finished:
                 self._loop.run_until_complete(self._progress.wait())
 
     def close(self) -> None:

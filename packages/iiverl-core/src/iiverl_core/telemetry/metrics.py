@@ -33,7 +33,7 @@ def batch_metrics(
     statistics of per-token arrays (`advantages`, `returns`, `values`), logged as `critic/{name}/…`. `reward/failed`
     counts failed rollouts, which have no score; if all failed there is no `critic/score`. `clip_ratio` is the fraction
     of responses ended by the length limit, and of prompts of `max_prompt_length` tokens. Metrics of other packages come
-    last.
+    last. Rollouts of several turns also have `rollout/…`.
     """
     scored = {r.id: r.outcome for r in rollouts if isinstance(r.outcome, Scored)}
     scores = {id: outcome.score for id, outcome in scored.items()}
@@ -50,7 +50,19 @@ def batch_metrics(
         metrics["prompt_length/clip_ratio"] = _fraction(
             [r.prompt_length >= max_prompt_length for r in rollouts]
         )
-    return metrics | _external(rollouts)
+    return metrics | _turns([r for r in rollouts if r.messages is not None]) | _external(rollouts)
+
+
+def _turns(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Describe rollouts of several turns."""
+    if not rollouts:
+        return {}
+    failed = [_failure_kind(r.outcome) == "environment" for r in rollouts]
+    return {
+        "rollout/turns": sum(len(r.turns) for r in rollouts) / len(rollouts),
+        "rollout/env_failures": float(sum(failed)),
+        "rollout/context_full": _fraction([r.finish_reason == "length" for r in rollouts]),
+    }
 
 
 def _external(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
         ("response_length", pa.int64()),
         ("finish_reason", pa.string()),
         ("weights_version", pa.int64()),
+        ("messages", pa.string()),
     ]
 )
 
@@ -84,7 +85,8 @@ def write_samples(
     """Write the samples of a training step to `{folder}/{step}.parquet`, ordered by group and member.
 
     `source` and `row` are the dataset and the row there, counted from 0. `outcome` is `scored`, the kind of the failure, or null if the sample was not scored; a failed sample has no score.
-    `ground_truth` is the string, or JSON if it is not a string; `components` is JSON. The file is written atomically and
+    `ground_truth` is the string, or JSON if it is not a string; `components` is JSON. `messages`, of rollouts of several
+    turns, is JSON: the conversation, with `tokens` and `reward` in the messages that the policy wrote. The file is written atomically and
     replaces the one of the same step.
     """
     numbers = numbers or {}
@@ -138,7 +140,15 @@ def _row(step: int, rollout: Rollout, numbers: SampleNumbers) -> dict[str, Any]:
         "response_length": rollout.response_length,
         "finish_reason": rollout.finish_reason,
         "weights_version": rollout.weights_version,
+        "messages": None if rollout.messages is None else to_json(_conversation(rollout)),
     }
+
+
+def _conversation(rollout: Rollout) -> list[dict[str, Any]]:
+    messages = [dict(message) for message in rollout.messages or ()]
+    for turn in rollout.turns:
+        messages[turn.message] |= {"tokens": turn.tokens, "reward": turn.reward}
+    return messages
 
 
 def _outcome(rollout: Rollout) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from iiverl_core.config import AlgorithmConfig
 class ScoredStep:
     """The scored rollouts of a step, with the values of their trained tokens.
 
-    `segments` counts the trained tokens of each rollout; those of all its sequences are concatenated. `scores_B`,
-    `group_B` (int64) and, if the estimator needs it, `baseline_B` have one entry per rollout. `old_T`, `ref_T`
-    (log-probs, nats), if KL goes into the reward, and `values_T`, with a critic, have one entry per trained token.
+    `segments` counts the trained tokens of each rollout; those of all its sequences are concatenated. `scores_B`
+    (float64 if there are `turn_rewards_T`), `group_B` (int64) and, if the estimator needs it, `baseline_B` have one entry per rollout. `old_T`, `ref_T`
+    (log-probs, nats), if KL goes into the reward, `values_T`, with a critic, and `turn_rewards_T`, which are a part of the
+    scores, have one entry per trained token.
     """
 
     segments: Segments
@@ -25,6 +26,7 @@ class ScoredStep:
     old_T: Tensor | None = None
     ref_T: Tensor | None = None
     values_T: Tensor | None = None
+    turn_rewards_T: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Estimated:
 def estimate(step: ScoredStep, estimator: Estimator, algorithm: AlgorithmConfig, kl_coef: float) -> Estimated:
     """Put the score on the last token, subtract the KL penalty from every token, and estimate advantages.
 
+    Rewards of turns stay where they are, and the last token gets the rest of the score.
+
     Raises:
         ValueError: the estimator needs values that the step does not have, or its results have the wrong shape.
     """
-    rewards_T = step.segments.at_last(step.scores_B)
+    rewards_T = _rewards(step)
     kl_T = torch.zeros_like(rewards_T)
     if kl_coef and step.old_T is not None and step.ref_T is not None:
         kl_T = kl_divergence(algorithm.kl_penalty, step.old_T, step.ref_T)
@@ -59,6 +63,15 @@ def estimate(step: ScoredStep, estimator: Estimator, algorithm: AlgorithmConfig,
                 f"{rewards_T.numel()} tokens"
             )
     return Estimated(advantages_T, returns_T, step.segments.sum(rewards_T), kl_T)
+
+
+def _rewards(step: ScoredStep) -> Tensor:
+    """Return the rewards of turns where they are, with the rest of the score on the last token, (T,)."""
+    if step.turn_rewards_T is None:
+        return step.segments.at_last(step.scores_B)
+    in_turns_B = step.segments.sum(step.turn_rewards_T.double())
+    rest_B = step.scores_B.double() - in_turns_B  # in double precision, so that it is 0 if it is nothing
+    return step.segments.at_last(rest_B.to(step.turn_rewards_T.dtype)) + step.turn_rewards_T
 
 
 def explained_variance(values_T: Tensor, returns_T: Tensor) -> float | None:

@@ -30,6 +30,7 @@ _STATUS: dict[FailureKind, int] = {
     "bad_response": 502,
     "server": 500,
     "function": 500,
+    "environment": 500,
 }
 _CLIENT_GONE = 499
 _TOKEN = [Security(HTTPBearer(auto_error=False))]  # only for the OpenAPI document; Guard checks the token

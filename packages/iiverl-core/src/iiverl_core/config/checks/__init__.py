@@ -12,6 +12,7 @@ from iiverl_core.config.checks.learning import checks as learning
 from iiverl_core.config.checks.rewards import checks as rewards
 from iiverl_core.config.checks.sampling import checks as sampling
 from iiverl_core.config.checks.schedule import checks as schedule
+from iiverl_core.config.checks.turns import checks as turns
 from iiverl_core.config.diagnostics import Problem
 
 __all__ = ["ALL", "ConfigView", "run_checks"]
@@ -22,6 +23,7 @@ ALL = tuple(
         adapters,
         batches,
         sampling,
+        turns,
         learning,
         rewards,
         schedule,

@@ -13,10 +13,8 @@ checks = Checks()
 
 REWARD, REWARD_NAME = "custom_reward_function.path", "custom_reward_function.name"
 REWARD_KWARGS = "custom_reward_function.reward_kwargs"
-
-
-def _reward(view: ConfigView) -> tuple[str, str] | None:
-    return (view[REWARD], view[REWARD_NAME]) if view[REWARD] else None
+ENVIRONMENT = "actor_rollout_ref.rollout.multi_turn.environment.path"
+ENVIRONMENT_NAME = "actor_rollout_ref.rollout.multi_turn.environment.name"
 
 
 def _user_function(view: ConfigView, key: str) -> tuple[str, str] | None:
@@ -27,10 +25,13 @@ def _user_function(view: ConfigView, key: str) -> tuple[str, str] | None:
 
 
 def _check_function(*reads: str) -> None:
-    """Add the checks of a function; `reads` are the keys of its name and its file, or one key of both."""
+    """Add the checks of a function or class; `reads` are the keys of its name and its file, or one key of both."""
 
     def named(view: ConfigView) -> tuple[str, str] | None:
-        return _reward(view) if REWARD in reads else _user_function(view, reads[0])
+        if len(reads) == 1:
+            return _user_function(view, reads[0])
+        name, path = reads
+        return (view[path], view[name]) if view[path] else None
 
     @checks.add("C921", "input", reads[-1])
     def file_exists(view: ConfigView) -> str | None:
@@ -53,7 +54,7 @@ def _undefined(path: str, name: str) -> str | None:
         return f"{path} is not valid Python: line {error.lineno}: {error.msg}"
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error}"
-    names = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+    names = {node.name for node in module.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     other = any(
         not isinstance(node, ast.FunctionDef | ast.Expr) and name in ast.unparse(node) for node in module.body
     )
@@ -61,10 +62,11 @@ def _undefined(path: str, name: str) -> str | None:
     if name in names or other or star:
         return None
     near = nearest(name, sorted(names))
-    return f"{path} defines no function {name}" + (f"; did you mean {near}?" if near else "")
+    return f"{path} does not define {name}" + (f"; did you mean {near}?" if near else "")
 
 
 _check_function(REWARD_NAME, REWARD)
+_check_function(ENVIRONMENT_NAME, ENVIRONMENT)
 _check_function(ADV_ESTIMATOR)
 _check_function(LOSS_MODE)
 

@@ -9,7 +9,14 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from iiverl_core.config.sections.section import ADV_ESTIMATOR, BACKEND, ENGINE, LOSS_MODE, OnlyWhen
+from iiverl_core.config.sections.section import (
+    ADV_ESTIMATOR,
+    AGENT_LOOP,
+    BACKEND,
+    ENGINE,
+    LOSS_MODE,
+    OnlyWhen,
+)
 from iiverl_core.registry import (
     AGGREGATIONS,
     BACKENDS,
@@ -84,6 +91,13 @@ def only_losses(setting: str) -> OnlyWhen:
 def only_engines(key: str) -> OnlyWhen:
     """Mark a key of `actor_rollout_ref.rollout` that only some engines read."""
     return OnlyWhen(ENGINE, tuple(name for name, engine in ENGINES.items() if key in engine.reads))
+
+
+def only_rollouters(key: str) -> OnlyWhen:
+    """Mark a key of `actor_rollout_ref.rollout` that only some rollouters read."""
+    return OnlyWhen(
+        AGENT_LOOP, tuple(word for each in ROLLOUTERS.values() if key in each.reads for word in each.names)
+    )
 
 
 def only_megatron(instead: str | None = None) -> OnlyWhen:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from iiverl_core.config.sections.choices import EngineName, RollouterName, only_engines
+from iiverl_core.config.sections.multi_turn import MultiTurnConfig
 from iiverl_core.config.sections.section import (
     Count,
     Dtype,
@@ -57,7 +58,7 @@ class AgentConfig(Section):
     """The way from a prompt to a rollout."""
 
     default_agent_loop: RollouterName = "single_turn"
-    """Rollouter: `single_turn` (one response), or one of an installed package."""
+    """What answers the model: nothing (`single_turn`), a class of yours (`environment`), or that of an installed package."""
 
 
 class RolloutConfig(Section):
@@ -121,6 +122,7 @@ class RolloutConfig(Section):
     """Size of a bucket of weights in a weight sync, in MiB: the additional memory that it needs."""
     engine_kwargs: EngineKwargs = EngineKwargs()
     agent: AgentConfig = AgentConfig()
+    multi_turn: MultiTurnConfig = MultiTurnConfig()
     calculate_log_probs: Annotated[bool, NoEffect("log-probs of the sampled tokens are always kept")] = False
     """Keep the log-prob of each sampled token."""
     log_prob_micro_batch_size: Count | None = None

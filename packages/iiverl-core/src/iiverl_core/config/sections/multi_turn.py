@@ -1,0 +1,44 @@
+"""The section `actor_rollout_ref.rollout.multi_turn`: rollouts of several turns."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from iiverl_core.config.sections.choices import only_rollouters
+from iiverl_core.config.sections.section import Count, PathStr, Positive, Section
+
+
+class EnvironmentConfig(Section):
+    """A class of the user's that answers the model, turn by turn."""
+
+    path: PathStr | None = None
+    """Python file of the class."""
+    name: str = "Environment"
+    """Name of the class."""
+    kwargs: dict[str, Any] = Field(default={})
+    """Keyword arguments of the class."""
+    turn_timeout: Positive = 60.0
+    """Seconds that a call of `reset` or `step` may take before it is ended, and the rollout has no score."""
+    rollout_timeout: Positive = 600.0
+    """Seconds that all calls of a rollout may take together."""
+    workers: Count = 64
+    """Rollouts that an engine makes at a time, each with its environment in a process of its own."""
+    add_reward: bool = False
+    """Add the environment's reward to the score of another reward source, which otherwise takes its place."""
+
+
+class MultiTurnConfig(Section):
+    """Rollouts of several turns. `agent.default_agent_loop` selects what answers the model.
+
+    `data.max_response_length` bounds all that follows the first prompt: responses and the answers to them.
+    """
+
+    enable: bool | None = None
+    """Whether rollouts have several turns, in files for verl; null for what `agent.default_agent_loop` says."""
+    max_assistant_turns: Annotated[Count | None, only_rollouters("multi_turn.max_assistant_turns")] = None
+    """Maximum responses of the model in a rollout; null for no limit."""
+    max_user_turns: Annotated[Count | None, only_rollouters("multi_turn.max_user_turns")] = None
+    """Maximum answers to the model in a rollout; null for no limit."""
+    max_turn_length: Annotated[Count | None, only_rollouters("multi_turn.max_turn_length")] = None
+    """Maximum tokens of one response; null for what is left of `data.max_response_length`."""
+    environment: Annotated[EnvironmentConfig, only_rollouters("multi_turn.environment")] = EnvironmentConfig()
