@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from iiverl_core.config import OptimConfig
@@ -33,6 +33,7 @@ def make_optimizer(chunks: Sequence[DistributedDataParallel], optim: OptimConfig
         config_overrides={},  # all weights decay, as under FSDP; by default those of one dimension would not
         use_gloo_process_groups=False,
     )
+    assert isinstance(optimizer, ChainedOptimizer)  # which it returns in every case
     for part in optimizer.chained_optimizers:
         fuse(part.optimizer)
     return optimizer
