@@ -43,6 +43,7 @@ def load(
     filter_overlong: bool = False,
     truncation: Truncation = "error",
     console: Console | None = None,
+    **options: Any,
 ) -> PromptSet:
     return load_prompts(
         files,
@@ -53,6 +54,7 @@ def load(
         filter_overlong=filter_overlong,
         truncation=truncation,
         console=console or Console(file=io.StringIO()),
+        **options,
     )
 
 
@@ -378,3 +380,36 @@ def test_nulls_of_other_rows_are_not_in_a_ground_truth(
     nested = [{"prompt": "a", "reward_model": {"ground_truth": truth}} for truth in truths]
     pq.write_table(pa.Table.from_pylist(nested), path)
     assert [each.ground_truth for each in load(str(path), tiny_tokenizer)] == truths
+
+
+def test_a_part_of_the_rows(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [f"{i:03}" for i in range(300)]
+    files = [
+        write(tmp_path / "a.jsonl", texts[:100], ground_truth=texts[:100]),
+        write(tmp_path / "b.jsonl", texts[100:], ground_truth=texts[100:]),
+    ]
+
+    def used(**options: Any) -> list[str]:
+        return [prompt.text for prompt in load(files, tiny_tokenizer, **options)]
+
+    assert used(max_samples=120) == texts[:120]
+    for everything in (None, -1, 0, 300, 1000):
+        assert used(max_samples=everything, seed=1) == texts
+    drawn = used(max_samples=120, seed=1)
+    assert len(set(drawn)) == 120 and drawn == sorted(drawn) == used(max_samples=120, seed=1)
+    assert set(drawn) & set(texts[:100]) and set(drawn) & set(texts[100:]) and drawn != texts[:120]
+    assert drawn != used(max_samples=120, seed=2)
+
+
+def test_rows_of_a_part_keep_their_names_and_ground_truths(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts = [f"{i:03}" for i in range(50)]
+    truths = [None if i % 2 else text for i, text in enumerate(texts)]
+    console = Console(file=io.StringIO())
+    file = write(tmp_path / "a.jsonl", texts, ground_truth=truths)
+    prompts = load(file, tiny_tokenizer, max_samples=20, seed=3, console=console)
+    assert all(prompt.text == texts[prompt.source_row] for prompt in prompts)
+    without = [i for i, prompt in enumerate(prompts) if prompt.source_row % 2]
+    assert prompts.without_ground_truth().tolist() == without
+    assert isinstance(console.file, io.StringIO) and "20 of 50 prompts" in console.file.getvalue()

@@ -378,8 +378,6 @@ _ROLLOUT: dict[str, Mark] = {
 _DATA: dict[str, Mark] = _each(
     ("data",),
     use_shm=NoEffect("datasets are read where they are"),
-    train_max_samples=NotYet("reading a part of a dataset", (-1, None)),
-    val_max_samples=NotYet("reading a part of a dataset", (-1, None)),
     tool_config_path=NotYet(MULTI_TURN, (None,)),
     function_tool_path=NotYet(MULTI_TURN, (None,)),
     return_full_prompt=NoEffect("prompts always keep their columns"),

@@ -203,7 +203,7 @@ def prepare(loaded: Loaded) -> Plan:
     check_positions(run)
     check_engine_devices(run)
 
-    def prompts_of(files: Sequence[str], splits: Sequence[str]) -> PromptSet:
+    def prompts_of(files: Sequence[str], splits: Sequence[str], max_samples: int | None) -> PromptSet:
         prompts = load_prompts(
             files,
             splits,
@@ -217,16 +217,20 @@ def prepare(loaded: Loaded) -> Plan:
             vocabulary=vocabulary,
             filter_overlong=data.filter_overlong_prompts,
             truncation=data.truncation,
+            max_samples=max_samples,
+            seed=data.seed if data.shuffle else None,
         )
         check_ground_truths(run, prompts)
         check_prompts(run, prompts)
         return prompts
 
-    prompts = prompts_of(data.train_files, data.train_split)
+    prompts = prompts_of(data.train_files, data.train_split, data.train_max_samples)
     if prompts[0].chat is not None:
         check_turn_end(run, tokenizer)
     validates = trainer.val_before_train or trainer.val_only or trainer.test_freq > 0
-    val_prompts = prompts_of(data.val_files, data.val_split) if data.val_files and validates else None
+    val_prompts = None
+    if data.val_files and validates:
+        val_prompts = prompts_of(data.val_files, data.val_split, data.val_max_samples)
     filtered = run.algorithm.filter_groups.enable
     if filtered:
         key, batch_size = "data.gen_batch_size", data.gen_batch_size

@@ -50,6 +50,10 @@ class _TokenizedTable:
     def lengths(self) -> np.ndarray:
         return self.stops - self.starts
 
+    def only(self, kept: np.ndarray) -> "_TokenizedTable":
+        """Keep the prompts for which `kept` is true."""
+        return _TokenizedTable(self.table, self.ids, self.rows[kept], self.starts[kept], self.stops[kept])
+
 
 class PromptSet(Sequence[Prompt]):
     """The concatenated prompts of one or several datasets.
@@ -176,6 +180,8 @@ def load_prompts(
     vocabulary: int | None = None,
     filter_overlong: bool = False,
     truncation: Truncation = "error",
+    max_samples: int | None = None,
+    seed: int | None = None,
     console: Console | None = None,
 ) -> PromptSet:
     """Read datasets and tokenize all prompts.
@@ -184,7 +190,8 @@ def load_prompts(
     schemas in the column `tools_key` if a dataset has it. A string is tokenized as it is, as text that a base model
     continues: without a template, with the tokens that the tokenizer itself adds before a text. An end-of-sentence token
     that the tokenizer adds after it is removed, since the response would be over before it begins. `vocabulary` is the
-    number of tokens that the model knows. `filter_overlong` drops prompts of more than `max_prompt_length` tokens; otherwise `truncation` cuts off their
+    number of tokens that the model knows. Of all rows together at most `max_samples` are used, if that is above 0: drawn with
+    `seed` or, without one, the first. `filter_overlong` drops prompts of more than `max_prompt_length` tokens; otherwise `truncation` cuts off their
     beginning (`left`) or end (`right`). `prompt_key`, `ground_truth_key` and `data_source_key` are column names; see
     `iiverl_core.columns` for the ground truth without a key. `console`, by default standard error, gets a line per
     dataset, and a progress bar if it is a terminal.
@@ -203,14 +210,16 @@ def load_prompts(
         if data_source_key != DATA_SOURCE:
             _require_column(table, "data.data_source_key", data_source_key)
     template = ChatTemplate(tokenizer, template_kwargs or {})
+    used = _used_rows([len(table) for table in tables], max_samples or 0, seed)
     parts, shortest = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for table in tables:
+        for table, rows in zip(tables, used, strict=True):
             part, ended = _tokenize(table, prompt_key, tools_key, template, progress)
             if vocabulary is not None:
                 _check_tokens(part, tokenizer, vocabulary)
-            shortest.append(int(part.lengths.min()))
-            kept = _drop_overlong(part, max_prompt_length) if filter_overlong else part
+            part = part.only(rows)
+            shortest += part.lengths.tolist()
+            kept = part.only(part.lengths <= max_prompt_length) if filter_overlong else part
             console.print(
                 _count(part, kept, max_prompt_length), markup=False, highlight=False, soft_wrap=True
             )
@@ -224,6 +233,17 @@ def load_prompts(
             "raise data.max_prompt_length."
         )
     return PromptSet(parts, tokenizer, prompt_key, ground_truth_key, data_source_key)
+
+
+def _used_rows(sizes: Sequence[int], max_samples: int, seed: int | None) -> list[np.ndarray]:
+    """Choose rows of concatenated datasets of these sizes, as a mask for each, at most `max_samples` unless that is 0 or less."""
+    total = sum(sizes)
+    used = np.ones(total, dtype=bool)
+    if 0 < max_samples < total:
+        used[:] = np.arange(total) < max_samples
+        if seed is not None:
+            used = np.random.default_rng(seed).permutation(used)
+    return np.split(used, np.cumsum(sizes)[:-1])
 
 
 def _require_column(table: Table, key: str, column: str) -> None:
@@ -321,11 +341,6 @@ def _require_template(table: Table, tokenizer: "PreTrainedTokenizerBase") -> Non
         )
 
 
-def _drop_overlong(part: _TokenizedTable, limit: int) -> _TokenizedTable:
-    keep = part.lengths <= limit
-    return _TokenizedTable(part.table, part.ids, part.rows[keep], part.starts[keep], part.stops[keep])
-
-
 def _truncate(part: _TokenizedTable, limit: int, truncation: Truncation) -> _TokenizedTable:
     overlong = np.flatnonzero(part.lengths > limit)
     if not len(overlong):
@@ -347,4 +362,6 @@ def _count(read: _TokenizedTable, kept: _TokenizedTable, limit: int) -> str:
     dropped = len(read.rows) - len(kept.rows)
     tail = f", {dropped} longer than {limit} tokens dropped" if dropped else ""
     count = f"{len(read.rows)} prompt{'s' if len(read.rows) != 1 else ''}"
+    if len(read.rows) < len(read.table):
+        count = f"{len(read.rows)} of {len(read.table)} prompts"
     return f"{read.table.name}: {count}{tail}"

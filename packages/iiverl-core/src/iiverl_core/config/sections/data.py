@@ -16,6 +16,8 @@ from iiverl_core.config.sections.section import (
     follows,
 )
 
+MaxSamples = Annotated[Int, Field(ge=-1)] | None
+
 
 class DataConfig(Section):
     """Prompts, their order, and the batch size."""
@@ -42,6 +44,10 @@ class DataConfig(Section):
     """Column of the data source, which selects the built-in rule and groups validation scores."""
     reward_fn_key: str = "data_source"
     """verl's name for `data_source_key`."""
+    train_max_samples: MaxSamples = None
+    """Use that many rows of the training data, drawn with `seed`, or the first ones without `shuffle`; null, 0 or -1 for all."""
+    val_max_samples: MaxSamples = None
+    """The same for the validation data."""
     max_prompt_length: Count = 512
     """Maximum tokens of a prompt, after the chat template."""
     max_response_length: Count = 512
