@@ -70,12 +70,16 @@ class EnvironmentPool:
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the pool's thread, and await its result on the caller's."""
-        assert self._loop is not None
+        if self._loop is None:
+            coroutine.close()
+            raise RuntimeError("the pool of environments is closed")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
     def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the pool's thread, for whose end nobody waits until the pool is closed."""
-        assert self._loop is not None
+        if self._loop is None:
+            coroutine.close()
+            return
         self._loop.call_soon_threadsafe(_start, coroutine, self._closing)
 
     async def take(self) -> UserProcess:
