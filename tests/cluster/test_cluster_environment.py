@@ -112,5 +112,7 @@ def test_processes_wait_for_one_that_reads_a_large_model(monkeypatch: pytest.Mon
     given: dict[str, Any] = {}
     monkeypatch.setattr(rendezvous.dist, "is_initialized", lambda: False)
     monkeypatch.setattr(rendezvous.dist, "init_process_group", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(rendezvous.torch.cuda, "set_device", lambda device: given.update(device=device))
     rendezvous.join_process_group("tcp://host:1", 0, 2, "cuda")
     assert given["timeout"] == timedelta(hours=2)
+    assert given["device"] == 0  # the only one that a process sees

@@ -1,7 +1,8 @@
 """Read the calls of tools that models write, each family in its own format.
 
 A format is a function of a response's text, with special tokens but without the end token, and of the number of calls
-before it in the conversation. It never raises: a call that cannot be read is a `BadCall`, which the model is told.
+before it in the conversation. It never raises: a call that cannot be read is a `BadCall`, which becomes a message
+to the model.
 """
 
 import json

@@ -35,7 +35,7 @@ def grouped_sdpa(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     query = query.reshape(n_rows, n_groups, n_heads // n_groups, width)
     if query.is_cpu and query.dtype is torch.float32:
-        scores = query.mul(width**-0.5 if scaling is None else scaling) @ key.mT
+        scores = (query @ key.mT).mul_(width**-0.5 if scaling is None else scaling)
         if attention_mask is not None and attention_mask.dtype is torch.bool:
             scores.masked_fill_(~attention_mask, float("-inf"))
         elif attention_mask is not None:
