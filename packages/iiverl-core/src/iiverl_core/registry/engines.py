@@ -62,6 +62,7 @@ ENGINES = Registry(
             ),
             spans_devices=True,
             memory="pool",
+            max_lora_rank=512,
             check_installation="iiverl_core.config.vllm:missing_vllm",
             check_model="iiverl_core.config.vllm:model_problem",
         ),

@@ -88,10 +88,14 @@ def compare(engine: str, given: Mapping[str, int], held: Mapping[str, Sequence[i
     Raises:
         WeightMismatchError: they differ.
     """
-    wrong = [name for name, value in given.items() if set(held[name]) != {value}]
+    raise_mismatch(engine, [name for name, value in given.items() if set(held[name]) != {value}], len(given))
+
+
+def raise_mismatch(engine: str, wrong: Sequence[str], count: int) -> None:
+    """Raise WeightMismatchError if some of `count` weights, those named, are wrong in an engine."""
     if wrong:
         raise WeightMismatchError(
-            f"{len(wrong)} of {len(given)} weights did not arrive in {engine} as they were given: {listed(wrong)}. "
+            f"{len(wrong)} of {count} weights did not arrive in {engine} as they were given: {listed(wrong)}. "
             "Nothing can be generated with what it holds now"
         )
 

@@ -9,6 +9,7 @@ from iiverl_core.errors import ConfigError
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CHECKPOINT_FORMATS = {"hf", "dtensor", "megatron"}  # the model's own files
 MODEL = ROLE_KEYS["actor"].model
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of which vLLM has room for one
 CPU_CACHE_BYTES = 2**30  # for keys and values, in memory that is shared with training
 
 KEY_OF_ARGUMENT = {
@@ -27,6 +28,7 @@ KEY_OF_ARGUMENT = {
     "enable_prefix_caching": f"{ROLLOUT}.enable_prefix_caching",
     "disable_log_stats": f"{ROLLOUT}.disable_log_stats",
     "load_format": f"{ROLLOUT}.load_format",
+    "enable_lora": f"{ROLLOUT}.lora_sync",
     "enable_sleep_mode": f"{ROLLOUT}.free_cache_engine",
 }
 """The key of each argument that has one."""
@@ -73,6 +75,7 @@ def engine_arguments(run: RunConfig, device_type: str) -> dict[str, Any]:
         "load_format": _load_format(rollout.load_format),
         "enable_prefix_caching": rollout.enable_prefix_caching,
         **_memory(run, device_type),
+        **_adapters(run),
         **FIXED,
         **(OVER_DEVICES if run.engine_devices > 1 else {}),
         **passed_on,
@@ -98,6 +101,13 @@ def _memory(run: RunConfig, device_type: str) -> dict[str, Any]:
         # Engines in processes of their own have their devices to themselves.
         "enable_sleep_mode": rollout.free_cache_engine and not run.trainer.rollout_devices,
     }
+
+
+def _adapters(run: RunConfig) -> dict[str, Any]:
+    if not run.syncs_adapters:
+        return {}
+    room = min(rank for rank in RANKS if rank >= run.actor.model.lora_rank)
+    return {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
 
 
 def _load_format(name: str) -> str:

@@ -5,18 +5,23 @@ import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from iiverl_core.config import ModelConfig
 from iiverl_core.errors import NonFiniteError
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
-from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, listed
+from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, listed, raise_mismatch
 from iiverl_core.samples import KeptTokens
+from iiverl_core.training.adapter import adapted_layers, add_adapter, is_adapter, write_adapter
 
 BUCKET_BYTES = 2**29
 WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what sleeps
@@ -41,6 +46,7 @@ class VLLMEngine:
         *,
         colocated: bool = False,
         tokenizer_path: str | None = None,
+        adapters: ModelConfig | None = None,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         """Start vLLM.
@@ -49,6 +55,7 @@ class VLLMEngine:
             arguments: of `vllm.LLM`, from `engine_arguments`.
             colocated: the model is trained in this process as well.
             tokenizer_path: folder or Hub name of the tokenizer, by default the model's; its end-of-sentence token ends responses.
+            adapters: the model with the LoRA adapters that the engine has beside its weights; None for an engine without.
             bucket_bytes: weights are handed over together once they have this many bytes.
 
         Raises:
@@ -73,8 +80,18 @@ class VLLMEngine:
             trust_remote_code=trust,
             override_config=arguments.get("hf_overrides"),
         )
+        if adapters is not None:
+            add_adapter(model, adapters, model.get_output_embeddings())
+            # Others, such as experts, would be prepared for adapters as well.
+            layers = sorted({name.rpartition(".")[2] for name in adapted_layers(model)})
+            arguments = {**arguments, "lora_target_modules": layers}
+        self._adapters, self._loaded_adapters = adapters, 0
+        self._adapter: Any = None
+        self._adapter_folder: TemporaryDirectory[str] | None = None
+        self._has_base = False
         self._expected = ExpectedWeights(model)
-        self._shapes = {name: tuple(shape) for name, shape in self._expected.shapes.items()}
+        shapes = self._expected.shapes.items()
+        self._shapes = {name: tuple(shape) for name, shape in shapes if not (adapters and is_adapter(name))}
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self._stop_ids = sorted(stop_token_ids(path, tokenizer_path, model, trust_remote_code=trust))
         threads = torch.get_num_threads()
@@ -127,6 +144,7 @@ class VLLMEngine:
                 detokenize=False,
                 output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
             ),
+            lora_request=self._adapter,
         )
         self._submitted += 1
         self._pending[name] = request, params
@@ -195,16 +213,58 @@ class VLLMEngine:
             ValueError: a name or a shape does not fit, or a weight of the engine was left out.
             WeightMismatchError: the weights that the engine computes with differ from those it was given.
         """
-        from iiverl_core.rollout.vllm.transfer import buckets  # imports vLLM
-
         self._drop_all()
         self.weights_version = -1
         self._wake(WEIGHTS)
+        kept = self._shapes.keys() if self._has_base and self._adapters else ()
+        self._has_base = False
+        adapter: dict[str, Tensor] = {}
+        base = self._without_adapter(self._expected.check(weights, optional=kept), adapter)
+        first = next(base, None)
+        if first is not None:
+            self._load(chain([first], base), verify=verify)
+        if self._adapters is not None:
+            self._load_adapter(self._adapters, adapter, verify=verify)
+        self._has_base = True
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError(
+                "vLLM did not clear its cache of prompts, which was computed with older weights"
+            )
+        self.weights_version = version
+
+    def _without_adapter(
+        self, weights: Iterable[tuple[str, Tensor]], adapter: dict[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        for name, value in weights:
+            if name in self._shapes:
+                yield name, value
+            else:
+                adapter[name] = value.detach().clone()
+
+    def _load_adapter(self, config: ModelConfig, weights: Mapping[str, Tensor], *, verify: bool) -> None:
+        """Let vLLM read an adapter from a folder, under a new number, in place of the one before."""
+        from vllm.lora.request import LoRARequest
+
+        folder = TemporaryDirectory(prefix="iiverl-adapter-")
+        write_adapter(weights, config, Path(folder.name), task="CAUSAL_LM")
+        if self._adapter is not None:
+            self._llm.llm_engine.remove_lora(self._loaded_adapters)
+        self._loaded_adapters += 1
+        number = self._loaded_adapters
+        self._adapter = LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=folder.name)
+        self._llm.llm_engine.add_lora(self._adapter)
+        self._adapter_folder = folder  # the one before is removed
+        if verify:
+            (wrong,) = self._llm.collective_rpc("iiverl_wrong_adapters", args=(weights, config.lora_scale))
+            raise_mismatch("vLLM", wrong, len(weights))
+
+    def _load(self, weights: Iterable[tuple[str, Tensor]], *, verify: bool) -> None:
+        from iiverl_core.rollout.vllm.transfer import buckets  # imports vLLM
+
         given: dict[str, int] = {}
         self._llm.start_weight_update()
         try:
-            checked = self._expected.check(weights)
-            for bucket in buckets(self._recorded(checked, given) if verify else checked, self._bucket_bytes):
+            for bucket in buckets(self._recorded(weights, given) if verify else weights, self._bucket_bytes):
                 self._llm.update_weights({"update_info": bucket})
         except BaseException:
             with suppress(RuntimeError):  # vLLM has closed the update itself if its own loading failed
@@ -213,11 +273,6 @@ class VLLMEngine:
         self._llm.finish_weight_update()
         if verify:
             self._compare(given)
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError(
-                "vLLM did not clear its cache of prompts, which was computed with older weights"
-            )
-        self.weights_version = version
 
     def _recorded(
         self, weights: Iterable[tuple[str, Tensor]], given: dict[str, int]
@@ -248,7 +303,7 @@ class VLLMEngine:
         self._drop_all()
         self._llm.reset_prefix_cache()
         if discard_weights:
-            self.weights_version = -1
+            self.weights_version, self._has_base = -1, False
         if self._can_sleep and WEIGHTS not in self._asleep:
             self._llm.sleep(level=2 if discard_weights else 1)
         self._asleep = {WEIGHTS, CACHE}

@@ -76,6 +76,7 @@ def start(vllm: ModuleType, arguments: Mapping[str, Any], *, colocated: bool) ->
                 _check_own_model(model_config, path)
             if vllm.platforms.current_platform.is_cpu():
                 _check_head_size(model_config, path)
+                _check_experts(model_config, arguments, path)
             return vllm.LLM(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = _reason(error)
@@ -102,6 +103,15 @@ def _check_own_model(model_config: Any, path: str) -> None:
             f"vLLM has no model of its own for '{path}' ({KEY_OF_ARGUMENT['model']}) and runs that of transformers, "
             "which it changes for the whole process: the model cannot be trained there. Set trainer.rollout_devices, "
             f"so that engines have processes of their own, or set {ROLLOUT}.name to hf"
+        )
+
+
+def _check_experts(model_config: Any, arguments: Mapping[str, Any], path: str) -> None:
+    """Check that a mixture of experts has no LoRA adapters, which vLLM on a CPU would refuse only at the first prompt."""
+    if arguments.get("enable_lora") and model_config.is_moe:
+        raise ConfigError(
+            f"vLLM on a CPU cannot run the mixture of experts '{path}' with LoRA adapters beside its weights: set "
+            f"{KEY_OF_ARGUMENT['enable_lora']} to merged"
         )
 
 

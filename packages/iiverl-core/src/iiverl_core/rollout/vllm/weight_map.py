@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iiverl_core.training.adapter import A, B
+
 PROBES = 256  # unit vectors that go through a layer at a time
 
 
@@ -86,6 +88,7 @@ class WeightMap:
         claimed: set[int] = set()
         for name, shape in shapes.items():
             engine_name, number = _engine_name(model, name)
+            engine_name = engine_name if engine_name in parameters else below_adapter(engine_name)
             parameter = parameters.get(engine_name)
             if parameter is None:
                 continue
@@ -108,6 +111,44 @@ def _engine_name(model: nn.Module, name: str) -> tuple[str, int | None]:
         if module in parts and len(parts) > 1:
             return f"{parent}.{joined}.{parameter}", parts.index(module)
     return mapped or name, None
+
+
+def below_adapter(name: str) -> str:
+    """Return the name of a parameter whose module vLLM has wrapped to add LoRA adapters."""
+    path, _, parameter = name.rpartition(".")
+    return f"{path}.base_layer.{parameter}"
+
+
+def wrong_adapters(model: Any, weights: Mapping[str, Tensor], scale: float) -> list[str]:
+    """Return the names of LoRA weights that are not those that this process's part of a layer computes with.
+
+    vLLM's layers have `lora_a_stacked` and `lora_b_stacked`, one per joined layer, with a slot per adapter; B is scaled.
+    """
+    manager = model.lora_manager
+    (slot,) = (i for i, adapter in enumerate(manager.lora_index_to_id) if adapter is not None)
+    given = {_engine_layer(model, name): (name, value) for name, value in weights.items()}
+    wrong = [name for name, _ in given.values()]
+    for path, module in manager.modules.items():
+        layers = manager.packed_modules.get(path, [path])
+        for kind, factor in ((A, 1.0), (B, scale)):
+            found = [given.get(f"{layer}.{kind}.weight") for layer in layers]
+            if not any(found):
+                continue
+            stacked = module.lora_a_stacked if kind == A else module.lora_b_stacked
+            parts: Any = [None if each is None else each[1].to(stacked[0]) * factor for each in found]
+            if module.tp_size > 1:
+                cut = module.slice_lora_a if kind == A else module.slice_lora_b
+                parts = cut(parts) if len(parts) > 1 else [cut(parts[0])]
+            for each, part, held in zip(found, parts, stacked, strict=True):
+                if each is not None and torch.equal(held[slot, 0, : part.shape[0], : part.shape[1]], part):
+                    wrong.remove(each[0])
+    return wrong
+
+
+def _engine_layer(model: nn.Module, name: str) -> str:
+    """Return the engine's name of a LoRA weight, in which joined layers are apart."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    return (mapper.get_rename_mapper().map_name(name) if mapper else name) or name
 
 
 def _location(module: nn.Module, parameter: str, number: int | None, shape: Sequence[int]) -> Location | None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
 
 import iiverl_core.rollout.vllm.transfer  # noqa: F401  # workers import this module before they ask for the backend
-from iiverl_core.rollout.vllm.weight_map import Shard, WeightMap
+from iiverl_core.rollout.vllm.weight_map import Shard, WeightMap, wrong_adapters
 from iiverl_core.rollout.weights import digest
 
 
@@ -52,6 +53,11 @@ class WorkerExtension:
             name: [digest(value) for location in found for value in location.values()]
             for name, found in WeightMap.of(self.get_model(), shapes).locations.items()
         }
+
+    @torch.inference_mode()
+    def iiverl_wrong_adapters(self, weights: Mapping[str, Tensor], scale: float) -> list[str]:
+        """Return the names of those LoRA weights that this process does not compute with."""
+        return wrong_adapters(self.get_model(), weights, scale)
 
     @torch.inference_mode()
     def iiverl_clear_cache(self) -> None:
