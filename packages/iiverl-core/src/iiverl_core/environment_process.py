@@ -1,7 +1,8 @@
 """A process that runs environments of the user's, one after another.
 
 It imports neither torch nor the rest of iiverl, unless the user's file does. `rollout/environment_pool.py` starts it as a
-`UserProcess` and sends one `Setup` and then `Call`s; each is answered by a `Reply`.
+`UserProcess` and sends one `Setup` and then `Call`s; each is answered by a `Reply`, whose value is the messages of `reset`
+(None for the row's prompt), or an `Answered`.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from iiverl_core.python_files import find_callable, load_file, repr_with_type, s
 from iiverl_core.reward_process import MAX_SCORE, finite_number
 from iiverl_core.user_process import (
     USER_ERRORS,
+    Reply,
     begin,
     bound_output,
     read_message,
@@ -50,19 +52,6 @@ class Call:
     seed: str
     method: Literal["reset", "step", "close"]
     argument: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to a call, or to the setup, whose `id` is 0.
-
-    `problem` says what the user's code did wrong; otherwise `value` is the messages of `reset` (None for the row's prompt),
-    or an `Answered`.
-    """
-
-    id: int
-    problem: str = ""
-    value: Any = None
 
 
 @dataclass(frozen=True, slots=True)

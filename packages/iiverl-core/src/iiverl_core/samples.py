@@ -260,7 +260,8 @@ class Rollout(PickledByFields):
     `text` is the response without special tokens, `raw_text` with them. `weights_version` is the version of the weights
     that generated it, and `log_prob` the sum of the log-probs of all sampled tokens under the distribution sampled from, in
     nats. A rollout has several sequences if its context was rewritten between turns, otherwise one. With several turns,
-    `text` is the last one, `messages` the whole conversation, and `turns` what the policy wrote of it. A rollouter may set
+    `text` is the last one, `messages` the whole conversation, `turns` what the policy wrote of it, and `counts` numbers for
+    metrics by name. A rollouter may set
     the `outcome`; otherwise the scorer does.
     """
 
@@ -275,6 +276,7 @@ class Rollout(PickledByFields):
     outcome: Outcome | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     turns: tuple[SampledTurn, ...] = ()
+    counts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def prompt_length(self) -> int:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO, Any, Literal, Protocol, TypeAlias
 
 from iiverl_core.orphans import end_with
@@ -36,6 +37,15 @@ class Answer(Protocol):
     def id(self) -> int:
         """The id of the message."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An `Answer` of any value, or of the `problem`: what the user's code did wrong."""
+
+    id: int
+    problem: str = ""
+    value: Any = None
 
 
 class EndedError(Exception):

@@ -123,6 +123,7 @@ class Generator:
                 outcome=done.outcome,
                 messages=done.messages,
                 turns=done.turns,
+                counts=done.counts,
             )
             for done, text, raw_text in zip(finished, texts, raw_texts, strict=True)
         ]

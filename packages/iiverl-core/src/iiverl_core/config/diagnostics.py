@@ -116,6 +116,8 @@ DIAGNOSTICS = {
     "C253": "turns-on-several-devices",
     "C254": "environment-timeout-unused",
     "C255": "environment-reward-unused",
+    "C256": "missing-tools",
+    "C257": "tool-timeout-unused",
     # objective
     "C301": "incomplete-adaptive-kl",
     "C302": "kl-target-unused",

@@ -349,15 +349,12 @@ _ROLLOUT: dict[str, Mark] = {
                 f"multi_turn.{name}": NoEffect("read only by verl's loops of turns")
                 for name in (
                     "completion_callback",
-                    "format",
                     "function_tool_path",
                     "interaction_config_path",
                     "max_parallel_calls",
-                    "max_tool_response_length",
                     "num_repeat_rollouts",
                     "tokenization_sanity_check_mode",
                     "tool_config_path",
-                    "tool_response_truncate_side",
                     "use_inference_chat_template",
                 )
             },

@@ -1,4 +1,4 @@
-"""Registries of everything that a run can name: algorithms, engines, rollouters, backends, reward sources, metrics and
+"""Registries of everything that a run can name: algorithms, engines, rollouters, formats of tool calls, backends, reward sources, metrics and
 trackers.
 
 One module per kind, with the dataclass of its infos and the table of the built-in ones. They import neither the code
@@ -22,6 +22,7 @@ from iiverl_core.registry.metrics import METRICS, Metric
 from iiverl_core.registry.registry import Info, Registry, load_code
 from iiverl_core.registry.rewards import REWARD_MODEL, REWARD_SOURCES, RewardSource
 from iiverl_core.registry.rollouters import ROLLOUTERS, RollouterInfo
+from iiverl_core.registry.tool_formats import TOOL_FORMATS, ToolFormatInfo
 from iiverl_core.registry.trackers import TRACKERS, TrackerInfo
 
 REGISTRIES = (
@@ -31,6 +32,7 @@ REGISTRIES = (
     KL_KINDS,
     ENGINES,
     ROLLOUTERS,
+    TOOL_FORMATS,
     BACKENDS,
     REWARD_SOURCES,
     METRICS,
@@ -49,6 +51,7 @@ __all__ = [
     "REWARD_MODEL",
     "REWARD_SOURCES",
     "ROLLOUTERS",
+    "TOOL_FORMATS",
     "TRACKERS",
     "AggregationInfo",
     "AlgorithmInfo",
@@ -62,6 +65,7 @@ __all__ = [
     "Registry",
     "RewardSource",
     "RollouterInfo",
+    "ToolFormatInfo",
     "TrackerInfo",
     "load_code",
 ]

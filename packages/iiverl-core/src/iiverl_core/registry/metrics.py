@@ -141,6 +141,11 @@ METRICS = Registry(
             "rollouts that ended because no more tokens fit; with several turns",
             _BATCH,
         ),
+        _metric("rollout/tool_calls", "calls", "calls of tools per rollout", _BATCH),
+        _metric(
+            "rollout/tool_errors", "calls", "calls of tools per rollout whose result is an error", _BATCH
+        ),
+        _metric("rollout/tool_seconds", "s", "time per rollout in which its tools ran", _BATCH),
         _metric("actor/pg_loss", "", "policy loss", _ACTOR),
         _metric("actor/entropy_loss", "nats", "entropy of the policy, aggregated as the loss is", _ACTOR),
         _metric(

@@ -36,6 +36,22 @@ ROLLOUTERS = Registry(
             code="iiverl_core.rollout.from_config:single_turn",
         ),
         RollouterInfo(
+            name="tools",
+            aliases=("tool_agent",),
+            summary="turns in which the model calls functions of the user's",
+            code="iiverl_core.rollout.from_config:tools",
+            reads=(
+                "multi_turn.max_assistant_turns",
+                "multi_turn.max_user_turns",
+                "multi_turn.max_turn_length",
+                "multi_turn.max_tool_response_length",
+                "multi_turn.tool_response_truncate_side",
+                "multi_turn.format",
+                "multi_turn.tools",
+            ),
+            reads_rows=True,
+        ),
+        RollouterInfo(
             name="environment",
             summary="turns with a class of the user's, which also gives rewards",
             code="iiverl_core.rollout.from_config:environment",

@@ -14,7 +14,8 @@ import numpy as np
 from iiverl_core.columns import extra_info_of
 from iiverl_core.data.chat import PromptError, as_tools
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout.environment_pool import EnvironmentFailure, EnvironmentPool, OpenEnvironment
+from iiverl_core.rollout.environment_pool import EnvironmentPool, OpenEnvironment
+from iiverl_core.rollout.process_pool import EnvironmentFailure
 from iiverl_core.rollout.rollouter import Generate, RolloutRequest, RolloutTokens
 from iiverl_core.rollout.turns import Conversation, TurnTemplate
 from iiverl_core.samples import TURN_REWARDS, FinishReason, Prompt, SampledTurn, TokenSequence

@@ -71,6 +71,13 @@ def single_turn(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SingleTur
     return SingleTurn()
 
 
+def tools(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter:
+    """Build the rollouter `tools`."""
+    from iiverl_core.rollout.tools import ToolRollouter  # imports datasets
+
+    return ToolRollouter(run, tokenizer)
+
+
 def environment(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter:
     """Build the rollouter `environment`."""
     from iiverl_core.rollout.environments import EnvironmentRollouter  # imports datasets

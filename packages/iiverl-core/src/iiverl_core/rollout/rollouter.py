@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ class RolloutTokens:
 
     `response_ids` (R,) int64 is the last turn, as scorers read it; `finish_reason` is why it ended. A rollout has one
     sequence, or several if its context was rewritten. Rollouters of several turns also give the conversation
-    (`messages`) and what the policy wrote of it (`turns`). `outcome` is the rollout's score, if its environment gives one,
+    (`messages`) and what the policy wrote of it (`turns`); `counts` are numbers for metrics by name. `outcome` is the rollout's score, if its environment gives one,
     or the failure of a rollout that could not be completed, whose sequences are not trained on.
     """
 
@@ -56,6 +56,7 @@ class RolloutTokens:
     outcome: Outcome | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     turns: tuple[SampledTurn, ...] = ()
+    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Generate(Protocol):

@@ -73,6 +73,14 @@ class TurnTemplate:
         except PromptError:
             return True
 
+    def offers(self, tools: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the template tells the model about tools."""
+        user = [{"role": "user", "content": "?"}]
+        try:
+            return self.render(user, tools) != self.render(user)
+        except PromptError:
+            return True
+
     def escape(self, value: Any, allowed: Collection[int] = ()) -> Any:
         """Replace control tokens by marks in all texts of a value, apart from those with the ids `allowed`."""
         if isinstance(value, str):

@@ -62,6 +62,9 @@ def _turns(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/turns": sum(len(r.turns) for r in rollouts) / len(rollouts),
         "rollout/env_failures": float(sum(failed)),
         "rollout/context_full": _fraction([r.finish_reason == "length" for r in rollouts]),
+    } | {
+        f"rollout/{name}": sum(r.counts.get(name, 0) for r in rollouts) / len(rollouts)
+        for name in dict.fromkeys(name for r in rollouts for name in r.counts)
     }
 
 

@@ -1,6 +1,7 @@
 """Checks of user functions: the file, the name, the arguments."""
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
@@ -15,23 +16,25 @@ REWARD, REWARD_NAME = "custom_reward_function.path", "custom_reward_function.nam
 REWARD_KWARGS = "custom_reward_function.reward_kwargs"
 ENVIRONMENT = "actor_rollout_ref.rollout.multi_turn.environment.path"
 ENVIRONMENT_NAME = "actor_rollout_ref.rollout.multi_turn.environment.name"
+TOOLS = "actor_rollout_ref.rollout.multi_turn.tools.path"
+TOOL_NAMES = "actor_rollout_ref.rollout.multi_turn.tools.names"
 
 
-def _user_function(view: ConfigView, key: str) -> tuple[str, str] | None:
+def _user_function(view: ConfigView, key: str) -> tuple[str, Sequence[str]] | None:
     if not is_user_function(view[key]):
         return None
     path, _, name = view[key].rpartition(":")
-    return path, name
+    return path, (name,)
 
 
 def _check_function(*reads: str) -> None:
-    """Add the checks of a function or class; `reads` are the keys of its name and its file, or one key of both."""
+    """Add the checks of functions or a class; `reads` are the keys of the names and the file, or one key of both."""
 
-    def named(view: ConfigView) -> tuple[str, str] | None:
+    def named(view: ConfigView) -> tuple[str, Sequence[str]] | None:
         if len(reads) == 1:
             return _user_function(view, reads[0])
-        name, path = reads
-        return (view[path], view[name]) if view[path] else None
+        names, path = view[reads[0]] or (), view[reads[1]]
+        return (path, (names,) if isinstance(names, str) else names) if path else None
 
     @checks.add("C921", "input", reads[-1])
     def file_exists(view: ConfigView) -> str | None:
@@ -42,8 +45,10 @@ def _check_function(*reads: str) -> None:
 
     @checks.add("C922", "error", *reads)
     def function_exists(view: ConfigView) -> str | None:
-        function = named(view)
-        return _undefined(*function) if function and path_exists(Path.is_file, function[0]) else None
+        path, names = named(view) or ("", ())
+        if not path or not path_exists(Path.is_file, path):
+            return None
+        return next(filter(None, (_undefined(path, name) for name in names)), None)
 
 
 def _undefined(path: str, name: str) -> str | None:
@@ -54,7 +59,11 @@ def _undefined(path: str, name: str) -> str | None:
         return f"{path} is not valid Python: line {error.lineno}: {error.msg}"
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error}"
-    names = {node.name for node in module.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names = {
+        node.name
+        for node in module.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
     other = any(
         not isinstance(node, ast.FunctionDef | ast.Expr) and name in ast.unparse(node) for node in module.body
     )
@@ -67,6 +76,7 @@ def _undefined(path: str, name: str) -> str | None:
 
 _check_function(REWARD_NAME, REWARD)
 _check_function(ENVIRONMENT_NAME, ENVIRONMENT)
+_check_function(TOOL_NAMES, TOOLS)
 _check_function(ADV_ESTIMATOR)
 _check_function(LOSS_MODE)
 

@@ -13,7 +13,8 @@ PATH = f"{ENVIRONMENT}.path"
 TURN, WHOLE, ADD = (f"{ENVIRONMENT}.{name}" for name in ("turn_timeout", "rollout_timeout", "add_reward"))
 STALL = "trainer.stall_timeout"
 ENGINE_DEVICES = "actor_rollout_ref.rollout.tensor_model_parallel_size"
-SINGLE_TURN, WITH_ENVIRONMENT = "single_turn", "environment"
+TOOLS, TOOL_NAMES, TOOL_TIMEOUT = (f"{MULTI_TURN}.tools.{name}" for name in ("path", "names", "timeout"))
+SINGLE_TURN, WITH_ENVIRONMENT, WITH_TOOLS = "single_turn", "environment", "tools"
 ADDED_TO = ("reward_api.enable", "custom_reward_function.path", "reward_model.enable", MANAGER_KEY)
 
 
@@ -72,3 +73,19 @@ def _the_reward_of_the_environment_counts(view: ConfigView) -> str | None:
         if view[ADD]
         else f"the environment's rewards do not count, since {' and '.join(names)} gives the score; set {ADD} to true to add them"
     )
+
+
+@checks.add("C256", "error", TOOLS, TOOL_NAMES, AGENT_LOOP)
+def _there_are_tools(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_TOOLS or (view[TOOLS] and view[TOOL_NAMES]):
+        return None
+    missing = TOOL_NAMES if view[TOOLS] else TOOLS
+    what = "the names of the functions" if view[TOOLS] else "the file of the functions"
+    return f"{AGENT_LOOP}: {WITH_TOOLS} needs {what} that the model may call; set {missing}"
+
+
+@checks.add("C257", "warning", TOOL_TIMEOUT, STALL, AGENT_LOOP)
+def _the_limit_of_tools_is_kept(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_TOOLS or not 0 < view[STALL] <= view[TOOL_TIMEOUT]:
+        return None
+    return f"a call may take {view[TOOL_TIMEOUT]:g} s, but {STALL} ends a run in which nothing happens for {view[STALL]} s"

@@ -25,6 +25,7 @@ from iiverl_core.registry import (
     KL_KINDS,
     POLICY_LOSSES,
     ROLLOUTERS,
+    TOOL_FORMATS,
     TRACKERS,
     AlgorithmInfo,
     Registry,
@@ -75,6 +76,7 @@ KLKind: TypeAlias = Annotated[str, OneOf(KL_KINDS, suffix=UNBIASED)]
 Strategy: TypeAlias = Annotated[str, OneOf(BACKENDS)]
 EngineName: TypeAlias = Annotated[str, OneOf(ENGINES)]
 RollouterName: TypeAlias = Annotated[str, OneOf(ROLLOUTERS)]
+ToolFormatName: TypeAlias = Annotated[str, OneOf(TOOL_FORMATS)]
 Logger: TypeAlias = Annotated[str, OneOf(TRACKERS)]
 
 

@@ -1,11 +1,11 @@
 """The section `actor_rollout_ref.rollout.multi_turn`: rollouts of several turns."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from iiverl_core.config.sections.choices import only_rollouters
-from iiverl_core.config.sections.section import Count, PathStr, Positive, Section
+from iiverl_core.config.sections.choices import ToolFormatName, only_rollouters
+from iiverl_core.config.sections.section import Count, Names, PathStr, Positive, Section
 
 
 class EnvironmentConfig(Section):
@@ -27,6 +27,19 @@ class EnvironmentConfig(Section):
     """Add the environment's reward to the score of another reward source, which otherwise takes its place."""
 
 
+class ToolsConfig(Section):
+    """Functions of the user's that the model may call."""
+
+    path: PathStr | None = None
+    """Python file of the functions."""
+    names: Names | None = None
+    """Names of the functions."""
+    timeout: Positive = 30.0
+    """Seconds that a call may take before it is ended, and the model is told so."""
+    workers: Count = 8
+    """Calls that run at a time per engine, each in a process of its own."""
+
+
 class MultiTurnConfig(Section):
     """Rollouts of several turns. `agent.default_agent_loop` selects what answers the model.
 
@@ -42,3 +55,12 @@ class MultiTurnConfig(Section):
     max_turn_length: Annotated[Count | None, only_rollouters("multi_turn.max_turn_length")] = None
     """Maximum tokens of one response; null for what is left of `data.max_response_length`."""
     environment: Annotated[EnvironmentConfig, only_rollouters("multi_turn.environment")] = EnvironmentConfig()
+    format: Annotated[ToolFormatName, only_rollouters("multi_turn.format")] = "hermes"
+    """How the model writes calls: `hermes` (also Qwen), `llama3_json`, `mistral`, `gpt-oss`, or that of an installed package."""
+    max_tool_response_length: Annotated[Count, only_rollouters("multi_turn.max_tool_response_length")] = 256
+    """Maximum characters of a tool's result."""
+    tool_response_truncate_side: Annotated[
+        Literal["left", "middle", "right"], only_rollouters("multi_turn.tool_response_truncate_side")
+    ] = "middle"
+    """What is kept of a longer result: its beginning (`left`), its end (`right`), or half of each (`middle`)."""
+    tools: Annotated[ToolsConfig, only_rollouters("multi_turn.tools")] = ToolsConfig()
