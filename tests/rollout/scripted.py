@@ -70,7 +70,7 @@ class ScriptedEngine:
         for request in list(requests):
             self._pending.pop(request, None)
 
-    def update_weights(self, weights: Iterable[Any], version: int) -> None:
+    def update_weights(self, weights: Iterable[Any], version: int, *, verify: bool = True) -> None:
         self.weights_version = version
 
     def sleep(self, *, discard_weights: bool = False) -> None:

@@ -306,6 +306,26 @@ def test_a_file_that_cannot_be_loaded_is_an_error_of_the_configuration(roll_out)
         roll_out("import nothing_like_it\n" + COUNTING, [{}])
 
 
+def test_what_an_environment_leaves_behind_does_not_break_the_next(roll_out) -> None:
+    bomb = COUNTING.replace(
+        "def step",
+        "def close(self):\n"
+        "        import os, threading\n"
+        "        threading.Timer(0.05, os._exit, (1,)).start()\n\n"
+        "    def step",
+    ).replace("def reset(self, row):", "def reset(self, row):\n        __import__('time').sleep(0.1)")
+    done = roll_out(bomb, [{"turns": 1}] * 4, workers=1)
+    assert all(isinstance(each.outcome, Scored) for each in done)
+
+
+def test_the_environment_of_the_documentation_works(roll_out) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "multi-turn.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    (done,) = roll_out(code, [{}], responses=200, max_assistant_turns=4, kwargs={"hint": True})
+    assert isinstance(done.outcome, Scored) and done.outcome.score == 0 and len(done.turns) == 4
+    assert texts(done)[0] == "Guess a word of 5 letters." and texts(done)[2] == "It begins with t."
+
+
 def test_an_abandoned_stream_closes_environments(tokenizer, tmp_path) -> None:
     path = tmp_path / "environments.py"
     path.write_text(

@@ -46,7 +46,7 @@ class OpenEnvironment:
 
     async def reset(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """Make the environment, and return the first messages; None for the row's prompt."""
-        return await self._pool.run(self._call("reset", row))
+        return await self._pool.run(self._reset(row))
 
     async def step(self, message: Mapping[str, Any]) -> Answered:
         """Return the answer to a message."""
@@ -56,8 +56,20 @@ class OpenEnvironment:
         """Let the environment close itself, without waiting for it; its process ends if a call is still running."""
         self._pool.keep(self._close())
 
+    async def _reset(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        while True:
+            process = self._process = await self._pool.take()
+            used = process.last_id > 0
+            try:
+                return await self._call("reset", row)
+            except EnvironmentFailure:
+                if not (used and process.how):
+                    raise
+                self._calls = 0  # what an earlier environment left behind may have ended it
+
     async def _call(self, method: Literal["reset", "step", "close"], argument: Any = None) -> Any:
-        process = self._process = self._process or await self._pool.take()
+        process = self._process
+        assert process is not None
         process.last_id += 1
         config = self._pool.config
         call = Call(process.last_id, f"{self._seed}/call {self._calls}", method, argument)
