@@ -320,7 +320,7 @@ def test_what_an_environment_leaves_behind_does_not_break_the_next(roll_out) -> 
 
 def test_the_environment_of_the_documentation_works(roll_out) -> None:
     page = (Path(__file__).parents[2] / "docs" / "multi-turn.md").read_text()
-    code = page.partition("```python\n")[2].partition("```")[0]
+    code = page.partition("```python\n# words.py\n")[2].partition("```")[0]
     (done,) = roll_out(code, [{}], responses=200, max_assistant_turns=4, kwargs={"hint": True})
     assert isinstance(done.outcome, Scored) and done.outcome.score == 0 and len(done.turns) == 4
     assert texts(done)[0] == "Guess a word of 5 letters." and texts(done)[2] == "It begins with t."
