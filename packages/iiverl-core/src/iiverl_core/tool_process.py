@@ -56,7 +56,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the model is told about its call: the returned value as text, or an `error`."""
+    """What the model sees of its call: the returned value as text, or an `error`."""
 
     text: str
     is_error: bool = False

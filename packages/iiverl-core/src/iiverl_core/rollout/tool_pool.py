@@ -25,7 +25,7 @@ class ToolPool(ProcessPool):
         self._free = asyncio.Semaphore(config.workers)
 
     def schemas(self) -> list[dict[str, Any]]:
-        """Load the user's file, and return what the model is told about the functions.
+        """Load the user's file, and return the descriptions of the functions for the model.
 
         Raises:
             ConfigError: the file or a function cannot be loaded or described.
@@ -39,7 +39,7 @@ class ToolPool(ProcessPool):
         return list(self.loaded or ())
 
     async def call(self, name: str, arguments: Mapping[str, Any], seed: str) -> Result:
-        """Call a function; a call that takes too long is an error that the model is told.
+        """Call a function; a call that takes too long is an error that the model sees.
 
         Raises:
             EnvironmentFailure: the process of the call ended.

@@ -35,7 +35,7 @@ class ToolsConfig(Section):
     names: Names | None = None
     """Names of the functions."""
     timeout: Positive = 30.0
-    """Seconds that a call may take before it is ended, and the model is told so."""
+    """Seconds that a call may take before it is ended, which the model learns."""
     workers: Count = 8
     """Calls that run at a time per engine, each in a process of its own."""
 
