@@ -128,8 +128,8 @@ def run_rollouts(
     """Run rollouts concurrently on one engine, in this thread, and yield each as it finishes.
 
     Rollouters run until all of them wait, then the engine advances by one step. So the first requests of all rollouts
-    are submitted before the first step, or those of the first `concurrency`. If anything fails or the iterator is closed, every rollout is cancelled and its
-    requests are dropped.
+    are submitted before the first step, or those of the first `concurrency`. If anything fails or the iterator is closed,
+    every rollout is cancelled and its requests are dropped.
 
     With `in_lockstep`, the engine advances only when every rollout waits for it, and for nothing else. So the responses
     that are decoded together do not depend on how long anything else takes.

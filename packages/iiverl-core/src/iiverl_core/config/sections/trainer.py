@@ -33,7 +33,9 @@ class TrainerConfig(Section):
     rollout_devices: Count | None = None
     """Additional devices that only generate; null if the training devices also generate."""
     deterministic: bool = False
-    """Let torch, flash-attn, cuBLAS, NCCL and vLLM compute in one order on GPUs, which takes longer; on CPUs they do anyway."""
+    """Let torch, flash-attn, cuBLAS, NCCL and vLLM compute in one order on GPUs, which takes longer; on CPUs they do anyway.
+
+    With tools or environments, an engine also waits for all rollouts before each step."""
     balance_batch: bool = True
     """Balance the number of tokens among devices."""
     total_epochs: Count = 30
