@@ -88,12 +88,20 @@ def test_a_deterministic_run_asks_all_libraries_for_it() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     try:
         with mock.patch.dict(os.environ, {name: "own"}, clear=True):
-            make_deterministic()
+            make_deterministic("cuda")
             assert {each: os.environ[each] for each in DETERMINISTIC} == {**DETERMINISTIC, name: "own"}
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def test_on_a_cpu_nothing_is_asked_for() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with mock.patch.dict(os.environ, {}, clear=True):
+        make_deterministic("cpu")
+        assert not os.environ
+    assert torch.are_deterministic_algorithms_enabled() == before
 
 
 @pytest.mark.parametrize(("offload", "threads"), [(True, [4]), (False, [])])

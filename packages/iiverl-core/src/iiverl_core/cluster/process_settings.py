@@ -25,11 +25,14 @@ def configure_allocator() -> None:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
-def make_deterministic() -> None:
-    """Let libraries compute in the same order each time, as far as they can; what they cannot, torch warns of.
+def make_deterministic(device_type: str) -> None:
+    """Let libraries compute in the same order each time on a GPU, as far as they can; what they cannot, torch warns of.
 
-    Variables that the user has set stay as they are.
+    On a CPU they do anyway, and vLLM's build for CPUs has nothing for its variable. Variables that the user has set stay
+    as they are.
     """
+    if device_type == "cpu":
+        return
     for name, value in DETERMINISTIC.items():
         os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)

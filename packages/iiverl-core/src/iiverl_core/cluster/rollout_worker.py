@@ -48,7 +48,7 @@ class RolloutWorker:
         """
         disable_progress_bar()
         if run.trainer.deterministic:
-            make_deterministic()
+            make_deterministic(device_type)
         size = run.engine_devices
         if size > 1:
             join_process_group(init_method, rank % size, size, device_type)

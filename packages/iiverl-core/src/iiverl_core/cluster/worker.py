@@ -62,7 +62,7 @@ class Worker(TrainerWorker):
             configure_allocator()
             use_idle_cores(run)
         if run.trainer.deterministic:
-            make_deterministic()
+            make_deterministic(device_type)
         self._run, self._store = run, store
         self._device = torch.device(device_type)
         self._generator: Generator | None = None
