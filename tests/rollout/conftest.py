@@ -158,11 +158,17 @@ VLLM_ARGUMENTS = {
 
 
 @pytest.fixture(scope="session")
-def make_vllm_of(make_model) -> Iterator[Callable[..., "VLLMEngine"]]:
-    """Start vLLM with a model of `make_model`, once for all tests, on the CPU; still without weights.
+def vllm_engines() -> Iterator[list["VLLMEngine"]]:
+    """Hold the engines in this process until all tests have run: they share vLLM's groups, so they end together."""
+    engines: list[VLLMEngine] = []
+    yield engines
+    for engine in engines:
+        engine.close()
 
-    The engines share vLLM's groups in this process, so they end together.
-    """
+
+@pytest.fixture(scope="session")
+def make_vllm_of(make_model, vllm_engines) -> Callable[..., "VLLMEngine"]:
+    """Start vLLM with a model of `make_model`, once for all tests, on the CPU; still without weights."""
     from iiverl_core.rollout.vllm import VLLMEngine
     from iiverl_core.rollout.vllm.arguments import FIXED
 
@@ -172,8 +178,7 @@ def make_vllm_of(make_model) -> Iterator[Callable[..., "VLLMEngine"]]:
         if (name, dtype) not in started:
             arguments = {"model": str(make_model(name)[0]), **VLLM_ARGUMENTS, **FIXED, "dtype": dtype}
             started[name, dtype] = VLLMEngine(arguments, bucket_bytes=2**14)
+            vllm_engines.append(started[name, dtype])
         return started[name, dtype]
 
-    yield make
-    for engine in started.values():
-        engine.close()
+    return make

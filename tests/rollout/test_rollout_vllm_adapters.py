@@ -1,6 +1,6 @@
 """LoRA adapters in vLLM, beside the weights of the base model: transformers' numbers, and checks that see what is wrong."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ LORA = {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank"
 
 
 @pytest.fixture(scope="module")
-def adapted(make_model: Callable[..., tuple]) -> Iterator[Adapted]:
+def adapted(make_model: Callable[..., tuple], vllm_engines: list["VLLMEngine"]) -> Adapted:
     """An engine, transformers' model with an adapter, and its weights: those of the base, and of the adapter."""
     from iiverl_core.rollout.vllm import VLLMEngine
     from iiverl_core.rollout.vllm.arguments import FIXED
@@ -49,9 +49,9 @@ def adapted(make_model: Callable[..., tuple]) -> Iterator[Adapted]:
         torch.nn.init.normal_(weight, std=0.2)
     arguments = {"model": str(path), **VLLM_ARGUMENTS, **FIXED, **LORA, "dtype": "float32"}
     engine = VLLMEngine(arguments, adapters=ADAPTERS)
+    vllm_engines.append(engine)
     engine.update_weights((base | adapter).items(), 0)
-    yield engine, model, base, adapter
-    engine.close()
+    return engine, model, base, adapter
 
 
 def test_it_computes_what_transformers_does(
