@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from iiverl_core.errors import WeightMismatchError
 from iiverl_core.rollout import Completion, GenerationRequest, SamplingParams
 from ranks import Ranks
 from rollout.responses import group, place, respond
@@ -158,7 +159,7 @@ def _complaint(engine: "VLLMEngine", weights: dict[str, Any], changed: str, elem
         patch.setattr(model, "load_weights", corrupting)
         try:
             engine.update_weights(weights.items(), 1)
-        except RuntimeError as error:
+        except WeightMismatchError as error:
             assert engine.weights_version == -1
             return str(error)
     return None
