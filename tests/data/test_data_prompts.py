@@ -413,3 +413,12 @@ def test_rows_of_a_part_keep_their_names_and_ground_truths(
     without = [i for i, prompt in enumerate(prompts) if prompt.source_row % 2]
     assert prompts.without_ground_truth().tolist() == without
     assert isinstance(console.file, io.StringIO) and "20 of 50 prompts" in console.file.getvalue()
+
+
+def test_rows_that_are_not_used_are_not_read(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    good = write(tmp_path / "good.jsonl", ["a", "b"])
+    bad = write(tmp_path / "bad.jsonl", ["c", 7, "d"])
+    assert [prompt.text for prompt in load([good, bad], tiny_tokenizer, max_samples=3)] == ["a", "b", "c"]
+    assert [prompt.text for prompt in load([good, bad], tiny_tokenizer, max_samples=2)] == ["a", "b"]
+    with pytest.raises(DataError, match=r"bad\.jsonl, row 1 "):
+        load([good, bad], tiny_tokenizer, max_samples=4)

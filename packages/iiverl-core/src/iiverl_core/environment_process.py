@@ -6,10 +6,9 @@ It imports neither torch nor the rest of iiverl, unless the user's file does. `r
 """
 
 import asyncio
-import inspect
 import json
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from iiverl_core.reward_process import MAX_SCORE, finite_number
 from iiverl_core.user_process import (
     USER_ERRORS,
     Reply,
+    awaited,
     begin,
     bound_output,
     read_message,
@@ -84,15 +84,15 @@ def main(lifeline_fd: int, shared_fd: int) -> None:
                 seed_random(call.seed)
                 if call.method == "reset":
                     environment = make(**setup.kwargs)
-                    returned = _result(environment.reset(call.argument), runner)
+                    returned = awaited(environment.reset(call.argument), runner)
                     value = None if returned is None else _messages(returned, "reset")
                 elif call.method == "step":
-                    value = _answered(_result(environment.step(call.argument), runner))
+                    value = _answered(awaited(environment.step(call.argument), runner))
                 else:
                     closed, environment = environment, None
                     close = getattr(closed, "close", None)
                     if close is not None:
-                        _result(close(), runner)
+                        awaited(close(), runner)
                     value = None
                 reply = Reply(call.id, value=value)
             except USER_ERRORS as error:
@@ -109,14 +109,6 @@ def _described(error: BaseException, path: Path, name: str, method: str) -> str:
     if isinstance(error, _GarbageError):
         return f"{name}.{method} in {path.name} {error}"
     return user_traceback(error, path)
-
-
-def _result(returned: Any, runner: asyncio.Runner) -> Any:
-    return runner.run(_awaited(returned)) if inspect.isawaitable(returned) else returned
-
-
-async def _awaited(returned: Awaitable[Any]) -> Any:
-    return await returned
 
 
 def _answered(turn: Any) -> Answered:

@@ -261,8 +261,7 @@ class Rollout(PickledByFields):
     that generated it, and `log_prob` the sum of the log-probs of all sampled tokens under the distribution sampled from, in
     nats. A rollout has several sequences if its context was rewritten between turns, otherwise one. With several turns,
     `text` is the last one, `messages` the whole conversation, `turns` what the policy wrote of it, and `counts` numbers for
-    metrics by name. A rollouter may set
-    the `outcome`; otherwise the scorer does.
+    metrics by name. A rollouter may set the `outcome`; otherwise the scorer does.
     """
 
     id: SampleId

@@ -22,6 +22,7 @@ from iiverl_core.python_files import find_callable, load_file
 from iiverl_core.user_process import (
     USER_ERRORS,
     Reply,
+    awaited,
     begin,
     bound_output,
     read_message,
@@ -89,17 +90,10 @@ def _result(function: Callable[..., Any], call: Call, runner: asyncio.Runner) ->
     except TypeError as error:
         return Result(f"Error: the arguments of {call.name} are wrong: {error}", is_error=True)
     try:
-        returned = function(**call.arguments)
-        if inspect.isawaitable(returned):
-            returned = runner.run(_awaited(returned))
-        return Result(_text(returned))
+        return Result(_text(awaited(function(**call.arguments), runner)))
     except USER_ERRORS as error:
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return Result(_encodable(f"Error: {message}"), is_error=True)
-
-
-async def _awaited(returned: Any) -> Any:
-    return await returned
 
 
 def _text(returned: Any) -> str:

@@ -6,6 +6,7 @@ user's code reads nothing, and all that it prints goes to standard error.
 """
 
 import asyncio
+import inspect
 import mmap
 import os
 import pickle
@@ -15,6 +16,7 @@ import struct
 import sys
 import tempfile
 import zlib
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Literal, Protocol, TypeAlias
@@ -212,6 +214,15 @@ def seed_random(seed: str) -> None:
         numpy.random.seed(number)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(number)
+
+
+def awaited(returned: Any, runner: asyncio.Runner) -> Any:
+    """Return what a function of the user's returned; of a coroutine function, its result."""
+    return runner.run(_await(returned)) if inspect.isawaitable(returned) else returned
+
+
+async def _await(returned: Awaitable[Any]) -> Any:
+    return await returned
 
 
 def bound_output() -> None:

@@ -42,7 +42,6 @@ class ReceivedWeights:
     """What an engine was given in a weight sync: its size in bytes and, if it is verified, the digest of each weight."""
 
     sync: WeightSync
-
     nbytes: int
     digests: Mapping[str, int]
 

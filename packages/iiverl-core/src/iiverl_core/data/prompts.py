@@ -4,9 +4,9 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress, repeat
+from itertools import chain, compress, count, repeat
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -214,10 +214,9 @@ def load_prompts(
     parts, shortest = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for table, rows in zip(tables, used, strict=True):
-            part, ended = _tokenize(table, prompt_key, tools_key, template, progress)
+            part, ended = _tokenize(table, rows, prompt_key, tools_key, template, progress)
             if vocabulary is not None:
                 _check_tokens(part, tokenizer, vocabulary)
-            part = part.only(rows)
             shortest += part.lengths.tolist()
             kept = part.only(part.lengths <= max_prompt_length) if filter_overlong else part
             console.print(
@@ -236,7 +235,10 @@ def load_prompts(
 
 
 def _used_rows(sizes: Sequence[int], max_samples: int, seed: int | None) -> list[np.ndarray]:
-    """Choose rows of concatenated datasets of these sizes, as a mask for each, at most `max_samples` unless that is 0 or less."""
+    """Choose rows of concatenated datasets, whose sizes these are: at most `max_samples`, or all if that is not above 0.
+
+    Returns a mask for each dataset.
+    """
     total = sum(sizes)
     used = np.ones(total, dtype=bool)
     if 0 < max_samples < total:
@@ -252,45 +254,50 @@ def _require_column(table: Table, key: str, column: str) -> None:
 
 
 def _tokenize(
-    table: Table, prompt_key: str, tools_key: str | None, template: ChatTemplate, progress: Progress
+    table: Table,
+    used: np.ndarray,
+    prompt_key: str,
+    tools_key: str | None,
+    template: ChatTemplate,
+    progress: Progress,
 ) -> tuple[_TokenizedTable, int]:
-    """Tokenize the prompts of a dataset; also return how many ended with an end-of-sentence token."""
+    """Tokenize the prompts of a dataset's `used` rows; also return how many ended with an end-of-sentence token."""
     task = progress.add_task(table.name, total=len(table))
     flat = array("i")
     lengths: list[int] = []
     ended = 0
     tools = table.column(tools_key) if tools_key in table.columns else repeat(repeat(None))
     eos = template.tokenizer.eos_token_id
+    rows, read = np.flatnonzero(used), 0
     for prompts, schemas in zip(table.column(prompt_key), tools, strict=False):
-        for ids, is_text in _encode(prompts, schemas, table, len(lengths), template):
+        chosen = [each for each in zip(count(read), prompts, schemas, strict=False) if used[each[0]]]
+        read += len(prompts)
+        for ids, is_text in _encode(chosen, table, template):
             if ids[-1:] == [eos] and ids != [template.tokenizer.bos_token_id]:
                 ended += 1
                 ids = ids[:-1] if is_text else ids
             if not ids:
-                raise DataError(
-                    f"{place_of(table.name, len(lengths))}: the prompt is empty.\nRemove the row, or fill it in."
-                )
+                place = place_of(table.name, int(rows[len(lengths)]))
+                raise DataError(f"{place}: the prompt is empty.\nRemove the row, or fill it in.")
             flat.extend(ids)
             lengths.append(len(ids))
-        progress.update(task, completed=len(lengths))
-    stops = np.cumsum(lengths)
-    part = _TokenizedTable(
-        table, np.frombuffer(flat, dtype=np.int32), np.arange(len(table)), stops - lengths, stops
-    )
+        progress.update(task, completed=read)
+    stops = np.cumsum(lengths, dtype=np.int64)
+    part = _TokenizedTable(table, np.asarray(flat), rows, stops - lengths, stops)
     return part, ended
 
 
 def _encode(
-    prompts: Sequence[Any], tools: Iterable[Any], table: Table, first: int, template: ChatTemplate
+    rows: Sequence[tuple[int, Any, Any]], table: Table, template: ChatTemplate
 ) -> Iterator[tuple[list[int], bool]]:
-    """Encode a few prompts, the first of which is row `first`; yield the ids of each, and whether it is a plain string.
+    """Encode a few rows: number, prompt and tools. Yield the ids of each prompt, and whether it is a plain string.
 
     A template writes its own special tokens; to a plain string the tokenizer adds its usual ones.
     """
     tokenizer = template.tokenizer
     texts: list[str] = []
     plain: list[bool] = []
-    for row, (value, schemas) in enumerate(zip(prompts, tools, strict=False), start=first):
+    for row, value, schemas in rows:
         try:
             prompt = as_prompt(value)
             if not isinstance(prompt, str):
@@ -301,6 +308,8 @@ def _encode(
                 f"{place_of(table.name, row)}: the prompt {error}.\nFix the row or remove it."
             ) from error
         plain.append(isinstance(prompt, str))
+    if not texts:
+        return
     if all(plain):
         encoded = tokenizer(texts, verbose=False)["input_ids"]
     else:
@@ -317,7 +326,7 @@ def _check_tokens(part: _TokenizedTable, tokenizer: "PreTrainedTokenizerBase", v
     unknown = np.flatnonzero(part.ids >= vocabulary)
     if len(unknown):
         id = int(part.ids[unknown[0]])
-        row = int(np.searchsorted(part.stops, unknown[0], side="right"))
+        row = int(part.rows[np.searchsorted(part.stops, unknown[0], side="right")])
         raise DataError(
             f"{place_of(part.table.name, row)}: the prompt has the token {tokenizer.convert_ids_to_tokens(id)!r} with id "
             f"{id}, and the model knows only ids below {vocabulary}.\nThe tokenizer belongs to another model, or tokens were "

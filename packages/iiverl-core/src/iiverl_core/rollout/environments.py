@@ -13,7 +13,6 @@ import numpy as np
 
 from iiverl_core.columns import extra_info_of
 from iiverl_core.data.chat import PromptError, as_tools
-from iiverl_core.errors import ConfigError
 from iiverl_core.rollout.environment_pool import EnvironmentPool, OpenEnvironment
 from iiverl_core.rollout.process_pool import EnvironmentFailure
 from iiverl_core.rollout.rollouter import Generate, RolloutRequest, RolloutTokens
@@ -44,11 +43,6 @@ class EnvironmentRollouter:
         Raises:
             ConfigError: the tokenizer has no chat template.
         """
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                f"The tokenizer {tokenizer.name_or_path} has no chat template, which an environment's messages need.\n"
-                "Set data.tokenizer to the tokenizer of an instruct model of the same family."
-            )
         self._template = TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs)
         self._tools_key, self._limits = run.data.tools_key, run.rollout.multi_turn
         self._max_prompt, self._max_rest = run.rollout.prompt_length, run.rollout.response_length

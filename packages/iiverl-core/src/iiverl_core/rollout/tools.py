@@ -50,11 +50,6 @@ class ToolRollouter:
         Raises:
             ConfigError: a tool cannot be loaded, or the tokenizer has no chat template.
         """
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                f"The tokenizer {tokenizer.name_or_path} has no chat template, which calls of tools need.\n"
-                "Set data.tokenizer to the tokenizer of an instruct model of the same family."
-            )
         self._template = TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs)
         self._limits = run.rollout.multi_turn
         self._max_prompt, self._max_rest = run.rollout.prompt_length, run.rollout.response_length

@@ -11,6 +11,7 @@ import numpy as np
 
 from iiverl_core.data.chat import PromptError, write_chat
 from iiverl_core.data.tokenizer import one_start
+from iiverl_core.errors import ConfigError
 from iiverl_core.rollout.engine import Completion
 from iiverl_core.samples import KEPT_COUNTS, KEPT_IDS, SampledTurn, TokenSequence
 
@@ -31,9 +32,17 @@ class TurnTemplate:
     `kwargs` are further variables of the template. What tools and environments write is ordinary text: if it spells a
     control token, such as `<|im_end|>`, it is tokenized without it. Control tokens are the special tokens, and the tokens
     added to the vocabulary that the template spells, such as `<tool_call>`.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any] | None = None) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"The tokenizer {tokenizer.name_or_path} has no chat template, which rollouts of several turns need.\n"
+                "Set data.tokenizer to the tokenizer of an instruct model of the same family."
+            )
         self.tokenizer = tokenizer
         self._kwargs = dict(kwargs or {})
         self._rewrites = False

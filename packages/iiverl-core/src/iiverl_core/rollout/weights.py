@@ -38,7 +38,8 @@ class ExpectedWeights:
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield each weight under its first name until one does not fit, and read the rest without yielding.
 
-        The `optional` ones may be left out, all of them together. The rest is read because several processes may be gathering the weights together.
+        The `optional` ones may be left out, all of them together. The rest is read because several processes may be
+        gathering the weights together.
 
         Raises:
             ValueError: once all are read: names are unknown, left out or given twice, shapes do not fit, or tied

@@ -27,7 +27,7 @@ def grouped_sdpa(
 
     With a mask, transformers' own function repeats keys and values for the H / G query heads of each group, which copies
     the whole cache at every step. For Q = 1 the heads of a group take the place of queries, without a copy. On a CPU, two
-    matrix products take half the time of torch's fused kernel, which is made for many queries.
+    matrix products take down to half the time of torch's fused kernel, which is made for many queries.
     """
     n_rows, n_heads, n_queries, width = query.shape
     n_groups = key.shape[1]
