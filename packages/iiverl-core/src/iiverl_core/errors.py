@@ -1,5 +1,9 @@
 """Errors whose message is for the user, who reads it without a traceback."""
 
+from collections.abc import Sequence
+
+NAMED = 5  # names that a message lists
+
 
 class IIVerlError(Exception):
     """The message says what went wrong, where, and what to do; the command line prints it and exits with `exit_code`."""
@@ -29,3 +33,9 @@ class DataError(IIVerlError):
     """A dataset cannot be read, or its rows are not what a run needs."""
 
     exit_code: int = 2
+
+
+def join_names(names: Sequence[str], separator: str = ", ") -> str:
+    """Join the first names for a message, and count the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return separator.join(names[:NAMED]) + more

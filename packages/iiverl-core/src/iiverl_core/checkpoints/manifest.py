@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from threading import Lock
 from typing import NamedTuple, TypeAlias
 
 from iiverl_core.checkpoints.foreign import recognise
-from iiverl_core.errors import CheckpointError
+from iiverl_core.errors import CheckpointError, join_names
 
 MANIFEST = "manifest.json"
 STATE_FILE, CONFIG_FILE = "train_state.json", "config.json"
@@ -24,7 +24,6 @@ STEP_FOLDER = re.compile(r"global_step_(\d+)")
 
 CHUNK = 4 << 20
 THREADS = 8
-MAX_NAMED_FILES = 5
 
 Report: TypeAlias = Callable[[int, int], None]
 """Called with the bytes read so far and the total bytes, from one thread at a time."""
@@ -208,10 +207,3 @@ def describe_read_error(error: OSError) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "is missing"
     return f"cannot be read: {error.strerror}"
-
-
-def join_names(names: Sequence[str], separator: str = ", ") -> str:
-    """Join the first few names, and count the others."""
-    shown = separator.join(names[:MAX_NAMED_FILES])
-    more = len(names) - MAX_NAMED_FILES
-    return f"{shown}{separator}and {more} more" if more > 0 else shown

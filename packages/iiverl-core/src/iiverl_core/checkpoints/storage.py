@@ -29,12 +29,11 @@ from iiverl_core.checkpoints.manifest import (
     Report,
     describe_read_error,
     hash_files,
-    join_names,
     manifest_bytes,
     read_manifest,
     verify,
 )
-from iiverl_core.errors import CheckpointError
+from iiverl_core.errors import CheckpointError, join_names
 
 POINTER = "latest_checkpointed_iteration.txt"
 

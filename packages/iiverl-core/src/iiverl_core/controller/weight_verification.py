@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from iiverl_core.errors import WeightMismatchError
-
-SHOWN = 5  # names that an error lists
+from iiverl_core.errors import WeightMismatchError, join_names
 
 
 class WeightVerification:
@@ -37,11 +35,9 @@ class WeightVerification:
             if trained.get(name) != process.get(name)
         }
         if wrong:
-            names = sorted(wrong)
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise WeightMismatchError(
-                f"In version {version} of the weights, {len(names)} of {len(trained)} that an engine was given are not "
-                f"the trainer's: {', '.join(names[:SHOWN])}{more}. They are of an earlier version, or were lost or "
+                f"In version {version} of the weights, {len(wrong)} of {len(trained)} that an engine was given are not "
+                f"the trainer's: {join_names(sorted(wrong))}. They are of an earlier version, or were lost or "
                 "changed on their way."
             )
         self._first = trained if self._first is None else self._first

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iiverl_core.errors import WeightMismatchError
+from iiverl_core.errors import WeightMismatchError, join_names
 from iiverl_core.rollout.hf_names import checkpoint_slots, place_of
 
-SHOWN = 5  # names of one kind that an error lists
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CHUNK = 2**20  # elements whose products are held at a time
 STEP = 0x9E3779B97F4A7C15 - 2**64  # odd: the golden ratio's bits, as a signed word
@@ -75,9 +74,9 @@ class ExpectedWeights:
 
     def _raise(self, unknown: Sequence[str], missing: Sequence[str], wrong: Sequence[str]) -> None:
         problems = [
-            *([f"unknown: {listed(unknown)}"] if unknown else []),
-            *([f"missing: {listed(missing)}"] if missing else []),
-            *([listed(wrong, "; ")] if wrong else []),
+            *([f"unknown: {join_names(unknown)}"] if unknown else []),
+            *([f"missing: {join_names(missing)}"] if missing else []),
+            *([join_names(wrong, "; ")] if wrong else []),
         ]
         if problems:
             raise ValueError(f"the weights do not fit {self._model_name}. " + "; ".join(problems))
@@ -96,15 +95,9 @@ def raise_mismatch(engine: str, wrong: Sequence[str], count: int) -> None:
     """Raise WeightMismatchError if some of `count` weights, those named, are wrong in an engine."""
     if wrong:
         raise WeightMismatchError(
-            f"{len(wrong)} of {count} weights did not arrive in {engine} as they were given: {listed(wrong)}. "
+            f"{len(wrong)} of {count} weights did not arrive in {engine} as they were given: {join_names(wrong)}. "
             "Nothing can be generated with what it holds now"
         )
-
-
-def listed(names: Sequence[str], separator: str = ", ") -> str:
-    """Join the first names, and count the others."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return separator.join(names[:SHOWN]) + more
 
 
 def digest(tensor: Tensor) -> int:

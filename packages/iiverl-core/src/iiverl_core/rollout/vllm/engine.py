@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from iiverl_core.config import ModelConfig
-from iiverl_core.errors import NonFiniteError
+from iiverl_core.errors import NonFiniteError, join_names
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
-from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, listed, raise_mismatch
+from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, raise_mismatch
 from iiverl_core.samples import KeptTokens
 from iiverl_core.training.adapter import adapted_layers, add_adapter, is_adapter, write_adapter
 
@@ -288,7 +288,7 @@ class VLLMEngine:
             (unseen,) = self._llm.collective_rpc("iiverl_unclaimed", args=(self._shapes,))
             if unseen:
                 logging.getLogger(__name__).warning(
-                    "these weights of vLLM cannot be verified: %s", listed(unseen)
+                    "these weights of vLLM cannot be verified: %s", join_names(unseen)
                 )
         (held,) = self._llm.collective_rpc("iiverl_weight_digests", args=(self._shapes,))
         compare("vLLM", given, held)
