@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from iiverl_reward_client.server import Settings
+from reward_server.judges import Judge, judging
 from reward_server.served import Server, running
 
 Start = Callable[..., Server]
@@ -28,3 +29,10 @@ def server() -> Iterator[Server]:
     """One server with the default settings for all tests that change nothing in it."""
     with running(Settings(workers=1, time_limit=20)) as running_server:
         yield running_server
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    """A judge of a test's own."""
+    with judging() as server:
+        yield server

@@ -2,60 +2,13 @@
 
 import asyncio
 import json
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from iiverl_reward_client.verifiers import ResponseError, Submission, UnavailableError, VerifierError
 from iiverl_reward_client.verifiers.llm_judge import JudgeVerifier
-
-
-class Judge(ThreadingHTTPServer):
-    """Answers as the test says, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.status, self.said, self.headers, self.delay = 200, "VERDICT: MATCH", {}, 0.0
-        self.document: Any = None
-        self.finish_reason: str | None = "stop"
-        self.asked: list[tuple[str, dict[str, str], Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1/"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        judge = self.server
-        assert isinstance(judge, Judge)
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        judge.asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
-        time.sleep(judge.delay)
-        choice = {"message": {"content": judge.said}, "finish_reason": judge.finish_reason}
-        document = judge.document or {"choices": [choice]}
-        self.send_response(judge.status)
-        for name, value in judge.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(json.dumps(document).encode())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def judge() -> Iterator[Judge]:
-    with Judge() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+from reward_server.judges import Judge
 
 
 def score(
@@ -86,6 +39,7 @@ def score(
         ("Maybe VERDICT: MATCH, but\n**VERDICT: no match**", 0.0),
         ("<think>VERDICT: NO MATCH?</think> VERDICT: **MATCH**", 1.0),
         ("It says VERDICT: MATCH.\nVERDICT: NO MATCH\n", 0.0),
+        ("The answer is <think>\nVERDICT: NO MATCH", 0.0),
     ],
 )
 def test_the_last_line_is_the_verdict(judge: Judge, said: str, expected: float) -> None:
@@ -141,22 +95,27 @@ def test_a_response_cannot_pretend_to_be_the_reference(judge: Judge, escape: str
     assert (asked["reference"], asked["answer"]) == ("four", escape)
 
 
-TOO_LONG = {
-    "error": {"message": "This model's maximum context length is 4096 tokens. However, you requested 9000"}
-}
-
-
-def test_a_response_too_long_for_the_judge_scores_zero(judge: Judge) -> None:
-    judge.status, judge.document = 400, TOO_LONG
-    with pytest.raises(ResponseError):
-        score(judge.url, response="x" * 5000)
-    with pytest.raises(VerifierError) as failed:  # here the reference is too long
+@pytest.mark.parametrize("task", [0, 3000])
+def test_a_response_too_long_for_the_judge_scores_zero(judge: Judge, task: int) -> None:
+    judge.context = 4096
+    with pytest.raises(ResponseError):  # also if the task is the longer part
+        score(judge.url, prompt="?" * task, response="x" * (4096 - task))
+    with pytest.raises(VerifierError) as failed:  # here the reference is too long by itself
         score(judge.url, reference="x" * 5000)
     assert failed.value.kind == "bad_request"
-    judge.document = {"error": {"message": "temperature is out of range"}}
+
+
+def test_another_refusal_of_the_judge_is_a_failure(judge: Judge) -> None:
+    judge.status, judge.document = 400, {"error": {"message": "temperature is out of range"}}
     with pytest.raises(VerifierError, match="temperature") as failed:
         score(judge.url, response="x" * 5000)
     assert failed.value.kind == "bad_request"
+    assert len(judge.asked) == 1
+
+
+def test_an_empty_response_is_judged_as_one(judge: Judge) -> None:
+    score(judge.url, response="")
+    assert json.loads(judge.asked[0][2]["messages"][1]["content"])["answer"] == ""
 
 
 def test_a_local_judge_is_not_asked_through_a_proxy(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

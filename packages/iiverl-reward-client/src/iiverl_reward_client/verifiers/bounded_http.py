@@ -1,14 +1,16 @@
 """HTTP to the services that verifiers use: a judge, Sandbox Fusion.
 
-Bodies are bounded and never decompressed, and local services are not reached through a proxy.
+Responses are bounded and never decompressed, requests can hold any text, and local services are not reached through a
+proxy.
 """
 
 import ipaddress
+import json
 from typing import Any
 
 import httpx
 
-_HEADERS = {"Accept-Encoding": "identity"}
+_HEADERS = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
 
 
 class OversizedError(Exception):
@@ -31,11 +33,13 @@ def uses_proxy(url: str) -> bool:
 async def post(client: httpx.AsyncClient, url: str, document: Any, max_bytes: int) -> httpx.Response:
     """Post JSON and read the response, of at most `max_bytes`.
 
+    Unpaired surrogates, which a model's text may hold and UTF-8 cannot encode, are sent as question marks.
+
     Raises:
         OversizedError: it is longer, or compressed.
         httpx.HTTPError: there is no response.
     """
-    async with client.stream("POST", url, json=document, headers=_HEADERS) as response:
+    async with client.stream("POST", url, content=_encoded(document), headers=_HEADERS) as response:
         body = _Body(response, max_bytes)
         async for part in response.aiter_raw():
             body.add(part)
@@ -46,11 +50,17 @@ def post_sync(
     client: httpx.Client, url: str, document: Any, max_bytes: int, *, timeout: float
 ) -> httpx.Response:
     """Post as `post` does, on this thread."""
-    with client.stream("POST", url, json=document, headers=_HEADERS, timeout=timeout) as response:
+    with client.stream(
+        "POST", url, content=_encoded(document), headers=_HEADERS, timeout=timeout
+    ) as response:
         body = _Body(response, max_bytes)
         for part in response.iter_raw():
             body.add(part)
         return body.response()
+
+
+def _encoded(document: Any) -> bytes:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 class _Body:

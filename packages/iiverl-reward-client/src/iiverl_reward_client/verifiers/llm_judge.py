@@ -28,6 +28,7 @@ End with one line: VERDICT: MATCH or VERDICT: NO MATCH"""
 _VERDICT = re.compile(r"[\s*_]*VERDICT:[\s*_]*(NO\s+MATCH|MATCH)[\s*_.]*", re.IGNORECASE)
 _REASONING_END = "</think>"
 _MAX_BYTES = 4 * 2**20
+_REFUSALS = (400, 413, 422)
 # The words of OpenAI, vLLM, SGLang and llama.cpp for a request that does not fit the model.
 _TOO_LONG = re.compile(
     r"context.?(?:length|size|window)|maximum model length|max_model_len|too (?:long|large)", re.IGNORECASE
@@ -73,21 +74,18 @@ class JudgeVerifier:
         check_judge(answer)
 
     async def verify(self, submission: Submission) -> Scored:
-        """Query the judge once."""
-        if self._client is None or self._base_url is None:
-            raise VerifierError("server", "llm_judge has not been started")
-        body = {"model": self._model, "messages": _messages(submission), **self._options}
-        url = f"{self._base_url.rstrip('/')}/chat/completions"
-        try:
-            answer = await bounded_http.post(self._client, url, body, _MAX_BYTES)
-        except httpx.TimeoutException:
-            raise VerifierError("timeout", f"the judge took longer than {self._seconds:g} s") from None
-        except httpx.HTTPError as error:
-            raise VerifierError("transport", f"the judge: {type(error).__name__}: {error}") from None
-        except bounded_http.OversizedError as error:
-            raise VerifierError("bad_response", f"the judge: {error}") from None
-        if answer.status_code in (400, 413, 422):
-            raise _refusal(answer, submission)
+        """Query the judge once, and again without the response if the request is refused as too long."""
+        answer = await self._ask(_messages(submission, submission.response))
+        if answer.status_code in _REFUSALS:
+            if _is_too_long(answer):
+                rest = await self._ask(_messages(submission, ""), max_tokens=1)
+                if rest.status_code not in _REFUSALS:
+                    _check_status(rest)
+                    raise ResponseError("the response is longer than the judge can read")
+            # Asking again does not help, whether this server's settings or the reference cause it.
+            raise VerifierError(
+                "bad_request", f"the judge answered HTTP {answer.status_code}: {_said(answer)}"
+            )
         return Scored(_verdict(_completion_text(answer)))
 
     async def close(self) -> None:
@@ -95,26 +93,47 @@ class JudgeVerifier:
         if self._client is not None:
             await self._client.aclose()
 
+    async def _ask(self, messages: list[dict[str, str]], **options: int) -> httpx.Response:
+        if self._client is None or self._base_url is None:
+            raise VerifierError("server", "llm_judge has not been started")
+        body = {"model": self._model, "messages": messages, **self._options, **options}
+        url = f"{self._base_url.rstrip('/')}/chat/completions"
+        try:
+            return await bounded_http.post(self._client, url, body, _MAX_BYTES)
+        except httpx.TimeoutException:
+            raise VerifierError("timeout", f"the judge took longer than {self._seconds:g} s") from None
+        except httpx.HTTPError as error:
+            raise VerifierError("transport", f"the judge: {type(error).__name__}: {error}") from None
+        except bounded_http.OversizedError as error:
+            raise VerifierError("bad_response", f"the judge: {error}") from None
 
-def _messages(submission: Submission) -> list[dict[str, str]]:
-    parts = {
-        "task": submission.prompt,
-        "reference": submission.answer["value"],
-        "answer": submission.response,
-    }
+
+def _messages(submission: Submission, response: str) -> list[dict[str, str]]:
+    parts = {"reference": submission.answer["value"], "answer": response}
+    if submission.prompt:
+        parts = {"task": submission.prompt, **parts}
     # JSON, so that no text can pretend to be another part.
-    shown = json.dumps({name: text for name, text in parts.items() if text}, ensure_ascii=False, indent=2)
+    shown = json.dumps(parts, ensure_ascii=False, indent=2)
     return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": shown}]
 
 
-def _refusal(answer: httpx.Response, submission: Submission) -> ResponseError | VerifierError:
-    """Attribute a refused request: to the response if it is the longest part of one that is too long."""
-    said = " ".join(answer.text[:1000].split())[:300]
-    rest = len(submission.answer["value"]) + len(submission.prompt or "")
-    if (answer.status_code == 413 or _TOO_LONG.search(said)) and len(submission.response) > rest:
-        return ResponseError("the response is longer than the judge can read")
-    # Asking again does not help, whether this server's settings or the reference cause it.
-    return VerifierError("bad_request", f"the judge answered HTTP {answer.status_code}: {said}")
+def _is_too_long(answer: httpx.Response) -> bool:
+    return answer.status_code == 413 or bool(_TOO_LONG.search(_said(answer)))
+
+
+def _said(answer: httpx.Response) -> str:
+    return " ".join(answer.text[:1000].split())[:300]
+
+
+def _check_status(answer: httpx.Response) -> None:
+    """Raise VerifierError if the judge's answer is an error."""
+    status = answer.status_code
+    if status in (429, 503):
+        raise VerifierError("overload", f"the judge is busy (HTTP {status})", _retry_after(answer))
+    if status != 200:
+        # Due to this server's settings (model, key, address), not the sample: it is not bad_request.
+        kind: FailureKind = "timeout" if status in (408, 504) else "server"
+        raise VerifierError(kind, f"the judge answered HTTP {status}")
 
 
 def _completion_text(answer: httpx.Response) -> str:
@@ -123,13 +142,7 @@ def _completion_text(answer: httpx.Response) -> str:
     Raises:
         VerifierError: the response is an error, or not a chat completion.
     """
-    status = answer.status_code
-    if status in (429, 503):
-        raise VerifierError("overload", f"the judge is busy (HTTP {status})", _retry_after(answer))
-    if status != 200:
-        # Due to this server's settings (model, key, address), not the sample: it is not bad_request.
-        kind: FailureKind = "timeout" if status in (408, 504) else "server"
-        raise VerifierError(kind, f"the judge answered HTTP {status}")
+    _check_status(answer)
     try:
         choice = answer.json()["choices"][0]
         content, finish_reason = choice["message"]["content"], choice.get("finish_reason")
@@ -152,7 +165,8 @@ def _verdict(text: str) -> float:
     _, ended, after = text.rpartition(_REASONING_END)
     said = after if ended else text
     last = said.strip().rpartition("\n")[2]
-    verdict = None if "<think>" in said else _VERDICT.fullmatch(last)
+    unfinished = said.lstrip().startswith("<think>")  # elsewhere it may quote the response
+    verdict = None if unfinished else _VERDICT.fullmatch(last)
     if verdict is None:
         raise VerifierError("bad_response", f"the judge gave no verdict; it ended with {text[-80:]!r}")
     return float(verdict[1].upper() == "MATCH")

@@ -37,8 +37,8 @@ class FusionSandbox:
         """Run a program in any language that the server supports; see `Sandbox.run`."""
         seconds = limits.wall_seconds
         request = {
-            "code": _clean(source),
-            "stdin": _clean(stdin),
+            "code": source,
+            "stdin": stdin,
             "language": language,
             "compile_timeout": seconds,
             "run_timeout": seconds,
@@ -66,11 +66,6 @@ class FusionSandbox:
             raise SandboxError(
                 f"{self._address} returned no result of a run: {response.text[:300]}"
             ) from error
-
-
-def _clean(text: str) -> str:
-    """Replace unpaired surrogates, which UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _execution(answer: dict[str, Any], output_bytes: int) -> Execution:
