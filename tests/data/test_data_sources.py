@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iiverl_core.data import DataError, Table, load_table, parse_dataset
-from iiverl_core.data.hub import HubDataset
 from iiverl_core.data.sources import load_tables
+from iiverl_core.data_files import HubDataset
 
 ROWS = [{"prompt": f"question {i}", "answer": i, "extra_info": {"index": i}} for i in range(3)]
 

@@ -51,12 +51,26 @@ class Head:
     complete: bool
 
 
-def hub_name(name: str) -> tuple[str, str | None, str | None] | None:
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the Hub: `org/name`, optionally with a configuration and a branch, tag or commit."""
+
+    repo: str
+    config: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        config = f":{self.config}" if self.config else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{config}{revision}"
+
+
+def hub_dataset(name: str) -> HubDataset | None:
     """Split `org/name:config@revision` into its parts; None if `name` can only be a path."""
     match = _HUB_NAME.fullmatch(name)
     if match is None or name.startswith(("/", ".", "~")) or Path(match["repo"]).suffix in FILES:
         return None
-    return match["repo"], match["config"], match["revision"]
+    return HubDataset(match["repo"], match["config"], match["revision"])
 
 
 def read_head(name: str, split: str, columns: Collection[str], enough: int) -> Head | None:

@@ -1,5 +1,7 @@
-"""A request to end a run: after the current step if it can be saved, else at once."""
+"""A request to end a run: after the current step if it can be saved, else at once; and what it must not interrupt."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,3 +37,16 @@ class Stop:
             return False
         self.exit_code = exit_code
         return True
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C in this context."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -1,6 +1,5 @@
 """The runtime on Ray: a process per device, on one machine or many."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -8,11 +7,12 @@ import ray
 
 from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.messages import WorkerInfo
-from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore, undisturbed
+from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
+from iiverl_core.cluster.ray_start import RayStart, start_in_background
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
+from iiverl_core.stopping import undisturbed
 
 T = TypeVar("T")
 
@@ -24,10 +24,12 @@ class RayGroup:
     machine without GPUs a "device" is a process on the CPU. Another group may be made once one is closed.
     """
 
-    def __init__(self, run: RunConfig, heartbeats: Heartbeats | None = None) -> None:
+    def __init__(
+        self, run: RunConfig, heartbeats: Heartbeats | None = None, ray_start: RayStart | None = None
+    ) -> None:
         """Reserve devices, start the processes, and build their models and engines.
 
-        The processes report what they do to `heartbeats`.
+        The processes report what they do to `heartbeats`. `ray_start` becomes the group's own, to be closed with it.
 
         Raises:
             ConfigError: there is no cluster where one is needed, it cannot be reached, or it does not have the devices.
@@ -36,11 +38,10 @@ class RayGroup:
         self.store = RayStore()
         self._pool: RayPool | None = None
         nodes, per_node = run.trainer.nnodes, run.trainer.n_gpus_per_node
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            engines = run.trainer.rollout_devices or 0
-            start_ray(cpus=max(os.cpu_count() or 1, nodes * per_node + engines), nodes=nodes)
+        self._ray = ray_start or start_in_background(run)
         try:
+            if self._ray is not None:
+                self._ray.wait()
             device = device_of(run)
             self._pool = RayPool(
                 PoolSpec(
@@ -85,9 +86,8 @@ class RayGroup:
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
-            if self._started_ray:
-                stop_ray()
-                self._started_ray = False
+            if self._ray is not None:
+                self._ray.close()
 
     @property
     def _running(self) -> RayPool:

@@ -2,11 +2,8 @@
 
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +18,7 @@ from iiverl_core.cluster.heartbeats import HeartbeatAddress, Heartbeats, send_he
 from iiverl_core.cluster.rendezvous import free_init_method
 from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
 from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.stopping import undisturbed
 
 T = TypeVar("T")
 PLACEMENT_TIMEOUT_S = 60  # for resources of a shared cluster to come free
@@ -325,19 +323,6 @@ def reserve(bundles: Sequence[int], device: str, *, strategy: str) -> PlacementG
             "trainer.rollout_devices"
         )
     return group
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C in this context."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _plain(error: Exception) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iiverl_core.checkpoints import CONFIG_FILE, checkpoints
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
@@ -49,6 +49,9 @@ from iiverl_core.telemetry import (
     report,
 )
 
+if TYPE_CHECKING:
+    from iiverl_core.cluster.ray_start import RayStart
+
 
 def train(loaded: Loaded, stop: Stop | None = None) -> None:
     """Run a validated configuration from its beginning or its newest checkpoint to its end, and write the report.
@@ -61,14 +64,26 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
             cannot be read or written.
     """
     run, stop = loaded.run, stop or Stop()
-    with RunLock(run.folder, print):
-        plan = prepare(loaded)
+    with RunLock(run.folder, print), ExitStack() as exit_stack:
+        check_functions(run)
+        ray_start = _begin_ray(run, exit_stack)  # while the prompts are read
+        plan = make_plan(run)
         progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
         check_folders(loaded)
-        _train(loaded, plan, progress, stop)
+        _train(loaded, plan, progress, stop, ray_start)
 
 
-def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop) -> None:
+def prepare(loaded: Loaded) -> Plan:
+    """Check everything that can be checked without a worker, as a run does before it starts.
+
+    Raises:
+        IIVerlError: something that the configuration names is missing or unsuitable.
+    """
+    check_functions(loaded.run)
+    return make_plan(loaded.run)
+
+
+def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray_start: "RayStart | None") -> None:
     """Run in a folder that no other run uses, again after a worker's death, and write the report."""
     run = loaded.run
     recorded = facts(loaded, plan)
@@ -84,7 +99,7 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop) -> None:
             restarts = 0
             while True:
                 try:
-                    _run(run, plan, start, recorded, progress, stop)
+                    _run(run, plan, start, recorded, progress, stop, ray_start)
                     break
                 except WorkerDiedError as error:
                     saved = checkpoints(run.folder)
@@ -94,6 +109,7 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop) -> None:
                         raise
                     progress.log(f"{error}\nrestarting ({restarts} of {run.trainer.max_restarts})")
                     start = find_start(loaded, recorded, progress.log, start.state)
+                    ray_start = None  # it ended with the workers
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{error}\n{_way_back(run)}") from error
             recorder.end(stop.exit_code)
@@ -118,6 +134,7 @@ def _run(
     recorded: Mapping[str, Any],
     progress: Progress,
     stop: Stop,
+    ray_start: "RayStart | None",
 ) -> None:
     """Start the workers, train, and always stop the workers."""
     watchdog = Watchdog(run.trainer.stall_timeout, run.folder, progress)
@@ -139,7 +156,7 @@ def _run(
         processes = run.devices + (run.trainer.rollout_devices or 0)
         starting = f"starting {processes} worker{'s' * (processes > 1)}"
         with _weights(run, start, progress) as from_weights, progress.phase(starting):
-            group, engines = _start(from_weights, progress.log, watchdog, exit_stack)
+            group, engines = _start(from_weights, progress.log, watchdog, exit_stack, ray_start)
         workers = WorkerClient(group, engines, run)
         if start.checkpoint is not None and not start.other_backend:
             with progress.phase("loading the checkpoint"):
@@ -179,16 +196,12 @@ def _weights(run: RunConfig, start: Start, progress: Progress) -> Iterator[RunCo
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(loaded: Loaded) -> Plan:
-    """Check everything that can be checked without a worker, read the prompts, and count the steps.
-
-    User functions are imported, the reward server is contacted, and every prompt is tokenized.
+def check_functions(run: RunConfig) -> None:
+    """Check the user's functions by importing them, and the reward server by asking it.
 
     Raises:
         IIVerlError: something that the configuration names is missing or unsuitable.
     """
-    run = loaded.run
-    data, trainer = run.data, run.trainer
     from iiverl_core.algorithms import find_estimator, find_policy_loss  # imports torch
 
     find_estimator(run.algorithm.adv_estimator)  # a user's file may be invalid
@@ -197,6 +210,15 @@ def prepare(loaded: Loaded) -> Plan:
         load_custom_function(run.rewards.function)
     if run.rewards.api.enable:
         check_before_run(run)  # before tokenizing, so that a wrong column fails within a second
+
+
+def make_plan(run: RunConfig) -> Plan:
+    """Read and tokenize the prompts, check them and the models' sizes, and count the steps.
+
+    Raises:
+        IIVerlError: something that the configuration names is missing or unsuitable.
+    """
+    data, trainer = run.data, run.trainer
     tokenizer = load_tokenizer(run)
     check_reward_model(run)
     vocabulary = check_vocabularies(run, len(tokenizer))
@@ -243,8 +265,24 @@ def prepare(loaded: Loaded) -> Plan:
     return Plan(prompts, order, val_prompts, steps)
 
 
+def _begin_ray(run: RunConfig, exit_stack: ExitStack) -> "RayStart | None":
+    """Begin to start Ray if the run uses it; closing `exit_stack` ends it."""
+    if run.trainer.runtime == "local":
+        return None
+    from iiverl_core.cluster.ray_start import start_in_background  # Ray may not be installed
+
+    ray_start = start_in_background(run)
+    if ray_start is not None:
+        exit_stack.callback(ray_start.close)
+    return ray_start
+
+
 def _start(
-    run: RunConfig, log: Callable[[str], None], watchdog: Watchdog, exit_stack: ExitStack
+    run: RunConfig,
+    log: Callable[[str], None],
+    watchdog: Watchdog,
+    exit_stack: ExitStack,
+    ray_start: "RayStart | None",
 ) -> tuple[WorkerGroup, Engines]:
     """Start the trainer workers and the engines; closing `exit_stack` stops them."""
     if run.trainer.runtime == "local":
@@ -260,7 +298,7 @@ def _start(
 
     heartbeats = driver_heartbeats(watchdog.interval_s)
     watchdog.reports = heartbeats.read
-    group = RayGroup(run, heartbeats)
+    group = RayGroup(run, heartbeats, ray_start)
     exit_stack.callback(group.close)
     if not run.trainer.rollout_devices:
         return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)

@@ -6,7 +6,7 @@ from iiverl_core.data.conversation import (
     load_conversation_writer,
     to_reward_tokens,
 )
-from iiverl_core.data.hub import check_model
+from iiverl_core.data.hub_models import check_model
 from iiverl_core.data.order import PromptOrder, too_few_prompts
 from iiverl_core.data.prompts import PromptSet, Truncation, load_prompts
 from iiverl_core.data.sources import DatasetRef, Table, load_table, parse_dataset

@@ -1,8 +1,6 @@
-"""Load datasets from the Hugging Face Hub, and explain why a dataset or model cannot be loaded."""
+"""Load datasets from the Hugging Face Hub, and explain why one cannot be loaded."""
 
-import errno
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets.config
@@ -10,39 +8,15 @@ import huggingface_hub.constants
 from datasets import Dataset, DatasetBuilder
 from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.cache.cache import Cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
-from iiverl_core.config.model_facts import find_config
-from iiverl_core.data_files import no_such_split
-from iiverl_core.errors import ConfigError, DataError
-
-HUB_TIMEOUT_S = 10.0
-CACHE_ERRORS = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST,
-)  # fmt: skip
-"""Errors of the system when a folder cannot be written."""
+from iiverl_core.data.arrow import bars_only_on_terminals, cache_failure
+from iiverl_core.data_files import HubDataset, no_such_split
+from iiverl_core.errors import DataError
 
 
-@dataclass(frozen=True)
-class HubDataset:
-    """A dataset on the Hub: `org/name`, optionally with a configuration and a branch, tag or commit."""
-
-    repo: str
-    config: str | None = None
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        config = f":{self.config}" if self.config else ""
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{self.repo}{config}{revision}"
-
-
+@bars_only_on_terminals()
 def load_hub(wanted: HubDataset, split: str) -> Dataset:
     """Load one split from the Hub or the cache.
 
@@ -68,50 +42,6 @@ def load_hub(wanted: HubDataset, split: str) -> Dataset:
     if not isinstance(rows, Dataset):
         raise DataError(f"{wanted}: the split {split!r} is not a single dataset.")
     return rows
-
-
-def cache_failure(error: BaseException) -> DataError | None:
-    """Return an error about the cache of the datasets library if that, and not the data, is the cause; otherwise None."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in CACHE_ERRORS:
-            return DataError(
-                f"The cache of the datasets library, {datasets.config.HF_DATASETS_CACHE}, cannot be written: "
-                f"{cause.strerror}.\nSet HF_HOME or HF_DATASETS_CACHE to a folder that can be written and has space."
-            )
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def check_model(key: str, path: str) -> None:
-    """Check that the Hub has the model that the key names, if it is neither a folder nor in the cache.
-
-    This takes one request; the libraries that load a model request each of its files several times before they give up.
-
-    Raises:
-        ConfigError: the Hub has no such model, or cannot be reached.
-    """
-    if Path(path).expanduser().exists() or find_config(path):
-        return
-    forms = "It names a folder with a model's files, or a model on the Hugging Face Hub (org/name)."
-    try:
-        huggingface_hub.HfApi().model_info(path, timeout=HUB_TIMEOUT_S)
-    except GatedRepoError:
-        return  # loading it explains how to get access
-    except HFValidationError as error:
-        raise ConfigError(f"{key}: there is no folder {path}.\n{forms}") from error
-    except RepositoryNotFoundError as error:
-        raise ConfigError(
-            f"{key}: there is no folder {path}, and no such model on {huggingface_hub.constants.ENDPOINT}.\n{forms} If "
-            "the model is private, log in with `hf auth login` or set HF_TOKEN."
-        ) from error
-    except HfHubHTTPError:
-        return  # a temporary problem of the Hub
-    except Exception as error:  # network errors have many types
-        raise ConfigError(
-            f"{key}: there is no folder {path}, and the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached for "
-            f"it ({type(error).__name__}).\n{forms}"
-        ) from error
 
 
 def _builder(wanted: HubDataset) -> DatasetBuilder:

@@ -1,30 +1,27 @@
 """Read rows from local files, `save_to_disk` folders and datasets on the Hugging Face Hub."""
 
-import glob
-import sys
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.parquet
-from datasets import Dataset
-
-from iiverl_core.data.hub import HubDataset, cache_failure, load_hub
 from iiverl_core.data_files import (
     FILES,
+    HubDataset,
     check_saved,
-    hub_name,
+    hub_dataset,
     no_such_split,
     reading_columnar,
     text_rows,
     unreadable,
 )
 from iiverl_core.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ROWS_PER_READ = 1000  # rows converted to Python objects at a time
 
@@ -61,13 +58,13 @@ class Table:
 
     def column(self, name: str) -> Iterator[list[Any]]:
         """Yield the values of a column, a few rows at a time; None if a row has no value."""
-        if isinstance(self.rows, Dataset):
+        if isinstance(self.rows, list):
+            for start in range(0, len(self.rows), ROWS_PER_READ):
+                yield [row.get(name) for row in self.rows[start : start + ROWS_PER_READ]]
+        else:
             rows = self.rows.select_columns(name)
             for start in range(0, len(rows), ROWS_PER_READ):
                 yield rows[start : start + ROWS_PER_READ][name]
-        else:
-            for start in range(0, len(self.rows), ROWS_PER_READ):
-                yield [row.get(name) for row in self.rows[start : start + ROWS_PER_READ]]
 
 
 def parse_dataset(name: str, split: str) -> DatasetRef:
@@ -82,10 +79,10 @@ def parse_dataset(name: str, split: str) -> DatasetRef:
     path = Path(name).expanduser()
     if path.exists():
         return DatasetRef(name, path, split)
-    hub = hub_name(name)
+    hub = hub_dataset(name)
     if hub is None:
         raise _no_such_path(name, path)
-    return DatasetRef(name, HubDataset(*hub), split)
+    return DatasetRef(name, hub, split)
 
 
 def load_table(source: DatasetRef) -> Table:
@@ -94,16 +91,17 @@ def load_table(source: DatasetRef) -> Table:
     Raises:
         DataError: it cannot be read, or has no such split or no rows.
     """
-    with _bars_only_on_terminals():
-        if isinstance(source.place, HubDataset):
-            table = _table(f"{source.name} ({source.split})", load_hub(source.place, source.split))
-        elif source.place.is_dir():
-            table = _load_folder(source, source.place)
-        else:
-            try:
-                table = _load_file(source.name, source.place)
-            except OSError as error:
-                raise unreadable(source.name, error) from error
+    if isinstance(source.place, HubDataset):
+        from iiverl_core.data.hub import load_hub  # imports datasets
+
+        table = _table(f"{source.name} ({source.split})", load_hub(source.place, source.split))
+    elif source.place.is_dir():
+        table = _load_folder(source, source.place)
+    else:
+        try:
+            table = _load_file(source.name, source.place)
+        except OSError as error:
+            raise unreadable(source.name, error) from error
     if not len(table):
         raise DataError(f"{table.name} has no rows.")
     return table
@@ -127,29 +125,12 @@ def load_tables(names: Sequence[str], splits: Sequence[str]) -> list[Table]:
 
 def _load_file(name: str, path: Path) -> Table:
     if path.suffix in (".parquet", ".arrow"):
+        from iiverl_core.data.arrow import read_arrow, read_parquet  # imports datasets
+
         with reading_columnar(name, path):
-            return _table(name, _read_arrow(path) if path.suffix == ".arrow" else _read_parquet(path))
+            return _table(name, read_arrow(path) if path.suffix == ".arrow" else read_parquet(path))
     rows = list(text_rows(path, name))
     return Table(name, tuple(dict.fromkeys(column for row in rows for column in row)), rows)
-
-
-def _read_parquet(path: Path) -> Dataset:
-    if not pyarrow.parquet.read_metadata(path).num_rows:
-        return Dataset.from_dict({})  # the loader rejects a file without rows
-    data_files = glob.escape(str(path.absolute()))
-    try:
-        return datasets.load_dataset("parquet", data_files=data_files, split="train")
-    except Exception as error:  # the loader's errors have generic types
-        raise cache_failure(error) or error from None
-
-
-def _read_arrow(path: Path) -> Dataset:
-    with pa.memory_map(str(path)) as source:
-        try:
-            return Dataset(pa.ipc.open_file(source).read_all())
-        except pa.ArrowInvalid:  # Arrow's stream format, which save_to_disk writes
-            source.seek(0)
-            return Dataset(pa.ipc.open_stream(source).read_all())
 
 
 def _table(name: str, rows: Dataset) -> Table:
@@ -159,15 +140,14 @@ def _table(name: str, rows: Dataset) -> Table:
 
 def _load_folder(source: DatasetRef, path: Path) -> Table:
     check_saved(source.name, path)
-    try:
-        loaded = datasets.load_from_disk(path)
-    except Exception as error:  # whatever the library raises, the folder is invalid
-        raise DataError(f"The save_to_disk folder {source.name} cannot be read: {error}") from error
-    if isinstance(loaded, Dataset):
-        return _table(source.name, loaded)
-    if source.split not in loaded:
-        raise no_such_split(source.name, source.split, [str(split) for split in loaded])
-    return _table(f"{source.name} ({source.split})", loaded[source.split])
+    from iiverl_core.data.arrow import read_saved  # imports datasets
+
+    splits = read_saved(source.name, path)
+    if not isinstance(splits, dict):
+        return _table(source.name, splits)
+    if source.split not in splits:
+        raise no_such_split(source.name, source.split, [str(split) for split in splits])
+    return _table(f"{source.name} ({source.split})", splits[source.split])
 
 
 def _no_such_path(name: str, path: Path) -> DataError:
@@ -183,15 +163,3 @@ def _no_such_path(name: str, path: Path) -> DataError:
         f"{name} does not exist.\n{place}\n"
         f"A dataset is a {', '.join(FILES)} file, a save_to_disk folder, or a Hub name such as org/name:config@revision."
     )
-
-
-@contextmanager
-def _bars_only_on_terminals() -> Iterator[None]:
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

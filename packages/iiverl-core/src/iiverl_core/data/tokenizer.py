@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.data.chat import PromptError, write_chat
-from iiverl_core.data.hub import check_model
+from iiverl_core.data.hub_models import check_model
 from iiverl_core.errors import ConfigError
 
 if TYPE_CHECKING:

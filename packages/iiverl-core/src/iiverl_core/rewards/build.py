@@ -78,7 +78,7 @@ def add_reward_model(run: RunConfig, scorer: Scorer | None, score: ScoreSequence
     Raises:
         ConfigError: a tokenizer cannot be read.
     """
-    from iiverl_core.data import load_conversation_writer, to_reward_tokens  # imports datasets
+    from iiverl_core.data import load_conversation_writer, to_reward_tokens
 
     writer = load_conversation_writer(run)
     return ModelScorer(

@@ -73,14 +73,14 @@ def single_turn(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> SingleTur
 
 def tools(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter:
     """Build the rollouter `tools`."""
-    from iiverl_core.rollout.tools import ToolRollouter  # imports datasets
+    from iiverl_core.rollout.tools import ToolRollouter
 
     return ToolRollouter(run, tokenizer)
 
 
 def environment(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter:
     """Build the rollouter `environment`."""
-    from iiverl_core.rollout.environments import EnvironmentRollouter  # imports datasets
+    from iiverl_core.rollout.environments import EnvironmentRollouter
 
     return EnvironmentRollouter(run, tokenizer)
 

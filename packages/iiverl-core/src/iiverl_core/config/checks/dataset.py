@@ -17,7 +17,7 @@ from iiverl_core.columns import (
     no_ground_truth,
 )
 from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
-from iiverl_core.data_files import HEAD_ROWS, Head, hub_name, read_head
+from iiverl_core.data_files import HEAD_ROWS, Head, hub_dataset, read_head
 from iiverl_core.errors import DataError
 from iiverl_core.python_files import static_signature
 
@@ -103,7 +103,7 @@ def _check_files(files: str) -> None:
         absent = [
             name
             for name in _names(view, files)
-            if not path_exists(Path.exists, name) and hub_name(name) is None
+            if not path_exists(Path.exists, name) and hub_dataset(name) is None
         ]
         if not absent:
             return None
