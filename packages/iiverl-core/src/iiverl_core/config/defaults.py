@@ -131,6 +131,7 @@ def _within_stall(config: Config, default: float) -> float:
 DERIVED = (
     DerivedDefault("custom_reward_function.timeout", "trainer.stall_timeout", _within_stall),
     DerivedDefault(f"{ROLLOUT}.multi_turn.environment.turn_timeout", "trainer.stall_timeout", _within_stall),
+    DerivedDefault(f"{ROLLOUT}.multi_turn.agent.timeout", "trainer.stall_timeout", _within_stall),
     DerivedDefault(f"{ROLLOUT}.multi_turn.tools.timeout", "trainer.stall_timeout", _within_stall),
     DerivedDefault("data.val_files", "data.train_files", lambda *_: None, when="data.train_files"),
     DerivedDefault(MINI_BATCH, BATCH, _mini_batch),

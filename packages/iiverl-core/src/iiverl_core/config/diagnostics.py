@@ -118,6 +118,9 @@ DIAGNOSTICS = {
     "C255": "environment-reward-unused",
     "C256": "missing-tools",
     "C257": "tool-timeout-unused",
+    "C258": "missing-agent",
+    "C259": "agent-server-not-installed",
+    "C260": "agent-timeout-unused",
     # objective
     "C301": "incomplete-adaptive-kl",
     "C302": "kl-target-unused",

@@ -380,9 +380,13 @@ def _rewards(config: Config) -> RewardsConfig:
     rollout = config.actor_rollout_ref.rollout
     brings = ROLLOUTERS[rollout.agent.default_agent_loop].reward_source == "environment"
     alone = source is not None and source.name == "environment" and not model.enable
+    turns = rollout.multi_turn
+    section = (
+        turns.agent if ROLLOUTERS[rollout.agent.default_agent_loop].name == "agent" else turns.environment
+    )
     return RewardsConfig(
         source=source.name if source else None,
-        adds_environment=brings and not alone and rollout.multi_turn.environment.add_reward,
+        adds_environment=brings and not alone and section.add_reward,
         api=config.reward_api,
         function=config.custom_reward_function,
         overlong=model.overlong_buffer,

@@ -64,5 +64,13 @@ ROLLOUTERS = Registry(
             reads_rows=True,
             reward_source="environment",
         ),
+        RollouterInfo(
+            name="agent",
+            summary="what a program of the user's asks the model by the OpenAI API",
+            code="iiverl_core.rollout.from_config:agent",
+            reads=("multi_turn.max_turn_length", "multi_turn.format", "multi_turn.agent"),
+            reads_rows=True,
+            reward_source="environment",
+        ),
     ),
 )

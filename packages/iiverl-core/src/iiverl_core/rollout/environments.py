@@ -51,11 +51,11 @@ class EnvironmentRollouter:
 
     async def rollout(self, request: RolloutRequest, generate: Generate) -> RolloutTokens:
         """See `Rollouter.rollout`."""
-        seed = _seed(request)
+        seed = seed_of(request)
         environment = self._pool.open(str(seed))
         talk = _Talk(request)
         try:
-            first = await environment.reset(_row(request.prompt, seed))
+            first = await environment.reset(row_of(request.prompt, seed))
             talk.conversation = self._begin(request.prompt, first)
             await self._converse(talk, environment, generate)
             talk.outcome = Scored(fsum(talk.rewards), talk.components, talk.info)
@@ -164,7 +164,8 @@ def credited(sequences: Sequence[TokenSequence], turns: Iterable[SampledTurn]) -
     return tuple(credited)
 
 
-def _row(prompt: Prompt, seed: int) -> dict[str, Any]:
+def row_of(prompt: Prompt, seed: int) -> dict[str, Any]:
+    """Return a row as user code gets it."""
     return {
         "prompt": prompt.text if prompt.chat is None else [dict(message) for message in prompt.chat],
         "data_source": prompt.data_source,
@@ -174,7 +175,7 @@ def _row(prompt: Prompt, seed: int) -> dict[str, Any]:
     }
 
 
-def _seed(request: RolloutRequest) -> int:
+def seed_of(request: RolloutRequest) -> int:
     """Derive a seed of 31 bits that depends on the rollout alone."""
     digest = blake2b(f"{request.seed}/environment {request.id.member}".encode(), digest_size=4).digest()
     return int.from_bytes(digest) >> 1

@@ -85,6 +85,13 @@ def environment(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter
     return EnvironmentRollouter(run, tokenizer)
 
 
+def agent(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Rollouter:
+    """Build the rollouter `agent`."""
+    from iiverl_core.rollout.agents import AgentRollouter  # needs FastAPI
+
+    return AgentRollouter(run, tokenizer)
+
+
 Sampling: TypeAlias = Literal["train", "validate", "baseline"]
 """The purpose of responses: training, validation, or the greedy baseline of others."""
 

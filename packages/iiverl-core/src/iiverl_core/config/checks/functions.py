@@ -17,6 +17,8 @@ REWARD_KWARGS = "custom_reward_function.reward_kwargs"
 ENVIRONMENT = "actor_rollout_ref.rollout.multi_turn.environment.path"
 ENVIRONMENT_NAME = "actor_rollout_ref.rollout.multi_turn.environment.name"
 TOOLS = "actor_rollout_ref.rollout.multi_turn.tools.path"
+AGENT = "actor_rollout_ref.rollout.multi_turn.agent.path"
+AGENT_NAME = "actor_rollout_ref.rollout.multi_turn.agent.name"
 TOOL_NAMES = "actor_rollout_ref.rollout.multi_turn.tools.names"
 
 
@@ -77,6 +79,7 @@ def _undefined(path: str, name: str) -> str | None:
 _check_function(REWARD_NAME, REWARD)
 _check_function(ENVIRONMENT_NAME, ENVIRONMENT)
 _check_function(TOOL_NAMES, TOOLS)
+_check_function(AGENT_NAME, AGENT)
 _check_function(ADV_ESTIMATOR)
 _check_function(LOSS_MODE)
 

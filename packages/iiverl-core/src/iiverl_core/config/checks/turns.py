@@ -1,7 +1,10 @@
 """Checks of rollouts of several turns."""
 
+import importlib.util
+
 from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.sections.section import AGENT_LOOP
+from iiverl_core.installation import install_command
 from iiverl_core.registry import REWARD_MODEL, ROLLOUTERS
 from iiverl_core.registry.rewards import MANAGER_KEY
 
@@ -14,7 +17,12 @@ TURN, WHOLE, ADD = (f"{ENVIRONMENT}.{name}" for name in ("turn_timeout", "rollou
 STALL = "trainer.stall_timeout"
 ENGINE_DEVICES = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 TOOLS, TOOL_NAMES, TOOL_TIMEOUT = (f"{MULTI_TURN}.tools.{name}" for name in ("path", "names", "timeout"))
-SINGLE_TURN, WITH_ENVIRONMENT, WITH_TOOLS = "single_turn", "environment", "tools"
+AGENT = f"{MULTI_TURN}.agent"
+AGENT_PATH, COMMAND, AGENT_TIMEOUT, AGENT_ADD = (
+    f"{AGENT}.{name}" for name in ("path", "command", "timeout", "add_reward")
+)
+SINGLE_TURN, WITH_ENVIRONMENT, WITH_TOOLS, WITH_AGENT = "single_turn", "environment", "tools", "agent"
+SERVER_PACKAGES = ("fastapi", "uvicorn")
 ADDED_TO = ("reward_api.enable", "custom_reward_function.path", "reward_model.enable", MANAGER_KEY)
 
 
@@ -59,20 +67,22 @@ def _limits_are_kept(view: ConfigView) -> str | None:
     return None
 
 
-@checks.add("C255", "warning", ADD, AGENT_LOOP, *ADDED_TO)
+@checks.add("C255", "warning", ADD, AGENT_ADD, AGENT_LOOP, *ADDED_TO)
 def _the_reward_of_the_environment_counts(view: ConfigView) -> str | None:
-    if _loop(view) != WITH_ENVIRONMENT:
+    loop = _loop(view)
+    if loop not in (WITH_ENVIRONMENT, WITH_AGENT):
         return None
+    add = ADD if loop == WITH_ENVIRONMENT else AGENT_ADD
     source, model = view.config.reward_source, view["reward_model.enable"]
     alone = source is not None and source.name == WITH_ENVIRONMENT and not model
     if alone:
-        return "has no effect: no other source gives a score to add it to" if view[ADD] else None
-    names = [name for name in (source and source.name, model and REWARD_MODEL.name) if name]
-    return (
-        None
-        if view[ADD]
-        else f"the environment's rewards do not count, since {' and '.join(names)} gives the score; set {ADD} to true to add them"
-    )
+        return "has no effect: no other source gives a score to add it to" if view[add] else None
+    if view[add]:
+        return None
+    names = " and ".join(name for name in (source and source.name, model and REWARD_MODEL.name) if name)
+    if loop == WITH_AGENT:
+        return None  # it may well return none
+    return f"the environment's rewards do not count, since {names} gives the score; set {ADD} to true to add them"
 
 
 @checks.add("C256", "error", TOOLS, TOOL_NAMES, AGENT_LOOP)
@@ -89,3 +99,27 @@ def _the_limit_of_tools_is_kept(view: ConfigView) -> str | None:
     if _loop(view) != WITH_TOOLS or not 0 < view[STALL] <= view[TOOL_TIMEOUT]:
         return None
     return f"a call may take {view[TOOL_TIMEOUT]:g} s, but {STALL} ends a run in which nothing happens for {view[STALL]} s"
+
+
+@checks.add("C258", "error", AGENT_PATH, COMMAND, AGENT_LOOP)
+def _there_is_one_agent(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_AGENT or bool(view[AGENT_PATH]) != bool((view[COMMAND] or "").strip()):
+        return None
+    if view[AGENT_PATH]:
+        return f"an agent is a function or a command; remove {AGENT_PATH} or {COMMAND}"
+    return f"{AGENT_LOOP}: {WITH_AGENT} needs the file of a function, or a command; set {AGENT_PATH} or {COMMAND}"
+
+
+@checks.add("C259", "unsupported", AGENT_LOOP)
+def _agents_have_a_server(view: ConfigView) -> str | None:
+    missing = [name for name in SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+    if _loop(view) != WITH_AGENT or not missing:
+        return None
+    return f"{WITH_AGENT} needs {' and '.join(missing)}. Install it: {install_command('iiverl-reward-client[server]')}"
+
+
+@checks.add("C260", "warning", AGENT_TIMEOUT, STALL, AGENT_LOOP)
+def _the_limit_of_agents_is_kept(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_AGENT or not 0 < view[STALL] <= view[AGENT_TIMEOUT]:
+        return None
+    return f"an agent may take {view[AGENT_TIMEOUT]:g} s, but {STALL} ends a run in which nothing happens for {view[STALL]} s"

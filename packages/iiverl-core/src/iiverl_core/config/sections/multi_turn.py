@@ -40,6 +40,23 @@ class ToolsConfig(Section):
     """Calls that run at a time per engine, each in a process of its own."""
 
 
+class ProgramConfig(Section):
+    """A program of the user's that asks the model by the OpenAI API."""
+
+    path: PathStr | None = None
+    """Python file of a function that is called with `base_url`, `api_key` and `row`."""
+    name: str = "agent"
+    """Name of the function."""
+    command: str | None = None
+    """Command line, in place of a function."""
+    timeout: Positive = 600.0
+    """Seconds that a rollout may take, with the model's responses, before its program is ended and it has no score."""
+    workers: Count = 64
+    """Rollouts that an engine makes at a time, each with its program in a process of its own."""
+    add_reward: bool = False
+    """Add the program's reward to the score of another reward source, which otherwise takes its place."""
+
+
 class MultiTurnConfig(Section):
     """Rollouts of several turns. `agent.default_agent_loop` selects what answers the model.
 
@@ -64,3 +81,4 @@ class MultiTurnConfig(Section):
     ] = "middle"
     """What is kept of a longer result: its beginning (`left`), its end (`right`), or half of each (`middle`)."""
     tools: Annotated[ToolsConfig, only_rollouters("multi_turn.tools")] = ToolsConfig()
+    agent: Annotated[ProgramConfig, only_rollouters("multi_turn.agent")] = ProgramConfig()
