@@ -38,6 +38,7 @@ class ScriptedEngine:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, longest: int = 4) -> None:
         self.weights_version = 3
         self.steps = 0
+        self.tokenizer = tokenizer
         self._end, self._longest = tokenizer.eos_token_id, longest
         self._pending: dict[GenerationRequest, tuple[list[int], bool, int]] = {}
 

@@ -5,22 +5,24 @@ It imports neither torch nor the rest of iiverl, unless the user's file does. `r
 """
 
 import asyncio
-import inspect
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from iiverl_core.environment_process import split_info
 from iiverl_core.errors import ConfigError
-from iiverl_core.python_files import find_callable, load_file, repr_with_type, short_repr, user_traceback
+from iiverl_core.python_files import find_callable, load_file, repr_with_type, user_traceback
 from iiverl_core.reward_process import MAX_SCORE, finite_number
 from iiverl_core.user_process import (
     USER_ERRORS,
     Reply,
+    awaited,
     begin,
     bound_output,
     read_message,
@@ -29,9 +31,13 @@ from iiverl_core.user_process import (
 )
 
 SECTION = "multi_turn.agent"
+HOST = "127.0.0.1"
 URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 ROW, RESULT = "IIVERL_ROW", "IIVERL_RESULT"
 """Variables of a command: files with the row, and for what a function would return, both as JSON."""
+
+_ERRORS_BYTES = 2000
+_ERRORS_S = 1.0  # to read what a command has written
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ def main(lifeline_fd: int, shared_fd: int) -> None:
     calls, replies, _ = begin(lifeline_fd, shared_fd)
     setup: Setup = read_message(calls)
     sys.path[:] = setup.search_path
+    _reach_this_machine()
     function: Callable[..., Any] | None = None
     path = Path()
     if setup.path is not None:
@@ -88,12 +95,12 @@ def main(lifeline_fd: int, shared_fd: int) -> None:
         while (call := read_message(calls)) is not None:
             try:
                 seed_random(call.seed)
+                os.environ.update({URL: call.base_url, KEY: call.api_key})
                 if function is None:
                     returned = _run(setup, call)
                 else:
                     returned = function(base_url=call.base_url, api_key=call.api_key, row=call.row)
-                    if inspect.isawaitable(returned):
-                        returned = runner.run(_awaited(returned))
+                    returned = awaited(returned, runner)
                 reply = Reply(call.id, value=_ended(returned))
             except _GarbageError as error:
                 what = f"{setup.name} in {path.name}" if function else setup.command[0]
@@ -104,8 +111,11 @@ def main(lifeline_fd: int, shared_fd: int) -> None:
             write_answer(replies, reply)
 
 
-async def _awaited(returned: Any) -> Any:
-    return await returned
+def _reach_this_machine() -> None:
+    """Let clients reach the endpoint directly, if a proxy is set for what is elsewhere."""
+    without = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    without = f"{without},{HOST}" if without else HOST
+    os.environ.update(no_proxy=without, NO_PROXY=without)
 
 
 def _run(setup: Setup, call: Call) -> Any:
@@ -113,20 +123,45 @@ def _run(setup: Setup, call: Call) -> Any:
     row, result = (Path(setup.folder) / f"{os.getpid()}-{name}.json" for name in ("row", "result"))
     row.write_text(json.dumps(call.row, ensure_ascii=False, default=str), encoding="utf-8")
     result.unlink(missing_ok=True)
-    variables = {URL: call.base_url, KEY: call.api_key, ROW: str(row), RESULT: str(result)}
     try:
         # It stays in this process's group, which is ended as a whole.
-        code = subprocess.run(setup.command, env={**os.environ, **variables}, check=False).returncode
+        process = subprocess.Popen(
+            setup.command, stderr=subprocess.PIPE, env={**os.environ, ROW: str(row), RESULT: str(result)}
+        )
     except OSError as error:
         raise _GarbageError(f"cannot be started: {error}") from error
+    errors = _Errors(process.stderr)
+    code = process.wait()
     if code:
-        raise _GarbageError(f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}")
+        how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
+        raise _GarbageError("\n".join(filter(None, (how, errors.end()))))
     if not result.exists():
         return None
     try:
         return json.loads(result.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _GarbageError(f"wrote a result that is not JSON: {error}") from error
+
+
+class _Errors:
+    """Passes on what a command writes to its standard error, and keeps the end of it."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        assert stream is not None
+        self._stream, self._last = stream, b""
+        self._thread = threading.Thread(target=self._pass_on, daemon=True)
+        self._thread.start()
+
+    def end(self) -> str:
+        """Return the last characters. What the command has left running may still write."""
+        self._thread.join(_ERRORS_S)
+        return self._last.decode(errors="replace").strip()
+
+    def _pass_on(self) -> None:
+        with self._stream:
+            while part := os.read(self._stream.fileno(), 2**16):
+                os.write(2, part)
+                self._last = (self._last + part)[-_ERRORS_BYTES:]
 
 
 def _ended(returned: Any) -> Ended:
@@ -140,16 +175,4 @@ def _ended(returned: Any) -> Ended:
         raise _GarbageError(
             f"returned the reward {repr_with_type(reward)}, which is not a finite number below {MAX_SCORE:g}"
         )
-    numbers = {str(name): finite_number(value) for name, value in values.items()}
-    return Ended(
-        number,
-        {name: each for name, each in numbers.items() if each is not None},
-        {str(name): _plain(value) for name, value in values.items() if numbers[str(name)] is None},
-    )
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError, RecursionError):
-        return short_repr(value)
+    return Ended(number, *split_info(values))

@@ -128,14 +128,15 @@ def _answered(turn: Any) -> Answered:
         raise _GarbageError(
             "returned a Turn without messages that is not done: the model has nothing to answer"
         )
-    numbers = {str(name): finite_number(value) for name, value in turn.info.items()}
-    return Answered(
-        messages,
-        reward,
-        bool(turn.done),
-        {name: number for name, number in numbers.items() if number is not None},
-        {str(name): _plain(value) for name, value in turn.info.items() if numbers[str(name)] is None},
-    )
+    components, info = split_info(turn.info)
+    return Answered(messages, reward, bool(turn.done), components, info)
+
+
+def split_info(info: Mapping[Any, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the numbers, which become components of a score, and the rest as plain data."""
+    numbers = {str(name): finite_number(value) for name, value in info.items()}
+    rest = {str(name): _plain(value) for name, value in info.items() if numbers[str(name)] is None}
+    return {name: number for name, number in numbers.items() if number is not None}, rest
 
 
 def _messages(value: Any, method: str) -> list[dict[str, Any]]:

@@ -121,6 +121,7 @@ DIAGNOSTICS = {
     "C258": "missing-agent",
     "C259": "agent-server-not-installed",
     "C260": "agent-timeout-unused",
+    "C261": "invalid-agent-command",
     # objective
     "C301": "incomplete-adaptive-kl",
     "C302": "kl-target-unused",

@@ -381,9 +381,8 @@ def _rewards(config: Config) -> RewardsConfig:
     brings = ROLLOUTERS[rollout.agent.default_agent_loop].reward_source == "environment"
     alone = source is not None and source.name == "environment" and not model.enable
     turns = rollout.multi_turn
-    section = (
-        turns.agent if ROLLOUTERS[rollout.agent.default_agent_loop].name == "agent" else turns.environment
-    )
+    is_agent = ROLLOUTERS[rollout.agent.default_agent_loop].name == "agent"
+    section = turns.agent if is_agent else turns.environment
     return RewardsConfig(
         source=source.name if source else None,
         adds_environment=brings and not alone and section.add_reward,

@@ -21,8 +21,8 @@ class AgentPool(ProcessPool):
 
     def __init__(self, config: ProgramConfig, output: Path) -> None:
         self._config = config
-        self._folder = TemporaryDirectory(prefix="iiverl-agents-", ignore_cleanup_errors=True)
         command = shlex.split(config.command or "")
+        self._folder = TemporaryDirectory(prefix="iiverl-agents-", ignore_cleanup_errors=True)
         setup = Setup(list(sys.path), config.path, config.name, command, self._folder.name)
         super().__init__("iiverl_core.agent_process", setup, config.path or "", config.timeout, output)
         self._what = config.name if config.path else command[0]

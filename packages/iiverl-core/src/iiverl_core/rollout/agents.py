@@ -7,25 +7,19 @@ import json
 import logging
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from iiverl_core import activity
 from iiverl_core.data.chat import PromptError
-from iiverl_core.errors import ConfigError
 from iiverl_core.registry import TOOL_FORMATS
 from iiverl_core.rollout.agent_pool import AgentPool
 from iiverl_core.rollout.engine import Completion
 from iiverl_core.rollout.environments import row_of, seed_of
-from iiverl_core.rollout.openai_endpoint import (
-    Answer,
-    APIError,
-    ChatRequest,
-    Endpoint,
-    TextRequest,
-)
+from iiverl_core.rollout.openai_endpoint import Endpoint
+from iiverl_core.rollout.openai_messages import Answer, APIError, ChatRequest, TextRequest
 from iiverl_core.rollout.process_pool import EnvironmentFailure
 from iiverl_core.rollout.rollouter import Generate, RolloutRequest, RolloutTokens
 from iiverl_core.rollout.turns import Conversation, Message, TurnTemplate
@@ -51,7 +45,8 @@ class AgentRollouter:
 
     A request whose messages go on after a response of the model continues the tokens of that conversation. Any other
     begins a conversation, which is a further sequence of the rollout. A sequence has as many tokens as
-    `data.max_prompt_length` and `data.max_response_length` allow together.
+    `data.max_prompt_length` and `data.max_response_length` allow together. A request whose client goes away before its
+    answer leaves nothing behind, and may be made again.
     """
 
     def __init__(self, run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,11 +55,6 @@ class AgentRollouter:
         Raises:
             ConfigError: the tokenizer has no chat template.
         """
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                f"The tokenizer {tokenizer.name_or_path} has no chat template, which an agent's messages need.\n"
-                "Set data.tokenizer to the tokenizer of an instruct model of the same family."
-            )
         turns = run.rollout.multi_turn
         self._policy = _Policy(
             TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs),
@@ -74,8 +64,11 @@ class AgentRollouter:
             {
                 "temperature": run.rollout.temperature,
                 "top_p": run.rollout.top_p,
+                "top_k": run.rollout.top_k,
+                "min_p": 0.0,
                 "presence_penalty": 0.0,
                 "frequency_penalty": 0.0,
+                "repetition_penalty": 1.0,
             },
         )
         self._pool = AgentPool(turns.agent, run.folder / OUTPUT)
@@ -89,15 +82,15 @@ class AgentRollouter:
         address = self._endpoint.open(_name(request), session)
         row = row_of(request.prompt, seed)
         agent = asyncio.ensure_future(self._pool.call(address.base_url, address.api_key, row, str(seed)))
+        outcome: Outcome | None = None
         try:
             await asyncio.wait({agent, session.fault}, return_when=asyncio.FIRST_COMPLETED)
             if session.fault.done():
                 session.fault.result()
             ended = await agent
-            outcome = None
-            if not session.turns:
-                outcome = Failed("environment", detail="the agent ended without a response of the model")
-            elif ended.reward is not None:
+            if not session.answered:
+                raise EnvironmentFailure("the agent ended without a response of the model")
+            if ended.reward is not None:
                 outcome = Scored(ended.reward, ended.components, ended.info)
         except EnvironmentFailure as failure:
             outcome = Failed("environment", detail=str(failure))
@@ -123,26 +116,41 @@ class _Policy:
     max_sequence: int
     max_turn: int | None
     sampling: Mapping[str, float]
-    told: bool = False
+    reported: set[str] = field(default_factory=set)
+
+    def report_ignored(self, asked: Mapping[str, float]) -> None:
+        """Tell once about each parameter of requests that differs from the run's, which is used in its place."""
+        for name, value in asked.items():
+            if value != self.sampling[name] and name not in self.reported:
+                self.reported.add(name)
+                logger.warning(
+                    "agents ask for %s=%g, but responses are sampled as the run says (%g), as training needs",
+                    name,
+                    value,
+                    self.sampling[name],
+                )
 
 
+@dataclass(eq=False)
 class _Talk:
-    """A conversation of a rollout, with the tools that its requests offer."""
+    """A conversation of a rollout, with the tools that its requests offer.
 
-    def __init__(self, conversation: Conversation, tools: Sequence[Mapping[str, Any]]) -> None:
-        self.conversation, self.tools = conversation, tools
-        self.answered = False
-        """Whether the last message is a response, so that messages can be added."""
+    `response` is the response after which messages can be added, None if the last messages have none. A conversation that
+    is `busy` is being answered, or its template has failed.
+    """
+
+    conversation: Conversation
+    tools: Sequence[Mapping[str, Any]]
+    response: Completion | None = None
+    busy: bool = False
 
 
 class _Text:
-    """A response to a text or to tokens."""
+    """A text or tokens, and the response to it."""
 
-    def __init__(self, template: TurnTemplate, prompt_ids: Sequence[int], completion: Completion) -> None:
-        self.prompt_ids, self.completion = prompt_ids, completion
-        self.prompt = {"role": "user", "content": template.decode(prompt_ids)}
-        text = template.decode(completion.token_ids.tolist(), skip_special_tokens=True)
-        self.message = {"role": "assistant", "content": text}
+    def __init__(self, prompt_ids: Sequence[int]) -> None:
+        self.prompt_ids = prompt_ids
+        self.response: Completion | None = None
 
 
 class RolloutSession:
@@ -154,38 +162,34 @@ class RolloutSession:
         self._last = np.empty(0, dtype=np.int64)
         self._full = self._ended = False
         self._running: set[asyncio.Task[Any]] = set()
-        self.turns = 0
-        """Responses so far."""
         self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception if answering fails by a bug or the engine's end, not by what the agent asks."""
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is a response."""
+        return any(
+            talk.response is not None if isinstance(talk, _Text) else talk.conversation.turns
+            for talk in self._talks
+        )
+
     async def chat(self, request: ChatRequest) -> list[Answer]:
         """See `Session.chat`."""
-        with self._serving():
+        with self._serving(request):
             talks = [self._continued(request) or self._begun(request)]
-            talks += [self._begun(request) for _ in range(request.n - 1)]
+            try:
+                talks += [self._begun(request) for _ in range(request.n - 1)]
+            except APIError:
+                talks[0].busy = False
+                raise
             return await self._all([self._answer(talk, request) for talk in talks])
 
     async def complete(self, request: TextRequest) -> list[Answer]:
         """See `Session.complete`."""
-        with self._serving():
-            prompts = [self._encoded(prompt) for prompt in request.prompts for _ in range(request.n)]
-            completions = await self._all([self._sampled(ids, request.max_tokens) for ids in prompts])
-            texts = [_Text(self._policy.template, *each) for each in zip(prompts, completions, strict=True)]
+        with self._serving(request):
+            texts = [_Text(self._encoded(prompt)) for prompt in request.prompts for _ in range(request.n)]
             self._talks += texts
-            return [self._told(text.message, text.completion, text.prompt_ids) for text in texts]
-
-    def ignores(self, name: str, value: float) -> None:
-        """See `Session.ignores`; told once per run."""
-        wanted = self._policy.sampling[name]
-        if value != wanted and not self._policy.told:
-            self._policy.told = True
-            logger.warning(
-                "an agent asks for %s=%g, but responses are sampled as the run says (%g), as training needs",
-                name,
-                value,
-                wanted,
-            )
+            return await self._all([self._answer_text(text, request) for text in texts])
 
     async def end(self) -> None:
         """Refuse further requests, and drop those that are being answered."""
@@ -202,9 +206,11 @@ class RolloutSession:
         turns: list[SampledTurn] = []
         for talk in self._talks:
             if isinstance(talk, _Text):
-                done = talk.completion
+                if (done := talk.response) is None:
+                    continue
+                prompt = {"role": "user", "content": self._policy.template.decode(talk.prompt_ids)}
                 turns.append(SampledTurn(len(messages) + 1, len(done.token_ids)))
-                messages += [talk.prompt, talk.message]
+                messages += [prompt, self._message_of(done)]
                 sequences.append(
                     TokenSequence.single_turn(talk.prompt_ids, done.token_ids, done.log_probs, done.kept)
                 )
@@ -226,10 +232,11 @@ class RolloutSession:
         )
 
     @contextmanager
-    def _serving(self) -> Iterator[None]:
-        """Serve a request: what it asks wrongly is told to the agent, anything else is a fault."""
+    def _serving(self, request: ChatRequest | TextRequest) -> Iterator[None]:
+        """Serve a request: if it is invalid, the agent gets an error; any other problem is a fault."""
         if self._ended:
             raise APIError("The rollout has ended.", status=404, code="rollout_ended")
+        self._policy.report_ignored(request.sampling or {})
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -239,6 +246,8 @@ class RolloutSession:
             raise
         except PromptError as error:
             raise APIError(f"The conversation {error}") from error
+        except RecursionError as error:
+            raise APIError("The messages or the tools are nested too deeply.") from error
         except Exception as error:
             if not self.fault.done():
                 self.fault.set_exception(error)
@@ -258,48 +267,57 @@ class RolloutSession:
             self._running.difference_update(task for task in tasks if task.done())
 
     def _continued(self, request: ChatRequest) -> _Talk | None:
-        """Add a request's further messages to the conversation that it continues, if there is one."""
+        """Return the conversation that a request continues, with its further messages, if there is one.
+
+        A request without further messages asks again for a response that its client has not waited for.
+        """
         keys = [_key(message) for message in request.messages]
         for talk in self._talks:
-            if isinstance(talk, _Text) or not talk.answered or talk.tools != request.tools:
+            if isinstance(talk, _Text) or talk.busy or talk.tools != request.tools:
                 continue
             known = [_key(message) for message in talk.conversation.messages]
-            if len(known) < len(keys) and keys[: len(known)] == known:
-                talk.answered = False
-                talk.conversation.add_messages(request.messages[len(known) :])
-                self._room(talk.conversation.ids)
-                return talk
+            further = request.messages[len(known) :]
+            if keys[: len(known)] != known or bool(further) != (talk.response is not None):
+                continue
+            talk.busy = True
+            if further:
+                talk.response = None
+                talk.conversation.add_messages(further)
+            return talk
         return None
 
     def _begun(self, request: ChatRequest) -> _Talk:
-        talk = _Talk(
-            Conversation(self._policy.template, request.messages, tools=request.tools), request.tools
-        )
-        self._room(talk.conversation.ids)
+        conversation = Conversation(self._policy.template, request.messages, tools=request.tools)
+        self._room(conversation.ids)
+        talk = _Talk(conversation, request.tools, busy=True)
         self._talks.append(talk)
         return talk
 
     async def _answer(self, talk: _Talk, request: ChatRequest) -> Answer:
         prompt_ids = list(talk.conversation.ids)
-        done = await self._sampled(prompt_ids, request.max_tokens)
-        read = None
-        if request.reads_calls:
-            before = sum(len(message.get("tool_calls", ())) for message in talk.conversation.messages)
+        try:
+            done = await self._sampled(prompt_ids, request.max_tokens)
+        finally:
+            talk.busy = False
+        before = sum(len(message.get("tool_calls", ())) for message in talk.conversation.messages)
 
-            def read(text: str) -> Message:
-                return self._policy.format(text, before).message
+        def read(text: str) -> Message:
+            return self._policy.format(text, before).message
 
-        message = talk.conversation.add_response(done, read)
-        talk.answered = True
-        return self._told(message, done, prompt_ids)
+        message = talk.conversation.add_response(done, read if request.reads_calls else None)
+        talk.response = done
+        return self._told(message, done, len(prompt_ids), request.log_probs)
+
+    async def _answer_text(self, text: _Text, request: TextRequest) -> Answer:
+        done = text.response = await self._sampled(text.prompt_ids, request.max_tokens)
+        return self._told(self._message_of(done), done, len(text.prompt_ids), request.log_probs)
 
     async def _sampled(self, prompt_ids: Sequence[int], asked: int | None) -> Completion:
         room = self._room(prompt_ids)
         most = min(each for each in (room, asked, self._policy.max_turn) if each is not None)
         done = await self._generate(prompt_ids, max_tokens=most)
-        self._full = self._full or len(done.token_ids) == room
+        self._full = len(done.token_ids) == room and done.finish_reason == "length"
         self._last = done.token_ids
-        self.turns += 1
         activity.advance()
         return done
 
@@ -325,10 +343,17 @@ class RolloutSession:
             raise APIError("The prompt is empty, or has a token that the model does not know.")
         return ids
 
-    def _told(self, message: Message, done: Completion, prompt_ids: Sequence[int]) -> Answer:
-        template = self._policy.template
-        tokens = [template.decode([id]) for id in done.token_ids.tolist()]
-        return Answer(message, done.finish_reason, len(prompt_ids), tokens, done.log_probs.tolist())
+    def _message_of(self, done: Completion) -> Message:
+        text = self._policy.template.decode(done.token_ids.tolist(), skip_special_tokens=True)
+        return {"role": "assistant", "content": text}
+
+    def _told(self, message: Message, done: Completion, prompt_tokens: int, log_probs: bool) -> Answer:
+        ids = done.token_ids.tolist()
+        answer = Answer(message, done.finish_reason, prompt_tokens, len(ids))
+        if not log_probs:
+            return answer
+        tokens = [self._policy.template.decode([id]) for id in ids]
+        return replace(answer, tokens=tokens, log_probs=done.log_probs.tolist())
 
 
 def _key(message: Message) -> tuple[Any, ...]:

@@ -5,78 +5,42 @@ import json
 import secrets
 import socket
 import threading
-import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from iiverl_core.rollout.turns import Message
-from iiverl_core.samples import FinishReason
+from iiverl_core.rollout.openai_messages import (
+    Answer,
+    APIError,
+    ChatBody,
+    ChatRequest,
+    TextBody,
+    TextRequest,
+    model,
+    models,
+    parse,
+)
 
 T = TypeVar("T")
 
-MODEL = "policy"
-"""The model's name in answers; requests may use any."""
-
 _KEEP_ALIVE_S = 75  # longer than clients keep a connection, so that they close it
 _BACKLOG = 2048
-_IGNORED = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-_UNSUPPORTED = ("stop", "logit_bias", "functions", "function_call", "suffix", "echo", "best_of")
-_MAX_N = 128
-
-
-class APIError(Exception):
-    """What a client is told in OpenAI's format, with an HTTP status."""
-
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """Ask for `n` responses to messages in the form that chat templates read.
-
-    `reads_calls` says whether calls of the tools are wanted as such.
-    """
-
-    messages: Sequence[Message]
-    tools: Sequence[Mapping[str, Any]] = ()
-    n: int = 1
-    max_tokens: int | None = None
-    reads_calls: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TextRequest:
-    """Ask for `n` responses to each of some prompts: texts, or tokens."""
-
-    prompts: Sequence[str | list[int]]
-    n: int = 1
-    max_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response as a message, with the text and the log-prob of each of its tokens."""
-
-    message: Message
-    finish_reason: FinishReason
-    prompt_tokens: int
-    tokens: Sequence[str]
-    log_probs: Sequence[float]
+_MAX_BODY_BYTES = 32 * 2**20
 
 
 class Session(Protocol):
-    """Answers the requests of one rollout, on the event loop of the rollouts. Both methods raise `APIError`."""
+    """Answers the requests of one rollout, on the event loop of the rollouts. Both methods raise `APIError`.
+
+    They are cancelled if the client goes away before the answer.
+    """
 
     async def chat(self, request: ChatRequest) -> list[Answer]:
         """Answer messages."""
@@ -84,10 +48,6 @@ class Session(Protocol):
 
     async def complete(self, request: TextRequest) -> list[Answer]:
         """Answer texts."""
-        ...
-
-    def ignores(self, name: str, value: float) -> None:
-        """Note a sampling parameter of a request, in whose place the run's is used."""
         ...
 
 
@@ -100,7 +60,7 @@ class Address:
     session: Session
     loop: asyncio.AbstractEventLoop
     ended: bool = False
-    waiting: set[asyncio.Future[Any]] = field(default_factory=set)
+    waiting: set[Future[Any]] = field(default_factory=set)
 
 
 class Endpoint:
@@ -126,8 +86,8 @@ class Endpoint:
         """Refuse further requests at an address, and those that wait there."""
         address.ended = True
         self._addresses = {name: each for name, each in self._addresses.items() if each is not address}
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(lambda: [each.cancel() for each in address.waiting])
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: [each.cancel() for each in address.waiting])
 
     def close(self) -> None:
         """End the server. May be called twice."""
@@ -146,6 +106,7 @@ class Endpoint:
             self._app(),
             ws="none",
             log_config=None,
+            log_level="error",
             access_log=False,
             lifespan="off",
             timeout_keep_alive=_KEEP_ALIVE_S,
@@ -164,299 +125,130 @@ class Endpoint:
 
     def _app(self) -> FastAPI:
         app = FastAPI(openapi_url=None)
-        app.add_exception_handler(APIError, _told)
-        app.add_exception_handler(RequestValidationError, _told)
-        app.add_exception_handler(HTTPException, _told)
+        for error in (APIError, HTTPException, ClientDisconnect):
+            app.add_exception_handler(error, _refuse)
 
         @app.get("/{name}/v1/models")
-        async def models(name: str, request: Request) -> Response:
+        async def list_models(name: str, request: Request) -> Response:
             self._address(name, request)
-            return JSONResponse({"object": "list", "data": [_model()]})
+            return JSONResponse(models())
 
-        @app.get("/{name}/v1/models/{model:path}")
-        async def model(name: str, model: str, request: Request) -> Response:
+        @app.get("/{name}/v1/models/{id:path}")
+        async def show_model(name: str, id: str, request: Request) -> Response:
             self._address(name, request)
-            return JSONResponse(_model())
+            return JSONResponse(model())
 
         @app.post("/{name}/v1/chat/completions")
-        async def chat(name: str, asked: _Chat, request: Request) -> Response:
+        async def chat(name: str, request: Request) -> Response:
             address = self._address(name, request)
-            _check(asked, address.session)
-            answers = await self._await(address, address.session.chat(_chat_request(asked)))
-            answer = _chat_answer(asked, answers)
-            return _streamed(_chat_chunks(asked, answer)) if asked.stream else JSONResponse(answer)
+            asked = parse(ChatBody, await _body(request))
+            answers = await self._await(address, address.session.chat(asked.request()), request)
+            answer = asked.answer(answers)
+            return _streamed(asked.chunks(answer)) if asked.stream else JSONResponse(answer)
 
         @app.post("/{name}/v1/completions")
-        async def completions(name: str, asked: _Text, request: Request) -> Response:
+        async def completions(name: str, request: Request) -> Response:
             address = self._address(name, request)
-            _check(asked, address.session)
-            answers = await self._await(address, address.session.complete(_text_request(asked)))
-            answer = _text_answer(asked, answers)
-            return _streamed(_text_chunks(asked, answer)) if asked.stream else JSONResponse(answer)
+            asked = parse(TextBody, await _body(request))
+            answers = await self._await(address, address.session.complete(asked.request()), request)
+            answer = asked.answer(answers)
+            return _streamed(asked.chunks(answer)) if asked.stream else JSONResponse(answer)
 
         return app
 
     def _address(self, name: str, request: Request) -> Address:
         address = self._addresses.get(name)
         if address is None:
-            raise APIError("There is no such rollout, or it has ended.", status=404, code="rollout_ended")
+            raise _ended()
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not secrets.compare_digest(given.encode(), address.api_key.encode()):
             raise APIError("The API key is not this rollout's.", status=401, code="invalid_api_key")
         return address
 
-    async def _await(self, address: Address, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the session's event loop, and await its result on the server's."""
+    async def _await(self, address: Address, coroutine: Coroutine[Any, Any, T], request: Request) -> T:
+        """Run a coroutine on the session's event loop, and await its result on the server's.
+
+        Raises:
+            APIError: the rollout has ended.
+            ClientDisconnect: the client has gone, and the coroutine is cancelled.
+        """
         try:
             running: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, address.loop)
         except RuntimeError:  # the loop is closed
             coroutine.close()
-            raise APIError("The rollout has ended.", status=404, code="rollout_ended") from None
-        future = asyncio.wrap_future(running)
-        address.waiting.add(future)
+            raise _ended() from None
+        gone = asyncio.ensure_future(_cancel_when_gone(running, request))
+        address.waiting.add(running)
         if address.ended:
-            future.cancel()
+            running.cancel()
         try:
-            return await future
+            return await asyncio.wrap_future(running)
         except asyncio.CancelledError:
-            if not future.cancelled():
-                raise
-            raise APIError("The rollout has ended.", status=404, code="rollout_ended") from None
+            if not running.cancelled():
+                raise  # the server ends
+            raise (ClientDisconnect() if gone.done() else _ended()) from None
         finally:
-            address.waiting.discard(future)
+            address.waiting.discard(running)
+            running.cancel()
+            gone.cancel()
 
 
-class _StreamOptions(BaseModel):
-    include_usage: bool = False
+def _ended() -> APIError:
+    return APIError("There is no such rollout, or it has ended.", status=404, code="rollout_ended")
 
 
-class _Sampled(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    model: str = MODEL
-    n: int | None = Field(default=None, ge=1, le=_MAX_N)
-    max_tokens: int | None = Field(default=None, ge=1)
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-
-
-class _Chat(_Sampled):
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    response_format: Any = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-
-
-class _Text(_Sampled):
-    prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: int | None = None
-
-
-def _check(asked: _Sampled, session: Session) -> None:
-    """Tell the session about ignored parameters.
+async def _body(request: Request) -> bytes:
+    """Read the body of a request.
 
     Raises:
-        APIError: a parameter is set that would change what is sampled, or text that cannot be encoded is sent.
+        APIError: it is too large.
+        ClientDisconnect: it is incomplete.
     """
-    extra = asked.model_extra or {}
-    for name in _UNSUPPORTED:
-        if extra.get(name) not in (None, [], {}, False, ""):
-            raise APIError(f"{name} is not supported.", code="unsupported_parameter")
-    for name in _IGNORED:
-        if isinstance(extra.get(name), int | float):
-            session.ignores(name, extra[name])
-    try:
-        json.dumps(asked.model_dump(), ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError) as error:
-        raise APIError(f"The request has text that cannot be encoded: {error}") from error
+    size, parts = 0, []
+    with suppress(ValueError):
+        size = int(request.headers.get("content-length", ""))
+    _check_size(size)
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        _check_size(size)
+        parts.append(part)
+    return b"".join(parts)
 
 
-def _chat_request(asked: _Chat) -> ChatRequest:
-    choice = asked.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise APIError("tool_choice has to be auto or none.", code="unsupported_parameter")
-    if isinstance(asked.response_format, Mapping) and asked.response_format.get("type") != "text":
-        raise APIError("response_format has to be text.", code="unsupported_parameter")
-    if asked.top_logprobs:
-        raise APIError("top_logprobs is not supported.", code="unsupported_parameter")
-    messages = [_message(each, number) for number, each in enumerate(asked.messages)]
-    if messages[-1]["role"] == "assistant":
-        raise APIError("The last message is the assistant's; the model answers those of others.")
-    return ChatRequest(
-        messages,
-        asked.tools or (),
-        asked.n or 1,
-        asked.max_completion_tokens or asked.max_tokens,
-        bool(asked.tools) and choice != "none",
-    )
+def _check_size(size: int) -> None:
+    if size > _MAX_BODY_BYTES:
+        raise APIError(f"The body of a request may have {_MAX_BODY_BYTES} bytes.", status=413)
 
 
-def _text_request(asked: _Text) -> TextRequest:
-    prompts: Any = asked.prompt
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        prompts = [prompts]
-    if not prompts or not all(prompts):
-        raise APIError("The prompt is empty.")
-    return TextRequest(prompts, asked.n or 1, asked.max_tokens)
+async def _cancel_when_gone(running: Future[Any], request: Request) -> None:
+    """Cancel the answer to a request once its client has closed the connection.
 
-
-def _message(written: Mapping[str, Any], number: int) -> Message:
-    """Convert a message of the API to the form that chat templates read."""
-    role, content = written.get("role"), written.get("content")
-    role = "system" if role == "developer" else role
-    if role not in ("system", "user", "assistant", "tool"):
-        raise APIError(f"messages[{number}] has the role {role!r}.")
-    if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if not all(isinstance(text, str) for text in texts):
-            raise APIError(f"messages[{number}] has content other than text.")
-        content = "".join(texts)
-    calls = written.get("tool_calls") or []
-    if not isinstance(content, str) and (content is not None or not calls):
-        raise APIError(f"messages[{number}] has no text as its content.")
-    message: dict[str, Any] = {"role": role, "content": content or ""}
-    for name in ("name", "tool_call_id"):
-        if isinstance(written.get(name), str):
-            message[name] = written[name]
-    if calls:
-        try:
-            message["tool_calls"] = [_call(each) for each in calls]
-        except (TypeError, KeyError, ValueError) as error:
-            raise APIError(f"messages[{number}] has tool_calls that cannot be read: {error}") from error
-    return message
-
-
-def _call(written: Mapping[str, Any]) -> dict[str, Any]:
-    function = written["function"]
-    arguments = function["arguments"]
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments or "{}")
-    return {
-        "type": "function",
-        "id": str(written["id"]),
-        "function": {"name": str(function["name"]), "arguments": arguments},
-    }
-
-
-def _model() -> dict[str, Any]:
-    return {"id": MODEL, "object": "model", "created": 0, "owned_by": "iiverl"}
-
-
-def _envelope(asked: _Sampled, kind: str, prefix: str, answers: Sequence[Answer]) -> dict[str, Any]:
-    written = sum(len(answer.tokens) for answer in answers)
-    read = answers[0].prompt_tokens
-    usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-    return {
-        "id": f"{prefix}-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": asked.model,
-        "usage": usage,
-    }
-
-
-def _chat_answer(asked: _Chat, answers: Sequence[Answer]) -> dict[str, Any]:
-    choices = []
-    for index, answer in enumerate(answers):
-        content, calls = answer.message["content"], answer.message.get("tool_calls")
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        reason: str = answer.finish_reason
-        if calls:
-            message |= {"content": content or None, "tool_calls": [_written_call(call) for call in calls]}
-            reason = "tool_calls" if reason == "stop" else reason
-        log_probs = {"content": _token_log_probs(answer), "refusal": None} if asked.logprobs else None
-        choices.append({"index": index, "message": message, "logprobs": log_probs, "finish_reason": reason})
-    return {**_envelope(asked, "chat.completion", "chatcmpl", answers), "choices": choices}
-
-
-def _written_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    arguments = json.dumps(function["arguments"], ensure_ascii=False)
-    return {
-        "id": call["id"],
-        "type": "function",
-        "function": {"name": function["name"], "arguments": arguments},
-    }
-
-
-def _token_log_probs(answer: Answer) -> list[dict[str, Any]]:
-    return [
-        {"token": token, "bytes": list(token.encode()), "logprob": log_prob, "top_logprobs": []}
-        for token, log_prob in zip(answer.tokens, answer.log_probs, strict=True)
-    ]
-
-
-def _text_answer(asked: _Text, answers: Sequence[Answer]) -> dict[str, Any]:
-    choices = [
-        {
-            "index": index,
-            "text": answer.message["content"],
-            "logprobs": None
-            if asked.logprobs is None
-            else {
-                "tokens": list(answer.tokens),
-                "token_logprobs": list(answer.log_probs),
-                "top_logprobs": None,
-                "text_offset": None,
-            },
-            "finish_reason": answer.finish_reason,
-        }
-        for index, answer in enumerate(answers)
-    ]
-    return {**_envelope(asked, "text_completion", "cmpl", answers), "choices": choices}
-
-
-def _chat_chunks(asked: _Chat, answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield an answer in parts: for each choice its message, then its end."""
-    head = {**answer, "object": "chat.completion.chunk"}
-    for choice in answer["choices"]:
-        message = {name: value for name, value in choice["message"].items() if name != "refusal"}
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = [{"index": number, **call} for number, call in enumerate(calls)]
-        begun = {"index": choice["index"], "delta": message, "logprobs": choice["logprobs"]}
-        ended = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
-        yield {**head, "choices": [{**begun, "finish_reason": None}], "usage": None}
-        yield {**head, "choices": [ended], "usage": None}
-    yield from _usage_chunk(asked, head)
-
-
-def _text_chunks(asked: _Text, answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for choice in answer["choices"]:
-        yield {**answer, "choices": [choice], "usage": None}
-    yield from _usage_chunk(asked, answer)
-
-
-def _usage_chunk(asked: _Sampled, head: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    if asked.stream_options and asked.stream_options.include_usage:
-        yield {**head, "choices": []}
+    That happens before a request that the client makes next is read, so that the session knows of it by then.
+    """
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    running.cancel()
 
 
 def _streamed(chunks: Iterator[dict[str, Any]]) -> Response:
     """Send chunks as server-sent events, when all of them are known: a response is generated as a whole."""
-    events = (f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
-    return StreamingResponse(_then_done(events), media_type="text/event-stream")
+
+    async def events() -> AsyncIterator[str]:
+        for chunk in chunks:
+            yield f"data: {json.dumps(chunk)}\n\n"
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
 
 
-async def _then_done(events: Iterator[str]) -> Any:
-    for event in events:
-        yield event
-    yield "data: [DONE]\n\n"
-
-
-async def _told(request: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     """Answer an error in OpenAI's format."""
-    status, code, message = 400, None, str(error)
-    if isinstance(error, APIError):
-        status, code = error.status, error.code
-    elif isinstance(error, HTTPException):
-        status, message = error.status_code, str(error.detail)
-    elif isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        message = f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}"
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JSONResponse(
-        {"error": {"message": message, "type": kind, "param": None, "code": code}}, status_code=status
-    )
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it
+    if isinstance(error, HTTPException):
+        error = APIError(str(error.detail), status=error.status_code)
+    assert isinstance(error, APIError)
+    # What is left of a body that is too large is not read, so nothing else can follow it.
+    headers = {"Connection": "close"} if error.status == 413 else None
+    return JSONResponse(error.body, error.status, headers)

@@ -1,6 +1,8 @@
 """Checks of rollouts of several turns."""
 
 import importlib.util
+import shlex
+import shutil
 
 from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.sections.section import AGENT_LOOP
@@ -37,8 +39,8 @@ def _the_loop_has_turns(view: ConfigView) -> str | None:
         return None
     if not asked:
         return f"{AGENT_LOOP} is {loop}, which has several turns; remove one of them"
-    others = " or ".join(name for name in ROLLOUTERS if name != SINGLE_TURN)
-    return f"{AGENT_LOOP} is {loop}, so a rollout is one response; set it to {others}"
+    *others, last = (name for name in ROLLOUTERS if name != SINGLE_TURN)
+    return f"{AGENT_LOOP} is {loop}, so a rollout is one response; set it to {', '.join(others)} or {last}"
 
 
 @checks.add("C252", "error", PATH, AGENT_LOOP)
@@ -112,10 +114,15 @@ def _there_is_one_agent(view: ConfigView) -> str | None:
 
 @checks.add("C259", "unsupported", AGENT_LOOP)
 def _agents_have_a_server(view: ConfigView) -> str | None:
-    missing = [name for name in SERVER_PACKAGES if importlib.util.find_spec(name) is None]
-    if _loop(view) != WITH_AGENT or not missing:
+    if _loop(view) != WITH_AGENT:
         return None
-    return f"{WITH_AGENT} needs {' and '.join(missing)}. Install it: {install_command('iiverl-reward-client[server]')}"
+    missing = [name for name in SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    command = install_command("iiverl[reward-server]", workspace="make setup")
+    return (
+        f"{WITH_AGENT} needs {' and '.join(missing)} for the server that agents ask; install with: {command}"
+    )
 
 
 @checks.add("C260", "warning", AGENT_TIMEOUT, STALL, AGENT_LOOP)
@@ -123,3 +130,16 @@ def _the_limit_of_agents_is_kept(view: ConfigView) -> str | None:
     if _loop(view) != WITH_AGENT or not 0 < view[STALL] <= view[AGENT_TIMEOUT]:
         return None
     return f"an agent may take {view[AGENT_TIMEOUT]:g} s, but {STALL} ends a run in which nothing happens for {view[STALL]} s"
+
+
+@checks.add("C261", "error", COMMAND, AGENT_LOOP)
+def _the_command_can_run(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_AGENT or not (view[COMMAND] or "").strip():
+        return None
+    try:
+        program = shlex.split(view[COMMAND])[0]
+    except ValueError as error:
+        return f"is not a command line: {error}"
+    if shutil.which(program) is None:
+        return f"there is no program {program}"
+    return None

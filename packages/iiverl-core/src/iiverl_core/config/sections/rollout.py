@@ -58,8 +58,8 @@ class AgentConfig(Section):
     """The way from a prompt to a rollout."""
 
     default_agent_loop: RollouterName = "single_turn"
-    """What answers the model: nothing (`single_turn`), functions that it calls (`tools`), a class of yours (`environment`), or
-    that of an installed package."""
+    """What answers the model: nothing (`single_turn`), functions that it calls (`tools`), a class of yours (`environment`), a
+    program of yours that asks it (`agent`), or that of an installed package."""
 
 
 class RolloutConfig(Section):
