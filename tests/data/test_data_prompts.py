@@ -422,3 +422,38 @@ def test_rows_that_are_not_used_are_not_read(tmp_path: Path, tiny_tokenizer: Pre
     assert [prompt.text for prompt in load([good, bad], tiny_tokenizer, max_samples=2)] == ["a", "b"]
     with pytest.raises(DataError, match=r"bad\.jsonl, row 1 "):
         load([good, bad], tiny_tokenizer, max_samples=4)
+
+
+def test_of_many_rows_the_first_are_tokenized_first(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A prompt that is too long, or of an unknown token, near the beginning costs a thousand rows and no more."""
+    few = write(tmp_path / "few.jsonl", ["a"] * 3)
+    early = write(tmp_path / "early.jsonl", ["a"] * 7 + ["too long"] + ["a"] * 12_000)
+    late = write(tmp_path / "late.jsonl", ["a"] * 12_000 + ["too long"] * 2)
+    tokenizer = Counting(tiny_tokenizer)
+    with pytest.raises(DataError, match=r"early.jsonl, row 7 .* 1 of the first 1000 prompts are too long"):
+        load([few, early], cast(Any, tokenizer), limit=5)
+    assert tokenizer.texts <= 1003
+    tokenizer.texts = 0
+    with pytest.raises(DataError, match=r"early.jsonl, row 0 .*'a'"):
+        load(early, cast(Any, tokenizer), vocabulary=tiny_tokenizer("a")["input_ids"][0])
+    assert tokenizer.texts <= 1000
+    with pytest.raises(DataError, match=r"row 12000 .* 2 of 12002 prompts are too long"):
+        load(late, cast(Any, tokenizer), limit=5)
+    assert len(load(late, cast(Any, tokenizer), limit=5, filter_overlong=True)) == 12_000
+
+
+class Counting:
+    """A tokenizer that counts the texts it encodes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.texts = 0
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        self.texts += len(texts) if isinstance(texts, list) else 1
+        return self.tokenizer(texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)

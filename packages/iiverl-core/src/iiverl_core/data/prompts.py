@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Truncation: TypeAlias = Literal["error", "left", "right"]
 
+# Of datasets with many rows, the first are tokenized before the others, since a wrong tokenizer or length shows there.
+_MANY_ROWS, _FIRST_ROWS = 10_000, 1000
+
 
 @dataclass(frozen=True)
 class _TokenizedTable:
@@ -213,10 +216,20 @@ def load_prompts(
     used = _used_rows([len(table) for table in tables], max_samples or 0, seed)
     parts, shortest = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for table, rows in zip(tables, used, strict=True):
-            part, ended = _tokenize(table, rows, prompt_key, tools_key, template, progress)
+
+        def tokenize(table: Table, rows: np.ndarray, most: int) -> tuple[_TokenizedTable, int]:
+            part, ended = _tokenize(table, _first(rows, most), prompt_key, tools_key, template, progress)
             if vocabulary is not None:
                 _check_tokens(part, tokenizer, vocabulary)
+            if truncation == "error" and not filter_overlong:
+                _check_lengths(part, max_prompt_length, np.count_nonzero(rows))
+            return part, ended
+
+        for table, rows in zip(tables, used, strict=True):
+            if np.count_nonzero(rows) > _MANY_ROWS:
+                tokenize(table, rows, _FIRST_ROWS)
+        for table, rows in zip(tables, used, strict=True):
+            part, ended = tokenize(table, rows, len(rows))
             shortest += part.lengths.tolist()
             kept = part.only(part.lengths <= max_prompt_length) if filter_overlong else part
             console.print(
@@ -246,6 +259,11 @@ def _used_rows(sizes: Sequence[int], max_samples: int, seed: int | None) -> list
         if seed is not None:
             used = np.random.default_rng(seed).permutation(used)
     return np.split(used, np.cumsum(sizes)[:-1])
+
+
+def _first(used: np.ndarray, most: int) -> np.ndarray:
+    """Keep at most the first `most` true entries of a mask."""
+    return used & (np.cumsum(used) <= most)
 
 
 def _require_column(table: Table, key: str, column: str) -> None:
@@ -282,6 +300,9 @@ def _tokenize(
             flat.extend(ids)
             lengths.append(len(ids))
         progress.update(task, completed=read)
+        if not len(rows) or read > rows[-1]:
+            break
+    progress.remove_task(task)
     stops = np.cumsum(lengths, dtype=np.int64)
     part = _TokenizedTable(table, np.asarray(flat), rows, stops - lengths, stops)
     return part, ended
@@ -350,18 +371,22 @@ def _require_template(table: Table, tokenizer: "PreTrainedTokenizerBase") -> Non
         )
 
 
-def _truncate(part: _TokenizedTable, limit: int, truncation: Truncation) -> _TokenizedTable:
+def _check_lengths(part: _TokenizedTable, limit: int, rows: int) -> None:
+    """Check that no prompt has more than `limit` tokens; raises DataError. `part` has the first of `rows` prompts, or all."""
     overlong = np.flatnonzero(part.lengths > limit)
     if not len(overlong):
-        return part
-    if truncation == "error":
-        first, longest = part.lengths[overlong[0]], part.lengths.max()
-        raise DataError(
-            f"{place_of(part.table.name, int(part.rows[overlong[0]]))}: the prompt has {first} tokens, and "
-            f"data.max_prompt_length is {limit}. {len(overlong)} of {len(part.rows)} prompts are too long; the longest "
-            f"has {longest} tokens.\nRaise data.max_prompt_length, or drop such prompts (data.filter_overlong_prompts: "
-            "true), or truncate them (data.truncation: left or right)."
-        )
+        return
+    first, longest = part.lengths[overlong[0]], part.lengths.max()
+    of = f"{len(part.rows)} prompts" if len(part.rows) == rows else f"the first {len(part.rows)} prompts"
+    raise DataError(
+        f"{place_of(part.table.name, int(part.rows[overlong[0]]))}: the prompt has {first} tokens, and "
+        f"data.max_prompt_length is {limit}. {len(overlong)} of {of} are too long; the longest "
+        f"has {longest} tokens.\nRaise data.max_prompt_length, or drop such prompts (data.filter_overlong_prompts: "
+        "true), or truncate them (data.truncation: left or right)."
+    )
+
+
+def _truncate(part: _TokenizedTable, limit: int, truncation: Truncation) -> _TokenizedTable:
     starts = np.maximum(part.starts, part.stops - limit) if truncation == "left" else part.starts
     stops = np.minimum(part.stops, part.starts + limit) if truncation == "right" else part.stops
     return _TokenizedTable(part.table, part.ids, part.rows, starts, stops)

@@ -27,7 +27,7 @@ TRAIN, VAL = "data.train_files", "data.val_files"
 SPLITS = {TRAIN: "data.train_split", VAL: "data.val_split"}
 PROMPT, TRUTH, SOURCE = "data.prompt_key", "data.ground_truth_key", "data.data_source_key"
 BATCH, GENERATED, FILTERED = "data.train_batch_size", "data.gen_batch_size", "algorithm.filter_groups.enable"
-STEPS = "trainer.total_training_steps"
+STEPS, SAMPLES = "trainer.total_training_steps", "data.train_max_samples"
 VALIDATES = ("trainer.test_freq", "trainer.val_before_train", "trainer.val_only")
 TEMPLATE, TOOLS = "data.apply_chat_template_kwargs", "data.tools_key"
 TEMPLATE_RESERVED = (
@@ -226,12 +226,26 @@ def _validation_is_unseen(view: ConfigView) -> str | None:
 
 
 @checks.add(
-    "C916", "input", BATCH, TRAIN, GENERATED, FILTERED, STEPS, SPLITS[TRAIN], PROMPT, TRUTH, SOURCE, COLUMN
+    "C916",
+    "input",
+    BATCH,
+    TRAIN,
+    SAMPLES,
+    GENERATED,
+    FILTERED,
+    STEPS,
+    SPLITS[TRAIN],
+    PROMPT,
+    TRUTH,
+    SOURCE,
+    COLUMN,
 )
 def _a_step_has_rows(view: ConfigView) -> str | None:
+    most, (key, needed) = view[SAMPLES] or 0, _needed(view)
+    if 0 < most < needed:
+        return f"{SAMPLES} ({most}) is below the prompts of a step ({key}: {needed}); raise it, or set {key} to at most {most}"
     heads = [head for _, head in _heads(view, TRAIN)]
     rows = sum(head.count for head in heads if isinstance(head, Head))
-    key, needed = _needed(view)
     if rows >= needed or not all(isinstance(head, Head) for head in heads):
         return None
     return f"{TRAIN} has {rows} row{'s' * (rows != 1)}, fewer than a step needs ({key}: {needed}); set {key} to at most {rows}"
