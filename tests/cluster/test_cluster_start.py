@@ -1,9 +1,11 @@
 """Ray starts beside other work of the driver, for as long as a run needs it, whoever waits for it."""
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -29,7 +31,8 @@ def ray_threads() -> list[threading.Thread]:
 @pytest.mark.slow
 def test_ray_lives_until_it_is_closed(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    run = quickstart(runtime="ray").run
+    init = "ray_kwargs.ray_init"
+    run = quickstart(f"{init}.num_cpus=3", f"+{init}.runtime_env.env_vars.OF_THE_RUN=7", runtime="ray").run
     start = start_in_background(run)
     assert start is not None
     start.wait()
@@ -38,6 +41,8 @@ def test_ray_lives_until_it_is_closed(quickstart: Make, monkeypatch: pytest.Monk
     assert any("raylet" in process.name() for process in processes)
     assert ray.get(ray.put(7)) == 7  # from another thread than the one that started it
     assert start_in_background(run) is None  # it is up
+    assert ray.cluster_resources()["CPU"] == 3
+    assert ray.get(ray.remote(os.getenv).remote("OF_THE_RUN")) == "7"
     start.close()
     start.close()
     assert not ray.is_initialized() and not ray_threads()
@@ -55,6 +60,47 @@ def test_a_run_that_fails_meanwhile_leaves_nothing(quickstart: Make, monkeypatch
     with pytest.raises(DataError, match="short enough"):
         train(quickstart(runtime="ray"))
     assert not ray.is_initialized() and not ray_threads() and not ray_processes()
+
+
+@pytest.mark.parametrize(
+    ("address", "cpus", "variables"),
+    [
+        (None, 9, {"MINE": "1", "ON": "true"}),
+        ("10.0.0.1:6379", None, {"MINE": "1", "ON": "true", "NCCL_DEBUG": "INFO"}),
+    ],
+)
+def test_how_ray_is_started(
+    quickstart: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str | None,
+    cpus: int | None,
+    variables: dict[str, str],
+) -> None:
+    """CPUs are counted on this machine alone; workers elsewhere get the forwarded variables as well."""
+    asked: dict[str, Any] = {}
+
+    def init(**options: object) -> None:
+        asked.update(options)
+        raise RuntimeError("no")
+
+    for name in os.environ:
+        if name.startswith(ray_connection.FORWARDED):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("RAY_ADDRESS", address) if address else monkeypatch.delenv(
+        "RAY_ADDRESS", raising=False
+    )
+    monkeypatch.setattr(ray_connection, "_check_cluster", lambda named: None)
+    monkeypatch.setattr(ray_connection.ray, "init", init)
+    keys = (
+        "ray_kwargs.ray_init.num_cpus=9",
+        "ray_init.runtime_env.env_vars={MINE: 1, ON: true}",
+    )  # an older name
+    start = RayStart(quickstart(*keys, runtime="ray").run)
+    with pytest.raises(IIVerlError):
+        start.wait()
+    start.close()
+    assert (asked["num_cpus"], asked["runtime_env"]["env_vars"]) == (cpus, variables)
 
 
 def test_who_waits_gets_the_error(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:

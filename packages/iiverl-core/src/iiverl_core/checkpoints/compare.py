@@ -43,6 +43,7 @@ EFFECTS: tuple[tuple[str, Effect, str], ...] = (
     (r"data\.val_\w+|.*\.val_kwargs\..*|trainer\.(test_freq|val_before_train|val_only)", "harmless", VALIDATION),
     (r"trainer\.(total_epochs|total_training_steps)|.*\.optim\.(\w*warmup\w*|min_lr|min_lr_ratio|total_training_steps)", "numbers", SCHEDULE),
     (r"trainer\.(runtime|device|nnodes|n_gpus_per_node|rollout_devices|balance_batch|deterministic)", "layout", ""),
+    (r"ray_kwargs\..*", "harmless", ""),
     (r"trainer\.critic_warmup", "numbers", ""),
     (r"trainer\..*|data\.(trust_remote_code|return_raw_\w+|reward_fn_key)", "harmless", ""),
     (r"reward_api\.(api_url|max_workers|timeout|save_\w+|token_env|cache_dir|outage_patience|max_failed_fraction)", "harmless", ""),

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from uuid import uuid4
 
 import ray
@@ -45,6 +46,8 @@ FORWARDED = (
 )
 """Prefixes of the variables that go from this command to the workers of a cluster."""
 
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+
 _START = "ray start --head on the first machine, ray start --address=FIRST:6379 on each other one"
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _HTTP2_SETTINGS = (
@@ -52,8 +55,10 @@ _HTTP2_SETTINGS = (
 )
 
 
-def start_ray(cpus: int, nodes: int = 1) -> None:
+def start_ray(cpus: int, nodes: int = 1, variables: Mapping[str, str] = NO_VARIABLES) -> None:
     """Connect to the cluster that `RAY_ADDRESS` names, else start Ray on this machine with this many CPUs.
+
+    Workers have the environment `variables` in addition to those of this process.
 
     Raises:
         IIVerlError: Ray does not start on this machine.
@@ -68,6 +73,7 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
         )
     if address:
         _check_cluster(address)
+    forwarded = {**(worker_environment(os.environ) if address else {}), **variables}
     if not takes_escape_codes(sys.stderr):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of the lines that workers print
     handler = signal.getsignal(signal.SIGTERM)
@@ -80,7 +86,7 @@ def start_ray(cpus: int, nodes: int = 1) -> None:
             address=address or "local",
             num_cpus=None if address else cpus,
             include_dashboard=None if address else False,
-            runtime_env={"env_vars": worker_environment(os.environ)} if address else None,
+            runtime_env={"env_vars": forwarded} if forwarded else None,
             logging_level=logging.ERROR,
         )
     except Exception as error:  # Ray raises plain ones when a process of its own does not come up

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 
 import ray
@@ -19,13 +20,16 @@ class RayStart:
 
     def __init__(self, run: RunConfig) -> None:
         """Begin to start Ray on this machine with a CPU for each process, or to connect to the cluster that there is."""
-        trainer = run.trainer
-        processes = trainer.nnodes * trainer.n_gpus_per_node + (trainer.rollout_devices or 0)
+        processes = run.devices + (run.trainer.rollout_devices or 0)
         self._result: Future[None] = Future()
         self._over = threading.Event()
         self._thread = threading.Thread(
             target=self._serve,
-            args=(max(os.cpu_count() or 1, processes), trainer.nnodes),
+            args=(
+                run.ray.num_cpus or max(os.cpu_count() or 1, processes),
+                run.trainer.nnodes,
+                run.ray.runtime_env.env_vars,
+            ),
             name="iiverl-ray",
             daemon=True,
         )
@@ -43,9 +47,9 @@ class RayStart:
             self._over.set()
             self._thread.join()
 
-    def _serve(self, cpus: int, nodes: int) -> None:
+    def _serve(self, cpus: int, nodes: int, variables: Mapping[str, str]) -> None:
         try:
-            start_ray(cpus, nodes)
+            start_ray(cpus, nodes, variables)
         except BaseException as error:
             self._result.set_exception(error)
         else:

@@ -174,6 +174,7 @@ DIAGNOSTICS = {
     "C710": "sequence-split-not-divisible",
     "C711": "nothing-profiled",
     "C712": "profiled-rank-missing",
+    "C713": "too-few-cpus-for-ray",
     # layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",

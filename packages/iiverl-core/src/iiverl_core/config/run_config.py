@@ -15,6 +15,7 @@ from iiverl_core.config.sections.actor import CheckpointConfig
 from iiverl_core.config.sections.algorithm import AlgorithmConfig
 from iiverl_core.config.sections.data import DataConfig
 from iiverl_core.config.sections.model import FSDPConfig, MegatronConfig, ModelConfig, OptimConfig
+from iiverl_core.config.sections.ray import RayInitConfig
 from iiverl_core.config.sections.rewards import (
     CustomRewardFunctionConfig,
     OverlongBufferConfig,
@@ -188,6 +189,7 @@ class RunConfig:
     engine_devices: int
     kl_in_reward: bool
     profile: ProfileConfig | None
+    ray: RayInitConfig
 
     @property
     def syncs_adapters(self) -> bool:
@@ -252,6 +254,7 @@ def run_config(config: Config) -> RunConfig:
         engine_devices=config.engine_devices,
         kl_in_reward=config.kl_in_reward,
         profile=_profile(config),
+        ray=config.ray_kwargs.ray_init,
     )
 
 

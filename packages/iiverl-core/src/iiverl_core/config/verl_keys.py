@@ -454,7 +454,8 @@ _TRAINER: dict[str, Mark] = {
     "skip.*.enable": NotYet("responses of an earlier run", (False,)),
     "skip.**": NoEffect("read only with enable, which is not supported"),
     "ray_kwargs.timeline_json_file": NotYet("Ray's timeline", (None,), blocks=False),
-    "ray_kwargs.ray_init.**": NotYet("options of ray.init", (None,), blocks=False),
+    "ray_kwargs.ray_init.num_gpus": NoEffect("Ray counts the GPUs of a machine itself"),
+    "ray_kwargs.ray_init.**": NotYet("other options of ray.init", (None,), blocks=False),
     **{
         f"{section}.{name}": mark
         for section in (REF, ROLLOUT, "critic", "reward_model")

@@ -23,7 +23,7 @@ checks = Checks()
 PROFILE, PROFILE_TOOL, PROFILE_STEPS = f"{PROFILER}.enable", "global_profiler.tool", "global_profiler.steps"
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
 MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
-ROLLOUT_DEVICES = "trainer.rollout_devices"
+ROLLOUT_DEVICES, CPUS = "trainer.rollout_devices", "ray_kwargs.ray_init.num_cpus"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 
 
@@ -101,6 +101,14 @@ def _local_has_no_other_devices(view: ConfigView) -> str | None:
     if view[ROLLOUT_DEVICES] is None or view[RUNTIME] != "local":
         return None
     return f"the local runtime has one process and cannot use other devices; leave it out, or set {RUNTIME} to ray"
+
+
+@checks.add("C713", "error", CPUS, RUNTIME, NODES, PER_NODE, ROLLOUT_DEVICES)
+def _ray_has_a_cpu_for_each_process(view: ConfigView) -> str | None:
+    most, processes = view[CPUS], view.config.devices + (view[ROLLOUT_DEVICES] or 0)
+    if most is None or view[RUNTIME] != "ray" or view[NODES] > 1 or most >= processes:
+        return None
+    return f"{most} is below the {processes} processes of the run, each of which takes a CPU of Ray; raise it, or leave it out"
 
 
 def _check_fsdp_size(role: Role, key: str) -> None:

@@ -10,6 +10,7 @@ from iiverl_core.config.sections.critic import CriticConfig
 from iiverl_core.config.sections.data import DataConfig
 from iiverl_core.config.sections.model import ModelConfig
 from iiverl_core.config.sections.profiler import GlobalProfilerConfig
+from iiverl_core.config.sections.ray import RayConfig
 from iiverl_core.config.sections.rewards import CustomRewardFunctionConfig, RewardAPIConfig, RewardModelConfig
 from iiverl_core.config.sections.rollout import RolloutConfig
 from iiverl_core.config.sections.section import NotYet, Section
@@ -49,6 +50,7 @@ class Config(Section):
     algorithm: AlgorithmConfig
     trainer: TrainerConfig
     global_profiler: GlobalProfilerConfig = GlobalProfilerConfig()
+    ray_kwargs: RayConfig = RayConfig()
 
     def at(self, key: str) -> Any:
         """Return the value of a key or a section by its full path."""
