@@ -434,5 +434,5 @@ def test_loading_imports_nothing_heavy(name: str) -> None:
 
 def test_sections_are_parts_of_the_whole() -> None:
     names = "data actor_rollout_ref critic reward_model reward_api custom_reward_function algorithm trainer"
-    names += " global_profiler"
+    names += " global_profiler ray_kwargs"
     assert list(Config.model_fields) == names.split()
