@@ -31,6 +31,12 @@ def as_text(answer: str) -> str:
     return text if any(each.isalnum() for each in text) else ""
 
 
+def trimmed(answer: str) -> str:
+    """Strip white space and a final full stop, which ends a sentence; an ellipsis stays."""
+    text = answer.strip()
+    return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
+
+
 def is_text(answer: str) -> bool:
     """Return whether an answer is words, letters in order (`TFF`), or a time of day, and no mathematics."""
     if _TIME.match(_SPACES.sub("", answer)):
@@ -132,6 +138,16 @@ _SCALE = re.compile(
 )
 
 
+_DIGIT_GROUPS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\\[,;: ]|~)\d{3})+(?!\d)")
+_THIN_SPACE = re.compile(r"(?<!\\)\\[,;: ]|~")
+
+
+def readable(answer: str) -> str:
+    r"""Write an answer so that Math-Verify reads it: `12\,345` as 12345, `12\,cm` as `12 cm`, and words as powers of ten."""
+    joined = _DIGIT_GROUPS.sub(lambda match: _THIN_SPACE.sub("", match[0]), answer)
+    return without_scale_words(_THIN_SPACE.sub(" ", joined))
+
+
 def without_scale_words(answer: str) -> str:
     r"""Write `5\text{ million people}` as `5 \cdot 10^{6}\text{ people}`."""
 
@@ -155,22 +171,28 @@ _NAMED = {
     "determinant": r"\\det|\\begin\s*\{vmatrix\}|\\operatorname\s*\{\s*(?:det|tr|rank)\s*\}",
     "rounding": r"\\[lr](?:floor|ceil)|\\(?:floor|ceil)",
     "derivative": r"\\[dt]?frac\s*\{\s*(?:d|\\partial|\\mathrm\s*\{\s*d\s*\})[^{}]*\}\s*\{\s*(?:d|\\partial|\\mathrm\s*\{\s*d\s*\})",
+    "absolute value": r"\\left\s*\||\\lvert(?![a-zA-Z])|\\vert(?![a-zA-Z]).*?\\vert|\|[^|{}]+\|",
+    "division": r"\\div(?![a-zA-Z])|÷",
     "trigonometric": r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?",
     "logarithm": r"\\(?:log|ln|lg)",
 }
+_LETTERS_MAY_FOLLOW = ("factorial", "derivative", "absolute value", "division")
 _NAMED_PATTERNS = {
-    kind: re.compile(rf"(?:{pattern})" + ("" if kind == "factorial" else "(?![a-zA-Z])"))
+    kind: re.compile(rf"(?:{pattern})" + ("" if kind in _LETTERS_MAY_FOLLOW else "(?![a-zA-Z])"))
     for kind, pattern in _NAMED.items()
 }
 _NUMBER = r"\d[\d.]*"
 _TIMES = r"(?:\\cdot|\\times|\\ast|\*|×|·)"
-# "3 \times 10^{8}" is how a number is written.
-_SCIENTIFIC = re.compile(rf"{_NUMBER}{_TIMES}10\^(?:\{{-?\d+\}}|\d)")
+# "3 \times 10^{8}", "10^{8}" and "3e8" are how a number is written.
+_SCIENTIFIC = re.compile(rf"(?:{_NUMBER}{_TIMES}|(?<![\d.)}}]))10\^(?:\{{-?\d+\}}|\d)|{_NUMBER}[eE][-+]?\d+")
 _PRODUCT_OF_NUMBERS = re.compile(rf"[\d}})]{_TIMES}[({{\[]?-?\d|(?<=\d)\)\(-?\d")
 _PLAIN_NUMBER = re.compile(
     r"-?(?:\d[\d,]*(?:\.\d*)?|\.\d+|\d+/\d+|\\[dtc]?frac(?:\{-?\d+\}|\d)(?:\{-?\d+\}|\d))"
 )
-_SUM_OR_POWER = re.compile(r"(?<=[\d})])[-+^]|\\(?:sqrt|pm)(?![a-zA-Z])")
+_SUM_OR_POWER = re.compile(r"(?<=[\d})a-zA-Z])[-+^]|\\(?:sqrt|pm)(?![a-zA-Z])")
+_QUOTIENT = re.compile(r"\\[dtc]?frac\{?-?\d|[\d)}]/\(?-?\d")
+_WHOLE_NUMBER = re.compile(r"-?\d[\d,]*")
+_BETWEEN_NUMBERS = re.compile(r"\\?[(){}\[\]]|,|;|\\(?:cup|infty)(?![a-zA-Z])")
 _UNIT_OR_DEGREE = re.compile(
     r"\^\{?\\circ\}?|\\(?:text(?:rm)?|mbox|hbox|mathrm)\{[^{}]*\}(?:\^\{?-?\d\}?)?|(?<=\d)[a-zA-Z]+\^\{?\d\}?$"
 )
@@ -179,7 +201,8 @@ _UNIT_OR_DEGREE = re.compile(
 def restates(given: str, expected: str) -> bool:
     r"""Return whether an answer has operators that its reference does not have, and so may restate the problem.
 
-    For a reference that is a plain number these are also sums, powers and roots of numbers; `3 \times 10^8` is a number.
+    For a reference of plain numbers (`3`, `(1,2)`) these are also sums, powers and roots of numbers, and for whole numbers
+    quotients; `3 \times 10^8` is a number.
     """
     for pattern in _NAMED_PATTERNS.values():
         if pattern.search(given) and not pattern.search(expected):
@@ -187,7 +210,12 @@ def restates(given: str, expected: str) -> bool:
     value = _SCIENTIFIC.sub("1", _value(given))
     if _PRODUCT_OF_NUMBERS.search(value) and not re.search(_TIMES, expected):
         return True
-    return bool(_PLAIN_NUMBER.fullmatch(_value(expected)) and _SUM_OR_POWER.search(value))
+    plain = _value(expected)
+    numbers = [plain] if _PLAIN_NUMBER.fullmatch(plain) else _BETWEEN_NUMBERS.sub(" ", plain).split()
+    if not all(_PLAIN_NUMBER.fullmatch(number) for number in numbers):
+        return False
+    whole = all(_WHOLE_NUMBER.fullmatch(number) for number in numbers)
+    return bool(_SUM_OR_POWER.search(value) or (whole and _QUOTIENT.search(value)))
 
 
 def _value(answer: str) -> str:

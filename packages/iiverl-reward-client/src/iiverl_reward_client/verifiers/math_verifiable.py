@@ -38,7 +38,7 @@ class _Reference:
 @lru_cache(_REFERENCES_KEPT)
 def _read_value(value: str) -> _Reference:
     box = last_box(value)
-    written = (value if box is None else box).strip()
+    written = math_form.trimmed(value if box is None else box)
     if math_form.is_text(written):
         return _Reference(written, ())
     parsed = _parse(written)
@@ -58,7 +58,7 @@ def _compare(response: str, reference: _Reference, *, accept_unevaluated: bool) 
     found = last_box(response)
     if found is None:
         return 0.0
-    found = found.strip()
+    found = math_form.trimmed(found)
     if found == reference.written:
         return 1.0
     if len(found) > 4 * len(reference.written) + _SPARE_CHARACTERS:
@@ -79,7 +79,7 @@ def _compare(response: str, reference: _Reference, *, accept_unevaluated: bool) 
 
 
 def _parse(written: str) -> tuple[Any, ...]:
-    text = math_form.without_scale_words(written)
+    text = math_form.readable(written)
     return tuple(parse(f"\\boxed{{{text}}}", parsing_timeout=None))  # pyright: ignore[reportArgumentType]
 
 
