@@ -50,6 +50,7 @@ def layout(
     context: int = 1,
     chunks: int | None = None,
     sequence: bool = False,
+    **recompute: Any,
 ) -> MegatronConfig:
     return MegatronConfig(
         tensor_model_parallel_size=tensor,
@@ -59,6 +60,7 @@ def layout(
         context_parallel_size=context,
         sequence_parallel=sequence,
         dtype="fp32",
+        **recompute,
     )
 
 

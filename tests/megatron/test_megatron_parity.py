@@ -34,12 +34,18 @@ DENSE = {
     "data parallel": (layout(), {}),
     "tensor, offloaded": (layout(tensor=2), {}),
     "tensor and sequence, packed": (layout(tensor=2, sequence=True), {"use_remove_padding": True}),
-    "pipeline": (layout(pipeline=2), {"use_remove_padding": True}),
+    "pipeline, two layers recomputed together": (
+        layout(pipeline=2, recompute_num_layers=2),
+        {"use_remove_padding": True, "enable_gradient_checkpointing": True},
+    ),
     "tensor and pipeline": (layout(tensor=2, pipeline=2, sequence=True), {}),
     "context": (layout(context=2), {"use_remove_padding": True}),
     "context and tensor": (layout(tensor=2, context=2, sequence=True), {}),
     "virtual pipeline": (layout(pipeline=2, chunks=2), {"enable_gradient_checkpointing": True}),
-    "more processes than heads of keys": (layout(tensor=4), {"use_remove_padding": True}),
+    "more processes than heads of keys, three of four layers recomputed": (
+        layout(tensor=4, recompute_method="block", recompute_num_layers=3),
+        {"use_remove_padding": True, "enable_gradient_checkpointing": True},
+    ),
 }
 EXPERTS = {
     "experts, offloaded": (layout(experts=2), {}),

@@ -119,6 +119,22 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
     assert split == (8 * inputs + layer) // 4
 
 
+def test_groups_of_layers_keep_fewer_inputs_and_exist_once_more() -> None:
+    layer, inputs = kept_by_a_layer(FACTS, Layout(1), WORK), TOKENS * FACTS.hidden_size * 2
+    count = partial(activations, FACTS, Layout(1), "first", trained=True)
+    pairs = replace(WORK, checkpointing=True, recomputed=2)
+    assert count(pairs) == 4 * inputs + 2 * layer
+    assert count(replace(pairs, recomputed=100)) == inputs + 8 * layer  # all at once
+    some = replace(pairs, only_first=True)
+    assert count(some) == 2 * inputs + 6 * layer + layer
+    assert count(replace(some, recomputed=8)) == count(replace(WORK, checkpointing=True))
+    # Of each chunk of a stage, which has two layers here, one is recomputed.
+    chunks = activations(
+        FACTS, Layout(2, pipeline=2, chunks=2), "last", replace(some, recomputed=1), trained=True
+    )
+    assert chunks == 2 * inputs + 2 * layer + layer
+
+
 def test_without_gradients_one_layer_is_enough() -> None:
     assert activations(FACTS, Layout(1), "first", WORK, trained=False) == kept_by_a_layer(
         FACTS, Layout(1), WORK

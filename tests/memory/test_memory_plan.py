@@ -14,6 +14,7 @@ from iiverl_core.memory import (
     plan_memory,
     suggest_for_engine,
 )
+from iiverl_core.memory.plan import Phase
 from iiverl_core.memory.work import work_of
 
 SHAPES = Path(__file__).parents[2] / "examples" / "grpo_megatron" / "models"
@@ -149,6 +150,32 @@ def test_a_budget_holds_more_responses_if_they_share_prompts(
     batching = {"use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": budget}
     run = run_of(backend=backend, model={"use_remove_padding": packed}, actor=batching)
     assert work_of(run, run.actor, train=True).responses == responses
+
+
+def test_recomputing_some_layers_is_planned_and_advised_against() -> None:
+    """`recompute_num_layers` and `recompute_method` of the section megatron."""
+
+    def megatron(**recompute: Any) -> RunConfig:
+        sizes = {"tensor_model_parallel_size": 2, **recompute}
+        return run_of(actor={"megatron": sizes, "ppo_max_token_len_per_gpu": 65536})
+
+    some, groups = (
+        megatron(recompute_method="block", recompute_num_layers=4),
+        megatron(recompute_num_layers=14),
+    )
+    for run, only_first, layers in ((some, True, 4), (groups, False, 14)):
+        work = work_of(run, run.actor, train=True)
+        assert (work.checkpointing, work.recomputed, work.only_first) == (True, layers, only_first)
+    whole = phase_of(megatron())
+    for run, key in ((some, "recompute_method"), (groups, "recompute_num_layers")):
+        phase = phase_of(run)
+        assert phase.total > whole.total
+        assert phase.biggest == ("actor", "activations")
+        assert key in advice(run, planned(run), phase)
+
+
+def phase_of(run: RunConfig) -> Phase:
+    return next(phase for phase in planned(run).phases if phase.name == "update: actor")
 
 
 def test_what_fits_says_so_and_what_does_not_says_which_key() -> None:

@@ -74,6 +74,12 @@ def _transformer_config(
     family = config.model_type
     recompute = spec.model.enable_gradient_checkpointing and spec.optim is not None
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    layers = config.num_hidden_layers // (pipeline * (parallel.virtual_pipeline_model_parallel_size or 1))
+    if recompute and parallel.recompute_method == "uniform" and layers % parallel.recompute_num_layers:
+        raise ConfigError(
+            f"{ROLE_KEYS[spec.role].megatron}.recompute_num_layers: {parallel.recompute_num_layers} does not divide the "
+            f"{layers} layers of a stage's part of '{spec.model.path}'"
+        )
     options: dict[str, Any] = {
         "num_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
@@ -112,8 +118,8 @@ def _transformer_config(
         "batch_p2p_comm": parallel.virtual_pipeline_model_parallel_size is None,
         "calculate_per_token_loss": True,  # losses are summed, not divided by the number of micro-batches or ranks
         "recompute_granularity": "full" if recompute else None,
-        "recompute_method": "uniform" if recompute else None,
-        "recompute_num_layers": 1 if recompute else None,
+        "recompute_method": parallel.recompute_method if recompute else None,
+        "recompute_num_layers": parallel.recompute_num_layers if recompute else None,
         # These fusions need apex or Transformer Engine.
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,

@@ -191,6 +191,7 @@ DIAGNOSTICS = {
     "C813": "engine-not-divisible-by-model",
     "C814": "heads-not-divisible",
     "C815": "sequence-split-without-packing",
+    "C816": "uneven-recomputation",
     # adapters
     "C841": "unsupported-adapters",
     "C842": "adapter-options-unused",

@@ -66,6 +66,11 @@ _VERL = {
         for role in (ACTOR, "critic")
         for state in ("param", "grad", "optimizer")
     },
+    **{
+        f"{role}.megatron.override_transformer_config.{name}": f"{role}.megatron.{name}"
+        for role in (ACTOR, REF, "critic", "reward_model")
+        for name in ("recompute_method", "recompute_num_layers")
+    },
     f"{REF}.megatron.param_offload": f"{REF}.param_offload",
     "reward_model.megatron.param_offload": "reward_model.param_offload",
     f"{ACTOR}.megatron.use_remove_padding": f"{MODEL}.use_remove_padding",

@@ -177,10 +177,10 @@ _LAYOUT: dict[str, Mark] = {
         f"{section}.override_transformer_config.{name}": mark
         for section in MEGATRON
         for name, mark in {
-            "recompute_granularity": NoEffect("enable_gradient_checkpointing of the model decides"),
-            "recompute_method": NoEffect("enable_gradient_checkpointing of the model decides"),
-            "recompute_num_layers": NoEffect("enable_gradient_checkpointing of the model decides"),
-            "recompute_modules": NoEffect("enable_gradient_checkpointing of the model decides"),
+            "recompute_granularity": NoEffect(
+                "enable_gradient_checkpointing of the model decides whether whole layers are recomputed"
+            ),
+            "recompute_modules": NoEffect("whole layers are recomputed, not parts of them"),
             "attention_backend": NoEffect("attention is chosen by the layout and by what is installed"),
             "use_flash_attn": NoEffect("attention is chosen by the layout and by what is installed"),
             "sequence_parallel": NoEffect("the key sequence_parallel of the section megatron decides"),
@@ -455,7 +455,42 @@ _TRAINER: dict[str, Mark] = {
     "skip.**": NoEffect("read only with enable, which is not supported"),
     "ray_kwargs.timeline_json_file": NotYet("Ray's timeline", (None,), blocks=False),
     "ray_kwargs.ray_init.num_gpus": NoEffect("Ray counts the GPUs of a machine itself"),
-    "ray_kwargs.ray_init.**": NotYet("other options of ray.init", (None,), blocks=False),
+    "ray_kwargs.ray_init.address": NoEffect("RAY_ADDRESS names the cluster"),
+    **_each(
+        ("ray_kwargs.ray_init",),
+        **dict.fromkeys(
+            (
+                "_temp_dir",
+                "dashboard_host",
+                "dashboard_port",
+                "include_dashboard",
+                "labels",
+                "local_mode",
+                "log_to_driver",
+                "logging_level",
+                "namespace",
+                "object_store_memory",
+                "resources",
+            ),
+            NotYet("other options of ray.init", (None,), blocks=False),
+        ),
+    ),
+    **_each(
+        ("ray_kwargs.ray_init.runtime_env",),
+        **dict.fromkeys(
+            (
+                "conda",
+                "excludes",
+                "pip",
+                "py_executable",
+                "py_modules",
+                "uv",
+                "worker_process_setup_hook",
+                "working_dir",
+            ),
+            NoEffect("workers run what is installed on their machine, in the working folder of this command"),
+        ),
+    ),
     **{
         f"{section}.{name}": mark
         for section in (REF, ROLLOUT, "critic", "reward_model")

@@ -19,12 +19,15 @@ FP32 = 4
 class Work:
     """The largest micro-batch of one model.
 
-    `tokens` in total, of which `responses` are response tokens. With `checkpointing`, activations are recomputed.
+    `tokens` in total, of which `responses` are response tokens. With `checkpointing`, activations are recomputed: of
+    groups of `recomputed` layers or, if `only_first`, of that many at the beginning of a stage's chunk.
     """
 
     tokens: int
     responses: int
     checkpointing: bool = False
+    recomputed: int = 1
+    only_first: bool = False
 
 
 def kept_by_a_layer(facts: ModelFacts, layout: Layout, work: Work) -> int:
@@ -78,7 +81,8 @@ def activations(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, 
 
     Without a backward pass, these are the activations of one layer. With one, they are those of all layers and all
     micro-batches in flight; the first stage has one micro-batch in flight per stage, and with interleaved chunks
-    (p - 1) / (p v) more. With checkpointing only the layers' inputs are kept, and one layer at a time is recomputed.
+    (p - 1) / (p v) more. With checkpointing only the inputs of what is recomputed at a time are kept, and its activations
+    exist once more while it is.
     """
     layer = kept_by_a_layer(facts, layout, work)
     if not trained:
@@ -91,4 +95,9 @@ def activations(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, 
         return round(layers * layer)
     tokens = work.tokens / layout.context
     inputs = tokens * facts.hidden_size * layout.weight_bytes / layout.sequence_split
-    return round(layers * inputs) + layer
+    chunk = max(facts.layers // (layout.pipeline * layout.chunks), 1)
+    recomputed = min(work.recomputed, chunk)
+    if not work.only_first:
+        return round(layers * inputs / recomputed) + recomputed * layer
+    share = recomputed / chunk
+    return round(layers * (share * inputs + (1 - share) * layer)) + layer

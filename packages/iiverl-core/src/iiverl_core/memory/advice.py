@@ -1,6 +1,6 @@
 """Suggestions for a run that does not fit."""
 
-from iiverl_core.config import ROLLOUT, Role, RunConfig
+from iiverl_core.config import ROLLOUT, MegatronConfig, Role, RunConfig
 from iiverl_core.memory.plan import MemoryPlan, Phase
 from iiverl_core.registry import ENGINES
 
@@ -70,6 +70,11 @@ def _work(run: RunConfig, plan: MemoryPlan, owner: Role, kind: str) -> str:
         return "use --backend megatron, which splits a layer instead of collecting it"
     if kind == "activations" and role.training and not role.model.enable_gradient_checkpointing:
         return f"set {role.key('model.enable_gradient_checkpointing')}"
+    if kind == "activations" and role.training and isinstance(role.parallel, MegatronConfig):
+        if role.parallel.recompute_method == "block":
+            return f"set {role.key('parallel.recompute_method')} to uniform"
+        if role.parallel.recompute_num_layers > 1:
+            return f"lower {role.key('parallel.recompute_num_layers')}"
     if kind == "activations" and not layout.sharded and layout.tensor > layout.sequence_split:
         return f"set {role.key('parallel.sequence_parallel')}"
     return fewer_tokens

@@ -1,6 +1,7 @@
 """The largest micro-batch of each model that a configuration allows."""
 
 from math import ceil
+from typing import Any
 
 from iiverl_core.config import MegatronConfig, RoleConfig, RunConfig
 from iiverl_core.memory.activations import Work
@@ -35,7 +36,15 @@ def work_of(run: RunConfig, role: RoleConfig, *, train: bool) -> Work:
         tokens=tokens,
         responses=_response_tokens(tokens, prompt, response, members),
         checkpointing=train and role.model.enable_gradient_checkpointing,
+        **_recomputed(role),
     )
+
+
+def _recomputed(role: RoleConfig) -> dict[str, Any]:
+    if not isinstance(role.parallel, MegatronConfig):
+        return {}
+    first = role.parallel.recompute_method == "block"
+    return {"recomputed": role.parallel.recompute_num_layers, "only_first": first}
 
 
 def _response_tokens(tokens: int, prompt: int, response: int, members: int) -> int:

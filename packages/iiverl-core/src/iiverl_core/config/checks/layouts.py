@@ -165,6 +165,27 @@ def _check_layers(role: Role) -> None:
         return f"the {facts.layers} layers of {path} ({view[path]}) cannot be divided into {parts}; {advice}"
 
 
+def _check_recomputing(role: Role) -> None:
+    section, path = ROLE_KEYS[role].megatron, f"{ROLE_KEYS[role].model}.path"
+    method, number = f"{section}.recompute_method", f"{section}.recompute_num_layers"
+    recompute = f"{ROLE_KEYS[role].model}.enable_gradient_checkpointing"
+    pipeline, virtual = f"{section}.{PIPELINE}", f"{section}.{VIRTUAL}"
+
+    @checks.add("C816", "error", number, method, pipeline, virtual, path, recompute, role=role)
+    def layers_are_recomputed_evenly(view: ConfigView) -> str | None:
+        """megatron-core goes on behind the last layer if groups of layers do not divide those of a chunk."""
+        facts = facts_of(view, role)
+        if not uses(view, role) or facts is None or not view[recompute] or view[method] != "uniform":
+            return None
+        if not reports(view, role, "recompute_num_layers", "recompute_method", PIPELINE, VIRTUAL):
+            return None
+        layers, rest = divmod(facts.layers, view[pipeline] * (view[virtual] or 1))
+        if rest or layers % view[number] == 0:
+            return None  # stages that are not equal are reported by another check
+        near = nearest_sizes(view[number], layers, lambda n: layers % n == 0)
+        return f"the {layers} layers of a stage's part of {path} ({view[path]}) cannot be divided into groups of {view[number]}; use {near}"
+
+
 def _check_experts(role: Role) -> None:
     section, path = ROLE_KEYS[role].megatron, f"{ROLE_KEYS[role].model}.path"
     tensor, expert, sequence = (f"{section}.{name}" for name in (TENSOR, EXPERT, "sequence_parallel"))
@@ -234,6 +255,8 @@ for _role in ROLE_KEYS:
     _check_model(_role)
     _check_layers(_role)
     _check_experts(_role)
+    if ROLE_KEYS[_role].training:
+        _check_recomputing(_role)
     if _role != "actor":
         for _name in ACTOR:
             _check_same_layout(_role, _name)

@@ -163,6 +163,10 @@ class MegatronConfig(Section):
     """Expert-parallel size: devices over which the experts of a mixture-of-experts model are split."""
     sequence_parallel: bool = True
     """Split activations between tensor-parallel layers along the sequence; no effect if the tensor-parallel size is 1."""
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    """With `enable_gradient_checkpointing`, recompute all layers (`uniform`), or some of them (`block`), which is faster and takes more memory."""
+    recompute_num_layers: Count = 1
+    """Layers that are recomputed together (`uniform`), or the first layers of a pipeline stage, or of each chunk of it, that are recomputed (`block`)."""
     dtype: Dtype = "bf16"
     """Dtype of the weights in forward and backward; the optimizer updates fp32 copies."""
     seed: Int = 1
