@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iiverl_reward_client.verifiers.extraction import code_blocks, last_box, last_code_block, split_turn
+from iiverl_reward_client.verifiers.extraction import (
+    code_blocks,
+    language_name,
+    last_box,
+    last_code_block,
+    split_turn,
+)
 
 MARKER = "<｜Assistant｜>"
 
@@ -86,6 +92,27 @@ def test_a_box_is_found_whatever_stands_before_it(before: str, inside: str, afte
 )
 def test_fenced_blocks(text: str, expected: list[tuple[str, str]]) -> None:
     assert code_blocks(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("py py3 Python python3.12 ipython cpython pypy3 {.python} python:main.py python,linenos", "python"),
+        ("c++ C++17 cpp20 cc cxx cpp", "cpp"),
+        ("js JavaScript node nodejs", "nodejs"),
+        ("sh shell bash", "bash"),
+        ("go golang", "go"),
+        ("r R", "R"),
+        ("c# csharp cs", "csharp"),
+        ("rs Rust", "rust"),
+        ("java", "java"),
+        ("", ""),
+        ("pyret", "pyret"),
+    ],
+)
+def test_names_of_one_language(names: str, expected: str) -> None:
+    """A fence and a reference may name it differently; the sandbox gets the name that Sandbox Fusion has."""
+    assert {language_name(name) for name in names.split(" ")} == {expected}
 
 
 def test_the_last_block_of_a_language() -> None:

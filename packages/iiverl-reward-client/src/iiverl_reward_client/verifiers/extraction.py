@@ -13,8 +13,17 @@ _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"(?=[-+]?[\d.]|\\[a-zA-Z]|[a-zA-Z](?![a-zA-Z]))[^$\n]*")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
-_ALIASES = {"py": "python", "c++": "cpp", "js": "javascript", "sh": "bash"}
-_PYTHON = re.compile(r"python[0-9.]*")
+_ALIASES = {
+    alias: name  # as Sandbox Fusion has it
+    for name, aliases in {
+        "R": "r", "bash": "sh shell zsh", "cpp": "c++ cc cxx", "csharp": "c# cs", "go": "golang", "julia": "jl",
+        "nodejs": "javascript js node", "perl": "pl", "ruby": "rb", "rust": "rs", "typescript": "ts",
+    }.items()
+    for alias in aliases.split()
+}  # fmt: skip
+_PYTHON = re.compile(r"(?:py|[ic]?python|pypy)[0-9.]*")
+_CPP = re.compile(r"(?:c\+\+|cpp)[0-9]{2}")
+_LABEL_END = re.compile(r"[:,;={(\[]")
 
 
 def split_turn(llm_output: str, marker: str) -> tuple[str | None, str]:
@@ -61,9 +70,11 @@ def last_box(text: str) -> str | None:
 
 
 def language_name(label: str) -> str:
-    """Return the usual name of a programming language: `py` and `Python3.10` are `python`."""
-    name = label.strip().lower().strip("{}").lstrip(".")
-    return "python" if _PYTHON.fullmatch(name) else _ALIASES.get(name, name)
+    """Return the usual name of a programming language: `py`, `Python3.10` and `python:main.py` are `python`."""
+    name = _LABEL_END.split(label.strip().lower().strip("{}").lstrip("."))[0]
+    if _PYTHON.fullmatch(name):
+        return "python"
+    return "cpp" if _CPP.fullmatch(name) else _ALIASES.get(name, name)
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
