@@ -222,7 +222,7 @@ def load_prompts(
             if vocabulary is not None:
                 _check_tokens(part, tokenizer, vocabulary)
             if truncation == "error" and not filter_overlong:
-                _check_lengths(part, max_prompt_length, np.count_nonzero(rows))
+                _check_lengths(part, max_prompt_length, int(np.count_nonzero(rows)))
             return part, ended
 
         for table, rows in zip(tables, used, strict=True):
