@@ -24,10 +24,10 @@ quickstart: setup ## a language model learns by reinforcement here, in under two
 	.venv/bin/iiverl train-ppo examples/quickstart/quickstart.yaml
 	@echo "then: change examples/quickstart/quickstart.yaml and run it again; examples/ has more, for GPUs too"
 
-# What runs in one process, two at a time; then what takes both cores or an engine's memory, one after the other.
+# Most two at a time, in the order of the files: the long ones are not left for the end. Then the others one by one.
 test: .venv/.with-vllm ## all tests
-	$(TEST) -n 2 --dist loadfile -m "not slow and not vllm and not megatron"
-	$(TEST) --durations=20 -m "slow or vllm or megatron"
+	$(TEST) -n 2 --dist loadfile --no-loadscope-reorder --durations=10 -m "not alone and not vllm"
+	$(TEST) --durations=20 -m "alone or vllm"
 
 test-fast: setup ## the tests that take no more than a few seconds each, without vLLM
 	$(TEST) -m "not slow and not vllm"

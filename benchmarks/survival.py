@@ -1,13 +1,15 @@
 """Does a run that is killed, or stopped, again and again end as one that was left alone?
 
     python benchmarks/survival.py [--kills 30] [--stalls 0] [--engines] [--steps 120] [--save-freq 10] [--json FILE]
+    python benchmarks/survival.py --soak [--engines] [--kills 30]
     python benchmarks/survival.py --save-cost
 
 The quickstart trains once undisturbed. Then it trains again and again, and at random moments SIGKILL goes to the whole
 process group, to the driver alone, or (under Ray) to one of its workers, until `--kills` have been sent; a run that
 ended before its last step is started again by the same command. With `--stalls`, SIGSTOP goes to a worker that many
 times, and the run itself has to name it within `stall_timeout` + 10 s and go on. With `--engines`, the rollout engine
-is a process of its own, and may be the one that is hit.
+is a process of its own, and may be the one that is hit. With `--soak`, only workers and engines are killed, one every
+20 s on average, and the run has to go on by itself.
 
 At the end of each run metrics (times apart), the samples of every step and the tensors of the last checkpoint have to
 be equal to the last bit, and no start may repeat more finished steps than `save_freq`.
@@ -39,6 +41,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 STALL_TIMEOUT_S = 20
+SOAK_RESTARTS = 10  # without a checkpoint in between: a start takes most of the interval
+SOAK_INTERVAL_S = 20.0  # on average, between two kills
 TIMES = ("time", "timing", "perf/", "reward/hidden_fraction")
 
 
@@ -54,6 +58,7 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
         f"trainer.n_gpus_per_node={2 if ray and not options.engines else 1}",
         *(["trainer.rollout_devices=1"] if options.engines else []),
         *([f"trainer.stall_timeout={STALL_TIMEOUT_S}"] if options.stalls else []),
+        *([f"trainer.max_restarts={SOAK_RESTARTS}"] if options.soak else []),
         f"trainer.default_local_dir={folder}",
         f"trainer.rollout_data_dir={folder}/samples",
         *options.overrides,
@@ -73,13 +78,19 @@ def find_workers(run: subprocess.Popen[bytes]) -> tuple[list[psutil.Process], li
     return family, workers
 
 
-def kill_something(run: subprocess.Popen[bytes], chance: random.Random) -> str:
-    """Send SIGKILL to a part of the run, and return which."""
+def kill_something(
+    run: subprocess.Popen[bytes], options: argparse.Namespace, chance: random.Random
+) -> str | None:
+    """Send SIGKILL to a part of the run, and return which; None if there is no such part now."""
     family, workers = find_workers(run)
-    victim = chance.choice(["group", "driver", *(["worker"] if workers else [])])
+    victims = [] if options.soak else ["group", "driver"]
+    victims += ["worker"] if workers else []
+    if not victims:
+        return None
+    victim = chance.choice(victims)
     if victim == "worker":
         chance.choice(workers).kill()
-        return victim
+        return "worker or engine" if options.engines else victim
     os.kill(run.pid, signal.SIGKILL) if victim == "driver" else os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     for process in family:  # without its driver, Ray ends by itself, which takes a while
@@ -133,17 +144,22 @@ def train_and_kill(
 ) -> int:
     """Train in `folder` to the end, killing while kills are left; return the most finished steps that were repeated."""
     most, run = 0, start(folder, options)
+    longest = 2 * SOAK_INTERVAL_S if options.soak else 0.8 * alone
     while run.poll() != 0:
         if run.returncode is not None:
+            if options.soak:
+                raise RuntimeError((folder.parent / f"{folder.name}.log").read_text()[-3000:])
             run = start(folder, options)
         if kills.total() >= options.kills:
             run.wait()
             continue
         try:
-            run.wait(timeout=chance.uniform(0.1, 0.8 * alone))
+            run.wait(timeout=chance.uniform(0.1, longest))
         except subprocess.TimeoutExpired:
             reached = max((record["step"] for record in records(folder)), default=0)
-            victim = kill_something(run, chance)
+            victim = kill_something(run, options, chance)
+            if victim is None:  # it is starting again
+                continue
             kills[victim] += 1
             saved = [int(path.name.rpartition("_")[2]) for path in folder.glob("global_step_[0-9]*")]
             repeated = reached - max(saved, default=0)
@@ -218,6 +234,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--stalls", type=int, default=0)
     parser.add_argument("--engines", action="store_true")
+    parser.add_argument("--soak", action="store_true", help="kill workers and engines alone, often")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--save-freq", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

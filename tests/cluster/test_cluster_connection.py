@@ -196,6 +196,7 @@ except ConfigError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("token", "parts"),
     [

@@ -16,7 +16,7 @@ from iiverl_core.checkpoints import latest
 from iiverl_core.telemetry import read_run
 from quickstart_fixtures import QUICKSTART
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def is_worker(process: psutil.Process) -> bool:

@@ -17,7 +17,7 @@ from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 
 Make = Callable[..., Loaded]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 LONG = (
     "actor_rollout_ref.rollout.ignore_eos=true",

@@ -16,7 +16,7 @@ from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 
 Make = Callable[..., Loaded]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module", autouse=True)

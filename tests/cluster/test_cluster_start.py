@@ -29,6 +29,7 @@ def ray_threads() -> list[threading.Thread]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ray_lives_until_it_is_closed(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     init = "ray_kwargs.ray_init"
@@ -50,6 +51,7 @@ def test_ray_lives_until_it_is_closed(quickstart: Make, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_that_fails_meanwhile_leaves_nothing(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(run: object) -> None:
         assert ray_threads()

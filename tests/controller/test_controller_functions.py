@@ -164,6 +164,7 @@ def test_a_wrong_function_ends_the_run_with_one_message(quickstart: Make, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_command_under_ray_prints_the_same_message(
     quickstart_overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.state import TrainState
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 FURTHER = 3
 ROWS, BATCH = 20, 4

@@ -11,7 +11,7 @@ from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 
 Make = Callable[..., Loaded]
-pytestmark = [pytest.mark.megatron, pytest.mark.slow]
+pytestmark = [pytest.mark.megatron, pytest.mark.slow, pytest.mark.alone]
 
 ACTOR = "actor_rollout_ref.actor"
 LAYOUTS = {

@@ -45,6 +45,7 @@ EXHAUSTING = {
 
 
 @pytest.mark.slow  # each exhausts half a second, and a process has to start again
+@pytest.mark.alone
 def test_answers_that_exhaust_the_verifier_score_zero(server: Server) -> None:
     hostile = [(f"\\boxed{{{each}}}", "math_verifiable", {"value": "42"}) for each in EXHAUSTING.values()]
     hostile += [("```\n" + "x\ny\n" * 100_000 + "```", "swe_verifiable", EDIT)]
@@ -174,6 +175,7 @@ EXHAUSTING_PROGRAMS = {
 
 
 @pytest.mark.slow  # each may use its time up
+@pytest.mark.alone
 def test_programs_that_exhaust_the_sandbox_score_zero(coding: Server) -> None:
     hostile = [(f"```python\n{each}\n```", *SOLVED[1:]) for each in EXHAUSTING_PROGRAMS.values()]
     results = coding.rewards(*[sample for each in hostile for sample in (each, SOLVED)])

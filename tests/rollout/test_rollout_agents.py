@@ -613,6 +613,7 @@ def agent(base_url, api_key, row):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_64_agents_at_once_with_a_model(roll_out, make_model, make_engine_of, tiny_tokenizer) -> None:
     """Each in a process of its own; the log-probs are those of the model over the sequences as they are trained."""
     path, model = make_model("qwen2")

@@ -270,6 +270,7 @@ def test_what_breaks_is_a_failure_of_its_rollout(roll_out, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_hundred_random_schedules(roll_out, tmp_path) -> None:
     for seed in range(4):
         infos = schedule(seed, [*FAULTS, *SLOW_FAULTS, *["garbage"] * 4, *[None] * 8] * 3)[:50]
