@@ -21,6 +21,7 @@ from iiverl_cli.arguments import (
 from iiverl_cli.export import export
 from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
+from iiverl_cli.report import report
 from iiverl_cli.reward import reward_app
 from iiverl_cli.runs import runs
 from iiverl_core.installation import install_command
@@ -44,6 +45,7 @@ app.add_typer(config_app, name="config")
 app.command("plan", cls=ConfigCommand)(plan)
 app.command("algorithms")(algorithms)
 app.command("runs")(runs)
+app.command("report")(report)
 app.command("export")(export)
 app.add_typer(reward_app, name="reward")
 

@@ -320,5 +320,9 @@ def collect_garbage_rarely() -> None:
 def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:
     trainer = run.trainer
     return RunRecorder(
-        run.folder, trainer.experiment_name, total_steps=plan.total_steps, best_metric=trainer.save_best
+        run.folder,
+        trainer.experiment_name,
+        total_steps=plan.total_steps,
+        best_metric=trainer.save_best,
+        samples=Path(trainer.rollout_data_dir) if trainer.rollout_data_dir else None,
     )

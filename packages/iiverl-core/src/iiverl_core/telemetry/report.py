@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from iiverl_core.telemetry.curve import draw_png, draw_text
+from iiverl_core.telemetry.findings import find_problems
 from iiverl_core.telemetry.history import METRICS_FILE, is_finite_number, read_history, validation_scores
+from iiverl_core.telemetry.html_report import HTML_REPORT, ReportedRun, write_html_report
 from iiverl_core.telemetry.metrics import SCORE
 from iiverl_core.telemetry.services import TENSORBOARD_FOLDER
 from iiverl_core.telemetry.terminal import takes_escape_codes
@@ -34,7 +36,7 @@ def report(
     ended_well: bool = True,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Draw the reward curve in the terminal and to `{folder}/reward.png`, and summarize the run.
+    """Draw the reward curve in the terminal and to `{folder}/reward.png`, summarize the run, and write its HTML report.
 
     Everything is read from `metrics.jsonl` in `folder`. `total_steps` is the planned number, to recognize an interrupted
     run; `samples` is the folder of sample dumps, `checkpoint` that of the newest checkpoint; `next_line` suggests the next
@@ -49,8 +51,11 @@ def report(
         title = f"{experiment}: mean reward"
         _draw(folder / PICTURE, rewards, title if len(title) <= TITLE_WIDTH else "mean reward", log)
     log(_headline(experiment, trained, total_steps))
-    for name, text in _facts(folder, records, [reward for _, reward in rewards], samples, checkpoint):
+    scores = [reward for _, reward in rewards]
+    for name, text in _facts(folder, experiment, records, scores, samples, checkpoint):
         log(f"  {name:<13}{text}")
+    for finding in find_problems(records):
+        log(f"look at {finding.metric}: {finding.text}\n  {finding.advice}")
     if ended_well:
         log(f"next: {next_line or _next(folder, samples, checkpoint)}")
 
@@ -74,6 +79,15 @@ def _draw(
         logger.warning("the reward curve was not saved as %s: %s", picture, error)
 
 
+def _write_page(folder: Path, experiment: str) -> bool:
+    try:
+        write_html_report(folder / HTML_REPORT, [ReportedRun(experiment, folder)])
+    except OSError as error:
+        logger.warning("the report was not saved as %s: %s", folder / HTML_REPORT, error)
+        return False
+    return True
+
+
 def _headline(experiment: str, trained: Sequence[dict[str, Any]], total_steps: int | None) -> str:
     if not trained:
         return f"{experiment}: no training step was finished"
@@ -87,6 +101,7 @@ def _headline(experiment: str, trained: Sequence[dict[str, Any]], total_steps: i
 
 def _facts(
     folder: Path,
+    experiment: str,
     records: Sequence[dict[str, Any]],
     rewards: Sequence[float],
     samples: Path | None,
@@ -112,6 +127,8 @@ def _facts(
         yield "metrics", _show(folder / METRICS_FILE)
     if len(rewards) > 1 and (folder / PICTURE).exists():
         yield "curve", _show(folder / PICTURE)
+    if records and _write_page(folder, experiment):
+        yield "report", f"{_show(folder / HTML_REPORT)} (curves and samples, for a browser)"
     if (folder / TENSORBOARD_FOLDER).exists():
         yield "tensorboard", _tensorboard(folder)
     if checkpoint is not None:

@@ -28,7 +28,8 @@ class RunRecord:
     """What `run.json` holds. Times are in Unix seconds; `ended` and `exit_code` are None while the run goes on.
 
     `process_started` is the process's start in clock ticks since boot, where the system says it: another process that got
-    the same id has another one. `best_metric` is what the run chooses its best checkpoint by.
+    the same id has another one. `best_metric` is what the run chooses its best checkpoint by, and `samples` the folder of
+    its sample dumps.
     """
 
     experiment: str
@@ -39,6 +40,7 @@ class RunRecord:
     heartbeat: float
     total_steps: int | None = None
     best_metric: str | None = None
+    samples: str | None = None
     ended: float | None = None
     exit_code: int | None = None
 
@@ -65,6 +67,7 @@ class RunRecorder:
         *,
         total_steps: int | None = None,
         best_metric: str | None = None,
+        samples: Path | None = None,
         interval: float = HEARTBEAT_S,
     ) -> None:
         now = time.time()
@@ -78,6 +81,7 @@ class RunRecorder:
             heartbeat=now,
             total_steps=total_steps,
             best_metric=best_metric,
+            samples=None if samples is None else str(samples.absolute()),
         )
         self._interval, self._over = interval, Event()
         self._thread = Thread(target=self._beat, name="heartbeat", daemon=True)

@@ -1,0 +1,52 @@
+"""The command `iiverl report`: the curves and samples of runs as one HTML file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iiverl_cli.output import clean_exit
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="The folder of a run, and those of others to compare it with."),
+    ],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The file to write. [default: RUN/report.html]")
+    ] = None,
+) -> None:
+    """Write the curves and samples of a run to one HTML file, which opens without a network.
+
+    A run writes it itself when it ends; this writes it while the run goes on, or with the curves of other runs over its
+    own. Samples are those of the first run.
+    """
+    with clean_exit():
+        from iiverl_core.telemetry import METRICS_FILE
+        from iiverl_core.telemetry.html_report import HTML_REPORT, ReportedRun, write_html_report
+
+        folders = [Path(run).expanduser() for run in runs]
+        for run, folder in zip(runs, folders, strict=True):
+            if not (folder / METRICS_FILE).is_file():
+                hint = f"{run} has no {METRICS_FILE}; `iiverl runs DIR` lists the folders of runs"
+                raise typer.BadParameter(hint, param_hint="RUN")
+        path = Path(output).expanduser() if output else folders[0] / HTML_REPORT
+        names = distinct_names(folders)
+        try:
+            size = write_html_report(path, [ReportedRun(name, folder) for name, folder in names.items()])
+        except OSError as error:
+            raise typer.BadParameter(
+                f"{path} cannot be written: {error.strerror}", param_hint="--output"
+            ) from error
+        typer.echo(f"{path} ({size / 1e6:.1f} MB)")
+
+
+def distinct_names(folders: list[Path]) -> dict[str, Path]:
+    """Name folders by as many of the last parts of their paths as tell them apart."""
+    paths = list(dict.fromkeys(folder.absolute() for folder in folders))
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = {"/".join(path.parts[-count:]): path for path in paths}
+        if len(names) == len(paths):
+            return names
+    raise AssertionError("absolute paths differ")

@@ -1,0 +1,127 @@
+"""Choose the samples that a report shows, as many as its size allows, from the dumps of a run.
+
+Whole groups are shown, so that a response can be compared with the others to its prompt, and groups from the whole
+length of the run. Groups with a failed sample come first.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BYTES_PER_STEP = 18_000
+"""Of samples in a report; with curves and the page itself, 100 steps take less than 2 MB."""
+MAX_BYTES = 16 * 2**20
+MAX_TEXT = 20_000  # characters of one text
+_STEPS_READ = 64  # a dump may be large
+
+COLUMNS = (
+    "step", "group", "member", "data_source", "source", "row", "prompt", "response", "ground_truth", "score", "outcome",
+    "failure_detail", "components", "reward", "advantage", "rollout_log_prob_sum", "old_log_prob_sum",
+    "ref_log_prob_sum", "response_length", "finish_reason", "weights_version", "messages",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChosenSamples:
+    """Samples as dictionaries, without what is null, ordered by step, group and member.
+
+    `total` is how many there are in all dumps, an estimate if `estimated`.
+    """
+
+    samples: list[dict[str, Any]]
+    total: int
+    estimated: bool
+
+
+def choose_samples(folder: Path | None, max_bytes: int | None = None) -> ChosenSamples:
+    """Choose samples from the files `{folder}/{step}.parquet`, by default of `BYTES_PER_STEP` for each file.
+
+    A file that cannot be read, as one that is being written, is left out.
+    """
+    files = _dumps(folder)
+    budget = min(len(files) * BYTES_PER_STEP, MAX_BYTES) if max_bytes is None else max_bytes
+    tables = [groups for step in spread(sorted(files))[:_STEPS_READ] if (groups := _groups(files[step]))]
+    rows = sum(len(group) for groups in tables for group in groups)
+    estimated = len(tables) < len(files)
+    total = round(rows / len(tables) * len(files)) if tables else 0
+    chosen: list[dict[str, Any]] = []
+    for group in _in_turn(tables):
+        size = sum(len(json.dumps(sample, ensure_ascii=False).encode()) for sample in group)
+        if size > budget:
+            if chosen:
+                break
+            group = group[:1]  # one sample is worth more than none
+        chosen += group
+        budget -= size
+    chosen.sort(key=lambda sample: (sample["step"], sample["group"], sample["member"]))
+    return ChosenSamples(chosen, total, estimated)
+
+
+def spread(steps: Sequence[int]) -> list[int]:
+    """Order steps so that any first few of them are spread over all: last, first, the middle, quarters, …"""
+    if not steps:
+        return []
+    chosen = dict.fromkeys((len(steps) - 1, 0))
+    parts = 2
+    while len(chosen) < len(steps):
+        chosen |= dict.fromkeys(round(i * (len(steps) - 1) / parts) for i in range(1, parts, 2))
+        parts *= 2
+    return [steps[i] for i in chosen]
+
+
+def _dumps(folder: Path | None) -> dict[int, Path]:
+    if folder is None or not folder.is_dir():
+        return {}
+    return {int(path.stem): path for path in folder.glob("*.parquet") if path.stem.isdigit()}
+
+
+def _groups(path: Path) -> list[list[dict[str, Any]]]:
+    """Read the groups of a step, those with a failure first."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return []
+    rows = table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
+    groups = [
+        [_small(row) for row in rows]
+        for _, rows in groupby(
+            sorted(rows, key=lambda row: (row["group"], row["member"])), lambda row: row["group"]
+        )
+    ]
+    return sorted(groups, key=lambda group: all(sample.get("outcome") == "scored" for sample in group))
+
+
+def _small(row: Mapping[str, Any]) -> dict[str, Any]:
+    small: dict[str, Any] = {}
+    for name, value in row.items():
+        if value is None or value == "" or (name == "components" and value == "{}"):
+            continue
+        if name in ("messages", "components"):
+            value = json.loads(value)
+        small[name] = _cut(value)
+    return small
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        half = MAX_TEXT // 2
+        return f"{value[:half]}\n[… {len(value) - 2 * half} characters are left out here …]\n{value[-half:]}"
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [_cut(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items()}
+    return value
+
+
+def _in_turn(tables: Sequence[Sequence[list[dict[str, Any]]]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the first group of each step, then the second of each, and so on."""
+    for i in range(max(map(len, tables), default=0)):
+        yield from (groups[i] for groups in tables if i < len(groups))

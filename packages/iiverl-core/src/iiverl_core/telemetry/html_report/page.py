@@ -1,0 +1,99 @@
+"""Write the report: the page's files and the data of runs, in one HTML file."""
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from iiverl_core.telemetry.findings import find_problems
+from iiverl_core.telemetry.history import read_history
+from iiverl_core.telemetry.html_report.charts import curves, meanings, shown_charts
+from iiverl_core.telemetry.html_report.chosen_samples import choose_samples
+from iiverl_core.telemetry.run_record import read_run
+
+HTML_REPORT = "report.html"
+SAMPLES_FOLDER = "samples"  # in the run's folder, if its record names no other
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run in a report: its name there, and the folder that it wrote to."""
+
+    name: str
+    folder: Path
+
+
+def write_html_report(path: Path, runs: Sequence[ReportedRun]) -> int:
+    """Write the report of a run, with the curves of others over its own, and return its size in bytes.
+
+    Samples and findings are those of the first run. The file is written atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    histories = {run: read_history(run.folder) for run in runs}
+    drawn = {run: curves(history) for run, history in histories.items()}
+    names = sorted({name for each in drawn.values() for name in each["values"]})
+    first = runs[0]
+    record = read_run(first.folder)
+    here = first.folder.absolute()
+    dumps = Path(record.samples) if record and record.samples else here / SAMPLES_FOLDER
+    samples = choose_samples(dumps)
+    data: dict[str, Any] = {
+        "runs": [_facts(run) | {"curves": each} for run, each in drawn.items()],
+        "charts": shown_charts(names),
+        "meanings": meanings(names),
+        "findings": [
+            {"text": finding.text, "advice": finding.advice, "metric": finding.metric}
+            for finding in find_problems(histories[first])
+        ],
+        "samples": samples.samples,
+        "samples_total": samples.total,
+        "samples_estimated": samples.estimated,
+        "samples_folder": str(dumps.relative_to(here) if dumps.is_relative_to(here) else dumps),
+    }
+    text = _filled(_asset("page.html"), f"{first.name} · iiverl", data)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return len(text.encode())
+
+
+def _facts(run: ReportedRun) -> dict[str, Any]:
+    record = read_run(run.folder)
+    if record is None:
+        return {"name": run.name}
+    return {
+        "name": run.name,
+        "state": record.state(),
+        "started": record.started,
+        "ended": record.ended or record.heartbeat,
+        "total_steps": record.total_steps,
+    }
+
+
+def _filled(page: str, title: str, data: dict[str, Any]) -> str:
+    # "<" within a JSON string only: written so, no text of a sample can end the script.
+    encoded = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
+    parts = {
+        "title": html.escape(title),
+        "style": _asset("page.css"),
+        "data": encoded,
+        "script": _asset("page.js"),
+    }
+    before, *rest = page.split("{{")
+    return before + "".join(
+        parts[name.strip()] + after for name, after in (part.split("}}", 1) for part in rest)
+    )
+
+
+def _asset(name: str) -> str:
+    return files("iiverl_core.telemetry.html_report").joinpath(name).read_text("utf-8")

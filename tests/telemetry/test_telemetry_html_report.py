@@ -1,0 +1,255 @@
+"""The HTML report: what it holds, how large it may be, and that the page works in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iiverl_core.registry.metrics import METRICS, describe
+from iiverl_core.telemetry.html_report import ReportedRun, write_html_report
+from iiverl_core.telemetry.html_report.charts import CHARTS, MAX_POINTS, curves, shown_charts
+from iiverl_core.telemetry.html_report.chosen_samples import MAX_TEXT, choose_samples, spread
+from iiverl_core.telemetry.samples import SCHEMA
+
+HOSTILE = "</script><script>throw new Error('ran')</script>\u2028<!-- <b>"
+CHROMIUM = next(
+    (path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None
+)
+
+
+def sample(step: int, group: int, member: int, **values: Any) -> dict[str, Any]:
+    score = float((group + member) % 2)
+    return {
+        "step": step, "group": group, "member": member, "prompt": f"prompt {group}", "response": f"response {step} {member}",
+        "outcome": "scored", "score": score, "response_length": 7, "finish_reason": "stop", "weights_version": step - 1,
+        "components": "{}",
+    } | values  # fmt: skip
+
+
+def dump(folder: Path, step: int, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / f"{step}.parquet")
+
+
+def write_run(folder: Path, steps: int, rows: int = 4, **values: Any) -> ReportedRun:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "step": step, "time": 0.0, "critic/score/mean": step / steps, "critic/score/min": 0.0, "critic/score/max": 1.0,
+            "timing_s/gen": 0.5, "timing_s/update_actor": 0.25, "timing_s/step": 0.8, "rollout/kl": None,
+        }
+        for step in range(1, steps + 1)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step in range(1, steps + 1):
+        dump(folder / "samples", step, [sample(step, i // 2, i % 2, **values) for i in range(rows)])
+    return ReportedRun(folder.name, folder)
+
+
+class Page(HTMLParser):
+    """The scripts of a page, and every attribute that can make a browser ask for something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+        self.links: list[str] = []
+        self._inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag == "script"
+        if self._inside:
+            self.scripts.append("")
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "action", "srcset")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts[-1] += data
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    return json.loads(Page(path.read_text("utf-8")).scripts[0])
+
+
+def test_what_is_in_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=12)
+    write_html_report(tmp_path / "report.html", [run])
+    data = data_of(tmp_path / "report.html")
+    assert data["runs"][0]["curves"]["values"]["critic/score/mean"][-1] == 1.0
+    charts = {chart["title"]: chart for chart in data["charts"]}
+    assert charts["Reward"]["band"] == ["critic/score/min", "critic/score/max"]
+    assert charts["Time of a step"]["metrics"] == ["timing_s/gen", "timing_s/update_actor"]  # not their sum
+    assert data["meanings"]["critic/score/mean"][0] == "score"
+    assert len(data["samples"]) == data["samples_total"] == 48
+    assert data["samples"][0]["response"] == "response 1 0"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_texts_cannot_leave_their_place(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", steps=1, response=HOSTILE, outcome="environment", failure_detail=HOSTILE
+    )
+    write_html_report(tmp_path / "report.html", [ReportedRun("a <b> & {{ data }}", run.folder)])
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert len(page.scripts) == 2
+    assert json.loads(page.scripts[0])["samples"][0]["response"] == HOSTILE
+
+
+def test_it_asks_for_nothing(tmp_path: Path) -> None:
+    write_html_report(tmp_path / "report.html", [write_run(tmp_path / "run", steps=2)])
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert all(link.startswith("#") for link in Page(text).links)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|sendBeacon|WebSocket", text)
+    assert set(re.findall(r"https?://[^\s\"')]*", text)) == {"http" + "://www.w3.org/2000/svg"}  # a name
+
+
+def test_a_hundred_steps_of_many_long_samples_take_two_megabytes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_run(folder, steps=100, rows=0)
+    for step in range(1, 101):
+        dump(folder / "samples", step, [sample(step, i // 4, i % 4, response="é" * 3000) for i in range(100)])
+    assert write_html_report(tmp_path / "report.html", [ReportedRun("run", folder)]) < 2_000_000
+    data = data_of(tmp_path / "report.html")
+    assert data["samples_total"] == 10_000 and data["samples_estimated"]  # not all of the dumps are read
+    steps = {each["step"] for each in data["samples"]}
+    assert {1, 100} <= steps and len(steps) > 20
+    for _, group in groupby(data["samples"], key=lambda each: (each["step"], each["group"])):
+        assert len(list(group)) == 4  # whole groups
+
+
+def test_groups_with_failures_come_first_and_one_sample_is_always_there(tmp_path: Path) -> None:
+    rows = [sample(1, i // 2, i % 2, response="x" * 400) for i in range(20)]
+    rows[15] |= {"outcome": "timeout", "score": None, "failure_detail": "too late"}
+    dump(tmp_path, 1, rows)
+    chosen = choose_samples(tmp_path, max_bytes=1300).samples
+    assert [(each["group"], each["outcome"]) for each in chosen] == [(7, "scored"), (7, "timeout")]
+    assert "score" not in chosen[1]
+    assert len(choose_samples(tmp_path, max_bytes=10).samples) == 1
+
+
+def test_long_texts_are_cut_in_the_middle_and_damaged_dumps_left_out(tmp_path: Path) -> None:
+    dump(tmp_path, 1, [sample(1, 0, 0, response="a" * MAX_TEXT + "b" * MAX_TEXT)])
+    (tmp_path / "2.parquet").write_bytes(b"PAR1 half")
+    (tmp_path / "notes.parquet").write_bytes(b"")
+    (chosen,) = choose_samples(tmp_path).samples
+    assert chosen["response"].startswith("aaa") and chosen["response"].endswith("bbb")
+    assert f"{MAX_TEXT} characters are left out" in chosen["response"]
+    assert choose_samples(tmp_path / "none").samples == choose_samples(None).samples == []
+
+
+@given(st.integers(0, 300))
+def test_the_first_of_the_spread_steps_are_spread(count: int) -> None:
+    steps = list(range(count))
+    order = spread(steps)
+    assert sorted(order) == steps
+    for size in (5, 9, 17, 33):
+        if size < count:
+            first = sorted(order[:size])
+            gaps = [b - a for a, b in pairwise(first)]
+            assert (first[0], first[-1]) == (0, count - 1) and max(gaps) <= 2 * min(gaps) + 2
+
+
+def test_long_runs_keep_some_steps_and_the_last() -> None:
+    history = [{"step": step, "a": float(step), "b": None} for step in range(1, 3 * MAX_POINTS)]
+    thinned = curves(history)
+    assert len(thinned["steps"]) <= MAX_POINTS + 1
+    assert thinned["steps"][0] == 1 and thinned["steps"][-1] == 3 * MAX_POINTS - 1
+    assert thinned["values"] == {"a": [float(step) for step in thinned["steps"]]}
+
+
+def test_charts_name_metrics_that_exist() -> None:
+    for chart in CHARTS:
+        for name in (*chart.metrics, *(chart.band or ())):
+            before, star, after = name.partition("*")
+            known = [each for each in METRICS if each.startswith(before) and each.endswith(after)]
+            assert known if star else describe(name), name
+    assert shown_charts(["step", "time", "my/metric"]) == []
+
+
+ACTIONS = """
+const seen = {}, problems = [];
+window.addEventListener("error", (event) => problems.push(event.message));
+const set = (id, value, kind) => { byId(id).value = value; byId(id).dispatchEvent(new Event(kind, { bubbles: true })); };
+const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const rows = () => [...document.querySelectorAll("#list li[data-key]")].map((row) => row.dataset.key);
+seen.charts = [...document.querySelectorAll(".chart h2")].map((each) => each.textContent);
+seen.paths = [...document.querySelectorAll(".chart path")].filter((each) => each.getAttribute("d")).length;
+seen.curves = byId("part-samples").hidden;
+press("s");
+seen.samples = byId("part-curves").hidden;
+seen.all = rows().length;
+set("kind", "failed", "change"); seen.failed = rows();
+seen.why = byId("detail").textContent.includes("ran too long");
+set("kind", "best", "change"); seen.best = rows().length;
+set("kind", "", "change"); set("text", "RESPONSE 2 1", "input"); seen.text = rows();
+seen.marks = document.querySelectorAll("mark").length;
+set("text", "", "input"); set("order", "high", "change"); seen.first = document.querySelector("#list .score").textContent;
+set("order", "", "change"); press("j"); press("j"); press("k");
+seen.address = location.hash;
+document.querySelector('.group button[aria-current="false"]').click();
+seen.other = location.hash;
+set("metric", "timing_s/gen", "input"); seen.extra = document.querySelector(".chart h2").textContent;
+showStep(3); seen.step = [...new Set(rows().map((each) => each.split(".")[0]))];
+seen.wide = document.documentElement.scrollWidth > window.innerWidth;
+seen.problems = problems;
+const result = document.createElement("pre"); result.id = "result"; result.textContent = JSON.stringify(seen); document.body.append(result);
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [400, 1300])
+def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
+    assert CHROMIUM is not None
+    run = write_run(tmp_path / "run", steps=3, response=None)
+    for step in (1, 2, 3):
+        rows = [sample(step, i // 2, i % 2) for i in range(4)]
+        if step == 3:
+            rows[3] |= {
+                "outcome": "timeout",
+                "score": None,
+                "failure_detail": "ran too long",
+                "response": HOSTILE,
+            }
+        dump(run.folder / "samples", step, rows)
+    page = tmp_path / "report.html"
+    write_html_report(page, [run, write_run(tmp_path / "other", steps=2)])
+    page.write_text(
+        page.read_text("utf-8").replace(
+            "</body>", f"<script>setTimeout(() => {{{ACTIONS}}}, 300)</script></body>"
+        )
+    )
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={width},900",
+        "--dump-dom",
+    ]
+    command += ["--virtual-time-budget=4000", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'<pre id="result">(.*?)</pre>', dom, re.DOTALL)
+    assert found is not None, dom[-2000:]
+    seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert seen["problems"] == [] and not seen["wide"]
+    assert seen["charts"] == ["Reward", "Time of a step"] and seen["paths"] >= 4
+    assert seen["curves"] and seen["samples"] and seen["all"] == 12
+    assert seen["failed"] == ["3.1.1"] and seen["why"]
+    assert seen["best"] == 6
+    assert seen["text"] == ["2.0.1", "2.1.1"] and seen["marks"] == 1
+    assert seen["first"] == "1"
+    assert seen["address"] == "#samples=2.1.0" and seen["other"] == "#samples=2.1.1"
+    assert seen["extra"] == "timing_s/gen" and seen["step"] == ["3"]
