@@ -28,6 +28,7 @@ KINDS = ("jsonl", "json", "csv", "parquet", "arrow", "saved", "saved dict")
 REWARD = "def compute_score(data_source, solution_str, ground_truth, extra_info):\n    return 0\n"
 TAKES_NONE = "def compute_score(solution_str, **_):\n    return 0\n"
 FUNCTION = "custom_reward_function: {path: reward.py}"
+AGENT = "actor_rollout_ref: {rollout: {agent: {default_agent_loop: agent}, multi_turn: {agent: {command: python x.py}}}}"
 SERVER = "reward_api: {enable: true, api_url: http://localhost:1}"
 
 
@@ -169,6 +170,7 @@ def test_rows_that_were_not_seen_may_have_a_ground_truth() -> None:
         ("from rules import compute_score\n", FUNCTION),
         (REWARD, SERVER + "\n"),
         (REWARD, "reward_model: {enable: true, model: {path: org/reward}}"),
+        (REWARD, AGENT),
     ],
 )
 def test_what_takes_no_ground_truth_needs_none(source: str, more: str) -> None:

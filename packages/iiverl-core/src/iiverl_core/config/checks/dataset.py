@@ -17,9 +17,11 @@ from iiverl_core.columns import (
     no_ground_truth,
 )
 from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
+from iiverl_core.config.sections.section import AGENT_LOOP
 from iiverl_core.data_files import HEAD_ROWS, Head, hub_dataset, read_head
 from iiverl_core.errors import DataError
 from iiverl_core.python_files import static_signature
+from iiverl_core.registry.rewards import MANAGER_KEY
 
 checks = Checks()
 
@@ -157,7 +159,7 @@ def _check_files(files: str) -> None:
         seen = any(is_given(ground_truth_of(row, view[TRUTH])) for _, head in known for row in head.rows)
         return reader, known if reader and heads and len(known) == len(heads) and not seen else []
 
-    truths = (TRUTH, *reads, *columns, FUNCTION, FUNCTION_NAME, SERVER, MODEL)
+    truths = (TRUTH, *reads, *columns, FUNCTION, FUNCTION_NAME, SERVER, MODEL, MANAGER_KEY, AGENT_LOOP)
 
     @checks.add("C913", "input", *truths)
     def there_are_ground_truths(view: ConfigView) -> str | None:
@@ -212,7 +214,8 @@ def _truth_reader(view: ConfigView) -> str | None:
     if view[FUNCTION]:
         signature = static_signature(view[FUNCTION], view[FUNCTION_NAME])
         return view[FUNCTION_NAME] if signature and "ground_truth" in signature.parameters else None
-    return None if view[MODEL] else "the built-in rules"
+    source = view.config.reward_source
+    return "the built-in rules" if source is not None and source.name == "rules" else None
 
 
 _check_files(TRAIN)
