@@ -28,7 +28,6 @@ KINDS = ("jsonl", "json", "csv", "parquet", "arrow", "saved", "saved dict")
 REWARD = "def compute_score(data_source, solution_str, ground_truth, extra_info):\n    return 0\n"
 TAKES_NONE = "def compute_score(solution_str, **_):\n    return 0\n"
 FUNCTION = "custom_reward_function: {path: reward.py}"
-AGENT = "actor_rollout_ref: {rollout: {agent: {default_agent_loop: agent}, multi_turn: {agent: {command: python x.py}}}}"
 SERVER = "reward_api: {enable: true, api_url: http://localhost:1}"
 
 
@@ -170,13 +169,22 @@ def test_rows_that_were_not_seen_may_have_a_ground_truth() -> None:
         ("from rules import compute_score\n", FUNCTION),
         (REWARD, SERVER + "\n"),
         (REWARD, "reward_model: {enable: true, model: {path: org/reward}}"),
-        (REWARD, AGENT),
     ],
 )
 def test_what_takes_no_ground_truth_needs_none(source: str, more: str) -> None:
     Path("reward.py").write_text(source)
     found = loaded(write("jsonl", [{"prompt": "1+1?", "verification_info": "{}"}] * 3), more=more)
     assert about_data(found) == []
+
+
+@pytest.mark.parametrize("loop", ["environment", "agent"])
+def test_what_answers_the_model_gives_rewards_without_a_ground_truth(loop: str) -> None:
+    ways = {"environment": "environment.path=reward.py", "agent": "agent.path=reward.py"}
+    rollout = "actor_rollout_ref.rollout"
+    way = (f"{rollout}.agent.default_agent_loop={loop}", f"{rollout}.multi_turn.{ways[loop]}")
+    name = write("jsonl", [{"prompt": "1+1?"}] * 3)
+    assert about_data(loaded(name, *way)) == []
+    assert len(about_data(loaded(name))) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
