@@ -48,6 +48,13 @@ DENSE = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
+WORDS = {
+    "version": "1.0",
+    **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder")),
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "Whitespace"},
+    "model": {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"},
+}
 FILES = {
     "rewards.py": "def compute_score(**_):\n    return 1.0\n",
     "own.py": "def centred(batch, settings):\n    return batch.rewards_T, batch.rewards_T\n",
@@ -59,6 +66,8 @@ FILES = {
     "experts/config.json": json.dumps(
         {**DENSE, "model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2}
     ),
+    "words/tokenizer.json": json.dumps(WORDS),
+    "story.jsonl": '{"prompt": "once upon a time", "ground_truth": "1"}\n' * 8,
     "short/config.json": json.dumps({**DENSE, "max_position_embeddings": 64}),
     "models/dense/config.json": json.dumps(DENSE),
     "mistral/config.json": json.dumps({**DENSE, "model_type": "mistral"}),

@@ -15,8 +15,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from iiverl_core.config import Loaded, load
+from iiverl_core.config.prompt_lengths import first_too_long
 from iiverl_core.config.vllm import CPU_HEAD_SIZES
 from iiverl_core.data import load_table, parse_dataset
 from iiverl_core.data_files import HEAD_ROWS, read_head
@@ -405,3 +407,39 @@ def test_looking_at_data_imports_nothing_heavy(kind: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_prompts_that_are_certainly_too_long_are_found_without_a_template(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Only what a user says counts, and only beyond what a template may merge; a limit that fits is never refused."""
+    tiny_tokenizer.save_pretrained("tokenizer")
+    short = {"prompt": [{"role": "system", "content": "x" * 99}, {"role": "user", "content": " 123456789 "}]}
+    chat = {"prompt": [{"role": "user", "content": "1234"}, {"role": "user", "content": "12345678"}]}
+    as_json, text = {"prompt": json.dumps(chat["prompt"])}, {"prompt": "1234567890"}
+    key = "data.max_prompt_length"
+    for long in (chat, as_json, text):
+        data = write("jsonl", [{**ROW, **each} for each in (short, long)])
+        options = ("data.tokenizer=tokenizer", "data.max_prompt_length=7")
+        (message,) = [m for m in reported(loaded(data, *options)) if m.startswith(key)]
+        assert (
+            "row 1 (the first is 0): the prompt has at least 8 tokens, and max_prompt_length is 7" in message
+        )
+        for fits in ("data.max_prompt_length=8", "data.truncation=left", "data.filter_overlong_prompts=true"):
+            assert not [m for m in reported(loaded(data, *options, fits)) if m.startswith(key)]
+        Path("tokenizer/tokenizer.json").rename("away")
+        assert not [m for m in reported(loaded(data, *options)) if m.startswith(key)]
+        Path("away").rename("tokenizer/tokenizer.json")
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=3), st.integers(1, 60))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_prompt_that_is_refused_is_too_long(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, texts: list[str], limit: int
+) -> None:
+    if not Path("tokenizer").exists():
+        tiny_tokenizer.save_pretrained("tokenizer")
+    messages = [{"role": "user", "content": text} for text in texts]
+    ids = tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    if found := first_too_long("tokenizer", [{"prompt": messages}], "prompt", limit):
+        assert found[0] == 0 and limit < found[1] <= len(ids)

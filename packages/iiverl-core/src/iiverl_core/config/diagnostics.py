@@ -201,6 +201,7 @@ DIAGNOSTICS = {
     "C846": "experts-without-adapters",
     # data
     "C901": "missing-data-file",
+    "C902": "prompt-too-long",
     "C903": "validation-on-training-data",
     "C904": "splits-mismatch",
     "C910": "unreadable-data-file",

@@ -18,6 +18,7 @@ from iiverl_core.columns import (
 )
 from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
 from iiverl_core.config.sections.section import AGENT_LOOP
+from iiverl_core.config.prompt_lengths import first_too_long
 from iiverl_core.data_files import HEAD_ROWS, Head, hub_dataset, read_head
 from iiverl_core.errors import DataError
 from iiverl_core.python_files import static_signature
@@ -30,6 +31,8 @@ SPLITS = {TRAIN: "data.train_split", VAL: "data.val_split"}
 PROMPT, TRUTH, SOURCE = "data.prompt_key", "data.ground_truth_key", "data.data_source_key"
 BATCH, GENERATED, FILTERED = "data.train_batch_size", "data.gen_batch_size", "algorithm.filter_groups.enable"
 STEPS, SAMPLES = "trainer.total_training_steps", "data.train_max_samples"
+LENGTH, FILTER, TRUNCATION = "data.max_prompt_length", "data.filter_overlong_prompts", "data.truncation"
+TOKENIZER, MODEL_PATH = "data.tokenizer", "actor_rollout_ref.model.path"
 VALIDATES = ("trainer.test_freq", "trainer.val_before_train", "trainer.val_only")
 TEMPLATE, TOOLS = "data.apply_chat_template_kwargs", "data.tools_key"
 TEMPLATE_RESERVED = (
@@ -147,6 +150,22 @@ def _check_files(files: str) -> None:
                         f"{name}, row {number} (the first is 0): the prompt {kind}; a prompt is a string, or a chat, a list of "
                         "{role, content}"
                     )
+        return None
+
+    @checks.add("C902", "input", LENGTH, FILTER, TRUNCATION, TOKENIZER, MODEL_PATH, PROMPT, *reads, *columns)
+    def first_prompts_are_short_enough(view: ConfigView) -> str | None:
+        """Prompts of all rows are counted once the tokenizer is loaded, which takes seconds."""
+        if view[FILTER] or view[TRUNCATION] != "error":
+            return None
+        for name, head in _heads(view, files):
+            rows = head.rows if isinstance(head, Head) else ()
+            found = first_too_long(view[TOKENIZER] or view[MODEL_PATH], rows, view[PROMPT], view[LENGTH])
+            if found:
+                return (
+                    f"{name}, row {found[0]} (the first is 0): the prompt has at least {found[1]} tokens, and {LENGTH} is "
+                    f"{view[LENGTH]}; raise it, or drop such prompts ({FILTER}: true), or truncate them ({TRUNCATION}: "
+                    "left or right)"
+                )
         return None
 
     def without_ground_truth(view: ConfigView) -> tuple[str | None, list[tuple[str, Head]]]:
