@@ -27,6 +27,7 @@ code is 1 if one failed.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -159,21 +160,23 @@ def run(name: str, size: str, setting: Setting, timeout: float) -> Row:
     started = time.perf_counter()
     process.start()
     sender.close()
+    patience = 0.0
     try:
         state, reason, numbers = ("failed", f"no end after {timeout:.0f} s", {})
         if receiver.poll(timeout):
+            patience = 10.0
             state, reason, numbers = receiver.recv()
     except EOFError:
         process.join()
         state, reason, numbers = "failed", f"its process ended with {process.exitcode}", {}
     finally:
-        _end(process)
+        _end(process, patience)
     return Row(name, size, state, reason, numbers, time.perf_counter() - started)
 
 
-def _end(process: Any) -> None:
-    """Wait for a part's process a little, and kill it with those that it started if it stays."""
-    process.join(10)
+def _end(process: Any, patience: float) -> None:
+    """Wait for a part's process for some seconds, and kill it with those that it started if it stays."""
+    process.join(patience)
     if process.is_alive():
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -185,22 +188,25 @@ def rows(
 ) -> Iterator[Row]:
     """Run the chosen parts, one after another."""
     memory = torch.cuda.get_device_properties(0).total_memory if device.type == "cuda" else 0
-    end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else None
+    end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
+    over = "not run", f"the {arguments.minutes or 0:g} minutes are over"
     useless: dict[str, tuple[str, str]] = {}
     for part, size, _ in map(astuple, chosen):
         needed = SIZES[size].needed_bytes() if part == MODEL and device.type == "cuda" else 0
         if needed > memory:
             reason = f"training needs about {needed / GIB:.0f} GiB, and the device has {memory / GIB:.0f}"
             useless[size] = "not possible", reason
-        left = arguments.timeout if end is None else min(arguments.timeout, end - time.monotonic())
+        left = end - time.monotonic()
         if size in useless:
             row = Row(part, size, *useless[size])
         elif left <= 0:
-            row = Row(part, size, "not run", f"the {arguments.minutes:g} minutes are over")
+            row = Row(part, size, *over)
         else:
             print(f"{part}, {size} …", flush=True)
             setting = Setting(device, SIZES[size], folder / size, arguments.repeats)
-            row = run(part, size, setting, left)
+            row = run(part, size, setting, min(arguments.timeout, left))
+            if row.state == "failed" and row.seconds >= left:
+                row = Row(part, size, *over, seconds=row.seconds)
         print(f"{part}, {size}: {row.text()} [{row.seconds:.0f} s]", flush=True)
         yield row
         if part == MODEL and row.state in ("failed", "not run"):
@@ -242,6 +248,8 @@ def main() -> int:
         return 0
     if cuda and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end the part that runs, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     device = torch.device("cuda" if cuda else "cpu")
     multiprocessing.set_forkserver_preload(PRELOADED)
     result: dict[str, Any] = {

@@ -3,12 +3,16 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
@@ -181,3 +185,37 @@ def test_what_fails_is_a_row_that_says_why_and_the_exit_code_is_1(tmp_path: Path
     assert done.returncode == 1
     assert [row["state"] for row in json.loads(file.read_text())["parts"]] == ["failed", "not run"]
     assert "no end after" in done.stdout
+
+
+@pytest.mark.slow
+def test_asked_to_end_it_leaves_no_process(tmp_path: Path) -> None:
+    """Nor the run of the command that a part has started."""
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--device",
+        "cpu",
+        "--only",
+        "learn GRPO",
+        "--json",
+        tmp_path / "result.json",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as checking:
+        deadline = time.monotonic() + 120
+        while not any("train-ppo" in each.cmdline() for each in _below(checking.pid)):
+            assert checking.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        processes = _below(checking.pid)
+        checking.send_signal(signal.SIGTERM)
+        assert checking.wait(60) == 128 + signal.SIGTERM
+        assert not psutil.wait_procs(processes, timeout=30)[1]
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    """The processes that one has started, and theirs, as far as they are still there."""
+    found = []
+    for each in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            each.cmdline()
+            found.append(each)
+    return found
