@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from iiverl_core.config import Loaded
+from iiverl_core.config import Loaded, load
 from iiverl_core.controller import train
+from iiverl_core.controller.models import check_positions
 from iiverl_core.controller.train import prepare
 from iiverl_core.errors import ConfigError, DataError, IIVerlError
 from iiverl_core.rewards import TooManyFailures
 from iiverl_core.telemetry import RunLock
 
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 Make = Callable[..., Loaded]
 
 
@@ -218,6 +220,22 @@ def test_a_reward_function_that_cannot_be_loaded_is_told_before_anything_starts(
     with pytest.raises(ConfigError, match="no_such_package_anywhere"):
         train(quickstart(f"custom_reward_function.path={tmp_path}/reward.py"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("engine", ["hf", "vllm"])
+def test_too_few_positions_are_found_before_a_run_for_every_engine(
+    quickstart_overrides: Callable[..., list[str]], engine: str
+) -> None:
+    """By `iiverl validate` for a model on this machine, and by the run for one from the Hub."""
+    few = "+actor_rollout_ref.model.override_config.max_position_embeddings=8"
+    lengths = ("data.max_prompt_length=5", "data.max_response_length=4")
+    overrides = quickstart_overrides(few, *lengths, f"actor_rollout_ref.rollout.name={engine}")
+    found = load(QUICKSTART / "quickstart.yaml", overrides)
+    assert "C112" in {problem.code for problem in found.errors}
+    with pytest.raises(
+        ConfigError, match=r"model\.path: .* has 8 positions .* a sequence has up to 9 tokens"
+    ):
+        check_positions(found.run)
 
 
 def test_a_run_without_a_step_is_an_error(quickstart: Make, tmp_path: Path) -> None:

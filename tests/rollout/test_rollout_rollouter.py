@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from iiverl_core.errors import IIVerlError
 from iiverl_core.rollout import (
     GenerationRequest,
     RolloutRequest,
@@ -205,6 +206,8 @@ def test_a_prompt_that_is_refused_names_its_rollout(engine) -> None:
     bad = RolloutRequest(SampleId("val", 0, 5, 0), Prompt(5, (999,), ""), 0)
     with pytest.raises(ValueError, match="outside of the model's 320") as failure:
         list(run_rollouts(engine, SingleTurn(), [*requests(1, 2), bad], PARAMS))
+    assert isinstance(failure.value, IIVerlError)  # the user sees one message: which token, and what to do
+    assert "320: 999.\nThe tokenizer belongs to another model" in str(failure.value)
     assert failure.value.__notes__ == ["in the rollout val step 0, group 5, member 0"]
     assert engine.pending == 0
 

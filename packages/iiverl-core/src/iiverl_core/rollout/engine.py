@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from iiverl_core.errors import ConfigError
 from iiverl_core.samples import FinishReason, KeptTokens, SampleId
 
 if TYPE_CHECKING:  # the controller knows requests and runs without torch
@@ -159,19 +160,26 @@ def generate(
         engine.abort(unfinished)
 
 
+class UnknownTokenError(ConfigError, ValueError):
+    """A request has a token that the model does not know, which a tool or an environment may have written."""
+
+
 def check_request(request: GenerationRequest, params: SamplingParams, vocabulary: int) -> None:
     """Check, as every engine does before it accepts a request, that a model of `vocabulary` tokens can respond to it.
 
     Raises:
-        ValueError: the prompt is empty or holds an unknown token, or `params` are out of range.
+        UnknownTokenError: the prompt holds a token that the model does not know.
+        ValueError: the prompt is empty, or `params` are out of range.
     """
     if len(request.prompt_ids) == 0:
         raise ValueError(f"the prompt of request {request.id} is empty")
-    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocabulary:
-        raise ValueError(
-            f"the prompt of request {request.id} holds a token id outside of the model's {vocabulary}: "
-            "do tokenizer and model belong together?"
-        )
+    for id in (min(request.prompt_ids), max(request.prompt_ids)):
+        if not 0 <= id < vocabulary:
+            raise UnknownTokenError(
+                f"the prompt of request {request.id} holds a token id outside of the model's {vocabulary}: {id}.\nThe "
+                "tokenizer belongs to another model, or tokens were added to it: set data.tokenizer to the model's own, or "
+                "resize the model's embedding."
+            )
     for name, value, fits in (
         ("temperature", params.temperature, params.temperature >= 0),
         ("top_p", params.top_p, 0 < params.top_p <= 1),
