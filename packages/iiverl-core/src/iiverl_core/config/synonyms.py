@@ -71,6 +71,11 @@ _VERL = {
         for role in (ACTOR, REF, "critic", "reward_model")
         for name in ("recompute_method", "recompute_num_layers")
     },
+    **{
+        f"{role}.optim.override_optimizer_config.{name}": f"{role}.optim.{name}"
+        for role in (ACTOR, "critic")
+        for name in ("betas", "lr", "weight_decay")
+    },
     f"{REF}.megatron.param_offload": f"{REF}.param_offload",
     "reward_model.megatron.param_offload": "reward_model.param_offload",
     f"{ACTOR}.megatron.use_remove_padding": f"{MODEL}.use_remove_padding",

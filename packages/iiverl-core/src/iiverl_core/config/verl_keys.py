@@ -223,9 +223,15 @@ _LAYOUT: dict[str, Mark] = {
                 "another dispatcher than alltoall", ("alltoall",), blocks=False
             ),
             "moe_enable_deepep": NotYet("DeepEP", (False,), blocks=False),
-            "moe_router_load_balancing_type": NotYet("auxiliary losses of the router", ("none",)),
-            "moe_aux_loss_coeff": NotYet("auxiliary losses of the router", (0,)),
-            "moe_z_loss_coeff": NotYet("auxiliary losses of the router", (0, None)),
+            "moe_router_load_balancing_type": NotYet(
+                "auxiliary losses of the router, which would depend on how the work is divided", ("none",)
+            ),
+            "moe_aux_loss_coeff": NotYet(
+                "auxiliary losses of the router, which would depend on how the work is divided", (0,)
+            ),
+            "moe_z_loss_coeff": NotYet(
+                "auxiliary losses of the router, which would depend on how the work is divided", (0, None)
+            ),
             "moe_router_enable_expert_bias": NotYet("a bias of the router that changes", (False,)),
             "moe_router_bias_update_rate": NotYet("a bias of the router that changes", (0,)),
             "dsa_indexer_loss_coeff": NoEffect("the models that have an indexer are not supported"),
@@ -293,6 +299,17 @@ _TRAINING: dict[str, Mark] = {
                 "optimizer states that are not fp32", (False,), blocks=False
             ),
             "decoupled_weight_decay": NotYet("an optimizer other than AdamW", (True,)),
+            "amsgrad": NotYet("an optimizer other than AdamW", (False,)),
+            "maximize": NotYet("an optimizer other than AdamW", (False,)),
+            **{name: NotYet("an epsilon of AdamW other than 1e-8", (1e-8,)) for name in ("eps", "adam_eps")},
+            **{
+                name: NoEffect("the key betas of the section optim decides")
+                for name in ("adam_beta1", "adam_beta2")
+            },
+            **{
+                name: NoEffect("AdamW takes its step in torch's fused kernel")
+                for name in ("capturable", "differentiable", "foreach", "fused")
+            },
             **{
                 name: NoEffect(
                     "optimizer_offload keeps the optimizer's state in CPU memory; its step runs on the device"
