@@ -188,6 +188,7 @@ def test_what_fails_is_a_row_that_says_why_and_the_exit_code_is_1(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_asked_to_end_it_leaves_no_process(tmp_path: Path) -> None:
     """Nor the run of the command that a part has started."""
     command = [
@@ -201,7 +202,7 @@ def test_asked_to_end_it_leaves_no_process(tmp_path: Path) -> None:
         tmp_path / "result.json",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as checking:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not any("train-ppo" in each.cmdline() for each in _below(checking.pid)):
             assert checking.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
