@@ -17,8 +17,8 @@ from iiverl_core.columns import (
     no_ground_truth,
 )
 from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
-from iiverl_core.config.sections.section import AGENT_LOOP
 from iiverl_core.config.prompt_lengths import first_too_long
+from iiverl_core.config.sections.section import AGENT_LOOP
 from iiverl_core.data_files import HEAD_ROWS, Head, hub_dataset, read_head
 from iiverl_core.errors import DataError
 from iiverl_core.python_files import static_signature
