@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from iiverl_core.config import build, run_config
 from iiverl_core.errors import ConfigError
-from iiverl_core.rollout import GenerationRequest, RolloutTokens, SamplingParams, run_rollouts
+from iiverl_core.rollout import Completion, GenerationRequest, RolloutTokens, SamplingParams, run_rollouts
 from iiverl_core.rollout.agents import OUTPUT, AgentRollouter
 from iiverl_core.samples import TokenSequence
 from iiverl_reward_client import Failed, Scored
@@ -279,6 +280,10 @@ class StuckEngine(ScriptedEngine):
         else:
             super().submit(request, params)
 
+    def step(self) -> list[Completion]:
+        time.sleep(0.001)  # else the server's thread gets little of the processor
+        return super().step()
+
     def abort(self, requests: Collection[GenerationRequest]) -> None:
         self.forgotten += len(self.stuck & set(requests))
         self.stuck -= set(requests)
@@ -448,7 +453,7 @@ def test_calls_of_tools_are_read_and_stay_as_they_were_sampled(
 
 def test_a_request_that_is_given_up_leaves_nothing_and_may_be_made_again(roll_out, tokenizer) -> None:
     engine = StuckEngine(tokenizer)
-    (rollout,) = roll_out([{"kind": "impatient"}], engine, timeout=60.0)
+    (rollout,) = roll_out([{"kind": "impatient"}], engine, timeout=120.0)
     assert isinstance(rollout.outcome, Scored), rollout.outcome
     assert rollout.outcome.components["given_up"] >= 2 and engine.forgotten >= 2
     (sequence,) = rollout.sequences
