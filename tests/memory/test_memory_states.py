@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from iiverl_core.config import ModelConfig
 from iiverl_core.config.model_facts import ModelFacts
 from iiverl_core.memory.layout import Layout
-from iiverl_core.memory.states import held, model_parameters, states, trained_parameters
+from iiverl_core.memory.states import held, held_trained, model_parameters, states, trained_parameters
 
 DENSE = ModelFacts(
     model_type="qwen2",
@@ -124,6 +124,23 @@ def test_fsdp_divides_everything_and_collects_a_layer() -> None:
 def test_what_is_not_trained_has_weights_alone() -> None:
     own = states(DENSE, Layout(1), "first", language=True, trained=False)
     assert (own.weights, own.gradients, own.optimizer) == (2 * DENSE.parameters, 0, 0)
+
+
+@given(POWERS, POWERS)
+def test_tensor_parallelism_divides_one_matrix_of_each_adapter(tensor: int, pipeline: int) -> None:
+    layout = Layout(8 * tensor * pipeline, tensor=tensor, pipeline=pipeline)
+    layers = DENSE.layers // pipeline
+    divided = 64 + 2 * 32 + 2 * 96 + (64 + 96)  # B of q, k, v, gate and up; A of o and down
+    copied = 5 * 64 + 2 * 64
+    count = held_trained(DENSE, ADAPTED, layout, "first", language=True)
+    assert count == layers * 8 * (divided // tensor + copied)
+    assert held_trained(DENSE, ADAPTED, layout, "last", language=False) == count + DENSE.hidden_size
+    if tensor == pipeline == 1:
+        assert count == trained_parameters(DENSE, ADAPTED, language=True)
+    own = states(DENSE, layout, "first", language=True, trained=True, adapter=count)
+    frozen = states(DENSE, layout, "first", language=True, trained=False)
+    assert (own.weights, own.gradients) == (frozen.weights + 4 * count, 4 * count)
+    assert 0 <= own.optimizer * 8 - 8 * count < 8 * 8
 
 
 def test_frozen_weights_have_no_gradients_and_no_moments() -> None:

@@ -11,5 +11,4 @@ BACKEND = BackendInfo(
     title="FSDP",
     summary="torch FSDP2: any causal LM of transformers, sharded over all devices",
     code="iiverl_fsdp.backend:FSDPBackend",
-    adapters=True,
 )

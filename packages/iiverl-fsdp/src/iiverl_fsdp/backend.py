@@ -26,7 +26,7 @@ from iiverl_core.training.adapter import (
     is_adapter,
     merge_adapter,
     merge_saved,
-    without_adapter,
+    without_adapters,
 )
 from iiverl_core.training.layout import WHOLE, lay_out
 from iiverl_core.training.metrics import merge
@@ -63,7 +63,10 @@ class FSDPBackend:
         self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False, adapter: bool = True
     ) -> list[Outputs]:
         """See `TrainingBackend.forward`."""
-        with torch.no_grad(), nullcontext() if adapter else without_adapter(self._model):
+        with (
+            torch.no_grad(),
+            nullcontext() if adapter else without_adapters(adapted_layers(self._model).values()),
+        ):
             outputs = [self._run(batch, entropy=entropy) for batch in micro_batches]
         reshard(self._model)  # no backward pass does it
         return outputs

@@ -25,7 +25,7 @@ from iiverl_core.config import ROLE_KEYS, FSDPConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import LayoutKind, ModelSpec, Role
-from iiverl_core.training.adapter import add_adapter, initial_adapter, is_adapter, read_adapter
+from iiverl_core.training.adapter import add_adapter, is_adapter, starting_adapter
 from iiverl_core.training.model_config import read_model_config
 from iiverl_fsdp.attention import PADDED
 from iiverl_fsdp.packing import attention_candidates, choose_layout
@@ -223,7 +223,7 @@ def _adapter(model: ShardedModel, spec: ModelSpec) -> dict[str, torch.Tensor]:
     shapes = {
         name: tuple(parameter.shape) for name, parameter in model.named_parameters() if is_adapter(name)
     }
-    return read_adapter(spec.model, shapes) if spec.model.lora_adapter_path else initial_adapter(shapes)
+    return starting_adapter(spec.model, shapes)
 
 
 def _load(model: ShardedModel, spec: ModelSpec, read: Callable[[], ShardedModel]) -> None:

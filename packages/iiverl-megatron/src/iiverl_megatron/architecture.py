@@ -4,6 +4,7 @@ Llama, Qwen2 (and 2.5), Qwen3 and Qwen3 MoE differ in a few options: all are dec
 MLP, rotary positions, and gated MLPs with SiLU.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class Architecture:
     """megatron-core's configuration of a model, and what it does not hold.
 
     `tied`: the embedding is the output layer too. `inv_freq`: the frequencies of rotary positions, (head_dim / 2,).
+    `linear_layers`: inputs and outputs of each linear layer by its name in transformers, without head, routers and experts.
     """
 
     transformer: TransformerConfig
@@ -35,6 +37,7 @@ class Architecture:
     tied: bool
     max_positions: int
     inv_freq: torch.Tensor
+    linear_layers: Mapping[str, tuple[int, int]]
 
 
 def read_architecture(spec: ModelSpec, parallel: MegatronConfig) -> Architecture:
@@ -50,6 +53,7 @@ def read_architecture(spec: ModelSpec, parallel: MegatronConfig) -> Architecture
         tied=bool(config.tie_word_embeddings) and spec.role in ("actor", "reference"),
         max_positions=config.max_position_embeddings,
         inv_freq=_rotary(config),
+        linear_layers=facts_from(config.to_dict()).linear_layers,
     )
 
 

@@ -1,7 +1,7 @@
 """The Megatron backend: forward and backward through a pipeline, step, and weights by name."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, wraps
 from pathlib import Path
@@ -17,20 +17,23 @@ from torch import Tensor
 
 from iiverl_core.config import MegatronConfig
 from iiverl_core.training import AdapterWeights, LayoutKind, Loss, MicroBatch, ModelSpec, Outputs, StepResult
+from iiverl_core.training.adapter import is_adapter, without_adapters
 from iiverl_core.training.batching import dummy_micro_batch
 from iiverl_core.training.metrics import merge
 from iiverl_megatron import checkpoint
+from iiverl_megatron.adapters import adapted_layers, checked_merges
 from iiverl_megatron.architecture import Architecture, read_architecture
 from iiverl_megatron.context import gather_tokens
 from iiverl_megatron.heads import Targets
 from iiverl_megatron.inputs import Inputs, Sharing, make_inputs
 from iiverl_megatron.layers import own_attention
 from iiverl_megatron.model import build_chunks, distribute
+from iiverl_megatron.names import WeightMapping
 from iiverl_megatron.offload import Offloading
 from iiverl_megatron.optimizer import make_optimizer, step
 from iiverl_megatron.parallel import context_group, init_parallel, parallel_rank, tensor_group
 from iiverl_megatron.saved_weights import saved_weights
-from iiverl_megatron.weights import count_parameters, named_tensors, read_weights
+from iiverl_megatron.weights import count_parameters, global_parameters, read_weights, whole_tensors
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -75,6 +78,7 @@ class MegatronBackend:
             self.layout = _choose_layout(spec, self._architecture, self._sharing)
             self._models = build_chunks(spec, spec.parallel, self._architecture)
             read_weights(spec, self._models, self._architecture)
+            self._layers = adapted_layers(self._models)
             self._chunks: list[Any] = list(self._models)
             self._optimizer = None
             if spec.optim is None:
@@ -91,8 +95,9 @@ class MegatronBackend:
     def forward(
         self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False, adapter: bool = True
     ) -> list[Outputs]:
-        """See `TrainingBackend.forward`. There are no adapters. Outputs are empty outside of the last pipeline stage."""
-        with torch.no_grad(), self._offloading.parameters():
+        """See `TrainingBackend.forward`. Outputs are empty outside of the last pipeline stage."""
+        adapters = [] if adapter else [layer.adapters for layer in self._layers.values()]
+        with torch.no_grad(), self._offloading.parameters(), without_adapters(adapters):
             results = self._run(micro_batches, entropy, loss=None)
         return results or [Outputs() for _ in micro_batches]
 
@@ -126,30 +131,45 @@ class MegatronBackend:
     def named_weights(
         self, dtype: torch.dtype | None = None, *, adapters: AdapterWeights = "merged"
     ) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.named_weights`. Tied weights come once. There are no adapters."""
+        """See `TrainingBackend.named_weights`. Tied weights come once."""
         with self._offloading.parameters():
-            yield from named_tensors(
-                self._models, self._architecture, self._spec.role, lambda parameter: parameter.data, dtype
-            )
+            own = {name: each.data for name, each in global_parameters(self._models).items()}
+            if adapters == "merged" and self._spec.model.lora_rank:
+                context = partial(_compute_context, self._spec)
+                scale = self._spec.model.lora_scale
+                yield from checked_merges(self._layers, self._whole(own), scale, dtype, context)
+                return
+            kept = {name: each for name, each in own.items() if is_adapter(name) == (adapters == "only")}
+            for _, mapping, tensors in self._whole(kept, dtype):
+                yield from zip(mapping.names, tensors, strict=True)
+
+    def _whole(
+        self, own: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, WeightMapping, list[Tensor]]]:
+        return whole_tensors(own, self._architecture, self._spec.role, self._spec.device, dtype)
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainingBackend.named_gradients`."""
         with _compute_context(self._spec), self._offloading.parameters():
             self._offloading.allocate_gradients()
             finalize_model_grads(self._chunks, force_all_reduce=True)
-            yield from named_tensors(
-                self._models,
-                self._architecture,
-                self._spec.role,
-                lambda parameter: getattr(parameter, "main_grad"),  # noqa: B009 (set by megatron-core's buffers)
-            )
+            gradients = {
+                name: getattr(each, "main_grad")  # noqa: B009 (set by megatron-core's buffers)
+                for name, each in self._trained().items()
+            }
+            for _, mapping, tensors in self._whole(gradients):
+                yield from zip(mapping.names, tensors, strict=True)
             for chunk in self._chunks:
                 chunk.zero_grad_buffer()
             self._offloading.free_gradients()
 
     def parameter_count(self, *, trained: bool = False) -> int:
-        """See `TrainingBackend.parameter_count`; all are trained."""
-        return count_parameters(self._models, self._architecture, self._spec.role)
+        """See `TrainingBackend.parameter_count`; tied weights count once."""
+        counted = self._trained() if trained else global_parameters(self._models)
+        return count_parameters(counted, self._architecture, self._spec.role)
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: each for name, each in global_parameters(self._models).items() if each.requires_grad}
 
     @_in_compute_context
     def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
@@ -173,11 +193,11 @@ class MegatronBackend:
     def saved_weights(
         spec: ModelSpec, folder: Path, *, adapter: bool = False
     ) -> Iterator[tuple[str, Tensor]]:
-        """See `TrainingBackend.saved_weights`. There are no adapters."""
+        """See `TrainingBackend.saved_weights`. The weights that a run with LoRA adapters started from are read one at a time."""
         if not isinstance(spec.parallel, MegatronConfig):
             raise TypeError(f"Megatron reads the section megatron, not {type(spec.parallel).__name__}")
         with _compute_context(spec):
-            yield from saved_weights(spec, spec.parallel, folder)
+            yield from saved_weights(spec, spec.parallel, folder, adapter=adapter)
 
     def _run(
         self,

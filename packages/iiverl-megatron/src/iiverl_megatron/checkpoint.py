@@ -21,11 +21,14 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.utils import make_sharded_tensor_for_checkpoint, make_tp_sharded_tensor_for_checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
 from iiverl_core.errors import CheckpointError
+from iiverl_core.training.adapter import is_adapter
 from iiverl_megatron.optimizer import fuse
 from iiverl_megatron.parallel import parallel_sizes
+from iiverl_megatron.weights import global_name
 
 OPTIMIZER = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -124,7 +127,7 @@ def load(folder: Path, chunks: Sequence[Any], optimizer: Any) -> None:
         raise CheckpointError(f"{folder} holds no checkpoint of this model: {error}") from error
     for i, chunk in enumerate(chunks):
         read = getattr(chunk, "module", chunk).load_state_dict(found[f"model{i}"], strict=False)
-        if missing := [name for name in read.missing_keys if not name.endswith(EXTRA)]:
+        if missing := [name for name in read.missing_keys if name in state[f"model{i}"]]:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}")
     if optimizer is not None:
         with _keeping_steps():
@@ -197,9 +200,23 @@ def _sharded(chunks: Sequence[Any], optimizer: Any, *, loading: bool) -> dict[st
 
 
 def sharded_weights(chunk: GPTModel) -> dict[str, Any]:
-    """Return the parameters of a chunk by name, with their places in the saved tensors."""
+    """Return the trained parameters of a chunk by name, with their places in the saved tensors."""
     tensors = chunk.sharded_state_dict(metadata=_metadata())
-    return {name: part for name, part in tensors.items() if not name.endswith(EXTRA)}
+    own = {name: part for name, part in tensors.items() if not name.endswith(EXTRA)}
+    parameters = dict(chunk.named_parameters())
+    adapters = {
+        name: _adapter_place(name, each, chunk) for name, each in parameters.items() if is_adapter(name)
+    }
+    if not adapters:
+        return own
+    return {name: part for name, part in own.items() if parameters[name].requires_grad} | adapters
+
+
+def _adapter_place(name: str, parameter: torch.nn.Parameter, chunk: GPTModel) -> Any:
+    key = global_name(name, chunk)
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return make_sharded_tensor_for_checkpoint(parameter, key)
+    return make_tp_sharded_tensor_for_checkpoint(parameter, key, tp_axis=parameter.partition_dim)  # type: ignore[attr-defined]
 
 
 def _metadata() -> dict[str, Any]:

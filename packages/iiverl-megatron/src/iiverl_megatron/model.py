@@ -8,15 +8,19 @@ from megatron.core.models.gpt import GPTModel
 
 from iiverl_core.config import MegatronConfig
 from iiverl_core.training import ModelSpec
+from iiverl_megatron.adapters import add_adapters
 from iiverl_megatron.architecture import Architecture
 from iiverl_megatron.heads import PolicyHead, ValueHead
 from iiverl_megatron.layers import RotaryPositions, block_spec
 
 
 def build_chunks(spec: ModelSpec, parallel: MegatronConfig, architecture: Architecture) -> list[GPTModel]:
-    """Build this pipeline stage's chunks, without weights.
+    """Build this pipeline stage's chunks, without weights; beside frozen ones are LoRA adapters.
 
     The last chunk of the last stage has a head for the model's role: log-probs, or one number.
+
+    Raises:
+        ConfigError: no layer of the model has a name that `target_modules` matches.
     """
     count = parallel.virtual_pipeline_model_parallel_size
     return [_chunk(spec, architecture, chunk if count else None) for chunk in range(count or 1)]
@@ -48,7 +52,9 @@ def _chunk(spec: ModelSpec, architecture: Architecture, chunk: int | None) -> GP
             else ValueHead(config, bias=spec.role == "critic")
         )
         model.output_layer = cast(Any, head)
-    return model.to(spec.device)
+    model.to(spec.device)
+    add_adapters(model, spec.model, architecture, spec.role)
+    return model
 
 
 def distribute(model: GPTModel) -> DistributedDataParallel:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iiverl_core.training import Role
+from iiverl_core.training.adapter import A
 from iiverl_megatron.architecture import Architecture
 
 
@@ -118,6 +119,7 @@ class WeightMapping:
     expert: bool = False
 
 
+ADAPTER = re.compile(r"(.*)\.adapters\.(\w+)\.(lora_[AB])\.weight")
 EXPERT = re.compile(r"decoder\.layers\.\d+\.mlp\.experts\.\d+\.linear_fc[12]\.weight")
 
 
@@ -139,6 +141,9 @@ def weight_mapping(name: str, architecture: Architecture, role: Role) -> WeightM
     }
     if name in ends:
         return ends[name]
+    if adapter := ADAPTER.fullmatch(name):
+        layer = weight_mapping(f"{adapter[1]}.weight", architecture, role)
+        return _adapter(layer, adapter[2], adapter[3])
     layer, rest = re.fullmatch(r"decoder\.layers\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
     prefix = f"model.layers.{layer}"
     if expert := re.fullmatch(r"mlp\.experts\.(\d+)\.(linear_fc[12])\.weight", rest):
@@ -165,6 +170,15 @@ def weight_mapping(name: str, architecture: Architecture, role: Role) -> WeightM
             WeightMapping((f"{prefix}.post_attention_layernorm.weight",), Replicated()),
         ),
     }[rest]
+
+
+def _adapter(layer: WeightMapping, part: str, matrix: str) -> WeightMapping:
+    """Return the mapping of a matrix of an adapter beside `part` of a layer, split like the layer's own weight."""
+    (own,) = (name for name in layer.names if name.endswith(f".{part}.weight"))
+    splits_inputs = isinstance(layer.sharding, Sliced)
+    split = Sliced(1) if splits_inputs else Sliced(0)
+    name = f"{own.removesuffix('.weight')}.{matrix}.weight"
+    return WeightMapping((name,), split if (matrix == A) == splits_inputs else Replicated())
 
 
 def _qkv(attention: str, kind: str) -> tuple[str, ...]:

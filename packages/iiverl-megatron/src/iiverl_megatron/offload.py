@@ -88,12 +88,20 @@ class Offloading:
             torch.cuda.synchronize()
 
     def _move_optimizer(self, device: torch.device) -> None:
-        """Move the moments and, if weights are not fp32, their fp32 masters, which are the optimizer's parameters."""
-        masters = self._chunks[0].config.params_dtype is not torch.float32
+        """Move the moments, and the fp32 masters of weights in half precision, which are the optimizer's parameters.
+
+        Its other parameters are parts of megatron-core's buffers of weights.
+        """
         for part in self._optimizer.chained_optimizers:
+            masters = {
+                id(each)
+                for group in part.shard_fp32_from_float16_groups
+                for each in group
+                if each is not None
+            }
             for group in part.optimizer.param_groups:
                 for parameter in group["params"]:
-                    if masters:
+                    if id(parameter) in masters:
                         parameter.data = parameter.data.to(device)
                     state = part.optimizer.state[parameter]
                     state.update({name: _moved(value, device) for name, value in state.items()})

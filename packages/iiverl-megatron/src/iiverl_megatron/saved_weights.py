@@ -3,7 +3,7 @@
 A model without storage tells which part of which saved tensor each of its parameters is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from iiverl_core.config import MegatronConfig
 from iiverl_core.training import ModelSpec
+from iiverl_core.training.adapter import is_adapter, merge_saved
 from iiverl_core.training.saved_tensors import SavedTensors
-from iiverl_megatron.architecture import read_architecture
+from iiverl_megatron.architecture import Architecture, read_architecture
 from iiverl_megatron.checkpoint import sharded_weights
+from iiverl_megatron.checkpoint_files import CheckpointFiles
 from iiverl_megatron.model import build_chunks
 from iiverl_megatron.names import sort_key, weight_mapping
 from iiverl_megatron.parallel import init_parallel
@@ -33,8 +35,12 @@ WHOLE = {
 """The layout of a model in one process."""
 
 
-def saved_weights(spec: ModelSpec, parallel: MegatronConfig, folder: Path) -> Iterator[tuple[str, Tensor]]:
+def saved_weights(
+    spec: ModelSpec, parallel: MegatronConfig, folder: Path, *, adapter: bool
+) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights that `checkpoint.save` wrote into `folder`. This process is a group of its own.
+
+    LoRA adapters are merged into the weights that the run started from, unless only what was trained is asked for (`adapter`).
 
     Raises:
         CheckpointError: `folder` holds no checkpoint of this model.
@@ -45,15 +51,35 @@ def saved_weights(spec: ModelSpec, parallel: MegatronConfig, folder: Path) -> It
     with torch.device("meta"):
         (chunk,) = build_chunks(replace(spec, device=torch.device("meta")), parallel, architecture)
         places = sharded_weights(chunk)
-    names = {
-        global_name(name, chunk): name
-        for name, parameter in chunk.named_parameters()
-        if not is_copy(chunk, parameter)
-    }
-    for name in sorted(names, key=sort_key):
-        mapping = weight_mapping(name, architecture, spec.role)
-        whole = _read(saved, places[names[name]])
-        yield from zip(mapping.names, mapping.sharding.join([whole]), strict=True)
+    parameters = {name: each for name, each in chunk.named_parameters() if not is_copy(chunk, each)}
+    names = {global_name(name, chunk): name for name in parameters}
+
+    def trained() -> Iterator[tuple[str, Tensor]]:
+        for name in sorted(names, key=sort_key):
+            if names[name] in places:
+                mapping = weight_mapping(name, architecture, spec.role)
+                whole = _read(saved, places[names[name]])
+                yield from zip(mapping.names, mapping.sharding.join([whole]), strict=True)
+
+    if adapter or not spec.model.lora_rank:
+        yield from trained()
+        return
+    dtypes = {name: parameters[names[name]].dtype for name in names if not is_adapter(name)}
+    yield from merge_saved(
+        _starting_weights(spec, architecture, dtypes), dict(trained()), spec.model.lora_scale
+    )
+
+
+def _starting_weights(
+    spec: ModelSpec, architecture: Architecture, dtypes: Mapping[str, torch.dtype]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights at `spec.model.path`, of parameters by global name; a critic's head may not be among them."""
+    files = CheckpointFiles(spec)
+    for name in sorted(dtypes, key=sort_key):
+        for each in weight_mapping(name, architecture, spec.role).names:
+            weight = files.read(each)
+            if weight is not None:
+                yield each, weight.to(dtypes[name])
 
 
 def _read(saved: SavedTensors, place: Any) -> Tensor:

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from iiverl_core.training import ModelSpec, Role
+from iiverl_core.training.adapter import A, B, chosen_layers, is_adapter, starting_adapter
 from iiverl_megatron.architecture import Architecture
 from iiverl_megatron.checkpoint_files import CheckpointFiles
 from iiverl_megatron.names import (
@@ -68,25 +69,43 @@ def global_name(name: str, chunk: GPTModel) -> str:
 
 
 def read_weights(spec: ModelSpec, chunks: Sequence[GPTModel], architecture: Architecture) -> None:
-    """Fill every parameter of this process from the safetensors at `spec.model.path`.
+    """Fill every parameter of this process from the safetensors at `spec.model.path`, and from the adapter to start from.
 
     A critic uses the head of a reward model or of a saved critic. If there is none its head starts at zero, so that every
     run starts with the same values.
 
     Raises:
-        ConfigError: there is no such checkpoint, a weight is missing or of another shape, or a reward model has no head.
+        ConfigError: there is no such checkpoint, a weight is missing or of another shape, a reward model has no head, or
+            the adapter does not fit.
     """
-    files = CheckpointFiles(spec)
+    files, adapter = CheckpointFiles(spec), _starting_adapter(spec, architecture)
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             mapping = weight_mapping(global_name(name, chunk), architecture, spec.role)
-            _fill(parameter, mapping, files, spec)
+            _fill(parameter, mapping, adapter.get if is_adapter(name) else files.read, files, spec)
+
+
+def _starting_adapter(spec: ModelSpec, architecture: Architecture) -> dict[str, Tensor]:
+    if not spec.model.lora_rank:
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in chosen_layers(spec.model, architecture.linear_layers):
+        inputs, outputs = architecture.linear_layers[name]
+        shapes[f"{name}.{A}.weight"] = (spec.model.lora_rank, inputs)
+        shapes[f"{name}.{B}.weight"] = (outputs, spec.model.lora_rank)
+    return starting_adapter(spec.model, shapes)
 
 
 @torch.no_grad()
-def _fill(parameter: nn.Parameter, mapping: WeightMapping, files: CheckpointFiles, spec: ModelSpec) -> None:
+def _fill(
+    parameter: nn.Parameter,
+    mapping: WeightMapping,
+    read: Callable[[str], Tensor | None],
+    files: CheckpointFiles,
+    spec: ModelSpec,
+) -> None:
     rank, size = _slice_of(mapping)
-    tensors = [files.read(name) for name in mapping.names]
+    tensors = [read(name) for name in mapping.names]
     present = [tensor for tensor in tensors if tensor is not None]
     if len(present) < len(tensors):
         missing = mapping.names[tensors.index(None)]
@@ -123,20 +142,18 @@ class _Owner:
     dtype: torch.dtype
 
 
-def named_tensors(
-    chunks: Sequence[GPTModel],
+def whole_tensors(
+    own: Mapping[str, Tensor],
     architecture: Architecture,
     role: Role,
-    value_of: Callable[[nn.Parameter], Tensor],
+    device: torch.device,
     dtype: torch.dtype | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield whole tensors by the names of transformers checkpoints, the same on every process.
+) -> Iterator[tuple[str, WeightMapping, list[Tensor]]]:
+    """Yield the whole tensors of each parameter by global name, the same on every process.
 
-    `value_of` returns a parameter's value or gradient, which is converted to `dtype`, if given, before it is gathered.
-    All processes take part in each tensor.
+    `own` has this process's slices of values or gradients, which are converted to `dtype`, if given, before they are
+    gathered. All processes take part in each parameter. Adapters precede the weights of their layer.
     """
-    own = {name: value_of(parameter).detach() for name, parameter in global_parameters(chunks).items()}
-    device = next(chunks[0].parameters()).device
     owners = _all_owners(own)
     for name in sorted(owners, key=sort_key):
         mapping, owner = weight_mapping(name, architecture, role), owners[name]
@@ -155,13 +172,13 @@ def named_tensors(
         dist.broadcast(
             slices, src=owner.rank, group=expert_pipeline_group() if mapping.expert else pipeline_group()
         )
-        yield from zip(mapping.names, mapping.sharding.join(slices.unbind()), strict=True)
+        yield name, mapping, mapping.sharding.join(slices.unbind())
 
 
-def count_parameters(chunks: Sequence[GPTModel], architecture: Architecture, role: Role) -> int:
-    """Count the parameters of the whole model; tied weights count once. All processes take part."""
+def count_parameters(own: Mapping[str, Tensor], architecture: Architecture, role: Role) -> int:
+    """Count the numbers in the whole parameters of which processes have `own`. All processes take part."""
     total = 0
-    for name, owner in _all_owners(global_parameters(chunks)).items():
+    for name, owner in _all_owners(own).items():
         mapping = weight_mapping(name, architecture, role)
         rows = owner.shape[0] if _is_replicated(mapping) else owner.shape[0] * tensor_group().size()
         if isinstance(mapping.sharding, Vocabulary):

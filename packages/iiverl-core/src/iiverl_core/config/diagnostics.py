@@ -193,7 +193,6 @@ DIAGNOSTICS = {
     "C815": "sequence-split-without-packing",
     "C816": "uneven-recomputation",
     # adapters
-    "C841": "unsupported-adapters",
     "C842": "adapter-options-unused",
     "C843": "reward-model-adapters",
     "C844": "reference-layout-unused",

@@ -10,7 +10,7 @@ from math import ceil
 from iiverl_core.config import Role, RoleConfig, RunConfig
 from iiverl_core.config.model_facts import ModelFacts
 from iiverl_core.memory.layout import Layout, Stage, layout_of
-from iiverl_core.memory.states import MOMENTS, held, model_parameters, trained_parameters
+from iiverl_core.memory.states import MOMENTS, held, held_trained, model_parameters, trained_parameters
 
 FP32 = 4
 
@@ -59,6 +59,8 @@ def _held(role: RoleConfig, facts: ModelFacts, layout: Layout) -> int:
     if layout.sharded:
         return ceil(trained_parameters(facts, role.model, language=language) / layout.devices)
     stages: tuple[Stage, ...] = ("first", "last")
+    if role.model.lora_rank:
+        return max(held_trained(facts, role.model, layout, stage, language=language) for stage in stages)
     return max(held(facts, layout, stage, language=language).all for stage in stages)
 
 
@@ -72,7 +74,7 @@ def _bytes_each(run: RunConfig, role: RoleConfig) -> int:
         return 0
     layout = layout_of(role, run.devices)
     master = FP32 if role.model.lora_rank else layout.master_bytes
-    weight = master if layout.sharded else layout.weight_bytes
+    weight = master if layout.sharded or role.model.lora_rank else layout.weight_bytes
     if "optimizer" not in contents:
         return weight
     return weight + (MOMENTS * master if layout.sharded else (MOMENTS + 1) * FP32)

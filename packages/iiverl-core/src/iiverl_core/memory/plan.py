@@ -11,7 +11,7 @@ from iiverl_core.memory.activations import activations
 from iiverl_core.memory.engine import EngineMemory, engine_memory
 from iiverl_core.memory.head import head_memory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
-from iiverl_core.memory.states import States, states, trained_parameters
+from iiverl_core.memory.states import States, held_trained, states
 from iiverl_core.memory.work import work_of
 from iiverl_core.registry import ENGINES
 
@@ -172,7 +172,9 @@ def _role(run: RunConfig, role: RoleConfig, facts: ModelFacts, stage: Stage) -> 
         return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), head)
 
     trained = role.training is not None
-    adapter = trained_parameters(facts, role.model, language=language) if role.model.lora_rank else None
+    adapter = (
+        held_trained(facts, role.model, layout, stage, language=language) if role.model.lora_rank else None
+    )
     state_sizes = states(facts, layout, stage, language=language, trained=trained, adapter=adapter)
     return RoleMemory(
         role.role, facts, layout, state_sizes, make_pass(False), make_pass(True) if trained else None

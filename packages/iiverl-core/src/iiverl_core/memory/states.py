@@ -72,6 +72,26 @@ def trained_parameters(facts: ModelFacts, model: ModelConfig, *, language: bool)
     return model.lora_rank * sum(sizes) + (0 if language else facts.hidden_size)
 
 
+def held_trained(
+    facts: ModelFacts, model: ModelConfig, layout: Layout, stage: Stage, *, language: bool
+) -> int:
+    """Count the trained parameters beside frozen weights on one device of a pipeline stage, before FSDP shards them.
+
+    Tensor parallelism divides the matrix of an adapter that is on the divided side of its layer, and copies the other.
+    Adapters need not be distributed evenly over the stages: the stage with most is counted, and the head on the last.
+    """
+    per_stage = [0] * layout.pipeline
+    for name, (inputs, outputs) in facts.linear_layers.items():
+        if model.adapts(name):
+            rows = name.endswith((".o_proj", ".down_proj"))
+            divided, copied = (inputs, outputs) if rows else (outputs, inputs)
+            layer = int(name.split(".")[2])
+            stage_of = layer * layout.pipeline // facts.layers
+            per_stage[stage_of] += model.lora_rank * (ceil(divided / layout.tensor) + copied)
+    head = 0 if language or (stage == "first" and layout.pipeline > 1) else facts.hidden_size
+    return max(per_stage) + head
+
+
 def states(
     facts: ModelFacts,
     layout: Layout,
@@ -83,12 +103,16 @@ def states(
 ) -> States:
     """Count the bytes of a model's states on one device, with none of them offloaded by Megatron.
 
-    `adapter` is the number of trained parameters beside frozen weights, or None if all weights are trained.
+    `adapter` is the number of trained parameters beside frozen weights (`held_trained`), or None if all are trained.
     """
     if layout.sharded:
         return _sharded(facts, layout, language=language, trained=trained, adapter=adapter)
     part = held(facts, layout, stage, language=language)
     weights = part.all * layout.weight_bytes
+    if adapter is not None:
+        own = adapter * FP32
+        optimizer = ceil(adapter / (layout.data * layout.context)) * FP32 * MOMENTS
+        return States(weights + own, own, optimizer) if trained else States(weights + own)
     if not trained:
         return States(weights)
     return States(weights, part.all * FP32, _distributed_optimizer(part, layout))

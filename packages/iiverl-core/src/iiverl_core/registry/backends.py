@@ -16,14 +16,12 @@ class BackendInfo(Info):
     `name` and `aliases` are values of the key `strategy`; `title` is the name in messages. `section` is the section of each
     model that has its layout: `fsdp_config` if every process is a data-parallel rank and weights are sharded over all of
     them, `megatron` if models are split by tensor, pipeline and context. `check_model` is the code of a torch-free function
-    of `ModelFacts` that returns why the backend cannot build a model, as the end of a sentence, or None. `adapters` is true
-    if it trains LoRA adapters.
+    of `ModelFacts` that returns why the backend cannot build a model, as the end of a sentence, or None.
     """
 
     title: str
     section: Literal["fsdp_config", "megatron"] = "fsdp_config"
     check_model: str | None = None
-    adapters: bool = False
 
     @property
     def splits_models(self) -> bool:
@@ -49,7 +47,6 @@ BACKENDS = Registry(
             title="FSDP",
             summary="torch FSDP2: any causal LM of transformers, sharded over all devices",
             code="",
-            adapters=True,
         ),
         BackendInfo(
             name="megatron",

@@ -6,11 +6,11 @@ and files are those of PEFT: `lora_A.weight` and `lora_B.weight` below the name 
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
@@ -64,15 +64,24 @@ def add_adapter(model: nn.Module, config: ModelConfig, head: nn.Module | None) -
     layers = {
         name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head
     }
+    for name in chosen_layers(config, layers):
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, AdaptedLinear(layers[name], config))
+
+
+def chosen_layers(config: ModelConfig, layers: Collection[str]) -> list[str]:
+    """Return the names of those linear layers, of all but the head, that have an adapter.
+
+    Raises:
+        ValueError: `target_modules` matches none of them, or a name in it matches none.
+    """
     unused = [each for each in config.target_modules if not any(is_named(name, (each,)) for name in layers)]
-    chosen = {name: part for name, part in layers.items() if config.adapts(name)}
+    chosen = [name for name in layers if config.adapts(name)]
     if unused or not chosen:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
         missing = f"no linear layer is named {', '.join(unused)}" if unused else "no linear layer is left"
         raise ValueError(f"{missing} (model.target_modules); its layers are {known}")
-    for name, layer in chosen.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, AdaptedLinear(layer, config))
+    return chosen
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
@@ -85,10 +94,15 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[0].endswith((f".{A}", f".{B}"))
 
 
+class Switchable(Protocol):
+    """An adapter that can be turned off."""
+
+    enabled: bool
+
+
 @contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
-    """Let a model compute what its frozen weights alone do."""
-    layers = adapted_layers(model).values()
+def without_adapters(layers: Collection[Switchable]) -> Iterator[None]:
+    """Let layers compute what their frozen weights alone do."""
     for layer in layers:
         layer.enabled = False
     try:
@@ -130,9 +144,7 @@ def checked_merges(
 
 def _check_merged(name: str, layer: AdaptedLinear, merged: Tensor, whole: Callable[[Tensor], Tensor]) -> None:
     weight, a, b = (whole(each.detach()) for each in (layer.weight, layer.lora_A.weight, layer.lora_B.weight))
-    generator = torch.Generator().manual_seed(len(name))
-    signs = torch.randint(2, (PROBES, layer.in_features), generator=generator)
-    inputs = (2 * signs - 1).to(weight.device, torch.float64)
+    inputs = probe_inputs(name, PROBES, layer.in_features).to(weight.device)
     off = merged.new_zeros((), dtype=torch.float64)
     rows = max(1, CHUNK // layer.in_features)  # in fp64 at a time
     for start in range(0, layer.out_features, rows):
@@ -145,10 +157,21 @@ def _check_merged(name: str, layer: AdaptedLinear, merged: Tensor, whole: Callab
         off += (expected - inputs @ merged[part].double().t()).square().sum()
     size = weight.norm() + layer.scale * a.norm() * b.norm()
     if off.sqrt() > ROUNDING * PROBES**0.5 * size:
-        raise WeightMismatchError(
-            f"{name}, into which an adapter was merged, does not compute what the layer with its adapter does: their "
-            f"outputs differ by {off.sqrt().item():.2g}, where rounding explains {ROUNDING * size.item():.1g}"
-        )
+        raise wrong_merge(name, off.sqrt().item(), ROUNDING * size.item())
+
+
+def wrong_merge(name: str, off: float, rounding: float) -> WeightMismatchError:
+    """Return the error for a merged weight whose output is another one than that of its layer."""
+    return WeightMismatchError(
+        f"{name}, into which an adapter was merged, does not compute what the layer with its adapter does: their outputs "
+        f"differ by {off:.2g}, where rounding explains {rounding:.1g}"
+    )
+
+
+def probe_inputs(name: str, count: int, width: int) -> Tensor:
+    """Return random signs (count, width) in fp64, the same for a name in every process."""
+    generator = torch.Generator().manual_seed(len(name))
+    return 2 * torch.randint(2, (count, width), generator=generator).double() - 1
 
 
 def merge_saved(
@@ -182,6 +205,15 @@ def initial_adapter(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
             generator = torch.Generator().manual_seed(seed)
             nn.init.kaiming_uniform_(weights[name], a=math.sqrt(5), generator=generator)
     return weights
+
+
+def starting_adapter(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the adapter that a run starts from: that at `lora_adapter_path`, or one without effect.
+
+    Raises:
+        ConfigError: see `read_adapter`.
+    """
+    return read_adapter(config, shapes) if config.lora_adapter_path else initial_adapter(shapes)
 
 
 def read_adapter(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

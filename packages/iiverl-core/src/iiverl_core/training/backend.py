@@ -33,6 +33,8 @@ what the sequences of a group have in common (`training.layout`)."""
 class ModelSpec:
     """Everything a backend needs to build one model on its share of the devices.
 
+    With `model.lora_rank`, only LoRA adapters and a critic's head are trained.
+
     `optim` is None for a model that is only run forward. `default_dtype` is that of the master weights if the
     configuration sets none. Each sequence is split over `sequence_split` devices, if the backend can. Weights are read from
     `weights`, or from `model.path` if it is None.

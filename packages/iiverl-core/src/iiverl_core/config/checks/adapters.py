@@ -5,8 +5,7 @@ from iiverl_core.config.checks.layouts import facts_of
 from iiverl_core.config.roles import ROLE_KEYS, Role
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.rollout import ROLLOUT
-from iiverl_core.config.sections.section import BACKEND
-from iiverl_core.registry import BACKENDS, ENGINES
+from iiverl_core.registry import ENGINES
 
 checks = Checks()
 
@@ -20,15 +19,6 @@ def _check_adapter(role: Role) -> None:
     model = ROLE_KEYS[role].model
     rank = f"{model}.lora_rank"
     options = [f"{model}.{name}" for name in OPTIONS] + ([SYNC] if role == "actor" else [])
-
-    @checks.add("C841", "error", rank, BACKEND, role=role)
-    def backend_trains_adapters(view: ConfigView) -> str | None:
-        backend = BACKENDS[view.config.backend]
-        if not view[rank] or backend.adapters:
-            return None
-        return (
-            f"the {backend.title} backend does not train LoRA adapters in this version; set {BACKEND}: fsdp"
-        )
 
     @checks.add("C842", "warning", *options, rank, role=role)
     def options_are_read(view: ConfigView) -> str | None:
@@ -53,7 +43,11 @@ for _role in ROLE_KEYS:
         _check_adapter(_role)
 
 
-LAYOUT = tuple(path for path in keys() if path.startswith(f"{ROLE_KEYS['reference'].fsdp}."))
+LAYOUT = tuple(
+    path
+    for path in keys()
+    if path.startswith((f"{ROLE_KEYS['reference'].fsdp}.", f"{ROLE_KEYS['reference'].megatron}."))
+)
 
 
 @checks.add("C844", "warning", *LAYOUT, RANK, f"{ROLE_KEYS['actor'].model}.lora_adapter_path")
