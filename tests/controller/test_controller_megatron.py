@@ -90,6 +90,32 @@ def test_the_reward_doubles(
     assert len(kl) > 20 and max(kl) < 1e-5
 
 
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+@pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_engines_compute_with_adapters_what_the_trainer_does(
+    quickstart: Make, tmp_path: Path, engine: str, sync: str
+) -> None:
+    if engine == "vllm" and find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    options = (
+        f"{ACTOR}.strategy=megatron",
+        f"{ACTOR}.megatron.dtype=fp32",
+        f"{ACTOR}.use_kl_loss=true",
+        f"{ACTOR}.optim.lr=1e-2",
+        "actor_rollout_ref.model.lora_rank=4",
+        "actor_rollout_ref.rollout.verify_weights=true",
+        f"actor_rollout_ref.rollout.lora_sync={sync}",
+        *LAYOUTS["tensor"],
+        *ENGINES[engine],
+    )
+    train(quickstart(*options, runtime="ray"))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 3
+    assert max(record["rollout/kl"] for record in records) < 1e-5
+    assert records[0]["actor/kl_loss"] == pytest.approx(0, abs=1e-9)  # of the actor without adapters
+    assert records[-1]["actor/kl_loss"] > 1e-3
+
+
 def test_one_process_trains_again_and_again(quickstart: Make, tmp_path: Path) -> None:
     """A run in this process leaves nothing that is in the way of the next one."""
     for folder in ("first", "second"):
