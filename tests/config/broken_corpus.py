@@ -60,6 +60,7 @@ FILES = {
     "own.py": "def centred(batch, settings):\n    return batch.rewards_T, batch.rewards_T\n",
     "broken.py": "def compute_score(:\n",
     "answers.jsonl": '{"prompt": "1+1?", "answer": "2"}\n',
+    "tools.jsonl": 8 * '{"prompt": "1+1?", "ground_truth": "2", "tools": [{"type": "function"}]}\n',
     "no_prompt.jsonl": '{"prompt": null, "ground_truth": "2"}\n',
     "nulls.jsonl": 101 * '{"prompt": "1+1?", "ground_truth": null}\n',
     "dense/config.json": json.dumps(DENSE),

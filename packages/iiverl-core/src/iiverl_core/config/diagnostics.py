@@ -226,6 +226,7 @@ DIAGNOSTICS = {
     "C922": "undefined-function",
     "C923": "uncallable-reward-function",
     "C924": "reserved-reward-argument",
+    "C925": "tools-column-unused",
     # installed packages
     "C931": "broken-entry-point",
 }

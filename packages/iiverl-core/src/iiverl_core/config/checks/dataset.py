@@ -22,6 +22,7 @@ from iiverl_core.config.sections.section import AGENT_LOOP
 from iiverl_core.data_files import HEAD_ROWS, Head, hub_dataset, read_head
 from iiverl_core.errors import DataError
 from iiverl_core.python_files import static_signature
+from iiverl_core.registry import ROLLOUTERS
 from iiverl_core.registry.rewards import MANAGER_KEY
 
 checks = Checks()
@@ -35,6 +36,7 @@ LENGTH, FILTER, TRUNCATION = "data.max_prompt_length", "data.filter_overlong_pro
 TOKENIZER, MODEL_PATH = "data.tokenizer", "actor_rollout_ref.model.path"
 VALIDATES = ("trainer.test_freq", "trainer.val_before_train", "trainer.val_only")
 TEMPLATE, TOOLS = "data.apply_chat_template_kwargs", "data.tools_key"
+FUNCTIONS = "actor_rollout_ref.rollout.multi_turn.tools"
 TEMPLATE_RESERVED = (
     "conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict",
 )  # fmt: skip
@@ -61,6 +63,7 @@ def _heads(view: ConfigView, files: str) -> Iterator[tuple[str, Head | DataError
     names, splits = _names(view, files), view[SPLITS[files]]
     splits = splits * len(names) if len(splits) == 1 else splits
     columns = (view[PROMPT], view[SOURCE], view[COLUMN], *ground_truth_columns(view[TRUTH]))
+    columns += (view[TOOLS],) if view[TOOLS] else ()
     for name, split in zip(names, splits, strict=False):
         yield name, _head(name, split, columns, _needed(view)[1], _stamp(name))
 
@@ -101,7 +104,7 @@ def _one_line(message: object) -> str:
 
 def _check_files(files: str) -> None:
     reads = (files, SPLITS[files])
-    columns = (PROMPT, TRUTH, SOURCE, COLUMN, BATCH, GENERATED, FILTERED, STEPS)
+    columns = (PROMPT, TRUTH, SOURCE, COLUMN, TOOLS, BATCH, GENERATED, FILTERED, STEPS)
 
     @checks.add("C901", "input", *reads)
     def files_exist(view: ConfigView) -> str | None:
@@ -204,6 +207,18 @@ def _check_files(files: str) -> None:
                 return f"{name} has no column {view[COLUMN]!r} to send to the reward server; it has {there}"
         return None
 
+    @checks.add("C925", "warning", TOOLS, AGENT_LOOP, *reads, *columns)
+    def tools_of_rows_are_used(view: ConfigView) -> str | None:
+        if ROLLOUTERS[view[AGENT_LOOP]].name != "tools" or not view[TOOLS]:
+            return None
+        for name, head in _heads(view, files):
+            if isinstance(head, Head) and any(row.get(view[TOOLS]) for row in head.rows):
+                return (
+                    f"the column {view[TOOLS]!r} of {name} is not used: the model is offered the functions of "
+                    f"{FUNCTIONS}, the same for all rows"
+                )
+        return None
+
     @checks.add("C904", "error", SPLITS[files], files)
     def a_split_for_each(view: ConfigView) -> str | None:
         many, wanted = len(view[SPLITS[files]]), len(view[files] or ())
@@ -261,6 +276,7 @@ def _validation_is_unseen(view: ConfigView) -> str | None:
     TRUTH,
     SOURCE,
     COLUMN,
+    TOOLS,
 )
 def _a_step_has_rows(view: ConfigView) -> str | None:
     most, (key, needed) = view[SAMPLES] or 0, _needed(view)
