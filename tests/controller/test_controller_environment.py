@@ -1,7 +1,7 @@
 """Runs with an environment: the same bits twice, also if killed and resumed; failures are dropped and kept for inspection."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,16 @@ def guessing(inputs: Path, tmp_path: Path) -> Callable[..., Loaded]:
     return make
 
 
+@pytest.fixture
+def ray_is_up() -> Iterator[None]:
+    """Ray, which a run uses and leaves running."""
+    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
+
+    start_ray(cpus=4)
+    yield
+    stop_ray()
+
+
 def records(loaded: Loaded) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (loaded.run.folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -95,6 +105,28 @@ def test_runs_have_the_same_bits_also_if_killed_and_resumed(guessing, difference
         written = [message for message in json.loads(row["messages"]) if message["role"] == "assistant"]
         assert sum(message["tokens"] for message in written) == row["response_length"]
         assert row["score"] == pytest.approx(sum(message["reward"] for message in written))
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_engines_on_devices_of_their_own_play_the_same_games(guessing, ray_is_up) -> None:
+    here = guessing("trainer.total_training_steps=2", folder="here")
+    apart = guessing(
+        "trainer.total_training_steps=2", "trainer.rollout_devices=1", "trainer.runtime=ray", folder="apart"
+    )
+    train(here)
+    train(apart)
+    games = [
+        [
+            (row["group"], row["member"], row["score"], row["messages"])
+            for row in pq.read_table(loaded.run.folder / "samples" / "1.parquet").to_pylist()
+        ]
+        for loaded in (here, apart)
+    ]
+    assert games[0] == games[1]
+    for record in records(apart):
+        assert 1 < record["rollout/turns"] <= 3 and record["reward/failed"] == 0
+        assert abs(record["rollout/kl"]) < 1e-9
 
 
 @pytest.mark.slow
