@@ -30,20 +30,16 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
-import torch
-from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from iiverl_core.controller.run_diff import diff_runs
+from iiverl_core.telemetry import read_history
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 STALL_TIMEOUT_S = 20
 SOAK_RESTARTS = 10  # without a checkpoint in between: a start takes most of the interval
 SOAK_INTERVAL_S = 20.0  # on average, between two kills
-TIMES = ("time", "timing", "perf/", "reward/hidden_fraction")
 
 
 def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
@@ -99,44 +95,18 @@ def kill_something(
     return victim
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Read the metrics of each step, without times; half a line, which a kill leaves, is left out."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+def reached(folder: Path) -> int:
+    """Return the last step that the run has reported."""
+    return max((record["step"] for record in read_history(folder)), default=0)
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    """List where results of two runs that ended with the same step begin to differ; other checkpoints may be kept."""
     return [
-        {name: value for name, value in json.loads(line).items() if not name.startswith(TIMES)}
-        for line in lines
-        if line.endswith("}")
+        f"{each.kind} {each.place}: {'; '.join([*each.different, *each.only])}"
+        for each in diff_runs(folder, other).results
+        if not each.equal or not each.count or (each.only and each.kind != "checkpoints")
     ]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Read all tensors of a model's checkpoint: weights and optimizer."""
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    state_dict_loader.load(state, checkpoint_id=folder, no_dist=True)
-    return state
-
-
-def differences(folder: Path, other: Path, step: int) -> list[str]:
-    """List what is not equal in two runs that ended with the same step."""
-    found = [] if records(folder) == records(other) else ["metrics"]
-    names = {path.name for each in (folder, other) for path in (each / "samples").glob("*.parquet")}
-    for name in sorted(names):
-        paths = [each / "samples" / name for each in (folder, other)]
-        if not all(path.exists() for path in paths) or pq.read_table(paths[0]) != pq.read_table(paths[1]):
-            found.append(f"samples/{name}")
-    for role in sorted(path.name for path in (other / f"global_step_{step}").iterdir() if path.is_dir()):
-        one, two = (tensors(each / f"global_step_{step}" / role) for each in (folder, other))
-        found += [f"{role}: {name}" for name in one.keys() ^ two.keys()]
-        found += [
-            f"{role}: {name}" for name in one.keys() & two.keys() if not torch.equal(one[name], two[name])
-        ]
-    return found
 
 
 def train_and_kill(
@@ -156,17 +126,15 @@ def train_and_kill(
         try:
             run.wait(timeout=chance.uniform(0.1, longest))
         except subprocess.TimeoutExpired:
-            reached = max((record["step"] for record in records(folder)), default=0)
+            last = reached(folder)
             victim = kill_something(run, options, chance)
             if victim is None:  # it is starting again
                 continue
             kills[victim] += 1
             saved = [int(path.name.rpartition("_")[2]) for path in folder.glob("global_step_[0-9]*")]
-            repeated = reached - max(saved, default=0)
+            repeated = last - max(saved, default=0)
             most = max(most, repeated)
-            print(
-                f"kill {kills.total()}: {victim} after step {reached}, {repeated} to be repeated", flush=True
-            )
+            print(f"kill {kills.total()}: {victim} after step {last}, {repeated} to be repeated", flush=True)
     return most
 
 
@@ -190,15 +158,13 @@ def train_and_stall(
             if len(named_after) >= options.stalls or not workers:
                 continue
         victim = chance.choice(workers)
-        reached = max((record["step"] for record in records(folder)), default=0)
+        last = reached(folder)
         victim.suspend()
         began = time.monotonic()
         while f"(process {victim.pid} on" not in log.read_text() and run.poll() is None:
             time.sleep(0.1)
         named_after.append(time.monotonic() - began)
-        print(
-            f"stall {len(named_after)}: after step {reached}, named after {named_after[-1]:.1f} s", flush=True
-        )
+        print(f"stall {len(named_after)}: after step {last}, named after {named_after[-1]:.1f} s", flush=True)
         with suppress(psutil.NoSuchProcess):
             victim.wait(timeout=60)  # the restart kills it
     if run.returncode != 0:
@@ -263,12 +229,12 @@ def main() -> int:
             runs += 1
             killed = Path(name, f"killed-{runs}")
             most = max(most, train_and_kill(killed, options, chance, kills, alone))
-            different += differences(killed, whole, options.steps)
+            different += differences(killed, whole)
         while len(named_after) < options.stalls:
             runs += 1
             stalled = Path(name, f"stalled-{runs}")
             train_and_stall(stalled, options, chance, named_after, alone)
-            different += differences(stalled, whole, options.steps)
+            different += differences(stalled, whole)
     print("| SIGKILL to | times |\n|---|---|")
     print("\n".join(f"| {victim} | {count} |" for victim, count in sorted(kills.items())))
     print(f"\n{runs} runs; at most {most} finished steps repeated (save_freq {options.save_freq})")

@@ -20,7 +20,6 @@ from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.errors import CheckpointError, ConfigError
 from iiverl_core.training.saved_tensors import SavedTensors
-from quickstart_fixtures import BENCHMARKS, load_script
 
 FILE_BYTES = 50_000
 TRAINED = ("trainer.total_training_steps=1", "trainer.save_freq=1")
@@ -129,12 +128,13 @@ def test_an_exported_model_comes_with_all_that_belongs_to_it(
     critic = ("algorithm.adv_estimator=gae", f"critic.model.path={quickstart_inputs}/model")
     train(quickstart(*TRAINED, *critic, "critic.ppo_mini_batch_size=4"))
     folder = tmp_path / "run" / "global_step_1"
-    saved = load_script(BENCHMARKS / "survival.py").tensors(folder / "actor")
+    saved = SavedTensors(folder / "actor")
     export(folder, tmp_path / "half", dtype="bf16", log=print)
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
     assert half.dtype == torch.bfloat16
     assert all(
-        torch.equal(weight, saved[f"model.{name}"].bfloat16()) for name, weight in half.named_parameters()
+        torch.equal(weight, saved.read(f"model.{name}").bfloat16())
+        for name, weight in half.named_parameters()
     )
     assert "| step | 1 |" in (tmp_path / "half" / "README.md").read_text()
     turn = [{"role": "user", "content": "a word"}]
@@ -146,9 +146,9 @@ def test_an_exported_model_comes_with_all_that_belongs_to_it(
     with pytest.raises(ConfigError, match="half is not empty"):
         export(folder, tmp_path / "half", log=print)
 
-    saved = load_script(BENCHMARKS / "survival.py").tensors(folder / "critic")
+    saved = SavedTensors(folder / "critic")
     export(folder, tmp_path / "critic", "critic", log=print)
     values = AutoModelForTokenClassification.from_pretrained(tmp_path / "critic")
-    assert all(torch.equal(weight, saved[f"model.{name}"]) for name, weight in values.named_parameters())
+    assert all(torch.equal(weight, saved.read(f"model.{name}")) for name, weight in values.named_parameters())
     with pytest.raises(CheckpointError, match="holds no reward, but actor, critic"):
         export(folder, tmp_path / "third", "reward", log=print)

@@ -26,7 +26,7 @@ from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import CheckpointError, NonFiniteError
 from iiverl_core.memory import checkpoint_size, find_facts
 from iiverl_core.stopping import Stop
-from quickstart_fixtures import BENCHMARKS, load_script
+from iiverl_core.training.saved_tensors import SavedTensors
 
 STEPS = 6
 SAVING = (f"trainer.total_training_steps={STEPS}", "trainer.save_freq=2", "trainer.resume_mode=auto")
@@ -126,10 +126,10 @@ def test_the_folder_for_transformers_holds_the_trained_weights(
     contents = "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]"
     train(quickstart("trainer.total_training_steps=1", "trainer.save_freq=1", contents))
     actor = tmp_path / "run" / "global_step_1" / "actor"
-    saved = load_script(BENCHMARKS / "survival.py").tensors(actor)
+    saved = SavedTensors(actor)
     model = AutoModelForCausalLM.from_pretrained(actor / "huggingface")
     for name, weight in model.named_parameters():
-        assert torch.equal(weight, saved[f"model.{name}"])
+        assert torch.equal(weight, saved.read(f"model.{name}"))
     before = AutoModelForCausalLM.from_pretrained(quickstart_inputs / "model")
     assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
     tokenizers = (

@@ -18,6 +18,7 @@ from iiverl_cli.arguments import (
     Overrides,
     load_config,
 )
+from iiverl_cli.diff import diff
 from iiverl_cli.export import export
 from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
@@ -46,6 +47,7 @@ app.command("plan", cls=ConfigCommand)(plan)
 app.command("algorithms")(algorithms)
 app.command("runs")(runs)
 app.command("report")(report)
+app.command("diff")(diff)
 app.command("export")(export)
 app.add_typer(reward_app, name="reward")
 

@@ -8,7 +8,6 @@ import ray
 from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.messages import WorkerInfo
 from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
-from iiverl_core.cluster.ray_start import RayStart, start_in_background
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
@@ -20,45 +19,35 @@ T = TypeVar("T")
 class RayGroup:
     """`nnodes` × `n_gpus_per_node` workers under Ray; when one dies the group has failed. Implements `WorkerGroup`.
 
-    Connects to the cluster that `RAY_ADDRESS` names, else starts Ray on this machine until the group is closed. On a
-    machine without GPUs a "device" is a process on the CPU. Another group may be made once one is closed.
+    Ray runs already (`RayStart`). On a machine without GPUs a "device" is a process on the CPU. Another group may be made
+    once one is closed.
     """
 
-    def __init__(
-        self, run: RunConfig, heartbeats: Heartbeats | None = None, ray_start: RayStart | None = None
-    ) -> None:
+    def __init__(self, run: RunConfig, heartbeats: Heartbeats | None = None) -> None:
         """Reserve devices, start the processes, and build their models and engines.
 
-        The processes report what they do to `heartbeats`. `ray_start` becomes the group's own, to be closed with it.
+        The processes report what they do to `heartbeats`.
 
         Raises:
-            ConfigError: there is no cluster where one is needed, it cannot be reached, or it does not have the devices.
+            ConfigError: the cluster does not have the devices.
             WorkerError: a worker could not be built.
         """
         self.store = RayStore()
-        self._pool: RayPool | None = None
         nodes, per_node = run.trainer.nnodes, run.trainer.n_gpus_per_node
-        self._ray = ray_start or start_in_background(run)
-        try:
-            if self._ray is not None:
-                self._ray.wait()
-            device = device_of(run)
-            self._pool = RayPool(
-                PoolSpec(
-                    Worker,
-                    lambda rank, init_method: (run, rank, run.devices, device, self.store, init_method),
-                    device,
-                    bundles=[per_node] * nodes,
-                    strategy="SPREAD",
-                    replica_size=run.devices,
-                    label=lambda rank: f"worker {rank}",
-                    death_hint="If the machine killed it, it ran out of memory or was killed by hand.",
-                ),
-                heartbeats=heartbeats,
-            )
-        except BaseException:
-            self.close()
-            raise
+        device = device_of(run)
+        self._pool = RayPool(
+            PoolSpec(
+                Worker,
+                lambda rank, init_method: (run, rank, run.devices, device, self.store, init_method),
+                device,
+                bundles=[per_node] * nodes,
+                strategy="SPREAD",
+                replica_size=run.devices,
+                label=lambda rank: f"worker {rank}",
+                death_hint="If the machine killed it, it ran out of memory or was killed by hand.",
+            ),
+            heartbeats=heartbeats,
+        )
 
     @property
     def infos(self) -> Sequence[WorkerInfo]:
@@ -86,8 +75,6 @@ class RayGroup:
             if self._pool is not None:
                 self._pool.close()
                 self._pool = None
-            if self._ray is not None:
-                self._ray.close()
 
     @property
     def _running(self) -> RayPool:

@@ -143,7 +143,15 @@ def _dump_folders(run: RunConfig) -> list[Path]:
 
 def _run_outputs(run: RunConfig) -> list[Path]:
     """List the files that a run writes to its folders, including checkpoints."""
-    names = ("metrics.jsonl", "generations.jsonl", "tensorboard", "reward.png")
+    names = (
+        "metrics.jsonl",
+        "generations.jsonl",
+        "tensorboard",
+        "reward.png",
+        "report.html",
+        CONFIG_FILE,
+        VERSIONS_FILE,
+    )
     return [*(run.folder / name for name in names), *_dump_folders(run), *step_folders(run.folder)]
 
 

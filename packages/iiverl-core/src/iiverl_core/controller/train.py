@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iiverl_core.checkpoints import CONFIG_FILE, checkpoints
+from iiverl_core.checkpoints import CONFIG_FILE, VERSIONS_FILE, checkpoints, to_json
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
-from iiverl_core.cluster.runtime import WorkerDiedError, WorkerGroup
+from iiverl_core.cluster.runtime import ProcessReport, WorkerDiedError, WorkerGroup
 from iiverl_core.config import Loaded, RunConfig
 from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan
@@ -96,6 +96,8 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray_start
         return
     try:
         with progress, _recorder(run, plan) as recorder:
+            for name in (CONFIG_FILE, VERSIONS_FILE):  # also of a run that saves no checkpoint
+                (run.folder / name).write_text(to_json(recorded[name]), "utf-8")
             restarts = 0
             while True:
                 try:
@@ -109,7 +111,7 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray_start
                         raise
                     progress.log(f"{error}\nrestarting ({restarts} of {run.trainer.max_restarts})")
                     start = find_start(loaded, recorded, progress.log, start.state)
-                    ray_start = None  # it ended with the workers
+                    ray_start = None  # Ray has ended with the workers
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{error}\n{_way_back(run)}") from error
             recorder.end(stop.exit_code)
@@ -295,10 +297,19 @@ def _start(
     # The local runtime does not need Ray, which may not be installed.
     from iiverl_core.cluster.ray_engines import RayEngines
     from iiverl_core.cluster.ray_group import RayGroup, driver_heartbeats
+    from iiverl_core.cluster.ray_start import start_in_background
 
+    if ray_start is None:  # this is a restart
+        ray_start = start_in_background(run)
+    if ray_start is not None:
+        exit_stack.callback(ray_start.close)
+        watchdog.reports = lambda: [
+            ProcessReport("Ray")
+        ]  # which starts, and may take as long as a process may
+        ray_start.wait()
     heartbeats = driver_heartbeats(watchdog.interval_s)
     watchdog.reports = heartbeats.read
-    group = RayGroup(run, heartbeats, ray_start)
+    group = RayGroup(run, heartbeats)
     exit_stack.callback(group.close)
     if not run.trainer.rollout_devices:
         return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)

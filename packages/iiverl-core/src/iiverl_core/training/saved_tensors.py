@@ -1,6 +1,6 @@
 """Read tensors of a folder of `torch.distributed.checkpoint`, one at a time, in one process without a group."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -64,6 +64,23 @@ class SavedTensors:
         except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
             raise CheckpointError(f"{name} in {self._folder} cannot be read: {error}") from error
         return found
+
+
+def differences(one: SavedTensors, other: SavedTensors) -> Iterator[str]:
+    """Yield a line for each tensor that is not the same in both, bit by bit; tensors are read one at a time."""
+    for name in sorted(one.shapes.keys() | other.shapes.keys()):
+        if one.shapes.get(name) != other.shapes.get(name):
+            yield f"{name} has shape {one.shapes.get(name)} -> {other.shapes.get(name)}"
+            continue
+        left, right = one.read(name), other.read(name)
+        if left.dtype != right.dtype:
+            yield f"{name} is {left.dtype} -> {right.dtype}"
+        elif not torch.equal(_bits(left), _bits(right)):
+            yield f"{name} differs by up to {(left.double() - right.double()).abs().max().item():.3g}"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 class _Destination(DefaultLoadPlanner):
