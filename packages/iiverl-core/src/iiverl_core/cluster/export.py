@@ -105,7 +105,7 @@ def write_weights(
         CheckpointError: the checkpoint does not hold the model.
     """
     weights = _cast(_saved(run, role, checkpoint), dtype)
-    write_safetensors(weights, target, write=True, shard_bytes=shard_bytes)()
+    write_safetensors(weights, target, write=True, shard_bytes=shard_bytes, one_at_a_time=True)()
 
 
 def _saved(

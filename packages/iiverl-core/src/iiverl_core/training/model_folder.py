@@ -25,13 +25,18 @@ SHARD_BYTES = 4 * 2**30
 
 
 def write_safetensors(
-    weights: Iterable[tuple[str, Tensor]], folder: Path, *, write: bool, shard_bytes: int = SHARD_BYTES
+    weights: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    *,
+    write: bool,
+    shard_bytes: int = SHARD_BYTES,
+    one_at_a_time: bool = False,
 ) -> Callable[[], None]:
     """Copy named weights, and write them in the background into files of about `shard_bytes`, with an index of them.
 
     `weights` are those of `TrainingBackend.named_weights`, which all processes iterate over together; one of them
-    writes. A file is written while the weights of the next one are copied, so those of at most two are in memory.
-    Weights already in the folder are replaced; other files are kept.
+    writes. A file is written while the weights of the next one are copied, so those of two are in memory, unless only
+    `one_at_a_time` may be. Weights already in the folder are replaced; other files are kept.
 
     Returns:
         A function that waits for the files, and raises OSError or SafetensorError if one cannot be written.
@@ -56,6 +61,8 @@ def write_safetensors(
                 writing.result()
             writing = thread.submit(save_file, pending, file, {"format": "pt"})
             pending, pending_bytes = {}, 0
+            if one_at_a_time:
+                writing.result()
 
     try:
         for name, value in weights:
