@@ -86,9 +86,18 @@ def records(loaded: Loaded) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (loaded.run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+BACKENDS = {
+    "fsdp": (),
+    "megatron": ("actor_rollout_ref.actor.strategy=megatron", "actor_rollout_ref.actor.megatron.dtype=fp32"),
+}
+
+
 @pytest.mark.slow
-def test_runs_have_the_same_bits_also_if_killed_and_resumed(guessing, differences, monkeypatch) -> None:
-    saving = ("trainer.save_freq=2", "trainer.resume_mode=auto")
+@pytest.mark.parametrize("backend", ["fsdp", pytest.param("megatron", marks=pytest.mark.megatron)])
+def test_runs_have_the_same_bits_also_if_killed_and_resumed(
+    guessing, differences, monkeypatch, backend: str
+) -> None:
+    saving = ("trainer.save_freq=2", "trainer.resume_mode=auto", *BACKENDS[backend])
     whole, again, killed = (guessing(*saving, folder=name) for name in ("whole", "again", "killed"))
     train(whole)
     train(again)
@@ -98,7 +107,7 @@ def test_runs_have_the_same_bits_also_if_killed_and_resumed(guessing, difference
     assert differences(whole.run.folder, killed.run.folder, 4) == []
     for record in records(whole):
         assert 1 < record["rollout/turns"] <= 3 and record["rollout/env_failures"] == 0
-        assert record["reward/failed"] == 0
+        assert record["reward/failed"] == 0 and abs(record["rollout/kl"]) < 1e-9
     rows = pq.read_table(whole.run.folder / "samples" / "4.parquet").to_pylist()
     assert len(rows) == 24
     for row in rows:
