@@ -42,10 +42,10 @@ from iiverl_core.config.roles import ROLE_KEYS
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.observer import ModelShape, Observer
 from iiverl_core.controller.state import TrainState
-from iiverl_core.controller.train import collect_garbage_rarely
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder
+from iiverl_core.garbage import collect_rarely
 from iiverl_core.rollout import RolloutRequest
 from iiverl_core.samples import Handle, Handles, Prompt, Rollout, SampleId, SequenceRef
 from iiverl_core.stopping import Stop
@@ -356,7 +356,7 @@ def main() -> int:
     parser.add_argument("--scale-samples", type=int, default=16384, help="samples for the second table")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     given = parser.parse_args()
-    collect_garbage_rarely()
+    collect_rarely()
     by_samples = [measure(int(samples), given.devices) for samples in given.samples.split(",")]
     by_devices = [measure(given.scale_samples, int(devices)) for devices in given.scale.split(",")]
     found = problems(by_samples)

@@ -1,6 +1,7 @@
 """What Ray and torch are told before they are used."""
 
 import os
+import pickle
 import subprocess
 import sys
 from datetime import timedelta
@@ -48,11 +49,11 @@ def test_a_worker_sees_the_devices_that_ray_gave_it(
     """Even where the cluster has told Ray to leave the variable alone (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES)."""
     import ray
 
-    from iiverl_core.cluster.ray_pool import WorkerActor
+    from iiverl_core.cluster.ray_actor import WorkerActor
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: assigned)
-    WorkerActor(object, str(Path.cwd()))
+    WorkerActor(pickle.dumps(object), str(Path.cwd()))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 

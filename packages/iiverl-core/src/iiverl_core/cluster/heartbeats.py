@@ -11,8 +11,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-
 from iiverl_core import activity
 from iiverl_core.cluster.runtime import ProcessReport
 
@@ -33,6 +31,8 @@ class Heartbeats:
 
     def __init__(self, host: str, interval_s: float) -> None:
         """Listen on `host`, a name of this machine that the others can reach."""
+        from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         self._host, self._interval_s = host, interval_s
         self._lock = threading.Lock()
@@ -77,6 +77,8 @@ def send_heartbeats(address: HeartbeatAddress) -> None:
 
 
 def _send(address: HeartbeatAddress) -> None:
+    from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
     process = f"process {os.getpid()} on {socket.gethostname()}"
     beat, before = 0, -1
     try:

@@ -1,6 +1,5 @@
 """Processes under Ray: their placement, start and calls, and what happens when one of them dies."""
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,13 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from iiverl_core import activity
-from iiverl_core.cluster.heartbeats import HeartbeatAddress, Heartbeats, send_heartbeats
-from iiverl_core.cluster.rendezvous import free_init_method
+from iiverl_core.cluster.heartbeats import HeartbeatAddress, Heartbeats
+from iiverl_core.cluster.ray_actor import WorkerActor
 from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.stopping import undisturbed
@@ -35,55 +35,6 @@ class RayStore:
     def get(self, references: Sequence[Any]) -> list[Any]:
         """See `Store.get`."""
         return ray.get(list(references))
-
-
-class WorkerActor:
-    """The actor around a worker: builds it, and calls its methods by name.
-
-    The class `worker` is imported with the actor, so that little time passes between `init_method` and `build`.
-    `folder` is where the run was started: the process goes there, since paths in a configuration are relative to it. On
-    a cluster it is a shared one.
-    """
-
-    def __init__(
-        self, worker: Callable[..., Any], folder: str, heartbeats: HeartbeatAddress | None = None
-    ) -> None:
-        if heartbeats is not None:
-            send_heartbeats(heartbeats)
-        if Path(folder).is_dir():
-            os.chdir(folder)
-        if devices := ray.get_gpu_ids():  # Ray does so itself, unless the cluster is set up not to
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-        self._class, self._worker = worker, None
-
-    def ping(self) -> None:
-        """Return."""
-
-    def init_method(self) -> str:
-        """Return an `init_method` on this machine."""
-        return free_init_method(ray.util.get_node_ip_address())
-
-    def build(self, arguments: tuple[Any, ...]) -> Any:
-        """Build the worker, and return its `info`."""
-        with activity.call("start"):
-            worker = self._worker = self._class(*arguments)
-            return worker.info
-
-    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        """Call a method."""
-        with activity.call(method):
-            return getattr(self._worker, method)(*arguments)
-
-    def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        """Call a generator of pairs, and yield their parts in turn; `RayPool.stream` pairs them again.
-
-        So a pair's first part is an object of its own in Ray's store, which outlives this process. Ray loses objects
-        that are only named within what a generator yields.
-        """
-        with activity.call(method):
-            for stored, passed_on in getattr(self._worker, method)(*arguments):
-                yield stored
-                yield passed_on
 
 
 @dataclass(frozen=True)
@@ -239,7 +190,8 @@ class RayPool:
                 self._placement, placement_group_bundle_index=self._bundle[rank]
             ),
         )
-        return actor.remote(self._spec.worker, str(Path.cwd()), self._addresses.get(rank))
+        worker = cloudpickle.dumps(self._spec.worker)  # pyright: ignore[reportPrivateImportUsage]
+        return actor.remote(worker, str(Path.cwd()), self._addresses.get(rank))
 
     def _gather(self, calls: dict[Any, int], doing: str) -> dict[int, Any]:
         results: dict[int, Any] = {}

@@ -1,6 +1,5 @@
 """A run from its configuration to its report: check and build everything, cheapest failures first, then train."""
 
-import gc
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer, too_few_prompts
 from iiverl_core.errors import NonFiniteError
+from iiverl_core.garbage import collect_rarely, importing
 from iiverl_core.memory import checkpoint_bytes
 from iiverl_core.rewards import (
     add_reward_model,
@@ -65,9 +65,10 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
     """
     run, stop = loaded.run, stop or Stop()
     with RunLock(run.folder, print), ExitStack() as exit_stack:
-        check_functions(run)
-        ray_start = _begin_ray(run, exit_stack)  # while the prompts are read
-        plan = make_plan(run)
+        with importing():
+            check_functions(run)
+            ray_start = _begin_ray(run, exit_stack)  # while the prompts are read
+            plan = make_plan(run)
         progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
         check_folders(loaded)
         _train(loaded, plan, progress, stop, ray_start)
@@ -293,7 +294,7 @@ def _start(
         group = LocalGroup(run)
         exit_stack.callback(group.close)
         return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)
-    collect_garbage_rarely()
+    collect_rarely()
     # The local runtime does not need Ray, which may not be installed.
     from iiverl_core.cluster.ray_engines import RayEngines
     from iiverl_core.cluster.ray_group import RayGroup, driver_heartbeats
@@ -316,16 +317,6 @@ def _start(
     engines = RayEngines(run, group, log, heartbeats)
     exit_stack.callback(engines.close)
     return group, engines
-
-
-def collect_garbage_rarely() -> None:
-    """Let the garbage collector visit the objects of a process that only decides less often.
-
-    A step makes hundreds of thousands of objects that live until its end, and no cycles; visiting them again and again
-    took a third of the controller's time (`benchmarks/controller_scale.py`).
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
 
 
 def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:
