@@ -1,9 +1,8 @@
-"""Ray starts beside other work of the driver, for as long as a run needs it, whoever waits for it."""
+"""Ray runs for as long as a run needs it, and is started as the configuration says."""
 
 import os
+import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import ray
 
 from iiverl_core.cluster import ray_connection, ray_start
-from iiverl_core.cluster.ray_start import RayStart, start_in_background
+from iiverl_core.cluster.ray_start import ray_for
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.errors import DataError, IIVerlError
@@ -24,44 +23,38 @@ def ray_processes() -> list[psutil.Process]:
     return [each for each in psutil.Process().children(recursive=True) if "ray" in " ".join(each.cmdline())]
 
 
-def ray_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "iiverl-ray"]
-
-
 @pytest.mark.slow
 @pytest.mark.alone
-def test_ray_lives_until_it_is_closed(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_lives_until_the_block_ends(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    init = "ray_kwargs.ray_init"
-    run = quickstart(f"{init}.num_cpus=3", f"+{init}.runtime_env.env_vars.OF_THE_RUN=7", runtime="ray").run
-    start = start_in_background(run)
-    assert start is not None
-    start.wait()
-    time.sleep(1)  # the kernel would end them with the thread that started them
-    processes = ray_processes()
-    assert any("raylet" in process.name() for process in processes)
-    assert ray.get(ray.put(7)) == 7  # from another thread than the one that started it
-    assert start_in_background(run) is None  # it is up
-    assert ray.cluster_resources()["CPU"] == 3
-    assert ray.get(ray.remote(os.getenv).remote("OF_THE_RUN")) == "7"
-    start.close()
-    start.close()
-    assert not ray.is_initialized() and not ray_threads()
+    run = quickstart(runtime="ray").run
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_for(run):
+        processes = ray_processes()
+        assert any("raylet" in process.name() for process in processes)
+        with ray_for(run):  # it is up, and stays so
+            pass
+        assert ray.get(ray.put(7)) == 7
+        assert {"iiverl_core.cluster.worker", "transformers"} <= sys.modules.keys()
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert not ray.is_initialized()
     assert not psutil.wait_procs(processes, timeout=30)[1]
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_run_that_fails_meanwhile_leaves_nothing(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_before_its_workers_leaves_nothing(
+    quickstart: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(run: object) -> None:
-        assert ray_threads()
+        assert ray.is_initialized()
         raise DataError("no prompt is short enough")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(sys.modules["iiverl_core.controller.train"], "make_plan", fail)
     with pytest.raises(DataError, match="short enough"):
         train(quickstart(runtime="ray"))
-    assert not ray.is_initialized() and not ray_threads() and not ray_processes()
+    assert not ray.is_initialized() and not ray_processes()
 
 
 @pytest.mark.parametrize(
@@ -98,26 +91,23 @@ def test_how_ray_is_started(
         "ray_kwargs.ray_init.num_cpus=9",
         "ray_init.runtime_env.env_vars={MINE: 1, ON: true}",
     )  # an older name
-    start = RayStart(quickstart(*keys, runtime="ray").run)
-    with pytest.raises(IIVerlError):
-        start.wait()
-    start.close()
+    with pytest.raises(IIVerlError), ray_for(quickstart(*keys, runtime="ray").run):
+        pass
     assert (asked["num_cpus"], asked["runtime_env"]["env_vars"]) == (cpus, variables)
 
 
-def test_who_waits_gets_the_error(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_that_does_not_start_is_not_stopped(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**options: object) -> None:
         raise RuntimeError("The current node timed out during startup.")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_connection.ray, "init", init)
     monkeypatch.setattr(ray_start, "stop_ray", lambda: pytest.fail("Ray was not started"))
-    start = RayStart(quickstart(runtime="ray").run)
-    with pytest.raises(IIVerlError, match="did not start on this machine: The current node"):
-        start.wait()
-    start.close()
-    assert not ray_threads()
+    run = quickstart(runtime="ray").run
+    with pytest.raises(IIVerlError, match="did not start on this machine: The current node"), ray_for(run):
+        pass
 
 
 def test_a_run_in_one_process_starts_no_ray(quickstart: Make) -> None:
-    assert start_in_background(quickstart(runtime="local").run) is None
+    with ray_for(quickstart(runtime="local").run):
+        assert not ray.is_initialized()

@@ -31,6 +31,7 @@ class WorkerActor:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         with importing():
             self._class, self._worker = pickle.loads(worker), None
+        self._store: Any = None
         if heartbeats is not None:
             send_heartbeats(heartbeats)
 
@@ -39,14 +40,16 @@ class WorkerActor:
 
     def init_method(self) -> str:
         """Return an `init_method` on this machine."""
-        from iiverl_core.cluster.rendezvous import free_init_method  # imports torch
+        from iiverl_core.cluster.rendezvous import open_init_method  # imports torch
 
-        return free_init_method(ray.util.get_node_ip_address())
+        init_method, self._store = open_init_method(ray.util.get_node_ip_address())
+        return init_method
 
     def build(self, arguments: tuple[Any, ...]) -> Any:
         """Build the worker, and return its `info`."""
         with activity.call("start"):
             worker = self._worker = self._class(*arguments)
+            self._store = None  # the group has it
             return worker.info
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 class RayGroup:
     """`nnodes` × `n_gpus_per_node` workers under Ray; when one dies the group has failed. Implements `WorkerGroup`.
 
-    Ray runs already (`RayStart`). On a machine without GPUs a "device" is a process on the CPU. Another group may be made
+    Ray runs already (`ray_for`). On a machine without GPUs a "device" is a process on the CPU. Another group may be made
     once one is closed.
     """
 

@@ -1,9 +1,9 @@
-"""Ray's start, which takes seconds, beside other work of this process."""
+"""Ray for a run: its start, which takes seconds in which this process imports what it needs next, and its end."""
 
 import os
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import ray
 
@@ -12,51 +12,34 @@ from iiverl_core.config import RunConfig
 from iiverl_core.stopping import undisturbed
 
 
-class RayStart:
-    """Ray for one run, started or connected to by a thread, until it is closed.
+@contextmanager
+def ray_for(run: RunConfig) -> Iterator[None]:
+    """Start Ray with a CPU for each process, or connect to the cluster that there is, until the block ends.
 
-    The thread stays until then: the kernel ends Ray's processes together with the thread that started them.
+    Does nothing if the run does not use Ray, or this process does already. Raises what `start_ray` raises.
     """
-
-    def __init__(self, run: RunConfig) -> None:
-        """Begin to start Ray on this machine with a CPU for each process, or to connect to the cluster that there is."""
-        processes = run.devices + (run.trainer.rollout_devices or 0)
-        self._result: Future[None] = Future()
-        self._over = threading.Event()
-        self._thread = threading.Thread(
-            target=self._serve,
-            args=(
-                run.ray.num_cpus or max(os.cpu_count() or 1, processes),
-                run.trainer.nnodes,
-                run.ray.runtime_env.env_vars,
-            ),
-            name="iiverl-ray",
-            daemon=True,
-        )
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return once Ray runs. Raises what `start_ray` raised."""
-        self._result.result()
-
-    def close(self) -> None:
-        """End Ray, or disconnect from the cluster. May be called twice."""
-        with undisturbed():
-            if self._result.exception() is None and not self._over.is_set():
-                stop_ray()
-            self._over.set()
-            self._thread.join()
-
-    def _serve(self, cpus: int, nodes: int, variables: Mapping[str, str]) -> None:
-        try:
-            start_ray(cpus, nodes, variables)
-        except BaseException as error:
-            self._result.set_exception(error)
-        else:
-            self._result.set_result(None)
-            self._over.wait()
+    if run.trainer.runtime != "ray" or ray.is_initialized():
+        yield
+        return
+    processes = run.devices + (run.trainer.rollout_devices or 0)
+    cpus = run.ray.num_cpus or max(os.cpu_count() or 1, processes)
+    # Ray is started by the main thread: it has the signals, and the kernel ends Ray's processes with their starter.
+    imports = threading.Thread(target=_import_ahead, name="iiverl-imports", daemon=True)
+    imports.start()
+    try:
+        start_ray(cpus, run.trainer.nnodes, run.ray.runtime_env.env_vars)
+    finally:
+        imports.join()
+    try:
+        yield
+    finally:
+        with undisturbed():  # by a further Ctrl-C
+            stop_ray()
 
 
-def start_in_background(run: RunConfig) -> RayStart | None:
-    """Begin to start Ray for a run; None if the run does not use Ray, or this process does already."""
-    return RayStart(run) if run.trainer.runtime == "ray" and not ray.is_initialized() else None
+def _import_ahead() -> None:
+    """Import what reading prompts and starting workers need; whoever needs it sees what is wrong with it."""
+    with suppress(Exception):
+        from transformers import AutoTokenizer  # noqa: F401
+
+        import iiverl_core.cluster.ray_group  # noqa: F401

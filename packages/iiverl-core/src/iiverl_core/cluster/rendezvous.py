@@ -1,20 +1,22 @@
 """Process groups: where their processes find each other."""
 
-import socket
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 GROUP_TIMEOUT = timedelta(hours=2)
 """How long a process may wait for the others in a collective call: all wait while the first reads a model's files."""
 
 
-def free_init_method(host: str) -> str:
-    """Return an `init_method` on `host`, which is this process's machine: a TCP address with a free port."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"tcp://{host}:{probe.getsockname()[1]}"
+def open_init_method(host: str) -> tuple[str, TCPStore]:
+    """Return an `init_method` on `host`, which is this process's machine, and the store that listens there.
+
+    This process is the first of the group, and finds the store when it joins; until then, somebody has to hold on to it.
+    """
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    return f"tcp://{host}:{store.port}", store
 
 
 def join_process_group(init_method: str, rank: int, size: int, device_type: str) -> None:

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iiverl_core.checkpoints import CONFIG_FILE, VERSIONS_FILE, checkpoints, to_json
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
-from iiverl_core.cluster.runtime import ProcessReport, WorkerDiedError, WorkerGroup
+from iiverl_core.cluster.runtime import WorkerDiedError, WorkerGroup
 from iiverl_core.config import Loaded, RunConfig
 from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan
@@ -49,9 +49,6 @@ from iiverl_core.telemetry import (
     report,
 )
 
-if TYPE_CHECKING:
-    from iiverl_core.cluster.ray_start import RayStart
-
 
 def train(loaded: Loaded, stop: Stop | None = None) -> None:
     """Run a validated configuration from its beginning or its newest checkpoint to its end, and write the report.
@@ -64,14 +61,14 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
             cannot be read or written.
     """
     run, stop = loaded.run, stop or Stop()
-    with RunLock(run.folder, print), ExitStack() as exit_stack:
+    with RunLock(run.folder, print), ExitStack() as ray:
         with importing():
             check_functions(run)
-            ray_start = _begin_ray(run, exit_stack)  # while the prompts are read
+            _start_ray(run, ray)
             plan = make_plan(run)
         progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
         check_folders(loaded)
-        _train(loaded, plan, progress, stop, ray_start)
+        _train(loaded, plan, progress, stop, ray)
 
 
 def prepare(loaded: Loaded) -> Plan:
@@ -84,7 +81,7 @@ def prepare(loaded: Loaded) -> Plan:
     return make_plan(loaded.run)
 
 
-def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray_start: "RayStart | None") -> None:
+def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray: ExitStack) -> None:
     """Run in a folder that no other run uses, again after a worker's death, and write the report."""
     run = loaded.run
     recorded = facts(loaded, plan)
@@ -102,7 +99,7 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray_start
             restarts = 0
             while True:
                 try:
-                    _run(run, plan, start, recorded, progress, stop, ray_start)
+                    _run(run, plan, start, recorded, progress, stop)
                     break
                 except WorkerDiedError as error:
                     saved = checkpoints(run.folder)
@@ -112,7 +109,8 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray_start
                         raise
                     progress.log(f"{error}\nrestarting ({restarts} of {run.trainer.max_restarts})")
                     start = find_start(loaded, recorded, progress.log, start.state)
-                    ray_start = None  # Ray has ended with the workers
+                    ray.close()  # it may have suffered too
+                    _start_ray(run, ray)
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{error}\n{_way_back(run)}") from error
             recorder.end(stop.exit_code)
@@ -137,7 +135,6 @@ def _run(
     recorded: Mapping[str, Any],
     progress: Progress,
     stop: Stop,
-    ray_start: "RayStart | None",
 ) -> None:
     """Start the workers, train, and always stop the workers."""
     watchdog = Watchdog(run.trainer.stall_timeout, run.folder, progress)
@@ -159,7 +156,7 @@ def _run(
         processes = run.devices + (run.trainer.rollout_devices or 0)
         starting = f"starting {processes} worker{'s' * (processes > 1)}"
         with _weights(run, start, progress) as from_weights, progress.phase(starting):
-            group, engines = _start(from_weights, progress.log, watchdog, exit_stack, ray_start)
+            group, engines = _start(from_weights, progress.log, watchdog, exit_stack)
         workers = WorkerClient(group, engines, run)
         if start.checkpoint is not None and not start.other_backend:
             with progress.phase("loading the checkpoint"):
@@ -268,16 +265,12 @@ def make_plan(run: RunConfig) -> Plan:
     return Plan(prompts, order, val_prompts, steps)
 
 
-def _begin_ray(run: RunConfig, exit_stack: ExitStack) -> "RayStart | None":
-    """Begin to start Ray if the run uses it; closing `exit_stack` ends it."""
-    if run.trainer.runtime == "local":
-        return None
-    from iiverl_core.cluster.ray_start import start_in_background  # Ray may not be installed
+def _start_ray(run: RunConfig, exit_stack: ExitStack) -> None:
+    """Start Ray if the run uses it; closing `exit_stack` ends it."""
+    if run.trainer.runtime == "ray":
+        from iiverl_core.cluster.ray_start import ray_for  # Ray may not be installed
 
-    ray_start = start_in_background(run)
-    if ray_start is not None:
-        exit_stack.callback(ray_start.close)
-    return ray_start
+        exit_stack.enter_context(ray_for(run))
 
 
 def _start(
@@ -285,7 +278,6 @@ def _start(
     log: Callable[[str], None],
     watchdog: Watchdog,
     exit_stack: ExitStack,
-    ray_start: "RayStart | None",
 ) -> tuple[WorkerGroup, Engines]:
     """Start the trainer workers and the engines; closing `exit_stack` stops them."""
     if run.trainer.runtime == "local":
@@ -298,16 +290,7 @@ def _start(
     # The local runtime does not need Ray, which may not be installed.
     from iiverl_core.cluster.ray_engines import RayEngines
     from iiverl_core.cluster.ray_group import RayGroup, driver_heartbeats
-    from iiverl_core.cluster.ray_start import start_in_background
 
-    if ray_start is None:  # this is a restart
-        ray_start = start_in_background(run)
-    if ray_start is not None:
-        exit_stack.callback(ray_start.close)
-        watchdog.reports = lambda: [
-            ProcessReport("Ray")
-        ]  # which starts, and may take as long as a process may
-        ray_start.wait()
     heartbeats = driver_heartbeats(watchdog.interval_s)
     watchdog.reports = heartbeats.read
     group = RayGroup(run, heartbeats)

@@ -206,6 +206,7 @@ function drawCharts() {
   if (data.runs.some((run) => extra in run.curves.values)) charts.unshift({ title: extra, metrics: [extra], band: null, kind: "lines" });
   sizes.disconnect();
   byId("charts").replaceChildren(...charts.map((chart) => drawChart(chart, byId("smooth").checked)));
+  for (const svg of byId("charts").querySelectorAll("svg")) svg.redraw();
 }
 
 // --- samples
