@@ -119,7 +119,10 @@ def planned(path: Path, role: Role, parallel: Any, model: dict[str, Any]) -> int
     """What `iiverl plan` counts on the process that holds most."""
     facts, config = read_model_facts(str(path)), ModelConfig(path=str(path), **model)
     sizes = Layout(
-        4, tensor=parallel.tensor_model_parallel_size, pipeline=parallel.pipeline_model_parallel_size
+        4,
+        tensor=parallel.tensor_model_parallel_size,
+        pipeline=parallel.pipeline_model_parallel_size,
+        chunks=parallel.virtual_pipeline_model_parallel_size or 1,
     )
     assert facts is not None
     stages: tuple[Stage, ...] = ("first", "last")

@@ -86,8 +86,8 @@ def held_trained(
             rows = name.endswith((".o_proj", ".down_proj"))
             divided, copied = (inputs, outputs) if rows else (outputs, inputs)
             layer = int(name.split(".")[2])
-            stage_of = layer * layout.pipeline // facts.layers
-            per_stage[stage_of] += model.lora_rank * (ceil(divided / layout.tensor) + copied)
+            chunk = layer * layout.pipeline * layout.chunks // facts.layers
+            per_stage[chunk % layout.pipeline] += model.lora_rank * (ceil(divided / layout.tensor) + copied)
     head = 0 if language or (stage == "first" and layout.pipeline > 1) else facts.hidden_size
     return max(per_stage) + head
 
