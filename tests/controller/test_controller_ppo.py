@@ -10,6 +10,7 @@ import torch
 
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
+from iiverl_core.controller.run_diff import CLOCKS
 from iiverl_core.errors import ConfigError, IIVerlError
 
 Make = Callable[..., Loaded]
@@ -69,9 +70,8 @@ def test_a_run_with_a_critic_can_be_repeated_bit_by_bit(ppo: Make, tmp_path: Pat
     options = ("critic.ppo_epochs=2", "critic.shuffle=true", "critic.ppo_mini_batch_size=2")
     train(ppo(*options, folder="first"))
     train(ppo(*options, folder="second"))
-    clocks = ("time", "timing", "perf/", "reward/hidden")
     first, second = (
-        [{k: v for k, v in record.items() if not k.startswith(clocks)} for record in history(tmp_path / name)]
+        [{k: v for k, v in record.items() if not k.startswith(CLOCKS)} for record in history(tmp_path / name)]
         for name in ("first", "second")
     )
     assert first == second

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from iiverl_core.config import Loaded, load
 from iiverl_core.controller import train
 from iiverl_core.controller.models import check_positions
+from iiverl_core.controller.run_diff import CLOCKS
 from iiverl_core.controller.train import prepare
 from iiverl_core.errors import ConfigError, DataError, IIVerlError
 from iiverl_core.rewards import TooManyFailures
@@ -33,8 +34,7 @@ def samples(folder: Path, step: int) -> list[dict]:
 
 
 def without_time(records: list[dict]) -> list[dict]:
-    clocks = ("time", "timing", "perf/", "reward/hidden")
-    return [{k: v for k, v in record.items() if not k.startswith(clocks)} for record in records]
+    return [{k: v for k, v in record.items() if not k.startswith(CLOCKS)} for record in records]
 
 
 def reward(tmp_path: Path, body: str) -> str:

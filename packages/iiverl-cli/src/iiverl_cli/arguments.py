@@ -1,8 +1,9 @@
-"""Arguments of the commands that read a configuration, and the function that loads it."""
+"""Arguments of commands: a configuration, which a function loads, and the folder of a run."""
 
 import os
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -99,6 +100,17 @@ PYTHON = re.compile(r"(.*/)?python[\d.]*")
 VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 HYDRA_OPTION = re.compile(r"--config-(name|path|dir)(?:=(.*))?", re.DOTALL)
 VERL_DEFAULTS = re.compile(r"ppo_(megatron_)?trainer")
+
+
+def run_folder(name: str) -> Path:
+    """Return the folder of a run; raises BadParameter if it is none."""
+    from iiverl_core.telemetry import METRICS_FILE
+
+    folder = Path(name).expanduser()
+    if not (folder / METRICS_FILE).is_file():
+        hint = f"{name} has no {METRICS_FILE}; `iiverl runs DIR` lists the folders of runs"
+        raise typer.BadParameter(hint, param_hint="RUN")
+    return folder
 
 
 def load_config(

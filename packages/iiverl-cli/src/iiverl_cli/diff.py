@@ -1,10 +1,10 @@
 """The command `iiverl diff`: where two runs begin to differ."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iiverl_cli.arguments import run_folder
 from iiverl_cli.output import clean_exit
 
 if TYPE_CHECKING:
@@ -23,13 +23,8 @@ def diff(
     """
     with clean_exit():
         from iiverl_core.controller.run_diff import diff_runs
-        from iiverl_core.telemetry import METRICS_FILE
 
-        folders = [Path(name).expanduser() for name in (run, other)]
-        for name, folder in zip((run, other), folders, strict=True):
-            if not (folder / METRICS_FILE).is_file():
-                raise typer.BadParameter(f"{name} has no {METRICS_FILE}", param_hint="RUN")
-        found = diff_runs(*folders, progress=lambda what: typer.echo(what, err=True))
+        found = diff_runs(run_folder(run), run_folder(other), lambda what: typer.echo(what, err=True))
         if found.configuration is None:
             typer.echo("configuration: not compared, since one of the runs did not record it")
         else:

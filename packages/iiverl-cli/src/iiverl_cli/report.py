@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from iiverl_cli.arguments import run_folder
 from iiverl_cli.output import clean_exit
 
 
@@ -23,14 +24,9 @@ def report(
     own. Samples are those of the first run.
     """
     with clean_exit():
-        from iiverl_core.telemetry import METRICS_FILE
         from iiverl_core.telemetry.html_report import HTML_REPORT, ReportedRun, write_html_report
 
-        folders = [Path(run).expanduser() for run in runs]
-        for run, folder in zip(runs, folders, strict=True):
-            if not (folder / METRICS_FILE).is_file():
-                hint = f"{run} has no {METRICS_FILE}; `iiverl runs DIR` lists the folders of runs"
-                raise typer.BadParameter(hint, param_hint="RUN")
+        folders = [run_folder(run) for run in runs]
         path = Path(output).expanduser() if output else folders[0] / HTML_REPORT
         names = distinct_names(folders)
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iiverl_core.checkpoints import CONFIG_FILE, VERSIONS_FILE, checkpoints, read_json
-from iiverl_core.telemetry import read_history, read_run
+from iiverl_core.telemetry import read_history, sample_files, samples_folder
 
 CLOCKS = ("time", "timing", "perf/", "reward/hidden_fraction")
 """First parts of the names of metrics that say how long something took, or how much memory it took."""
@@ -106,7 +106,7 @@ def _diff_metrics(one: Path, other: Path) -> Compared:
 def _diff_samples(one: Path, other: Path) -> Compared:
     import pyarrow.parquet as pq
 
-    left, right = _dumps(one), _dumps(other)
+    left, right = (sample_files(samples_folder(folder)) for folder in (one, other))
     common = sorted(left.keys() & right.keys())
     only = _only([f"step {step}" for step in sorted(left.keys() ^ right.keys())])
     for step in common:
@@ -135,12 +135,6 @@ def _columns(left: Mapping[str, Any] | None, right: Mapping[str, Any] | None) ->
 def _same(left: Any, right: Any) -> bool:
     both = isinstance(left, float) and isinstance(right, float)
     return left == right or (both and math.isnan(left) and math.isnan(right))
-
-
-def _dumps(folder: Path) -> dict[int, Path]:
-    record = read_run(folder)
-    dumps = Path(record.samples) if record and record.samples else folder / "samples"
-    return {int(path.stem): path for path in dumps.glob("*.parquet") if path.stem.isdigit()}
 
 
 def _diff_tensors(one: Path, other: Path, progress: Callable[[str], None]) -> Compared:

@@ -274,10 +274,7 @@ def _start_ray(run: RunConfig, exit_stack: ExitStack) -> None:
 
 
 def _start(
-    run: RunConfig,
-    log: Callable[[str], None],
-    watchdog: Watchdog,
-    exit_stack: ExitStack,
+    run: RunConfig, log: Callable[[str], None], watchdog: Watchdog, exit_stack: ExitStack
 ) -> tuple[WorkerGroup, Engines]:
     """Start the trainer workers and the engines; closing `exit_stack` stops them."""
     if run.trainer.runtime == "local":

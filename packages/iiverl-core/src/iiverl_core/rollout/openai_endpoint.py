@@ -142,19 +142,25 @@ class Endpoint:
         async def chat(name: str, request: Request) -> Response:
             address = self._address(name, request)
             asked = parse(ChatBody, await _body(request))
-            answers = await self._await(address, address.session.chat(asked.request()), request)
-            answer = asked.answer(answers)
-            return _streamed(asked.chunks(answer)) if asked.stream else JSONResponse(answer)
+            return await self._answer(asked, address, address.session.chat(asked.request()), request)
 
         @app.post("/{name}/v1/completions")
         async def completions(name: str, request: Request) -> Response:
             address = self._address(name, request)
             asked = parse(TextBody, await _body(request))
-            answers = await self._await(address, address.session.complete(asked.request()), request)
-            answer = asked.answer(answers)
-            return _streamed(asked.chunks(answer)) if asked.stream else JSONResponse(answer)
+            return await self._answer(asked, address, address.session.complete(asked.request()), request)
 
         return app
+
+    async def _answer(
+        self,
+        asked: ChatBody | TextBody,
+        address: Address,
+        answering: Coroutine[Any, Any, list[Answer]],
+        request: Request,
+    ) -> Response:
+        answer = asked.answer(await self._await(address, answering, request))
+        return _streamed(asked.chunks(answer)) if asked.stream else JSONResponse(answer)
 
     def _address(self, name: str, request: Request) -> Address:
         address = self._addresses.get(name)

@@ -15,8 +15,8 @@ from iiverl_core.telemetry.metrics import (
 from iiverl_core.telemetry.progress import Progress
 from iiverl_core.telemetry.report import report
 from iiverl_core.telemetry.run_lock import RunLock
-from iiverl_core.telemetry.run_record import RUN_FILE, RunRecord, RunRecorder, read_run
-from iiverl_core.telemetry.samples import SampleNumbers, write_samples, write_scored
+from iiverl_core.telemetry.run_record import RUN_FILE, RunRecord, RunRecorder, read_run, samples_folder
+from iiverl_core.telemetry.samples import SampleNumbers, sample_files, write_samples, write_scored
 from iiverl_core.telemetry.timers import Phase, Timers, duration
 from iiverl_core.telemetry.trackers import Tracker, make_trackers
 from iiverl_core.telemetry.validation import validation_metrics
@@ -45,6 +45,8 @@ __all__ = [
     "read_history",
     "read_run",
     "report",
+    "sample_files",
+    "samples_folder",
     "seqlen_metrics",
     "shared_fractions",
     "token_timings",

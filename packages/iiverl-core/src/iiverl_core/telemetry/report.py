@@ -15,6 +15,7 @@ from iiverl_core.telemetry.findings import find_problems
 from iiverl_core.telemetry.history import METRICS_FILE, is_finite_number, read_history, validation_scores
 from iiverl_core.telemetry.html_report import HTML_REPORT, ReportedRun, write_html_report
 from iiverl_core.telemetry.metrics import SCORE
+from iiverl_core.telemetry.samples import sample_files
 from iiverl_core.telemetry.services import TENSORBOARD_FOLDER
 from iiverl_core.telemetry.terminal import takes_escape_codes
 from iiverl_core.telemetry.timers import duration
@@ -163,8 +164,8 @@ def _next(folder: Path, samples: Path | None, checkpoint: Path | None) -> str:
             'print(write([{"role": "user", "content": input("> ")}])[0]["generated_text"][-1]["content"])'
         )
         return f"write to the model:\n  {_tool('python')} -c {shlex.quote(code)}"
-    if samples is not None and (dumps := [path for path in samples.glob("*.parquet") if path.stem.isdigit()]):
-        last = _show(max(dumps, key=lambda path: int(path.stem)))
+    if samples is not None and (dumps := sample_files(samples)):
+        last = _show(dumps[max(dumps)])
         columns = '["prompt", "response", "score"]'
         code = f"import pandas; print(pandas.read_parquet({json.dumps(last)})[{columns}].drop_duplicates().head(8))"
         return f"read what the model wrote in the last step:\n  {_tool('python')} -c {shlex.quote(code)}"

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
 RUN_FILE = "run.json"
+SAMPLES_FOLDER = "samples"
 HEARTBEAT_S = 30.0
 STALE_S = 300.0
 """Age of a heartbeat from which on the process is taken for dead: a disk or a machine may stall for a while."""
@@ -120,6 +121,12 @@ class RunRecorder:
         with suppress(OSError):
             temporary.write_text(json.dumps(asdict(self._record)), "utf-8")
             temporary.replace(self._path)
+
+
+def samples_folder(folder: Path) -> Path:
+    """Return where the run in `folder` writes its samples, by its record, or by custom if that does not say."""
+    record = read_run(folder)
+    return Path(record.samples) if record is not None and record.samples else folder / SAMPLES_FOLDER
 
 
 def read_run(folder: Path) -> RunRecord | None:

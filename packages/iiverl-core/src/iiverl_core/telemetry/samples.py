@@ -97,6 +97,11 @@ def write_samples(
     return path
 
 
+def sample_files(folder: Path) -> dict[int, Path]:
+    """Find the files that `write_samples` wrote to a folder, by step; none if there is no such folder."""
+    return {int(path.stem): path for path in folder.glob("*.parquet") if path.stem.isdigit()}
+
+
 def write_scored(folder: Path, split: Split, step: int, rollouts: Sequence[Rollout], column: str) -> Path:
     """Write what a reward server was sent and answered to `{folder}/{split}/{step}.parquet`.
 

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from iiverl_core.telemetry.samples import sample_files
+
 BYTES_PER_STEP = 18_000
 """Of samples in a report; with curves and the page itself, 100 steps take less than 2 MB."""
 MAX_BYTES = 16 * 2**20
@@ -39,12 +41,12 @@ class ChosenSamples:
     estimated: bool
 
 
-def choose_samples(folder: Path | None, max_bytes: int | None = None) -> ChosenSamples:
+def choose_samples(folder: Path, max_bytes: int | None = None) -> ChosenSamples:
     """Choose samples from the files `{folder}/{step}.parquet`, by default of `BYTES_PER_STEP` for each file.
 
     A file that cannot be read, as one that is being written, is left out.
     """
-    files = _dumps(folder)
+    files = sample_files(folder)
     budget = min(len(files) * BYTES_PER_STEP, MAX_BYTES) if max_bytes is None else max_bytes
     tables = [groups for step in spread(sorted(files))[:_STEPS_READ] if (groups := _groups(files[step]))]
     rows = sum(len(group) for groups in tables for group in groups)
@@ -73,12 +75,6 @@ def spread(steps: Sequence[int]) -> list[int]:
         chosen |= dict.fromkeys(round(i * (len(steps) - 1) / parts) for i in range(1, parts, 2))
         parts *= 2
     return [steps[i] for i in chosen]
-
-
-def _dumps(folder: Path | None) -> dict[int, Path]:
-    if folder is None or not folder.is_dir():
-        return {}
-    return {int(path.stem): path for path in folder.glob("*.parquet") if path.stem.isdigit()}
 
 
 def _groups(path: Path) -> list[list[dict[str, Any]]]:

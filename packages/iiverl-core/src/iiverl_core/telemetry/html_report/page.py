@@ -12,10 +12,9 @@ from iiverl_core.telemetry.findings import find_problems
 from iiverl_core.telemetry.history import read_history
 from iiverl_core.telemetry.html_report.charts import curves, meanings, shown_charts
 from iiverl_core.telemetry.html_report.chosen_samples import choose_samples
-from iiverl_core.telemetry.run_record import read_run
+from iiverl_core.telemetry.run_record import read_run, samples_folder
 
 HTML_REPORT = "report.html"
-SAMPLES_FOLDER = "samples"  # in the run's folder, if its record names no other
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,8 @@ def write_html_report(path: Path, runs: Sequence[ReportedRun]) -> int:
     histories = {run: read_history(run.folder) for run in runs}
     drawn = {run: curves(history) for run, history in histories.items()}
     names = sorted({name for each in drawn.values() for name in each["values"]})
-    first = runs[0]
-    record = read_run(first.folder)
-    here = first.folder.absolute()
-    dumps = Path(record.samples) if record and record.samples else here / SAMPLES_FOLDER
+    first, here = runs[0], runs[0].folder.absolute()
+    dumps = samples_folder(here)
     samples = choose_samples(dumps)
     data: dict[str, Any] = {
         "runs": [_facts(run) | {"curves": each} for run, each in drawn.items()],
