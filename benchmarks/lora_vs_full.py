@@ -1,13 +1,17 @@
 """Does a run with LoRA adapters reach the reward of one that trains all weights?
 
-    python benchmarks/lora_vs_full.py [--seeds 3] [--start 40] [--steps 80] [--lr 5e-3] [--json FILE]
+    python benchmarks/lora_vs_full.py [--seeds 3] [--steps 40] [--lr 2e-3] [--full-lr 5e-4] [--json FILE]
+    python benchmarks/lora_vs_full.py --start 40 --steps 80 --lr 5e-3 --full-lr 2e-3
 
-Both go on from the same model: the quickstart's, after `--start` steps of all weights (`examples/grpo_lora`). Adapters
-change a function that is there already; with random weights (`--start 0`), embeddings, norms and head, which adapters
-leave as they are, would stay random. For each seed, which decides the order of the
-prompts and the sampling, one run of each kind follows the other, so that both see the same machine. `first` and `last`
-are the mean reward of sampled responses (`critic/score/mean`) over the first and the last five steps, `greedy` is the
-reward of greedy responses to words that no run was trained on.
+Both learn the quickstart's task from the same model. By default that is the quickstart's random model after `--pretraining`
+steps of next-token prediction: it continues a word with its letters in one of four orders, each equally often, and the task
+rewards one of them. With `--start` it is the quickstart's model after so many of its own steps instead, whose head has
+learned little yet. `head_bound` is the probability of a letter, averaged over letters, that the head gives at most,
+whatever the hidden state: adapters leave the head and the last norm as they are, so no reward can be much above it.
+
+For each seed, which decides the order of the prompts and the sampling, one run of each kind follows the other, so that both
+see the same machine. `first` and `last` are the mean reward of sampled responses (`critic/score/mean`) over the first and
+the last five steps, `greedy` is the reward of greedy responses to words that no run was trained on.
 """
 
 import argparse
@@ -26,6 +30,9 @@ from learning import QUICKSTART, ends, spread
 FULL, ADAPTERS = "all weights", "adapters"
 GREEDY = "val/test_score/echo"
 RANK = 16
+ORDERS = ((0, 1, 2, 3), (3, 2, 1, 0), (1, 2, 3, 0), (2, 3, 0, 1))
+"""Orders of a word's letters that the model is pretrained on: as they are, reversed, and moved by one and by two."""
+WORDS_PER_STEP = 256
 
 
 def train(inputs: Path, model: Path, folder: Path, *, seed: int, steps: int, more: tuple[str, ...]) -> Path:
@@ -53,6 +60,56 @@ def train(inputs: Path, model: Path, folder: Path, *, seed: int, steps: int, mor
     if done.returncode:
         raise SystemExit(f"a run ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return folder
+
+
+def pretrain(inputs: Path, model: Path, folder: Path, steps: int) -> None:
+    """Teach the model to continue words, of those for training, with their letters in a random one of `ORDERS`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    rows = [json.loads(line) for line in (inputs / "train.jsonl").read_text().splitlines()]
+    words_WL = torch.tensor([tokenizer.convert_tokens_to_ids(list(row["ground_truth"])) for row in rows])
+    orders, ends = torch.tensor(ORDERS), torch.ones(WORDS_PER_STEP, 1, dtype=torch.int64)
+    asks = ends * tokenizer.convert_tokens_to_ids("=")
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
+    for _ in range(steps):
+        words_BL = words_WL[torch.randint(len(words_WL), (WORDS_PER_STEP,), generator=generator)]
+        order_BL = orders[torch.randint(len(orders), (WORDS_PER_STEP,), generator=generator)]
+        tokens = [words_BL, asks, words_BL.gather(1, order_BL), ends * tokenizer.eos_token_id]
+        tokens_BT = torch.cat(tokens, 1)
+        labels_BT = tokens_BT.clone()
+        labels_BT[:, : words_BL.shape[1] + 1] = -100  # the prompt
+        loss = network(input_ids=tokens_BT, labels=labels_BT).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"pretrained to a loss of {loss.item():.3f} per token", flush=True)
+
+
+def head_bound(model: Path, letters: str) -> float:
+    """Find, for each letter, the hidden state to which the head gives its highest probability, and average these."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tokens = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(list(letters))
+    generator = torch.Generator().manual_seed(0)
+    hidden_LD = torch.randn(len(letters), network.config.hidden_size, generator=generator, requires_grad=True)
+    optimizer = torch.optim.Adam([hidden_LD], lr=0.05)
+    for _ in range(1000):
+        log_probs_LV = network.lm_head(network.model.norm(hidden_LD)).log_softmax(-1)
+        log_probs_L = log_probs_LV[range(len(tokens)), tokens]
+        optimizer.zero_grad()
+        (-log_probs_L.sum()).backward()
+        optimizer.step()
+    return log_probs_L.exp().mean().item()
 
 
 def compare(
@@ -101,10 +158,13 @@ def main() -> None:
     """Train the start, then both kinds from each seed in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--start", type=int, default=40, help="steps of all weights before both")
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--lr", type=float, default=5e-3, help="learning rate of the adapters")
-    parser.add_argument("--full-lr", type=float, default=2e-3, help="learning rate of all weights")
+    parser.add_argument("--pretraining", type=int, default=1000, help="steps of next-token prediction")
+    parser.add_argument(
+        "--start", type=int, default=0, help="steps of the quickstart instead, with all weights"
+    )
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate of the adapters")
+    parser.add_argument("--full-lr", type=float, default=5e-4, help="learning rate of all weights")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with TemporaryDirectory() as temporary:
@@ -119,6 +179,11 @@ def main() -> None:
             more = (f"trainer.save_freq={arguments.start}",)
             base = train(inputs, start, inputs / "base", seed=0, steps=arguments.start, more=more)
             start = base / f"global_step_{arguments.start}" / "actor" / "huggingface"
+        else:
+            pretrain(inputs, start, inputs / "pretrained", arguments.pretraining)
+            start = inputs / "pretrained"
+        bound = head_bound(start, make_inputs.LETTERS)
+        print(f"the head gives a letter a probability of at most {bound:.3f}", flush=True)
         runs = [
             compare(inputs, start, inputs / f"{kind}-{seed}", kind=kind, seed=seed, arguments=arguments)
             for seed in range(1, arguments.seeds + 1)
@@ -127,7 +192,10 @@ def main() -> None:
     print(f"\n{table(runs)}")
     if arguments.json:
         settings = {"python": platform.python_version(), "cpus": os.cpu_count(), "rank": RANK}
-        settings |= {name: getattr(arguments, name) for name in ("start", "steps", "lr", "full_lr")}
+        settings |= {
+            name: getattr(arguments, name) for name in ("pretraining", "start", "steps", "lr", "full_lr")
+        }
+        settings["head_bound"] = bound
         arguments.json.write_text(json.dumps({"settings": settings, "runs": runs}, indent=2) + "\n")
 
 
