@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-OWN_THREADS = ("MainThread", "iiverl-rewards")  # which do the work of a run
+OWN_THREADS = ("MainThread", "iiverl-rollouts", "iiverl-rewards")  # which do the work of a run
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
@@ -27,6 +27,7 @@ class Activity:
 
 
 _current = Activity()
+_calls: list[Activity] = []  # those that are open, of any thread
 _lock = threading.Lock()
 
 
@@ -40,15 +41,22 @@ def advance() -> None:
 @contextmanager
 def call(name: str) -> Iterator[None]:
     """Name what the block does; its start and its end are progress."""
-    global _current
+    own = Activity(name, time.monotonic())
     with _lock:
-        outer = _current
-        _current = Activity(name, time.monotonic(), outer.count + 1)
+        _calls.append(own)
+        _show_innermost()
     try:
         yield
     finally:
         with _lock:
-            _current = Activity(outer.call, outer.since, _current.count + 1)
+            _calls[:] = [each for each in _calls if each is not own]
+            _show_innermost()
+
+
+def _show_innermost() -> None:
+    global _current
+    innermost = _calls[-1] if _calls else Activity()
+    _current = replace(innermost, count=_current.count + 1)
 
 
 def current() -> Activity:

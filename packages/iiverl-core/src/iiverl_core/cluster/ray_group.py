@@ -1,5 +1,6 @@
 """The runtime on Ray: a process per device, on one machine or many."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ class RayGroup:
     """`nnodes` × `n_gpus_per_node` workers under Ray; when one dies the group has failed. Implements `WorkerGroup`.
 
     Ray runs already (`ray_for`). On a machine without GPUs a "device" is a process on the CPU. Another group may be made
-    once one is closed.
+    once one is closed. Several threads may call; their calls take turns.
     """
 
     def __init__(self, run: RunConfig, heartbeats: Heartbeats | None = None) -> None:
@@ -33,6 +34,8 @@ class RayGroup:
             WorkerError: a worker could not be built.
         """
         self.store = RayStore()
+        # Workers meet in collective calls, so all of them have to get the calls of several threads in one order.
+        self._one_at_a_time = threading.RLock()
         nodes, per_node = run.trainer.nnodes, run.trainer.n_gpus_per_node
         device = device_of(run)
         self._pool = RayPool(
@@ -56,12 +59,14 @@ class RayGroup:
 
     def run(self, method: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> list[T]:
         """See `WorkerGroup.run`."""
-        results = self._running.call(method, self._by_rank(arguments))
+        with self._one_at_a_time:
+            results = self._running.call(method, self._by_rank(arguments))
         return [results[rank] for rank in sorted(results)]
 
     def run_on(self, rank: int, method: Callable[..., T], *arguments: Any) -> T:
         """See `WorkerGroup.run_on`."""
-        return self._running.call(method, {rank: arguments})[rank]
+        with self._one_at_a_time:
+            return self._running.call(method, {rank: arguments})[rank]
 
     def stream(
         self, method: Callable[..., Iterator[tuple[Any, Any]]], arguments: Sequence[tuple[Any, ...]]

@@ -118,6 +118,14 @@ class TrainerWorker(Protocol):
         """Write an optimizer step to a file, from which it can be computed again."""
         ...
 
+    def write_sequences(self, path: Path, sequences: list[SequenceRef]) -> None:
+        """Write the token arrays of sequences to a file, in their order."""
+        ...
+
+    def read_sequences(self, path: Path | None) -> Iterator[tuple[list[TokenSequence], int]]:
+        """Yield the sequences that `write_sequences` wrote, and their number; nothing without a path."""
+        ...
+
     def begin_profile(self, step: int) -> None:
         """Start the trace of a step, if this process is profiled."""
         ...

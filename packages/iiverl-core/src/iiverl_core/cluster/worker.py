@@ -32,6 +32,7 @@ from iiverl_core.cluster.process_settings import configure_allocator, make_deter
 from iiverl_core.cluster.profiling import StepProfiler
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.runtime import TrainerWorker
+from iiverl_core.cluster.saved_sequences import read_sequences, write_sequences
 from iiverl_core.cluster.saved_update import SavedUpdate, write_update
 from iiverl_core.cluster.store import Store
 from iiverl_core.cluster.weight_sync import WeightSender
@@ -173,6 +174,16 @@ class Worker(TrainerWorker):
     def write_update(self, path: Path, update: SavedUpdate) -> None:
         """See `iiverl_core.cluster.saved_update.write_update`."""
         write_update(path, update, self._store)
+
+    def write_sequences(self, path: Path, sequences: list[SequenceRef]) -> None:
+        """See `iiverl_core.cluster.saved_sequences.write_sequences`."""
+        write_sequences(path, sequences, self._store)
+
+    def read_sequences(self, path: Path | None) -> Iterator[tuple[list[TokenSequence], int]]:
+        """See `TrainerWorker.read_sequences`."""
+        if path is not None:
+            sequences = read_sequences(path)
+            yield sequences, len(sequences)
 
     def begin_profile(self, step: int) -> None:
         """See `StepProfiler.begin`."""

@@ -13,10 +13,11 @@ from iiverl_core.config.interpolation import reference
 from iiverl_core.config.model_facts import read_model_facts, splits
 from iiverl_core.config.roles import Role
 from iiverl_core.config.schema import keys
+from iiverl_core.config.sections.algorithm import CORRECTION
 from iiverl_core.config.sections.model import MegatronConfig
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.section import BACKEND, follows
-from iiverl_core.registry import BACKENDS, ENGINES, BackendInfo
+from iiverl_core.registry import BACKENDS, ENGINES, POLICY_LOSSES, BackendInfo
 
 SPLIT_DEFAULTS: dict[str, Any] = {
     "actor_rollout_ref.actor.shuffle": True,
@@ -128,7 +129,29 @@ def _within_stall(config: Config, default: float) -> float:
     return min(default, stall / 2) if stall else default
 
 
+def _ratio_to_the_sampling_policy(config: Config, default: bool) -> bool:
+    weighted = config.algorithm.rollout_correction.rollout_is is not None
+    return default or (_samples_stale(config) and _uses_ratio(config) and not weighted)
+
+
+def _weights_of_stale_tokens(config: Config, default: str | None) -> str | None:
+    return "token" if _samples_stale(config) and not _uses_ratio(config) else default
+
+
+def _samples_stale(config: Config) -> bool:
+    return config.trainer.max_staleness > 0 and config.actor_rollout_ref.rollout.do_sample
+
+
+def _uses_ratio(config: Config) -> bool:
+    loss = POLICY_LOSSES.get(config.actor_rollout_ref.actor.policy_loss.loss_mode)
+    return loss is None or loss.uses_ratio
+
+
 DERIVED = (
+    DerivedDefault(
+        f"{CORRECTION}.bypass_old_log_prob", "trainer.max_staleness", _ratio_to_the_sampling_policy
+    ),
+    DerivedDefault(f"{CORRECTION}.rollout_is", "trainer.max_staleness", _weights_of_stale_tokens),
     DerivedDefault("custom_reward_function.timeout", "trainer.stall_timeout", _within_stall),
     DerivedDefault(f"{ROLLOUT}.multi_turn.environment.turn_timeout", "trainer.stall_timeout", _within_stall),
     DerivedDefault(f"{ROLLOUT}.multi_turn.agent.timeout", "trainer.stall_timeout", _within_stall),

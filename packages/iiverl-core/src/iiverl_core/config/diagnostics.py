@@ -138,6 +138,7 @@ DIAGNOSTICS = {
     "C313": "importance-weights-unused",
     "C314": "bypass-without-sampling",
     "C315": "truncated-sampling-unknown-to-trainer",
+    "C316": "stale-responses-not-corrected",
     # critic
     "C401": "gae-without-critic",
     "C402": "actor-not-trained",
@@ -175,6 +176,7 @@ DIAGNOSTICS = {
     "C711": "nothing-profiled",
     "C712": "profiled-rank-missing",
     "C713": "too-few-cpus-for-ray",
+    "C714": "staleness-without-rollout-devices",
     # layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",

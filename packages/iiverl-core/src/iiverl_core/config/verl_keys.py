@@ -26,7 +26,7 @@ MEGATRON = tuple(f"{role}.megatron" for role in ROLES)
 OPTIM = tuple(f"{role}.optim" for role in TRAINED)
 MULTI_TURN, ASYNC, LORA, MTP = (
     "responses of several turns",
-    "asynchronous training",
+    "verl's asynchronous training (trainer.max_staleness and trainer.rollout_devices do the like)",
     "LoRA under Megatron",
     "multi-token prediction",
 )

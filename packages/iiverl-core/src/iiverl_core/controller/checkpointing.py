@@ -5,7 +5,7 @@ finished, a thread of this process hashes the files and gives the folder its nam
 checkpoint of the run, and older ones may be deleted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from typing import Any
 
 from iiverl_core.checkpoints import STATE_FILE, check_space, keep_limit, prune, to_json, write
 from iiverl_core.config import RunConfig
+from iiverl_core.controller.collector import StepData
+from iiverl_core.controller.saved_rollouts import write_rollouts
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 
@@ -66,8 +68,10 @@ class Checkpointer:
         """Return whether to save a step: every `save_freq` steps, and the last one."""
         return self.enabled and (last or step % self._run.trainer.save_freq == 0)
 
-    def begin(self, state: TrainState) -> None:
+    def begin(self, state: TrainState, rollouts: Sequence[StepData] = ()) -> None:
         """Copy the state after a step, and start writing it; an earlier save is finished first.
+
+        `rollouts` are those of coming steps that are collected already.
 
         Without `checkpoint.async_save`, wait until it is written.
 
@@ -85,6 +89,7 @@ class Checkpointer:
             for name, value in self._facts.items():
                 (folder / name).write_text(value, "utf-8")  # synced with all others when it is published
             self._workers.begin_save(folder)
+            write_rollouts(folder, rollouts, self._workers)
             self._save = _Save(stack.pop_all(), folder, metrics, expected)
         if not self._run.checkpoint.async_save:
             self._wait_until_written(self._save)

@@ -1,8 +1,9 @@
 """Collect rollouts and their scores, for a training step and for validation."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from iiverl_core.rewards import (
 )
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Prompt, Rollout, SampleId, Split
+from iiverl_core.telemetry import Timers
 from iiverl_reward_client import Failed, Outcome, Scored
 
 MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result; more cannot be explained by a dead engine
@@ -43,13 +45,16 @@ class StepData:
     """The data of one training step.
 
     `rollouts` are all generated rollouts, ordered by group and member; `groups` the groups of the step's batch;
-    `baselines` the score of the greedy response per group, if the estimator needs it.
+    `baselines` the score of the greedy response per group, if the estimator needs it. `timings` are the seconds that it
+    took to collect them, by metric name.
     """
 
+    step: int
     rollouts: list[Rollout] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     baselines: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
 
     def batch(self, estimator: EstimatorInfo) -> list[Rollout]:
         """List the rollouts for which the estimator can compute advantages."""
@@ -57,6 +62,16 @@ class StepData:
         if estimator.greedy_baseline:
             groups &= self.baselines.keys()
         return drop_small_groups(self.rollouts, groups, estimator.min_group_size)
+
+
+class EngineWeights(Protocol):
+    """The weights that the engines have."""
+
+    version: int
+
+    def restore(self) -> None:
+        """Give weights to engines that died and were started again; `version` may be another one afterwards."""
+        ...
 
 
 class RolloutCollector:
@@ -70,14 +85,16 @@ class RolloutCollector:
         scorer: Scorer,
         observer: Observer,
         estimator: EstimatorInfo,
-        state: TrainState,
+        weights: EngineWeights,
     ) -> None:
         self.run, self.plan = run, plan
         self.workers, self.scorer, self.observer = workers, scorer, observer
-        self.estimator, self.state = estimator, state
+        self.estimator, self.weights = estimator, weights
 
-    def collect(self, step: int) -> StepData:
-        """Collect `n` responses to each prompt of a step.
+    def collect(self, step: int, state: TrainState) -> tuple[StepData, TrainState]:
+        """Collect `n` responses to each prompt of a step, from the place in the data where `state` is.
+
+        Returns them, and a copy of `state` that has moved on in the data.
 
         With dynamic sampling (DAPO, arXiv:2503.14476, section 3.2), groups whose responses all have the same
         score have no gradient and are replaced: more prompts are used until the batch is full, or the limit of batches
@@ -86,15 +103,16 @@ class RolloutCollector:
         filtered, target = self.run.algorithm.filter_groups, self.run.data.train_batch_size
         # Without a configured limit, stop after an epoch: no prompt is used twice in a step.
         limit = (filtered.max_num_gen_batches or self.plan.order.steps_per_epoch) if filtered.enable else 1
-        data, batches = StepData(), 0
+        state = replace(state, response_lengths=dict(state.response_lengths))
+        data, batches, timers = StepData(step), 0, Timers()
         overlaps: list[float] = []
         while batches < limit and len(data.groups) < target:
             batches += 1
-            _, rows = self.plan.order.batch(self.state.batches_consumed)
-            self.state.batches_consumed += 1
+            _, rows = self.plan.order.batch(state.batches_consumed)
+            state.batches_consumed += 1
             first = data.rollouts[-1].id.group + 1 if data.rollouts else 0
             prompts = {first + i: self.plan.prompts[row] for i, row in enumerate(rows)}
-            rollouts, baselines, overlap = self._collect_scored(prompts, step)
+            rollouts, baselines, overlap = self._collect_scored(prompts, step, state.response_lengths, timers)
             data.rollouts += rollouts
             data.baselines |= baselines
             overlaps.append(overlap)
@@ -112,18 +130,23 @@ class RolloutCollector:
                 "train/missing_groups": float(max(target - len(data.groups), 0)),
             }
             data.groups = data.groups[:target]
-        return data
+        data.timings = timers.drain()
+        return data, state
 
     def _collect_scored(
-        self, prompts: Mapping[int, Prompt], step: int
+        self, prompts: Mapping[int, Prompt], step: int, lengths: dict[int, float], timers: Timers
     ) -> tuple[list[Rollout], dict[int, float], float]:
-        """Collect scored rollouts of prompts, given by group, baselines, and the overlap of scoring with generation."""
-        with self.observer.timers("gen"):
-            rollouts = self._generate(prompts, step, "train")
+        """Collect scored rollouts of prompts, given by group, baselines, and the overlap of scoring with generation.
+
+        `lengths` has the mean length of earlier responses by row, and gets those of the new ones.
+        """
+        with timers("gen"):
+            rollouts = self._generate(prompts, step, "train", lengths)
+            _remember_lengths(lengths, rollouts)
             greedy: list[Rollout] = []
             if self.estimator.greedy_baseline:
-                greedy = self._generate(prompts, step, "baseline")
-        with self.observer.timers("reward"), self.observer.phase("scoring"):
+                greedy = self._generate(prompts, step, "baseline", lengths)
+        with timers("reward"), self.observer.phase("scoring"):
             generated = time.perf_counter()
             outcomes = self._outcomes((*rollouts, *greedy))
             exposed, busy = time.perf_counter() - generated, self.scorer.busy_seconds
@@ -156,7 +179,7 @@ class RolloutCollector:
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), size):
             part = dict(enumerate(prompts[start : start + size], start))
-            generated = self._generate(part, step, "validate")
+            generated = self._generate(part, step, "validate", {})
             with self.observer.phase("scoring"):
                 outcomes = self._outcomes(generated)
             rollouts += with_outcomes(generated, self._apply_failure_policy(outcomes))
@@ -171,11 +194,14 @@ class RolloutCollector:
         check_failures(outcomes, self.run.rewards.api.max_failed_fraction)
         return apply_failure_policy(outcomes, self.run.rewards.api)
 
-    def _generate(self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling) -> list[Rollout]:
+    def _generate(
+        self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling, lengths: Mapping[int, float]
+    ) -> list[Rollout]:
         """Generate responses, and submit each to the scorer as it finishes.
 
-        Responses that were unfinished when an engine died are regenerated with the same weights and seeds once the
-        engine has restarted.
+        Prompts whose earlier responses were long start first. Responses that were unfinished when an engine died are
+        regenerated with the same seeds once the engine has weights again: the same ones, unless training goes on
+        meanwhile.
         """
         rollout = self.run.rollout
         members = {
@@ -190,11 +216,13 @@ class RolloutCollector:
         unfinished = [
             RolloutRequest(SampleId(split, step, group, member), prompt, seeds[group])
             for group, prompt in [
-                (group, each if whole else each.tokens_only()) for group, each in self._longest_first(prompts)
+                (group, each if whole else each.tokens_only())
+                for group, each in _longest_first(prompts, lengths)
             ]
             for member in members
         ]
         rollouts: list[Rollout] = []
+        versions = {self.weights.version}
         fruitless = 0
         with self.observer.phase(label, len(unfinished)) as phase:
             while unfinished and fruitless < MAX_FRUITLESS_ROUNDS:
@@ -210,23 +238,23 @@ class RolloutCollector:
                 unfinished = [request for request in unfinished if request.id not in done]
                 fruitless = 0 if done else fruitless + 1
                 if unfinished:
-                    self.workers.update_rollout_weights(self.state.weights_version)
-        _check(rollouts, len(prompts), len(members), self.state.weights_version)
-        if sampling == "train":
-            self._remember_lengths(rollouts)
+                    self.weights.restore()
+                    versions.add(self.weights.version)
+        _check(rollouts, len(prompts), len(members), versions)
         return rollouts
 
-    def _longest_first(self, prompts: Mapping[int, Prompt]) -> list[tuple[int, Prompt]]:
-        """Sort prompts by the length of their responses in earlier epochs, so that the longest start first."""
-        known = self.state.response_lengths
-        mean_length = sum(known.values()) / len(known) if known else 0.0
-        return sorted(prompts.items(), key=lambda item: -known.get(item[1].row, mean_length))
 
-    def _remember_lengths(self, rollouts: Sequence[Rollout]) -> None:
-        lengths: dict[int, list[int]] = {}
-        for rollout in rollouts:
-            lengths.setdefault(rollout.prompt.row, []).append(rollout.response_length)
-        self.state.response_lengths |= {row: sum(each) / len(each) for row, each in lengths.items()}
+def _longest_first(prompts: Mapping[int, Prompt], known: Mapping[int, float]) -> list[tuple[int, Prompt]]:
+    """Sort prompts by the length of their responses in earlier epochs, so that the longest start first."""
+    mean_length = sum(known.values()) / len(known) if known else 0.0
+    return sorted(prompts.items(), key=lambda item: -known.get(item[1].row, mean_length))
+
+
+def _remember_lengths(known: dict[int, float], rollouts: Sequence[Rollout]) -> None:
+    lengths: dict[int, list[int]] = {}
+    for rollout in rollouts:
+        lengths.setdefault(rollout.prompt.row, []).append(rollout.response_length)
+    known |= {row: sum(each) / len(each) for row, each in lengths.items()}
 
 
 def _seed(seed: int, step: int, validate: bool, group: int) -> int:
@@ -236,13 +264,15 @@ def _seed(seed: int, step: int, validate: bool, group: int) -> int:
     )
 
 
-def _check(rollouts: Sequence[Rollout], groups: int, n: int, version: int) -> None:
-    """Check that every response exists exactly once, generated by the current weights."""
+def _check(rollouts: Sequence[Rollout], groups: int, n: int, versions: Collection[int]) -> None:
+    """Check that every response exists exactly once, generated by weights that the engines were given for it."""
     ids = {rollout.id for rollout in rollouts}
     if len(rollouts) != groups * n or len(ids) != len(rollouts):
         raise RuntimeError(
             f"the engines gave {len(rollouts)} responses ({len(ids)} distinct) for {groups} × {n}"
         )
-    stale = {rollout.weights_version for rollout in rollouts} - {version}
-    if stale:
-        raise RuntimeError(f"responses were written by weights of version {sorted(stale)}, not {version}")
+    unknown = {rollout.weights_version for rollout in rollouts} - set(versions)
+    if unknown:
+        raise RuntimeError(
+            f"responses were written by weights of version {sorted(unknown)}, not {sorted(versions)}"
+        )

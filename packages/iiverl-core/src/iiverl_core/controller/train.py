@@ -12,7 +12,7 @@ from iiverl_core.cluster.engines import ColocatedEngines, Engines
 from iiverl_core.cluster.runtime import WorkerDiedError, WorkerGroup
 from iiverl_core.config import Loaded, RunConfig
 from iiverl_core.controller.checkpointing import Checkpointer
-from iiverl_core.controller.collector import Plan
+from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.folders import check_folders
 from iiverl_core.controller.models import (
     check_engine_devices,
@@ -23,6 +23,7 @@ from iiverl_core.controller.models import (
 )
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.resume import Start, facts, find_start
+from iiverl_core.controller.saved_rollouts import read_rollouts
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
@@ -138,7 +139,7 @@ def _run(
 ) -> None:
     """Start the workers, train, and always stop the workers."""
     watchdog = Watchdog(run.trainer.stall_timeout, run.folder, progress)
-    with watchdog.watching(), ExitStack() as exit_stack:
+    with watchdog.watching(), ExitStack() as last, ExitStack() as exit_stack:
         tracker = make_trackers(
             list(dict.fromkeys(["jsonl", *run.trainer.logger])),  # the report is based on it
             run.folder,
@@ -158,9 +159,12 @@ def _run(
         with _weights(run, start, progress) as from_weights, progress.phase(starting):
             group, engines = _start(from_weights, progress.log, watchdog, exit_stack)
         workers = WorkerClient(group, engines, run)
-        if start.checkpoint is not None and not start.other_backend:
+        saved: Sequence[StepData] = ()
+        if start.checkpoint is not None:
             with progress.phase("loading the checkpoint"):
-                workers.load(start.checkpoint.folder)
+                if not start.other_backend:
+                    workers.load(start.checkpoint.folder)
+                saved = read_rollouts(start.checkpoint.folder, plan.prompts, workers)
         observer = Observer(run, group.infos, shapes(run, group.infos[0].parameters), progress, tracker)
         if run.uses_reward_model or scorer is None:
             scorer = add_reward_model(run, scorer, workers.score)
@@ -169,7 +173,10 @@ def _run(
         size = checkpoint_bytes(run, counted.trained_parameters, counted.parameters["actor"])
         checkpointer = Checkpointer(run, workers, recorded, size, progress.log)
         exit_stack.callback(checkpointer.close)
-        Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop).fit()
+        trainer = Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop, saved)
+        last.callback(trainer.rollouts.join)
+        exit_stack.callback(trainer.rollouts.close)
+        trainer.fit()
 
 
 def _way_back(run: RunConfig) -> str:

@@ -1,7 +1,8 @@
 """PPO, GRPO and their family, step by step.
 
 A step generates responses to a batch of prompts, scores them while others are still being generated, computes
-advantages, updates the critic, if there is one, and the actor, and syncs the new weights to the engines.
+advantages, updates the critic, if there is one, and the actor, and syncs the new weights to the engines. With
+`trainer.max_staleness`, responses of coming steps are generated meanwhile (`rollout_queue`).
 
 Unnecessary work is skipped: old log-probs if a step makes a single update (the ratio is 1 by definition) or those of the
 engine take their place, the reference policy without a KL, the critic if the estimator does not need one.
@@ -22,8 +23,9 @@ from iiverl_core.controller.batch import (
     with_arrays,
 )
 from iiverl_core.controller.checkpointing import Checkpointer
-from iiverl_core.controller.collector import Plan, RolloutCollector, StepData
+from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.observer import Observer, StepRecord
+from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.state import AdaptiveKL, FixedKL, TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError, NonFiniteError
@@ -42,7 +44,8 @@ MISMATCH = ("rollout/kl", "rollout/ratio/")  # metrics that compare engine and t
 class Trainer:
     """The loop over steps. Its parts are passed in.
 
-    `state` is the state after the step from which the run continues; it is updated during the run.
+    `state` is the state after the step from which the run continues; it is updated during the run. `saved` are rollouts of
+    the steps after it that had been collected already.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Trainer:
         checkpoints: Checkpointer,
         state: TrainState,
         stop: Stop,
+        saved: Sequence[StepData] = (),
     ) -> None:
         self.run, self.plan, self.state, self.stop = run, plan, state, stop
         self.workers, self.observer, self.checkpoints = workers, observer, checkpoints
@@ -63,7 +67,7 @@ class Trainer:
         self.estimator = estimator_info(run.algorithm.adv_estimator)
         self.policy_loss = policy_loss_info(run.loss.policy_loss)
         self.kl = _kl_controller(run, state.kl_coef)
-        self.collector = RolloutCollector(run, plan, workers, scorer, observer, self.estimator, state)
+        self.rollouts = RolloutQueue(run, plan, workers, scorer, observer, self.estimator, state, saved)
 
     def fit(self) -> None:
         """Train to the last step, or until the run is requested to stop; validate and save when due.
@@ -75,7 +79,7 @@ class Trainer:
         self.workers.sleep(
             discard_weights=True
         )  # a cache that is mapped would be in the way of the first update
-        self.workers.update_rollout_weights(state.weights_version)
+        self.rollouts.start()
         if self.plan.val_prompts and (trainer.val_only or (trainer.val_before_train and state.step == 0)):
             self.observer.log(self.validate(state.step), state.step)
         if trainer.val_only:
@@ -100,7 +104,7 @@ class Trainer:
         saves = self.checkpoints.due(step, last=last)
         if saves:
             with self.timers("save_checkpoint"), self.observer.phase("checkpoint"):
-                self.checkpoints.begin(self.state)
+                self.checkpoints.begin(*self.rollouts.checkpoint())
         metrics = self.observer.step_done(record)
         if saves:
             self.checkpoints.commit(metrics)
@@ -108,7 +112,7 @@ class Trainer:
 
     def step(self, step: int) -> StepRecord:
         """Run one training step: generate, score, estimate advantages, update."""
-        data = self.collector.collect(step)
+        data = self.rollouts.take(step)
         self.checkpoints.advance()
         batch = data.batch(self.estimator)
         record = StepRecord(step, data.rollouts, batch, baselines=data.baselines, metrics=data.metrics)
@@ -133,10 +137,8 @@ class Trainer:
             if trains_actor:
                 with self.timers("update_actor"):
                     self.update("actor", sequences, data.groups, record)
-                with self.timers("update_weights"), self.observer.phase("weights to the engine"):
-                    self.state.weights_version = step
-                    nbytes = self.workers.update_rollout_weights(self.state.weights_version)
-                record.metrics["perf/weight_sync_gb"] = nbytes / 2**30
+                self.state.weights_version = step
+        record.metrics |= self.rollouts.trained(step)
 
         record.memory = self.workers.memory()
         self.observer.write_rollouts(record)
@@ -256,7 +258,7 @@ class Trainer:
     def validate(self, step: int) -> dict[str, float]:
         """Generate responses to the validation prompts, and compute their metrics."""
         with self.timers("testing"):
-            rollouts = self.collector.validate(step)
+            rollouts = self.rollouts.validate(step)
         return self.observer.validation(step, rollouts)
 
     def check_mismatch(self, metrics: Mapping[str, float]) -> None:
@@ -265,6 +267,8 @@ class Trainer:
         Raises:
             IIVerlError: `rollout/kl` is above `algorithm.rollout_correction.mismatch_kl_limit`.
         """
+        if metrics.get("staleness/max"):
+            return  # it is also the distance between two versions of the policy
         config, kl = self.run.algorithm.rollout_correction, metrics.get("rollout/kl", 0.0)
         if config.mismatch_kl_limit is not None and kl > config.mismatch_kl_limit:
             raise IIVerlError(

@@ -135,6 +135,25 @@ class WorkerClient:
         (batch,) = self._divide_for_training(role, sequences, 1, arrays).batches
         self._group.run_on(0, TrainerWorker.write_update, path, SavedUpdate(role, batch, lr))
 
+    def write_sequences(self, path: Path, sequences: Sequence[SequenceRef]) -> None:
+        """Write the token arrays of sequences to a file, in their order.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        self._group.run_on(0, TrainerWorker.write_sequences, path, SequenceRefs(sequences))
+
+    def read_sequences(self, path: Path) -> list[Handle]:
+        """Put the sequences that `write_sequences` wrote into the store.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        paths = [(path if rank == 0 else None,) for rank in range(len(self._group.infos))]
+        (read,) = self._group.stream(TrainerWorker.read_sequences, paths)
+        reference, count = read
+        return [Handle(reference, index) for index in range(count)]
+
     def begin_save(self, folder: Path) -> None:
         """Copy the trained models, and start writing the copies to `folder`."""
         self._group.run(TrainerWorker.begin_save, [(folder,)] * len(self._group.infos))

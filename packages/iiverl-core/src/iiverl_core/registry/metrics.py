@@ -55,6 +55,7 @@ _VALIDATION = "iiverl_core.telemetry.validation:validation_metrics"
 _LOSSES = "iiverl_core.training.losses"
 _LOOP = "iiverl_core.controller.trainer:Trainer"
 _ROLLOUTS = "iiverl_core.controller.collector:RolloutCollector"
+_QUEUE = "iiverl_core.controller.rollout_queue:RolloutQueue"
 _BATCH = f"{_METRICS}:batch_metrics"
 _LENGTHS = f"{_METRICS}:seqlen_metrics"
 _PERF = f"{_METRICS}:perf_metrics"
@@ -244,6 +245,27 @@ METRICS = Registry(
             "fraction",
             "share of the devices' peak FLOP/s that the update uses; on known devices",
             "iiverl_core.telemetry.flops:mfu",
+        ),
+        _metric(
+            "staleness/{mean,max}",
+            "steps",
+            "steps by which the weights that generated are older than in turns; with max_staleness",
+            _QUEUE,
+        ),
+        _metric(
+            "async/queue_length",
+            "steps",
+            "further steps whose rollouts are ready; with max_staleness",
+            _QUEUE,
+        ),
+        _metric(
+            "async/engines_wait_s",
+            "s",
+            "time in which the engines waited for weights before the step's rollouts; with max_staleness",
+            _QUEUE,
+        ),
+        _metric(
+            "timing_s/wait_rollouts", "s", "waiting for the step's rollouts; with max_staleness", _TIMERS
         ),
         _metric("timing_s/gen", "s", "generating, with the scoring that overlaps it", _TIMERS),
         _metric("timing_s/reward", "s", "waiting for scores after the last response", _TIMERS),

@@ -24,7 +24,11 @@ class ProgressState(Protocol):
 
     step: int
     total: int
-    phase_now: Phase | None
+
+    @property
+    def phase_now(self) -> Phase | None:
+        """The current phase."""
+        ...
 
     def describe(self) -> str:
         """Describe the run, as parts separated by two spaces."""

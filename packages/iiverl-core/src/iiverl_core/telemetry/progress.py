@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from iiverl_core import activity
@@ -36,7 +36,7 @@ class Progress:
         every: float = 10.0,
     ) -> None:
         self.total, self.step = total_steps, start_step
-        self.phase_now: Phase | None = None
+        self._phases: list[Phase] = []  # those that are open, of any thread
         self._stream = stream or sys.stdout
         self._step_lines, self._every = step_lines, every
         self._seconds: deque[float] = deque(maxlen=20)
@@ -59,7 +59,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.phase_now = None
+        self._phases.clear()
         self._stop.set()
         self._thread.join()
         self._input.stop()
@@ -70,12 +70,20 @@ class Progress:
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
         """Show `name` as the current phase; yield the counter of its `total` items."""
-        outer, self.phase_now = self.phase_now, Phase(name, total)
+        phase = Phase(name, total)
+        self._phases.append(phase)
         try:
             with activity.call(name):
-                yield self.phase_now
+                yield phase
         finally:
-            self.phase_now = outer
+            with suppress(ValueError):  # the display has ended
+                self._phases.remove(phase)
+
+    @property
+    def phase_now(self) -> Phase | None:
+        """The phase that began last, of those that are not over."""
+        phases = self._phases[-1:]
+        return phases[0] if phases else None
 
     @property
     def reading_input(self) -> bool:

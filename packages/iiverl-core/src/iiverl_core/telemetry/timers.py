@@ -1,7 +1,7 @@
 """Measure how long things take, and format durations and counts."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -21,8 +21,12 @@ class Timers:
         try:
             yield
         finally:
-            key = f"timing_s/{name}"
-            self._seconds[key] = self._seconds.get(key, 0.0) + time.perf_counter() - start
+            self.add({f"timing_s/{name}": time.perf_counter() - start})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add times that were measured elsewhere, by metric name."""
+        for key, each in seconds.items():
+            self._seconds[key] = self._seconds.get(key, 0.0) + each
 
     def drain(self) -> dict[str, float]:
         """Return and reset the times measured since the last call."""

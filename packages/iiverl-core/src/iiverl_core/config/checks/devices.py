@@ -23,6 +23,7 @@ checks = Checks()
 PROFILE, PROFILE_TOOL, PROFILE_STEPS = f"{PROFILER}.enable", "global_profiler.tool", "global_profiler.steps"
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
 MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
+STALENESS = "trainer.max_staleness"
 ROLLOUT_DEVICES, CPUS = "trainer.rollout_devices", "ray_kwargs.ray_init.num_cpus"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 
@@ -101,6 +102,13 @@ def _local_has_no_other_devices(view: ConfigView) -> str | None:
     if view[ROLLOUT_DEVICES] is None or view[RUNTIME] != "local":
         return None
     return f"the local runtime has one process and cannot use other devices; leave it out, or set {RUNTIME} to ray"
+
+
+@checks.add("C714", "error", STALENESS, ROLLOUT_DEVICES)
+def _generation_beside_training_has_devices(view: ConfigView) -> str | None:
+    if not view[STALENESS] or view[ROLLOUT_DEVICES] is not None:
+        return None
+    return f"needs devices that only generate; set {ROLLOUT_DEVICES}, or leave it out to generate and train in turn"
 
 
 @checks.add("C713", "error", CPUS, RUNTIME, NODES, PER_NODE, ROLLOUT_DEVICES)

@@ -154,6 +154,17 @@ def _importance_weights_are_read(view: ConfigView) -> str | None:
     )
 
 
+@checks.add("C316", "warning", BYPASS, f"{CORRECTION}.rollout_is", "trainer.max_staleness", DO_SAMPLE)
+def _old_log_probs_are_of_the_policy_that_sampled(view: ConfigView) -> str | None:
+    corrected = view[BYPASS] or view[f"{CORRECTION}.rollout_is"] is not None
+    if corrected or not view["trainer.max_staleness"] or not view[DO_SAMPLE]:
+        return None
+    return (
+        "the responses of older weights are trained on as if the newest had sampled them: with trainer.max_staleness, leave "
+        "it out, or set it to true"
+    )
+
+
 @checks.add("C314", "error", BYPASS, f"{ROLLOUT}.do_sample")
 def _bypass_has_log_probs(view: ConfigView) -> str | None:
     if not view[BYPASS] or view[f"{ROLLOUT}.do_sample"]:

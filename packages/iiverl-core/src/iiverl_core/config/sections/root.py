@@ -30,7 +30,9 @@ from iiverl_core.registry.rewards import MANAGER_KEY
 class ActorRolloutRefConfig(Section):
     """The trained model: as actor, in the rollout engine, as reference."""
 
-    hybrid_engine: Annotated[bool, NotYet("actor and rollout engine on devices of their own", (True,))] = True
+    hybrid_engine: Annotated[
+        bool, NotYet("this key (trainer.rollout_devices counts the devices that only generate)", (True,))
+    ] = True
     """Train and generate on the same devices."""
     model: ModelConfig = ModelConfig()
     actor: ActorConfig

@@ -32,6 +32,10 @@ class TrainerConfig(Section):
     """Devices per machine; without GPUs, processes."""
     rollout_devices: Count | None = None
     """Additional devices that only generate; null if the training devices also generate."""
+    max_staleness: Natural = 0
+    """Training steps by which the weights that generate may be older than in turns; 0 to generate and train in turn.
+
+    From 1 on, the `rollout_devices` generate the responses of coming steps while the others train."""
     deterministic: bool = False
     """Let torch, flash-attn, cuBLAS, NCCL and vLLM compute in one order on GPUs, which takes longer; on CPUs they do anyway.
 

@@ -25,6 +25,10 @@ class Chart:
     kind: Literal["lines", "stacked"] = "lines"
 
 
+_SUMS = ("timing_s/step",)  # of the areas beside them
+_WAIT = "timing_s/wait_rollouts"
+_BESIDE = ("timing_s/gen", "timing_s/reward")  # with `_WAIT`, they are not parts of the step
+
 CHARTS = (
     Chart("Reward", ("critic/score/mean",), ("critic/score/min", "critic/score/max")),
     Chart("Validation score", ("val/test_score/*",)),
@@ -40,13 +44,14 @@ CHARTS = (
     Chart("Value function", ("critic/vf_loss", "critic/vf_explained_var")),
     Chart("Failed samples", ("reward/failed/*",)),
     Chart("Turns and tool calls", ("rollout/turns", "rollout/tool_calls", "rollout/tool_errors")),
+    Chart("Staleness", ("staleness/mean", "staleness/max", "async/queue_length")),
+    Chart("Waiting of trainer and engines", (_WAIT, "async/engines_wait_s")),
     Chart("Time of a step", ("timing_s/*",), kind="stacked"),
     Chart("Throughput", ("perf/throughput",)),
     Chart(
         "Memory", ("perf/max_memory_allocated_gb", "perf/max_memory_reserved_gb", "perf/cpu_memory_used_gb")
     ),
 )
-_SUMS = ("timing_s/step",)  # of the areas beside them
 
 
 def shown_charts(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -86,7 +91,10 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
     before, star, after = pattern.partition("*")
     if not star:
         return [pattern] if pattern in names else []
-    return [name for name in names if name.startswith(before) and name.endswith(after) and name not in _SUMS]
+    left_out = (*_SUMS, *_BESIDE) if _WAIT in names else _SUMS
+    return [
+        name for name in names if name.startswith(before) and name.endswith(after) and name not in left_out
+    ]
 
 
 def _short(value: float) -> float:

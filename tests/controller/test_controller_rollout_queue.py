@@ -1,0 +1,278 @@
+"""Rollouts are collected beside training: within the bound on staleness, each prompt once, and the same ones after a resume."""
+
+import random
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_controller_state import Scores, Silent
+
+from iiverl_core.cluster.saved_sequences import read_sequences, write_sequences
+from iiverl_core.cluster.store import LocalStore, put_all
+from iiverl_core.config import build, run_config
+from iiverl_core.controller.collector import Plan, StepData
+from iiverl_core.controller.rollout_queue import RolloutQueue
+from iiverl_core.controller.saved_rollouts import read_rollouts, write_rollouts
+from iiverl_core.controller.state import TrainState
+from iiverl_core.data import PromptOrder
+from iiverl_core.registry.algorithms import estimator_info
+from iiverl_core.samples import Handle, Prompt, Rollout, SampledTurn, SampleId, SequenceRef, TokenSequence
+from iiverl_reward_client import Failed, Scored
+
+ROWS, BATCH, MEMBERS = 12, 4, 2
+
+
+def run_with(k: int) -> Any:
+    return run_config(
+        build(
+            {
+                "data": {"train_batch_size": BATCH},
+                "algorithm": {"adv_estimator": "grpo"},
+                "actor_rollout_ref": {"rollout": {"n": MEMBERS}},
+                "trainer": {"max_staleness": k, "rollout_devices": 1},
+            }
+        )
+    )
+
+
+class Engines:
+    """Engines that take a random time, and die now and then."""
+
+    def __init__(self, chance: random.Random, deaths: float = 0.0) -> None:
+        self.chance, self.deaths = chance, deaths
+        self.version = -1
+        self.busy = False
+
+    def generate(self, requests, sampling):
+        self.busy = True
+        time.sleep(self.chance.choice((0, 0, 0, 0.004)))
+        for request in requests:
+            if self.chance.random() < self.deaths:
+                break  # an engine died: what is left is missing
+            sequence = SequenceRef(request.id, Handle(None), 3, 1)
+            yield [Rollout(request.id, request.prompt, "r", "r", "stop", self.version, -1.0, (sequence,))]
+        self.busy = False
+
+    def update_rollout_weights(self, version: int) -> int:
+        assert not self.busy, "weights came while responses were being written"
+        assert version >= self.version
+        self.version = version
+        return 1
+
+
+def plan(steps: int) -> Plan:
+    prompts: Any = [Prompt(row=row, ids=(1, 2), text="p") for row in range(ROWS)]
+    return Plan(prompts, PromptOrder(ROWS, BATCH, seed=3), prompts[:2], steps)
+
+
+def queue_of(k: int, engines: Engines, steps: int, state: TrainState, saved=()) -> RolloutQueue:
+    workers: Any = engines
+    observer: Any = Silent()
+    return RolloutQueue(
+        run_with(k), plan(steps), workers, Scores(), observer, estimator_info("grpo"), state, saved
+    )
+
+
+def train_to(step: int, queue: RolloutQueue, state: TrainState, chance: random.Random) -> list[StepData]:
+    """Train as the loop does, for a random time per step; the actor is trained from the third step on."""
+    taken: list[StepData] = []
+    for number in range(state.step + 1, step + 1):
+        taken.append(queue.take(number))
+        slow = number // 50 % 2  # than the engines, every other fifty steps
+        time.sleep(chance.choice((0, 0, 0.002)) + 0.002 * slow)
+        if number >= 3:
+            state.weights_version = number
+        queue.trained(number)
+        state.step = number
+    return taken
+
+
+def rows_of(step: int) -> list[int]:
+    return sorted(PromptOrder(ROWS, BATCH, seed=3).batch(step - 1)[1])
+
+
+def version_after(step: int) -> int:
+    return step if step >= 3 else 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_a_thousand_steps_keep_the_bound_and_use_each_prompt_once(k: int) -> None:
+    """Engines and trainer take random times, and engines die."""
+    steps, state = 350, TrainState(kl_coef=0.0)
+    queue = queue_of(k, Engines(random.Random(k), deaths=0.01), steps, state)
+    queue.start()
+    taken = train_to(steps, queue, state, random.Random(k + 1))
+    for number, data in enumerate(taken, 1):
+        versions = {rollout.weights_version for rollout in data.rollouts}
+        assert version_after(max(0, number - 1 - k)) <= min(versions) <= max(versions) <= number - 1
+        assert data.metrics["staleness/max"] <= k
+        assert sorted({rollout.prompt.row for rollout in data.rollouts}) == rows_of(number)
+        assert {rollout.id.step for rollout in data.rollouts} == {number}
+        assert len({rollout.id for rollout in data.rollouts}) == BATCH * MEMBERS
+    assert state.batches_consumed == steps
+    ahead = max(data.metrics["async/queue_length"] for data in taken)
+    assert k - 1 <= ahead <= k  # engines that are faster use the bound
+    queue.close()
+    queue.join()
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_with_one_step_of_staleness_time_decides_nothing(k: int) -> None:
+    """Nor do a validation, or a checkpoint from which another queue goes on."""
+    chance = random.Random(0)
+    state, saved = TrainState(kl_coef=0.0), []
+    versions: list[set[int]] = []
+    for end in (20, 21, 40):
+        queue = queue_of(k, Engines(chance), 40, state, saved)
+        queue.start()
+        for data in train_to(end, queue, state, chance):
+            versions.append({rollout.weights_version for rollout in data.rollouts})
+            assert sorted({rollout.prompt.row for rollout in data.rollouts}) == rows_of(data.step)
+        assert {each.weights_version for each in queue.validate(end)} == {end}
+        state, saved = queue.checkpoint()
+        assert [data.step for data in saved] == ([end + 1] if k and end < 40 else [])
+        queue.close()
+        queue.join()
+    assert versions == [{version_after(max(0, step - 1 - k))} for step in range(1, 41)]
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4]), st.lists(st.integers(1, 30), max_size=4))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_killed_anywhere_each_prompt_is_used_once(seed: int, k: int, kills: list[int]) -> None:
+    """The run goes on from its newest checkpoint, of every third step."""
+    chance, state, saved = random.Random(seed), TrainState(kl_coef=0.0), []
+    used: dict[int, list[int]] = {}
+    for end in [*sorted(kills), 30]:
+        kept = replace(state), list(saved)
+        queue = queue_of(k, Engines(chance), 30, state, saved)
+        queue.start()
+        for step in range(state.step + 1, end + 1):
+            (data,) = train_to(step, queue, state, chance)
+            used[step] = sorted({rollout.prompt.row for rollout in data.rollouts})
+            if step % 3 == 0:
+                kept = queue.checkpoint()
+        queue.close()
+        queue.join()
+        state, saved = kept
+    assert used == {step: rows_of(step) for step in range(1, 31)}
+
+
+def test_an_error_beside_training_ends_the_run() -> None:
+    class Broken(Engines):
+        def generate(self, requests, sampling):
+            if requests[0].id.step == 3:
+                raise OSError("no more")
+            yield from super().generate(requests, sampling)
+
+    state = TrainState(kl_coef=0.0)
+    queue = queue_of(1, Broken(random.Random(0)), 9, state)
+    queue.start()
+    with pytest.raises(OSError, match="no more"):
+        train_to(9, queue, state, random.Random(0))
+    assert state.step == 2
+
+
+texts = st.text(max_size=20)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+outcomes = st.one_of(
+    st.none(),
+    st.builds(
+        Scored, finite, st.dictionaries(texts, finite), st.dictionaries(texts, texts | finite | st.none())
+    ),
+    st.builds(
+        Failed, st.sampled_from(["timeout", "environment"]), st.integers(1, 6), texts, outage=st.booleans()
+    ),
+)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_saved_rollouts_are_the_same_when_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    draw, folder, store = data.draw, tmp_path_factory.mktemp("saved"), LocalStore()
+    prompts: Any = [Prompt(row=row, ids=(1, 2), text="p", ground_truth="g") for row in range(3)]
+    arrays: list[TokenSequence] = []
+
+    def rollout(member: int) -> Rollout:
+        lengths = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
+        own = [
+            TokenSequence(
+                np.arange(n, dtype=np.int64),
+                np.arange(n) > 0,
+                np.linspace(-1, 0, n, dtype=np.float32),
+                draw(
+                    st.dictionaries(
+                        st.sampled_from(["kept_ids", "turn_rewards"]), st.just(np.ones(2, np.float32))
+                    )
+                ),
+            )
+            for n in lengths
+        ]
+        arrays.extend(own)
+        id = SampleId("train", 3, draw(st.integers(0, 5)), member)
+        refs = tuple(
+            SequenceRef(id, handle, len(each.token_ids), each.trained, 1)
+            for handle, each in zip(put_all(store, own), own, strict=True)
+        )
+        messages = draw(
+            st.none() | st.just(({"role": "user", "content": "é"}, {"role": "tool", "content": None}))
+        )
+        return Rollout(
+            id=id,
+            prompt=prompts[draw(st.integers(0, 2))],
+            text=draw(texts),
+            raw_text=draw(texts),
+            finish_reason=draw(st.sampled_from(["stop", "length"])),
+            weights_version=draw(st.integers(0, 9)),
+            log_prob=draw(st.floats(allow_nan=False)),
+            sequences=refs,
+            outcome=draw(outcomes),
+            messages=messages,
+            turns=(SampledTurn(1, 2, draw(st.none() | finite)),) if messages else (),
+            counts=draw(st.dictionaries(texts, finite, max_size=2)),
+        )
+
+    steps = [
+        StepData(
+            3,
+            [rollout(i) for i in range(draw(st.integers(0, 3)))],
+            [0, 2],
+            {0: 0.1},
+            {"a": 1.5},
+            {"timing_s/gen": 2.0},
+        )
+        for _ in range(draw(st.integers(0, 2)))
+    ]
+    workers: Any = SimpleNamespace(
+        write_sequences=lambda path, sequences: write_sequences(path, sequences, store),
+        read_sequences=lambda path: put_all(store, read_sequences(path)),
+    )
+    write_rollouts(folder, steps, workers)
+    read = read_rollouts(folder, prompts, workers)
+
+    def without_handles(steps: list[StepData]) -> list[StepData]:
+        return [
+            replace(
+                step,
+                rollouts=[
+                    replace(each, sequences=tuple(ref.stored_at(Handle(None)) for ref in each.sequences))
+                    for each in step.rollouts
+                ],
+            )
+            for step in steps
+        ]
+
+    assert without_handles(read) == without_handles(steps)
+    handles = [ref.tokens for step in read for each in step.rollouts for ref in each.sequences]
+    for handle, expected in zip(handles, arrays, strict=True):
+        found = handle.ref[handle.index]
+        for name in ("token_ids", "loss_mask", "log_probs"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name))
+            assert getattr(found, name).dtype == getattr(expected, name).dtype
+        assert found.extras.keys() == expected.extras.keys()
