@@ -15,6 +15,7 @@ import pytest
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
+from iiverl_core.controller.trainer import Trainer
 
 Make = Callable[..., Loaded]
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -137,6 +138,68 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(
         WorkerError, match=r"rollout engine 0 .* died 2 times in a row.*\n?.*gpu_memory_utilization"
     ):
         train(quickstart("trainer.rollout_devices=1", runtime="ray"))
+
+
+BESIDE = (
+    "trainer.rollout_devices=1",
+    "trainer.n_gpus_per_node=1",
+    "trainer.max_staleness=1",
+    "trainer.total_training_steps=6",
+)
+
+
+def test_a_run_that_generates_beside_training_repeats_bit_by_bit(
+    quickstart: Make, differences: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is killed while it trains, with the next step's rollouts ready, and resumed."""
+    saving = ("trainer.save_freq=2", "trainer.resume_mode=auto", "trainer.max_actor_ckpt_to_keep=2")
+    options = (*BESIDE, *saving, "trainer.test_freq=3")
+    train(quickstart(*options, runtime="ray", folder="whole"))
+    for step in range(1, 7):
+        assert {row[3] for row in answers(tmp_path / "whole", step)} == {max(0, step - 2)}
+    assert [record["staleness/max"] for record in history(tmp_path / "whole")] == [0, 1, 1, 1, 1, 1]
+    assert (tmp_path / "whole" / "global_step_4" / "rollouts.json").exists()
+
+    class Killed(BaseException):
+        """The end of the process."""
+
+    update = Trainer.update
+
+    def stop(self: Trainer, role: Any, sequences: Any, groups: Any, record: Any) -> None:
+        if record.step == 6:
+            raise Killed
+        update(self, role, sequences, groups, record)
+
+    loaded = quickstart(*options, runtime="ray", folder="killed")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "update", stop)
+        train(loaded)
+    train(loaded)
+    assert differences(tmp_path / "killed", tmp_path / "whole", 6) == []
+
+
+def test_an_engine_that_dies_beside_training_writes_the_rest_with_newer_weights(
+    quickstart: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iiverl_core.cluster import ray_engines
+
+    generate = ray_engines.RayEngines.generate
+    deaths = []
+
+    def disturbed(self, questions, sampling):
+        for i, samples in enumerate(generate(self, questions, sampling)):
+            yield samples
+            if i == 0 and questions[0][0].id.step in (3, 5):
+                deaths.append(questions[0][0].id.step)
+                killed(self, 0)
+
+    monkeypatch.setattr(ray_engines.RayEngines, "generate", disturbed)
+    train(quickstart(*BESIDE, *LONG, "trainer.max_staleness=2", runtime="ray"))
+    assert deaths == [3, 5]
+    for step in range(1, 7):
+        rows = answers(tmp_path / "run", step)
+        assert len({row[:2] for row in rows}) == len(rows) == 32
+        assert {row[3] for row in rows} <= set(range(max(0, step - 3), step))
 
 
 VLLM = (

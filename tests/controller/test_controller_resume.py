@@ -21,6 +21,7 @@ from iiverl_core.cluster.saved_update import read_update
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.collector import RolloutCollector
+from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import CheckpointError, NonFiniteError
@@ -105,10 +106,10 @@ def test_a_run_killed_before_a_checkpoint_is_complete_resumes_from_the_one_befor
     loaded = quickstart("trainer.save_freq=1", "trainer.resume_mode=auto")
     collect = RolloutCollector.collect
 
-    def stop(self: RolloutCollector, step: int) -> Any:
+    def stop(self: RolloutCollector, step: int, state: TrainState) -> Any:
         if step == 3:
             raise Killed
-        return collect(self, step)
+        return collect(self, step, state)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(RolloutCollector, "collect", stop)

@@ -90,7 +90,7 @@ class RolloutQueue:
                 self._await(lambda: step in self._ready)
             with self._changed:
                 data = self._ready.pop(step)
-                data.metrics["async/queue_length"] = float(len(self._ready))
+                data.metrics["perf/rollouts_ready"] = float(len(self._ready))
         self._observer.timers.add(data.timings)
         return data
 
@@ -153,7 +153,7 @@ class RolloutQueue:
         try:
             while (waited := self._wait_for_weights()) is not None:
                 data = self._collect(self._next)
-                data.metrics["async/engines_wait_s"] = waited
+                data.timings["timing_s/engines_wait"] = waited
                 with self._changed:
                     self._ready[data.step] = data
                     self._next += 1

@@ -253,13 +253,13 @@ METRICS = Registry(
             _QUEUE,
         ),
         _metric(
-            "async/queue_length",
+            "perf/rollouts_ready",
             "steps",
             "further steps whose rollouts are ready; with max_staleness",
             _QUEUE,
         ),
         _metric(
-            "async/engines_wait_s",
+            "timing_s/engines_wait",
             "s",
             "time in which the engines waited for weights before the step's rollouts; with max_staleness",
             _QUEUE,

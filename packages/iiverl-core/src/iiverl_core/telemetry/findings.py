@@ -111,6 +111,8 @@ def _kl(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
 
 def _mismatch(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
     kl = last("rollout/kl")
+    if any(last("staleness/max")):
+        return  # it is also the distance between two versions of the policy
     if kl and fmean(kl) > 0.01:
         yield Finding(
             f"The engine's probabilities differ from the trainer's by a KL divergence of {fmean(kl):.3g}.",

@@ -26,8 +26,8 @@ class Chart:
 
 
 _SUMS = ("timing_s/step",)  # of the areas beside them
-_WAIT = "timing_s/wait_rollouts"
-_BESIDE = ("timing_s/gen", "timing_s/reward")  # with `_WAIT`, they are not parts of the step
+_WAIT, _ENGINES_WAIT = "timing_s/wait_rollouts", "timing_s/engines_wait"
+_BESIDE = ("timing_s/gen", "timing_s/reward", _ENGINES_WAIT)  # with `_WAIT`, they are not parts of the step
 
 CHARTS = (
     Chart("Reward", ("critic/score/mean",), ("critic/score/min", "critic/score/max")),
@@ -44,8 +44,8 @@ CHARTS = (
     Chart("Value function", ("critic/vf_loss", "critic/vf_explained_var")),
     Chart("Failed samples", ("reward/failed/*",)),
     Chart("Turns and tool calls", ("rollout/turns", "rollout/tool_calls", "rollout/tool_errors")),
-    Chart("Staleness", ("staleness/mean", "staleness/max", "async/queue_length")),
-    Chart("Waiting of trainer and engines", (_WAIT, "async/engines_wait_s")),
+    Chart("Staleness", ("staleness/mean", "staleness/max", "perf/rollouts_ready")),
+    Chart("Waiting of trainer and engines", (_WAIT, _ENGINES_WAIT)),
     Chart("Time of a step", ("timing_s/*",), kind="stacked"),
     Chart("Throughput", ("perf/throughput",)),
     Chart(
