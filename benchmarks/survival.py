@@ -1,13 +1,16 @@
 """Does a run that is killed, or stopped, again and again end as one that was left alone?
 
     python benchmarks/survival.py [--kills 30] [--stalls 0] [--engines] [--steps 120] [--save-freq 10] [--json FILE]
+    python benchmarks/survival.py --kills 0 --stalls 5 --rewards
     python benchmarks/survival.py --soak [--engines] [--kills 30]
     python benchmarks/survival.py --save-cost
 
 The quickstart trains once undisturbed. Then it trains again and again, and at random moments SIGKILL goes to the whole
 process group, to the driver alone, or (under Ray) to one of its workers, until `--kills` have been sent; a run that
 ended before its last step is started again by the same command. With `--stalls`, SIGSTOP goes to a worker that many
-times, and the run itself has to name it within `stall_timeout` + 10 s and go on. With `--engines`, the rollout engine
+times, and the run itself has to name it within `stall_timeout` + 10 s and go on. With `--rewards`, it goes to a process
+of the reward function, which then never returns; that has to be named, too, and the run ends with an error, after which
+the same command goes on. With `--engines`, the rollout engine
 is a process of its own, and may be the one that is hit. With `--soak`, only workers and engines are killed, one every
 20 s on average, and the run has to go on by itself.
 
@@ -54,6 +57,8 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
         f"trainer.n_gpus_per_node={2 if ray and not options.engines else 1}",
         *(["trainer.rollout_devices=1"] if options.engines else []),
         *([f"trainer.stall_timeout={STALL_TIMEOUT_S}"] if options.stalls else []),
+        # Calls have a limit of their own, below the watchdog's, which would give the sample a typed failure.
+        *(["custom_reward_function.timeout=3600"] if options.rewards else []),
         *([f"trainer.max_restarts={SOAK_RESTARTS}"] if options.soak else []),
         f"trainer.default_local_dir={folder}",
         f"trainer.rollout_data_dir={folder}/samples",
@@ -66,12 +71,16 @@ def start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
 def find_workers(run: subprocess.Popen[bytes]) -> tuple[list[psutil.Process], list[psutil.Process]]:
     """List all processes that the run has started, and those that train or generate."""
     family = psutil.Process(run.pid).children(recursive=True)
-    workers: list[psutil.Process] = []
+    return family, _named(family, "ray::WorkerActor")
+
+
+def _named(family: list[psutil.Process], name: str) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
     for each in family:
         with suppress(psutil.NoSuchProcess):
-            if "ray::WorkerActor" in " ".join(each.cmdline()):
-                workers.append(each)
-    return family, workers
+            if name in " ".join(each.cmdline()):
+                found.append(each)
+    return found
 
 
 def kill_something(
@@ -141,7 +150,7 @@ def train_and_kill(
 def train_and_stall(
     folder: Path, options: argparse.Namespace, chance: random.Random, named_after: list[float], alone: float
 ) -> None:
-    """Train in `folder` to the end, stopping workers while stalls are left; add the seconds until each was named.
+    """Train in `folder` to the end, stopping processes while stalls are left; add the seconds until each was named.
 
     A worker is stopped once it has finished a step: one that has never reported is given longer.
     """
@@ -154,19 +163,27 @@ def train_and_stall(
             run.wait(timeout=chance.uniform(1.0, 0.4 * alone))
             break
         except subprocess.TimeoutExpired:
-            workers = find_workers(run)[1]
-            if len(named_after) >= options.stalls or not workers:
+            family, workers = find_workers(run)
+            victims = _named(family, "iiverl_core.reward_process") if options.rewards else workers
+            if len(named_after) >= options.stalls or not victims:
                 continue
-        victim = chance.choice(workers)
+        victim = chance.choice(victims)
         last = reached(folder)
         victim.suspend()
         began = time.monotonic()
-        while f"(process {victim.pid} on" not in log.read_text() and run.poll() is None:
+        name = "iiverl-rewards in" if options.rewards else f"(process {victim.pid} on"
+        known = log.read_text().count(name)
+        while log.read_text().count(name) == known and run.poll() is None:
             time.sleep(0.1)
+        if log.read_text().count(name) == known:
+            raise RuntimeError(f"a stall was not named:\n{log.read_text()[-3000:]}")
         named_after.append(time.monotonic() - began)
         print(f"stall {len(named_after)}: after step {last}, named after {named_after[-1]:.1f} s", flush=True)
         with suppress(psutil.NoSuchProcess):
             victim.wait(timeout=60)  # the restart kills it
+        if options.rewards:
+            run.wait()
+            run = start(folder, options)
     if run.returncode != 0:
         raise RuntimeError(log.read_text()[-3000:])
 
@@ -200,6 +217,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--stalls", type=int, default=0)
     parser.add_argument("--engines", action="store_true")
+    parser.add_argument("--rewards", action="store_true", help="stop the reward function instead of workers")
     parser.add_argument("--soak", action="store_true", help="kill workers and engines alone, often")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--save-freq", type=int, default=10)

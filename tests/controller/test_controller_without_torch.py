@@ -58,10 +58,11 @@ class Worker:
     def update_rollout_weights(self, sync):
         from iiverl_core.cluster.messages import ReceivedWeights
 
+        self.version = sync.version
         return ReceivedWeights(sync, 0, {"weight": sync.version})
 
     def weight_digests(self, base) -> dict[str, int]:
-        return {"weight": 1}
+        return {"weight": self.version}
 
     def memory(self) -> dict[str, int]:
         return {"cpu_memory_used": 1}
@@ -138,6 +139,8 @@ def one_step() -> list[str]:
         TrainState(kl_coef=0.01),
         Stop(),
     )
+    trainer.rollouts.start()
+    group.worker.asked.clear()
     record = trainer.step(1)
     assert len(record.batch) == 8 and record.metrics["actor/pg_loss"] == 1.0
     return [name for name in dict.fromkeys(group.worker.asked) if name not in ("sleep", "memory")]

@@ -122,7 +122,7 @@ class RolloutQueue:
             return replace(self._state), [self._ready[step] for step in sorted(self._ready)]
 
     def restore(self) -> None:
-        """Give weights to engines that died and were started again, for the responses that they owe.
+        """Give weights to engines that died and were started again, for the responses that are missing.
 
         While the loop trains, the weights that they had do not exist any more. They get the next ones, when the loop
         comes to the end of its step.
