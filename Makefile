@@ -8,7 +8,7 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 export UV_PYTHON_DOWNLOADS := never
 # Tests start hundreds of processes, each of which would compile torch and transformers for itself.
 unexport PYTHONDONTWRITEBYTECODE
-SYNC := $(UV) sync --all-packages --extra fsdp --extra reward-server
+SYNC := $(UV) sync --all-packages --extra fsdp --extra reward-server --extra vision
 RUN := $(UV) run --no-sync
 TEST := OMP_NUM_THREADS=1 $(RUN) pytest
 

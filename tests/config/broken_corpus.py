@@ -72,6 +72,8 @@ FILES = {
     "short/config.json": json.dumps({**DENSE, "max_position_embeddings": 64}),
     "models/dense/config.json": json.dumps(DENSE),
     "mistral/config.json": json.dumps({**DENSE, "model_type": "mistral"}),
+    "sees/config.json": json.dumps({"model_type": "qwen2_5_vl", "text_config": DENSE, "vision_config": {}}),
+    "images.jsonl": 8 * '{"prompt": "<image>?", "ground_truth": "2", "images": ["a.png"]}\n',
 }
 
 

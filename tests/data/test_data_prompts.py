@@ -286,7 +286,7 @@ def test_a_missing_column_is_answered_with_the_nearest(
         ([{"role": "user", "content": None}], "its message 0 has no content (it has role)"),
         (
             [{"role": "user", "content": [{"type": "image"}]}],
-            "is of type list, not a string (images and other parts",
+            "is of type list, not a string (the model reads texts only",
         ),
         ([{"role": 1, "content": "x"}], "the role of its message 0 is of type int"),
         ("", "is empty."),

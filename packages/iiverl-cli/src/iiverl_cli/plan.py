@@ -102,6 +102,9 @@ def _heading(run: "RunConfig", planned: "MemoryPlan") -> list[str]:
     if rank := run.actor.model.lora_rank:
         trained = trained_parameters(facts, run.actor.model, language=True)
         model += f"; LoRA adapters of rank {rank} with {_billions(trained)}"
+    if vision := facts.vision_parameters:
+        frozen = ", as if it were trained" if run.actor.freeze_vision_tower else ""
+        model += f" ({_billions(vision)} in the vision tower{frozen}; its activations are not counted)"
     if layout.sharded:
         spread = f"{run.backend}, each model over all {layout.devices} devices"
         if layout.context > 1:

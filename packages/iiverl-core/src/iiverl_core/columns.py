@@ -8,6 +8,9 @@ DATA_SOURCE, REWARD_MODEL, GROUND_TRUTH, EXTRA_INFO = (
     "data_source", "reward_model", "ground_truth", "extra_info",
 )  # fmt: skip
 
+IMAGE = "<image>"
+"""Stands for an image in the text of a prompt, as in datasets made for II-VERL and verl."""
+
 HOLDS = {
     "data.prompt_key": "the prompt",
     "data.ground_truth_key": "the ground truth",

@@ -54,7 +54,8 @@ class Prompt(PickledByFields):
     names it and the row there, counted from 0. `ids` are the tokens that the model reads, and `text` is
     the same as a string. `columns` has every other column of the row, including `extra_info` and the reward server's
     `verification_info` if the dataset has them. `chat` has the messages if the prompt is a chat, since a reward model may
-    use a different chat template.
+    use a different chat template. `images` are encoded (PNG, JPEG, …) as the dataset has them, in the order of their
+    placeholders (`columns.IMAGE`) in the prompt; `ids` have as many tokens for each as the model reads for it.
     """
 
     row: int
@@ -66,15 +67,20 @@ class Prompt(PickledByFields):
     chat: tuple[Mapping[str, Any], ...] | None = None
     source: str = ""
     source_row: int = 0
+    images: tuple[bytes, ...] = ()
 
     @property
     def place(self) -> str:
         """Where the row is, for messages."""
         return place_of(self.source, self.source_row)
 
-    def tokens_only(self) -> "Prompt":
-        """Return the part that an engine reads: row and token ids, without text and columns."""
+    def for_engine(self) -> "Prompt":
+        """Return the part that an engine reads: row, token ids and images, without text and columns."""
         return replace(self, text="", ground_truth=None, columns={}, chat=None, source="")
+
+    def tokens_only(self) -> "Prompt":
+        """Return row and token ids."""
+        return replace(self.for_engine(), images=())
 
 
 def place_of(source: str, row: int) -> str:
@@ -111,6 +117,26 @@ TURN_REWARDS = "turn_rewards"
 """Name in `TokenSequence.extras` of the rewards of turns, (trained,) float32: each at the turn's last token, 0 elsewhere."""
 
 
+PIXEL_VALUES, IMAGE_GRIDS = "pixel_values", "image_grid_thw"
+"""Names in `TokenSequence.extras` of `ImageInputs`, if the sequence has images."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInputs:
+    """The images of a prompt as its model reads them, in the order of their tokens.
+
+    `pixel_values` (P, C) float32 are the patches of all images in turn, and `grids` (I, 3) int64 the number of patches of
+    each along time, height and width. An image has a token per square of `merge` by `merge` patches.
+    """
+
+    pixel_values: np.ndarray
+    grids: np.ndarray
+
+    def tokens(self, merge: int) -> int:
+        """Count the tokens of all images."""
+        return int(self.grids.prod(1).sum()) // merge**2
+
+
 class KeptTokens(NamedTuple):
     """The tokens that top-k and top-p kept when a response was sampled: what each of its tokens was drawn from.
 
@@ -144,17 +170,21 @@ class TokenSequence:
         response_ids: np.ndarray,
         log_probs: np.ndarray,
         kept: KeptTokens | None = None,
+        images: ImageInputs | None = None,
     ) -> "TokenSequence":
         """Join a prompt and its response, all of whose tokens are trained on.
 
-        `log_probs` and `kept` are those of the response.
+        `log_probs` and `kept` are those of the response, `images` those of the prompt.
         """
         prompt = len(prompt_ids)
+        extras = {} if kept is None else {KEPT_IDS: kept.ids, KEPT_COUNTS: kept.counts}
+        if images is not None:
+            extras |= {PIXEL_VALUES: images.pixel_values, IMAGE_GRIDS: images.grids}
         return cls(
             token_ids=np.concatenate([np.asarray(prompt_ids, dtype=np.int64), response_ids]),
             loss_mask=np.arange(prompt + len(response_ids)) >= prompt,
             log_probs=np.concatenate([np.zeros(prompt, dtype=log_probs.dtype), log_probs]),
-            extras={} if kept is None else {KEPT_IDS: kept.ids, KEPT_COUNTS: kept.counts},
+            extras=extras,
         )
 
     @classmethod
@@ -162,6 +192,13 @@ class TokenSequence:
         """Make a sequence without trained tokens, for example for a reward model."""
         ids = np.asarray(token_ids, dtype=np.int64)
         return cls(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.float32))
+
+    @property
+    def images(self) -> ImageInputs | None:
+        """The images of the sequence; None without any."""
+        if PIXEL_VALUES not in self.extras:
+            return None
+        return ImageInputs(self.extras[PIXEL_VALUES], self.extras[IMAGE_GRIDS])
 
     @property
     def trained(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from iiverl_core.training.attention import PackedAttention, Segment
+from iiverl_core.training.vision import text_model
 from iiverl_fsdp.ulysses import SequenceGroup, SplitAttention
 
 PADDED = "sdpa"
@@ -104,7 +105,7 @@ def attention_arguments(
     if segments is None:
         return {}
     packed = PackedAttention(segments, device)
-    if transformer.config._attn_implementation == PACKED:
+    if text_model(transformer).config._attn_implementation == PACKED:
         return {ARGUMENT: SplitAttention(packed, group) if group else packed}
     lengths = {"max_length_q": packed.longest, "max_length_k": packed.longest}
     return {"cu_seq_lens_q": packed.bounds, "cu_seq_lens_k": packed.bounds, **lengths}

@@ -30,6 +30,7 @@ from iiverl_core.training.adapter import (
 )
 from iiverl_core.training.layout import WHOLE, lay_out
 from iiverl_core.training.metrics import merge
+from iiverl_core.training.vision import reads_images, sequence_vision
 from iiverl_fsdp import checkpoint
 from iiverl_fsdp.attention import attention_arguments
 from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined, starting_weights, transformer
@@ -185,8 +186,12 @@ class FSDPBackend:
 
     def _run(self, batch: MicroBatch, *, entropy: bool, entropy_gradient: bool = False) -> Outputs:
         group, device = self._sequence_group, self._spec.device
-        layout = lay_out(batch.sequences, self.layout, device, batch.groups, group.part if group else WHOLE)
-        attention = attention_arguments(transformer(self._model), layout.segments, device, group)
+        model, vision = transformer(self._model), None
+        if reads_images(model.config):
+            vision = [sequence_vision(model, each.token_ids, each.images) for each in batch.sequences]
+        part = group.part if group else WHOLE
+        layout = lay_out(batch.sequences, self.layout, device, batch.groups, part, vision)
+        attention = attention_arguments(model, layout.segments, device, group)
         inputs = layout.input_ids_BL, layout.position_ids_BL
         trained = sum(sequence.trained for sequence in batch.sequences)
         if self._spec.role == "critic":
@@ -204,6 +209,7 @@ class FSDPBackend:
             support=layout.support,
             entropy=entropy,
             entropy_gradient=entropy_gradient,
+            images=layout.images,
             **attention,
         )
         return Outputs(

@@ -27,6 +27,7 @@ from iiverl_core.errors import ConfigError
 from iiverl_core.training import LayoutKind, ModelSpec, Role
 from iiverl_core.training.adapter import add_adapter, is_adapter, starting_adapter
 from iiverl_core.training.model_config import read_model_config
+from iiverl_core.training.vision import reads_images, vision_tower
 from iiverl_fsdp.attention import PADDED
 from iiverl_fsdp.packing import attention_candidates, choose_layout
 from iiverl_fsdp.policy_model import PolicyModel, build_policy_model, probe_head, read_policy_model
@@ -101,9 +102,16 @@ def _build_empty(spec: ModelSpec) -> tuple[ShardedModel, PreTrainedConfig, torch
     config = _model_config(spec)
     dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
     build, _ = BUILDERS[spec.role]
+    if reads_images(config) and (spec.model.lora_rank or spec.sequence_split > 1):
+        raise ConfigError(
+            f"the {spec.role} model '{spec.model.path}' reads images: it can have no LoRA adapters yet, nor can its sequences "
+            "be split over devices"
+        )
     try:
         with torch.device("meta"):
             model = build(spec, config, dtype)
+            if spec.freeze_vision_tower and reads_images(config):
+                vision_tower(transformer(model)).requires_grad_(False)
             add_adapter(model, spec.model, head_of(model))
             if isinstance(model, ValueModel) and spec.model.lora_rank:
                 model.head_module.float().requires_grad_(True)
@@ -176,7 +184,8 @@ def _model_config(spec: ModelSpec) -> PreTrainedConfig:
         key=ROLE_KEYS[spec.role].model,
     )
     # Architectures have different names for dropout: attention_dropout, resid_pdrop, activation_dropout, layerdrop, …
-    for part in (config, config.get_text_config()):
+    parts = [getattr(config, name) for name in config.sub_configs]
+    for part in (config, config.get_text_config(), *(part for part in parts if part is not None)):
         for name, value in list(vars(part).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(part, name, 0.0)

@@ -20,6 +20,7 @@ from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import LayoutKind, ModelSpec
 from iiverl_core.training.attention import Segment
+from iiverl_core.training.vision import reads_images, text_model, vision_tower
 from iiverl_fsdp.attention import FLASH, PACKED, PADDED, Observations, attention_arguments, observe
 from iiverl_fsdp.value_model import ValueModel
 
@@ -43,8 +44,11 @@ def attention_candidates(transformer: PreTrainedModel, spec: ModelSpec) -> list[
     dtype = torch_dtype(spec.parallel.mixed_precision.param_dtype)
     flash = spec.device.type == "cuda" and dtype.itemsize == 2 and is_flash_attn_2_available()
     flash = flash and spec.sequence_split == 1  # it does not exchange heads with other processes
+    flash = flash and not reads_images(
+        transformer.config
+    )  # its bounds of sequences would go to the tower too
     usable = [name for name in ([PACKED, FLASH] if flash else [PACKED]) if _use(transformer, name)]
-    transformer.set_attn_implementation(PADDED)
+    _use(transformer, PADDED)
     return usable
 
 
@@ -67,7 +71,7 @@ def choose_layout(
         if found is None:
             return "shared" if name == PACKED else "packed"
         problem = found
-    transformer.set_attn_implementation(PADDED)
+    _use(transformer, PADDED)
     if spec.model.use_remove_padding is False and spec.sequence_split == 1:
         return "padded"
     message = (
@@ -85,12 +89,14 @@ def choose_layout(
 
 
 def _use(transformer: PreTrainedModel, name: str) -> bool:
-    """Set the attention function of a model; return whether the model can use it."""
+    """Set the attention function of a model, except for its vision tower; return whether the model can use it."""
     try:
         transformer.set_attn_implementation(name)
     except ValueError:  # its class does not support flash-attn
         return False
-    return transformer.config._attn_implementation == name
+    if reads_images(transformer.config):
+        vision_tower(transformer).set_attn_implementation(PADDED)
+    return text_model(transformer).config._attn_implementation == name
 
 
 def _problem(model: nn.Module, transformer: PreTrainedModel, device: torch.device) -> str | None:
@@ -127,7 +133,7 @@ def _problem(model: nn.Module, transformer: PreTrainedModel, device: torch.devic
 
 def _mask_problem(transformer: PreTrainedModel, windows: list[int | None]) -> str | None:
     """Say which attention the model has by a mask only, which packed rows do without."""
-    if transformer.config._attn_implementation != PACKED:
+    if text_model(transformer).config._attn_implementation != PACKED:
         return None
     config = transformer.config.get_text_config()
     kinds = getattr(config, "layer_types", None)

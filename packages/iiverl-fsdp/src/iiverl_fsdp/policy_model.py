@@ -12,12 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from iiverl_core.errors import ConfigError
 from iiverl_core.training import ModelSpec
 from iiverl_core.training.head import LogitTransform, head_log_probs
+from iiverl_core.training.layout import PlacedImages
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.support import Support
+from iiverl_core.training.vision import auto_class, hidden_states, no_images, reads_images
 from iiverl_fsdp.value_model import source
 
 logger = logging.getLogger(__name__)
@@ -64,11 +67,13 @@ class PolicyModel(nn.Module):
         support: Support | None = None,
         entropy: bool,
         entropy_gradient: bool,
+        images: PlacedImages | None = None,
         **attention: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the log-probs of `targets_T`, predicted at (`rows_T`, `columns_T`), and with `entropy` the entropy there.
 
-        With a `support`, both are of the softmax over its tokens.
+        With a `support`, both are of the softmax over its tokens. A vision-language model runs its tower in every pass, since
+        all processes must take part, whichever of them have `images`.
 
         `attention` goes to the causal LM's attention (`iiverl_fsdp.attention`).
         """
@@ -88,7 +93,10 @@ class PolicyModel(nn.Module):
             logits_BKV = self.language_model(**inputs, logits_to_keep=kept).logits
             logits_TV = logits_BKV[rows_T, torch.searchsorted(kept, columns_T)]
             return token_log_probs(logits_TV, targets_T, temperature, **wanted)
-        hidden_BLD = self.language_model.base_model(**inputs).last_hidden_state
+        if reads_images(self.language_model.config):
+            hidden_BLD = self._with_images(**inputs, images=images)
+        else:
+            hidden_BLD = self.language_model.base_model(**inputs).last_hidden_state
         head = self.language_model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         return head_log_probs(
@@ -100,6 +108,18 @@ class PolicyModel(nn.Module):
             transform=self._transform,
             **wanted,
         )
+
+    def _with_images(
+        self, input_ids: Tensor, position_ids: Tensor | None, images: PlacedImages | None, **options: Any
+    ) -> Tensor:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None].expand_as(
+                input_ids
+            )
+        if position_ids.dim() == 2:
+            position_ids = position_ids[None].expand(3, -1, -1)
+        images = images or no_images(self.language_model, input_ids)
+        return hidden_states(self.language_model, input_ids, position_ids, images, **options)
 
     @torch.no_grad()
     def find_transform(self, input_ids_BL: Tensor) -> None:
@@ -153,22 +173,31 @@ def _declared_transform(config: PreTrainedConfig) -> LogitTransform:
 
 def build_policy_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> PolicyModel:
     """Build the causal LM of `config` on the default device."""
-    return PolicyModel(AutoModelForCausalLM.from_config(config, dtype=dtype))
+    return PolicyModel(auto_class(config).from_config(config, dtype=dtype))
 
 
 def read_policy_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> PolicyModel:
     """Read the causal LM at `spec.model.path` into CPU memory; raises OSError or ValueError if there is none."""
     return PolicyModel(
-        AutoModelForCausalLM.from_pretrained(
+        auto_class(config).from_pretrained(
             source(spec), config=config, dtype=dtype, trust_remote_code=spec.model.trust_remote_code
         )
     )
 
 
 def probe_head(model: PolicyModel, spec: ModelSpec) -> None:
-    """Find out how a sharded model computes logits, on all processes, and report once if they take memory."""
+    """Find out how a sharded model computes logits, on all processes, and report once if they take memory.
+
+    Raises:
+        ConfigError: a vision-language model computes them by more than a linear layer, a scale and a softcap.
+    """
     register_fsdp_forward_method(model, "find_transform")  # which gathers the weights of the head
     model.find_transform(torch.arange(PROBED, device=spec.device)[None])
+    if model.computes_logits_at_once and reads_images(model.language_model.config):
+        raise ConfigError(
+            f"the {spec.role} model '{spec.model.path}' reads images, and computes logits by more than a linear layer, a scale "
+            "and a softcap, which is not supported"
+        )
     if model.computes_logits_at_once and dist.get_rank() == 0:
         logger.warning(
             "the %s model '%s' computes logits by more than a linear layer, a scale and a softcap: those of a whole "

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.config import RunConfig
-from iiverl_core.data import load_tokenizer
+from iiverl_core.data import load_image_processor, load_tokenizer
 from iiverl_core.rollout import (
     RolloutRequest,
     RolloutTokens,
@@ -40,6 +41,7 @@ class Generator:
         """
         self._run = run
         self._tokenizer = load_tokenizer(run)
+        self._images = load_image_processor(run)
         self._engine = make_engine(run, device)
         self._rollouter = make_rollouter(run, self._tokenizer)
         self._is_output_rank = rank % run.engine_devices == 0
@@ -86,6 +88,7 @@ class Generator:
         finished: list[RolloutTokens] = []
         last = time.monotonic()
         in_lockstep = self._run.trainer.deterministic
+        requests = self._with_images(requests)
         for done in run_rollouts(self._engine, self._rollouter, requests, params, in_lockstep=in_lockstep):
             if not self._is_output_rank:
                 continue
@@ -96,6 +99,14 @@ class Generator:
                 last = time.monotonic()
         if finished:
             yield self._rollouts(finished)
+
+    def _with_images(self, requests: Sequence[RolloutRequest]) -> Sequence[RolloutRequest]:
+        """Prepare the images of prompts, once for all responses to a prompt."""
+        if self._images is None:
+            return requests
+        prepared = {(each.id[:-1]): each.prompt for each in requests}
+        images = {group: self._images.prepare(prompt) for group, prompt in prepared.items()}
+        return [replace(each, images=images[each.id[:-1]]) for each in requests]
 
     def _rollouts(self, finished: Sequence[RolloutTokens]) -> tuple[list[TokenSequence], list[Rollout]]:
         ids = [done.response_ids.tolist() for done in finished]

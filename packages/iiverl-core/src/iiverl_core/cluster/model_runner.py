@@ -258,4 +258,5 @@ def model_spec(role: RoleConfig, device: torch.device) -> ModelSpec:
         offload=role.offload,
         sequence_split=role.sequence_split,
         weights=role.weights,
+        freeze_vision_tower=role.freeze_vision_tower,
     )

@@ -122,6 +122,17 @@ DIAGNOSTICS = {
     "C259": "agent-server-not-installed",
     "C260": "agent-timeout-unused",
     "C261": "invalid-agent-command",
+    # images
+    "C271": "images-without-fsdp",
+    "C272": "critic-without-images",
+    "C273": "reward-model-without-images",
+    "C274": "images-in-split-sequences",
+    "C275": "images-with-adapters",
+    "C276": "engine-without-images",
+    "C277": "image-packages-not-installed",
+    "C278": "contradictory-image-sizes",
+    "C279": "image-settings-unused",
+    "C280": "images-in-turns",
     # objective
     "C301": "incomplete-adaptive-kl",
     "C302": "kl-target-unused",

@@ -6,16 +6,18 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 ROPE_THETA, ROPE_SCALING, ROPE_PARAMETERS = "rope_theta", "rope_scaling", "rope_parameters"
 CONFIG_FILE = "config.json"
-QKV_BIASED = ("qwen2", "qwen2_moe")
+QKV_BIASED = ("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text")
 """Model types whose query, key and value projections always have a bias, without a key for it."""
-QK_NORMED = ("qwen3", "qwen3_moe")
-HEAD_DIM = {"qwen3": 128}
+QK_NORMED = ("qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_text")
+VISION_LANGUAGE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Model types that are trained with images."""
+HEAD_DIM = {"qwen3": 128, "qwen3_vl": 128, "qwen3_vl_text": 128}
 """Default head size by model type, if that is not the hidden size divided by the heads."""
 
 
@@ -23,7 +25,8 @@ HEAD_DIM = {"qwen3": 128}
 class ModelFacts:
     """The shape of a causal language model with gated MLPs, as Llama, Qwen2, Qwen3 and Qwen3-MoE have.
 
-    For a multimodal model, this is its language model. `expert_layers` are the layers (0-based) with a mixture of `experts`,
+    For a multimodal model, this is its language model; one that is trained with images has `vision_parameters` beside it.
+    `expert_layers` are the layers (0-based) with a mixture of `experts`,
     each of inner size `expert_size`, of which `experts_per_token` are active. `positions` is the scaling of rotary positions
     (`rope_type` in transformers).
     """
@@ -48,6 +51,7 @@ class ModelFacts:
     experts_per_token: int = 0
     expert_size: int = 0
     expert_layers: tuple[int, ...] = ()
+    vision_parameters: int = 0
 
     @property
     def query_size(self) -> int:
@@ -67,7 +71,7 @@ class ModelFacts:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole model, exact for the four families."""
+        """Parameters of the whole model, exact for the four families, and for theirs with images."""
         experts = len(self.expert_layers)
         return (
             self.embedding_parameters * (1 if self.tied_embeddings else 2)
@@ -75,6 +79,7 @@ class ModelFacts:
             + (self.layers - experts) * self.mlp_parameters
             + experts * (self.router_parameters + self.experts * self.expert_parameters)
             + self.hidden_size
+            + self.vision_parameters
         )
 
     @property
@@ -147,9 +152,47 @@ def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> Mo
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         values = {**values, **(override or {})}
-        return facts_from({**values, **(values.get("text_config") or {})})
+        facts = facts_from({**values, **(values.get("text_config") or {})})
+        tower = values.get("vision_config")
+        if values.get("model_type") not in VISION_LANGUAGE or not tower:
+            return facts
+        return replace(
+            facts, vision_parameters=_tower_parameters(values["model_type"], tower, facts.hidden_size)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None  # the code that builds the model reports what is wrong
+
+
+def reads_images(path: str) -> bool:
+    """Return whether the model at `path` is trained with images; False if its `config.json` is not on this machine."""
+    file = find_config(path)
+    if file is None:
+        return False
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("model_type") in VISION_LANGUAGE
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _tower_parameters(family: str, tower: Mapping[str, Any], hidden_size: int) -> int:
+    """Count the parameters of a vision tower: patch embedding, blocks, and what merges patches for the language model."""
+    width = tower.get("embed_dim", 1280) if family == "qwen2_vl" else tower["hidden_size"]
+    patch = tower.get("in_channels", 3) * tower.get("temporal_patch_size", 2) * tower["patch_size"] ** 2
+    merged = width * tower.get("spatial_merge_size", 2) ** 2
+    out = hidden_size if family == "qwen2_vl" else tower["out_hidden_size"]
+    merger = merged * merged + merged + merged * out + out
+    attention = 4 * width * width + 4 * width
+    if family == "qwen2_5_vl":
+        inner = tower["intermediate_size"]
+        block = attention + 3 * width * inner + 2 * inner + width + 2 * width
+        return patch * width + tower["depth"] * block + merger + width
+    inner = tower["mlp_ratio"] * width if family == "qwen2_vl" else tower["intermediate_size"]
+    block = attention + 2 * width * inner + inner + width + 4 * width
+    count = patch * width + tower["depth"] * block + merger + 2 * width
+    if family == "qwen3_vl":
+        count += width + tower["num_position_embeddings"] * width
+        count += len(tower["deepstack_visual_indexes"]) * (merger + 2 * merged)
+    return count
 
 
 def fold_rope(path: str, override: Mapping[str, Any]) -> Mapping[str, Any]:

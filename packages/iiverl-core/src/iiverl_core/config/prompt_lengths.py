@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iiverl_core.columns import IMAGE
 from iiverl_core.config.model_facts import find_config
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _texts(prompt: Any) -> Iterator[str]:
         if isinstance(message, dict) and message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, str):
-                yield content
+                yield content.replace(IMAGE, "")
 
 
 def _file(path: str) -> Path | None:

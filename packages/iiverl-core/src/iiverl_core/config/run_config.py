@@ -64,7 +64,7 @@ class RoleConfig:
     without gradients. `training` is None if the model is not trained. `data_ranks` counts the data-parallel ranks, each of
     `sequence_split` devices that share sequences under FSDP. `weights` is a folder of Hugging Face weights to
     start from in place of those at `model.path`. With `is_base`, the model is the actor's without its LoRA adapters, and is
-    not built.
+    not built. With `freeze_vision_tower`, the vision tower of a model that reads images is not trained.
     """
 
     role: Role
@@ -79,6 +79,7 @@ class RoleConfig:
     _keys: Mapping[str, str] = field(repr=False)
     weights: Path | None = None
     is_base: bool = False
+    freeze_vision_tower: bool = False
 
     def key(self, name: str) -> str:
         """Return the YAML key of a setting: `key("model.path")` of the critic is `critic.model.path`.
@@ -294,6 +295,7 @@ def _role(config: Config, role: Role) -> RoleConfig:
         data_ranks=config.data_ranks("actor" if is_base else role),
         _keys=named,
         is_base=is_base,
+        freeze_vision_tower=role == "actor" and config.actor_rollout_ref.actor.freeze_vision_tower,
     )
 
 

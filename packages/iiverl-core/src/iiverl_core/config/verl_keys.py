@@ -256,7 +256,6 @@ _TRAINING: dict[str, Mark] = {
         pad_to_length=NoEffect("sequences are packed, or padded to the longest"),
         calculate_entropy=NoEffect("the entropy is always computed"),
         calculate_sum_pi_squared=NotYet("sums of squared probabilities", (False,), blocks=False),
-        freeze_vision_tower=NoEffect("models are text only"),
     ),
     f"{REF}.use_torch_compile": NoEffect("nothing is compiled"),
     f"{REF}.model": NotYet("a reference that is not the initial policy", (None,)),
@@ -395,13 +394,15 @@ _DATA: dict[str, Mark] = _each(
     tool_config_path=NotYet(MULTI_TURN, (None,)),
     function_tool_path=NotYet(MULTI_TURN, (None,)),
     return_full_prompt=NoEffect("prompts always keep their columns"),
-    return_multi_modal_inputs=NoEffect("prompts are text only"),
+    return_multi_modal_inputs=NoEffect("images are processed where responses are generated"),
     dataloader_num_workers=NoEffect("prompts are tokenized once, before the first step"),
     filter_overlong_prompts_workers=NoEffect("prompts are tokenized in one pass"),
-    image_patch_size=NoEffect("prompts are text only"),
-    video_key=NoEffect("prompts are text only"),
-    audio_key=NoEffect("prompts are text only"),
-    mm_processor_kwargs=NotYet("images", ({}, None)),
+    image_patch_size=NoEffect("the model's processor knows it"),
+    video_key=NoEffect("prompts have texts and images only"),
+    audio_key=NoEffect("prompts have texts and images only"),
+    mm_processor_kwargs=NotYet(
+        "arguments of the processor other than data.min_pixels and data.max_pixels", ({}, None)
+    ),
     validation_shuffle=NotYet("shuffling the validation prompts", (False,), blocks=False),
 ) | {
     "data.custom_cls.**": NotYet("a dataset class of the user's", (None,)),

@@ -216,7 +216,7 @@ class RolloutCollector:
         unfinished = [
             RolloutRequest(SampleId(split, step, group, member), prompt, seeds[group])
             for group, prompt in [
-                (group, each if whole else each.tokens_only())
+                (group, each if whole else each.for_engine())
                 for group, each in _longest_first(prompts, lengths)
             ]
             for member in members

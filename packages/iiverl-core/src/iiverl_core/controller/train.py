@@ -10,7 +10,7 @@ from typing import Any
 from iiverl_core.checkpoints import CONFIG_FILE, VERSIONS_FILE, checkpoints, to_json
 from iiverl_core.cluster.engines import ColocatedEngines, Engines
 from iiverl_core.cluster.runtime import WorkerDiedError, WorkerGroup
-from iiverl_core.config import Loaded, RunConfig
+from iiverl_core.config import ROLLOUT, Loaded, RunConfig
 from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.folders import check_folders
@@ -27,10 +27,18 @@ from iiverl_core.controller.saved_rollouts import read_rollouts
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
-from iiverl_core.data import PromptOrder, PromptSet, load_prompts, load_tokenizer, too_few_prompts
-from iiverl_core.errors import NonFiniteError
+from iiverl_core.data import (
+    PromptOrder,
+    PromptSet,
+    load_image_processor,
+    load_prompts,
+    load_tokenizer,
+    too_few_prompts,
+)
+from iiverl_core.errors import ConfigError, NonFiniteError
 from iiverl_core.garbage import collect_rarely, importing
 from iiverl_core.memory import checkpoint_bytes
+from iiverl_core.registry import ROLLOUTERS
 from iiverl_core.rewards import (
     add_reward_model,
     check_ground_truths,
@@ -226,7 +234,8 @@ def make_plan(run: RunConfig) -> Plan:
         IIVerlError: something that the configuration names is missing or unsuitable.
     """
     data, trainer = run.data, run.trainer
-    tokenizer = load_tokenizer(run)
+    images = load_image_processor(run)
+    tokenizer = images.tokenizer if images else load_tokenizer(run)
     check_reward_model(run)
     vocabulary = check_vocabularies(run, len(tokenizer))
     check_positions(run)
@@ -242,6 +251,8 @@ def make_plan(run: RunConfig) -> Plan:
             ground_truth_key=data.ground_truth_key,
             data_source_key=data.data_source_key,
             tools_key=data.tools_key,
+            images=images,
+            image_key=data.image_key,
             template_kwargs=data.apply_chat_template_kwargs,
             vocabulary=vocabulary,
             filter_overlong=data.filter_overlong_prompts,
@@ -249,6 +260,12 @@ def make_plan(run: RunConfig) -> Plan:
             max_samples=max_samples,
             seed=data.seed if data.shuffle else None,
         )
+        loop = ROLLOUTERS[run.rollout.agent.default_agent_loop]
+        if prompts.has_images and not loop.reads_images:
+            raise ConfigError(
+                f"{prompts.name} has images, and {loop.name} does not read them yet: set "
+                f"{ROLLOUT}.agent.default_agent_loop to single_turn"
+            )
         check_ground_truths(run, prompts)
         check_prompts(run, prompts)
         return prompts

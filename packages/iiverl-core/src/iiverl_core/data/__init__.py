@@ -7,6 +7,7 @@ from iiverl_core.data.conversation import (
     to_reward_tokens,
 )
 from iiverl_core.data.hub_models import check_model
+from iiverl_core.data.images import ImageProcessor, load_image_processor
 from iiverl_core.data.order import PromptOrder, too_few_prompts
 from iiverl_core.data.prompts import PromptSet, Truncation, load_prompts
 from iiverl_core.data.sources import DatasetRef, Table, load_table, parse_dataset
@@ -17,6 +18,7 @@ __all__ = [
     "ConversationWriter",
     "DataError",
     "DatasetRef",
+    "ImageProcessor",
     "PromptOrder",
     "PromptSet",
     "Table",
@@ -24,6 +26,7 @@ __all__ = [
     "check_conversations",
     "check_model",
     "load_conversation_writer",
+    "load_image_processor",
     "load_prompts",
     "load_table",
     "load_tokenizer",

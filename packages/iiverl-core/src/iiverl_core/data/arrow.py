@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets.config
 import pyarrow as pa
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image, LargeList, List
 
 from iiverl_core.errors import DataError
 
@@ -66,6 +67,27 @@ def read_saved(name: str, path: Path) -> Dataset | DatasetDict:
         return datasets.load_from_disk(path)
     except Exception as error:  # whatever the library raises, the folder is invalid
         raise DataError(f"The save_to_disk folder {name} cannot be read: {error}") from error
+
+
+def keep_images_encoded(rows: Dataset) -> Dataset:
+    """Give images as `{bytes, path}`, at any depth, instead of decoding them whenever a row is read; changes `rows`."""
+    features = rows.info.features or {}
+    features.update({column: _encoded(feature) for column, feature in features.items()})
+    return rows
+
+
+def _encoded(feature: Any) -> Any:
+    match feature:
+        case Image():
+            return Image(mode=feature.mode, decode=False)
+        case List():
+            return List(_encoded(feature.feature), length=feature.length)
+        case LargeList():
+            return LargeList(_encoded(feature.feature))
+        case dict():
+            return {name: _encoded(each) for name, each in feature.items()}
+        case _:
+            return feature
 
 
 def cache_failure(error: BaseException) -> DataError | None:

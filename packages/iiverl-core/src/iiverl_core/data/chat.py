@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from iiverl_core.columns import without_nulls
+from iiverl_core.columns import IMAGE, without_nulls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages: TypeAlias = list[dict[str, Any]]
+
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+_TEXT_PARTS = ("text", "input_text")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -66,16 +69,19 @@ def write_chat(
     return _checked(str(text))
 
 
-def as_prompt(value: Any) -> str | Messages:
+def as_prompt(value: Any, images: list[Any] | None = None) -> str | Messages:
     """Check the value of a prompt column: a text, or a chat, which may be stored as JSON text.
 
+    With a list for `images`, the content of a message may be a list of text and image parts. It becomes a text, in which
+    `IMAGE` stands for an image, and the value of each image part is appended to the list: None if it has none.
+
     Raises:
-        PromptError: it is neither.
+        PromptError: it is neither, or has other parts.
     """
     if not isinstance(value, str):
-        return as_messages(value)
+        return as_messages(value, images)
     chat = _parsed(value)
-    return as_messages(chat) if _looks_like_chat(chat) else value
+    return as_messages(chat, images) if _looks_like_chat(chat) else value
 
 
 def as_tools(value: Any) -> list[dict[str, Any]]:
@@ -94,8 +100,8 @@ def as_tools(value: Any) -> list[dict[str, Any]]:
     return without_nulls(tools)
 
 
-def as_messages(prompt: Any) -> Messages:
-    """Check a chat and return its messages, without the empty fields that column formats add.
+def as_messages(prompt: Any, images: list[Any] | None = None) -> Messages:
+    """Check a chat and return its messages, without the empty fields that column formats add; see `as_prompt`.
 
     Raises:
         PromptError: it is not a chat, or a message has no role or content.
@@ -111,14 +117,16 @@ def as_messages(prompt: Any) -> Messages:
         )
     if not prompt:
         raise PromptError("is a chat without messages")
-    return [_message(message, number) for number, message in enumerate(prompt)]
+    return [_message(message, number, images) for number, message in enumerate(prompt)]
 
 
-def _message(message: Any, number: int) -> dict[str, Any]:
+def _message(message: Any, number: int, images: list[Any] | None) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise PromptError(
             f"is not a chat: its message {number} is of type {type(message).__name__}, not {{role, content}}"
         )
+    if images is not None and isinstance(message.get("content"), list):
+        message = {**message, "content": _joined(message["content"], number, images)}
     calls_tools = bool(message.get("tool_calls"))
     for name in ("role", "content"):
         value = message.get(name)
@@ -128,12 +136,31 @@ def _message(message: Any, number: int) -> dict[str, Any]:
             fields = ", ".join(field for field in message if message[field] is not None) or "nothing"
             raise PromptError(f"is not a chat: its message {number} has no {name} (it has {fields})")
         if not isinstance(value, str):
-            parts = " (images and other parts are not read)" if isinstance(value, list) else ""
+            parts = " (the model reads texts only)" if isinstance(value, list) else ""
             raise PromptError(
                 f"is not a chat: the {name} of its message {number} is of type {type(value).__name__}, not a string{parts}"
             )
     # Templates test whether the content is a string, and some fail if there is none.
     return {**({"content": ""} if calls_tools else {}), **without_nulls(message)}
+
+
+def _joined(parts: Sequence[Any], number: int, images: list[Any]) -> str:
+    """Join the parts of a message's content, and append the values of its images to `images`."""
+    texts: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in _IMAGE_PARTS:
+            given = [part[name] for name in ("image_url", "image", "url", "path", "bytes") if part.get(name)]
+            images.append(given[0] if given else None)
+            texts.append(IMAGE)
+        else:
+            what = f"of type {kind!r}" if isinstance(kind, str) else "not an object with a type"
+            raise PromptError(
+                f"is a chat in which a part of message {number} is {what}; the parts that are read are text and image"
+            )
+    return "".join(texts)
 
 
 def _parsed(text: str) -> Any:

@@ -5,8 +5,10 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, compress, count, repeat
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, compress, count, islice, repeat
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -15,14 +17,16 @@ from rich.progress import Progress
 
 from iiverl_core.columns import (
     DATA_SOURCE,
+    IMAGE,
     ground_truth_columns,
     ground_truth_of,
     is_given,
     missing_column,
     pop_ground_truth,
 )
-from iiverl_core.data.chat import ChatTemplate, PromptError, as_prompt
-from iiverl_core.data.sources import Table, load_tables
+from iiverl_core.data.chat import ChatTemplate, Messages, PromptError, as_prompt
+from iiverl_core.data.images import ImageProcessor, images_of, with_image_parts
+from iiverl_core.data.sources import ROWS_PER_READ, Table, load_tables
 from iiverl_core.data.tokenizer import one_start
 from iiverl_core.errors import DataError
 from iiverl_core.samples import Prompt, place_of
@@ -40,7 +44,8 @@ _MANY_ROWS, _FIRST_ROWS = 10_000, 1000
 class _TokenizedTable:
     """The prompts of one dataset.
 
-    `ids` (T,) int32 holds the tokens of all its rows; prompt i is `ids[starts[i] : stops[i]]` and row `rows[i]`.
+    `ids` (T,) int32 holds the tokens of all its rows; prompt i is `ids[starts[i] : stops[i]]` and row `rows[i]`. `digests`
+    (N,) have one of the images of each prompt, empty for a prompt without any.
     """
 
     table: Table
@@ -48,6 +53,7 @@ class _TokenizedTable:
     rows: np.ndarray
     starts: np.ndarray
     stops: np.ndarray
+    digests: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
@@ -55,14 +61,18 @@ class _TokenizedTable:
 
     def only(self, kept: np.ndarray) -> "_TokenizedTable":
         """Keep the prompts for which `kept` is true."""
-        return _TokenizedTable(self.table, self.ids, self.rows[kept], self.starts[kept], self.stops[kept])
+        rows, starts, stops, digests = (
+            each[kept] for each in (self.rows, self.starts, self.stops, self.digests)
+        )
+        return replace(self, rows=rows, starts=starts, stops=stops, digests=digests)
 
 
 class PromptSet(Sequence[Prompt]):
     """The concatenated prompts of one or several datasets.
 
     Token ids are held in memory; the chat and the other columns are read on access. `columns` names the columns of all
-    datasets; one that a row's dataset does not have is None. `ground_truth_key` is `data.ground_truth_key`.
+    datasets; one that a row's dataset does not have is None. `ground_truth_key` is `data.ground_truth_key`. With an
+    `image_key`, prompts have images, which are not among the columns.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class PromptSet(Sequence[Prompt]):
         prompt_key: str,
         ground_truth_key: str | None,
         data_source_key: str,
+        image_key: str | None = None,
     ) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part.rows) for part in parts]).tolist()
@@ -79,8 +90,9 @@ class PromptSet(Sequence[Prompt]):
         self.ground_truth_key = ground_truth_key
         self._data_source_key = data_source_key
         self._tokenizer = tokenizer
+        self._image_key = image_key
         names = dict.fromkeys(name for part in parts for name in part.table.columns)
-        self.columns: tuple[str, ...] = tuple(name for name in names if name != prompt_key)
+        self.columns: tuple[str, ...] = tuple(name for name in names if name not in (prompt_key, image_key))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -105,7 +117,11 @@ class PromptSet(Sequence[Prompt]):
         i = row - self._ends[number] + len(part.rows)
         ids = part.ids[part.starts[i] : part.stops[i]].tolist()
         values = part.table.row(int(part.rows[i]))
-        prompt = as_prompt(values[self.prompt_key])
+        parts = None if self._image_key is None else []
+        prompt = as_prompt(values[self.prompt_key], parts)
+        images = ()
+        if self._image_key is not None:
+            images = images_of(prompt, parts or (), values.get(self._image_key), part.table.folder)
         columns = {name: values.get(name) for name in self.columns}
         data_source = columns.pop(self._data_source_key, None)
         return Prompt(
@@ -118,7 +134,13 @@ class PromptSet(Sequence[Prompt]):
             chat=None if isinstance(prompt, str) else tuple(prompt),
             source=part.table.name,
             source_row=int(part.rows[i]),
+            images=images,
         )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any prompt has images."""
+        return any(bool((part.digests != b"").any()) for part in self._parts)
 
     @property
     def name(self) -> str:
@@ -138,14 +160,16 @@ class PromptSet(Sequence[Prompt]):
     def fingerprint(self) -> dict[str, Any]:
         """Identify what a run trains on, by content and order, wherever the files are.
 
-        `rows` counts the prompts, `prompts` and `ground_truths` are SHA-256 of their token ids and of their ground truths,
-        `columns` names the other columns.
+        `rows` counts the prompts, `prompts` and `ground_truths` are SHA-256 of their token ids, with their images if there
+        are any, and of their ground truths; `columns` names the other columns.
         """
         ids, truths = hashlib.sha256(), hashlib.sha256()
         for part in self._parts:
-            for start, stop in zip(part.starts.tolist(), part.stops.tolist(), strict=True):
+            bounds = part.starts.tolist(), part.stops.tolist(), part.digests.tolist()
+            for start, stop, images in zip(*bounds, strict=True):
                 ids.update((stop - start).to_bytes(4, "little"))
                 ids.update(part.ids[start:stop].tobytes())
+                ids.update(images)
         for truth in self._ground_truths():
             truths.update(json.dumps(truth, sort_keys=True, default=str).encode() + b"\n")
         hashes = {"prompts": ids.hexdigest(), "ground_truths": truths.hexdigest()}
@@ -179,6 +203,8 @@ def load_prompts(
     ground_truth_key: str | None = None,
     data_source_key: str = DATA_SOURCE,
     tools_key: str | None = None,
+    images: ImageProcessor | None = None,
+    image_key: str = "images",
     template_kwargs: Mapping[str, Any] | None = None,
     vocabulary: int | None = None,
     filter_overlong: bool = False,
@@ -193,7 +219,8 @@ def load_prompts(
     schemas in the column `tools_key` if a dataset has it. A string is tokenized as it is, as text that a base model
     continues: without a template, with the tokens that the tokenizer itself adds before a text. An end-of-sentence token
     that the tokenizer adds after it is removed, since the response would be over before it begins. `vocabulary` is the
-    number of tokens that the model knows. Of all rows together at most `max_samples` are used, if that is above 0: drawn with
+    number of tokens that the model knows. If the model reads `images`, those of a row are in its column `image_key`, or parts
+    of its chat; each is decoded once to find faults, and its tokens are counted. Of all rows together at most `max_samples` are used, if that is above 0: drawn with
     `seed` or, without one, the first. `filter_overlong` drops prompts of more than `max_prompt_length` tokens; otherwise `truncation` cuts off their
     beginning (`left`) or end (`right`). `prompt_key`, `ground_truth_key` and `data_source_key` are column names; see
     `iiverl_core.columns` for the ground truth without a key. `console`, by default standard error, gets a line per
@@ -213,16 +240,20 @@ def load_prompts(
         if data_source_key != DATA_SOURCE:
             _require_column(table, "data.data_source_key", data_source_key)
     template = ChatTemplate(tokenizer, template_kwargs or {})
+    reader = _ImageReader(images, image_key) if images else None
     used = _used_rows([len(table) for table in tables], max_samples or 0, seed)
     parts, shortest = [], []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def tokenize(table: Table, rows: np.ndarray, most: int) -> tuple[_TokenizedTable, int]:
-            part, ended = _tokenize(table, _first(rows, most), prompt_key, tools_key, template, progress)
+            part, ended = _tokenize(
+                table, _first(rows, most), prompt_key, tools_key, template, reader, progress
+            )
             if vocabulary is not None:
                 _check_tokens(part, tokenizer, vocabulary)
-            if truncation == "error" and not filter_overlong:
-                _check_lengths(part, max_prompt_length, int(np.count_nonzero(rows)))
+            if not filter_overlong:
+                rigid = part if truncation == "error" else part.only(part.digests != b"")
+                _check_lengths(rigid, max_prompt_length, int(np.count_nonzero(rows)), truncation)
             return part, ended
 
         for table, rows in zip(tables, used, strict=True):
@@ -237,6 +268,9 @@ def load_prompts(
             )
             if ended:
                 console.print(_ended(table, ended, tokenizer), markup=False, highlight=False, soft_wrap=True)
+            if images is None and any(_is_image(value) for value in _first_values(table, image_key)):
+                line = f"{table.name}: the images in its column {image_key!r} are not used, since the model reads texts only"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
             parts.append(_truncate(kept, max_prompt_length, truncation))
     if not any(len(part.rows) for part in parts):
         raise DataError(
@@ -244,7 +278,8 @@ def load_prompts(
             f"and was dropped (data.filter_overlong_prompts).\nThe shortest has {min(shortest)}: "
             "raise data.max_prompt_length."
         )
-    return PromptSet(parts, tokenizer, prompt_key, ground_truth_key, data_source_key)
+    key = image_key if images else None
+    return PromptSet(parts, tokenizer, prompt_key, ground_truth_key, data_source_key, key)
 
 
 def _used_rows(sizes: Sequence[int], max_samples: int, seed: int | None) -> list[np.ndarray]:
@@ -271,12 +306,34 @@ def _require_column(table: Table, key: str, column: str) -> None:
         raise DataError(problem)
 
 
+@dataclass(frozen=True)
+class _ImageReader:
+    """Reads the images of prompts with a model's `processor`; they are in the column `key`, or parts of chats."""
+
+    processor: ImageProcessor
+    key: str
+
+    rows_per_read = 64
+    """Rows whose images are in memory at a time."""
+
+
+def _first_values(table: Table, column: str) -> list[Any]:
+    return next(table.column(column, 1), []) if column in table.columns else []
+
+
+def _is_image(value: Any) -> bool:
+    """Return whether a value of the image column looks like images, rather than anything else of that name."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, bytes) or (isinstance(first, Mapping) and bool({"bytes", "path"} & set(first)))
+
+
 def _tokenize(
     table: Table,
     used: np.ndarray,
     prompt_key: str,
     tools_key: str | None,
     template: ChatTemplate,
+    reader: _ImageReader | None,
     progress: Progress,
 ) -> tuple[_TokenizedTable, int]:
     """Tokenize the prompts of a dataset's `used` rows; also return how many ended with an end-of-sentence token."""
@@ -284,13 +341,19 @@ def _tokenize(
     flat = array("i")
     lengths: list[int] = []
     ended = 0
-    tools = table.column(tools_key) if tools_key in table.columns else repeat(repeat(None))
+    digests: list[bytes] = []
+    size = reader.rows_per_read if reader else ROWS_PER_READ
+
+    def column(name: str | None) -> Iterator[Any]:
+        return table.column(name, size) if name in table.columns else repeat(repeat(None))
+
+    pictures = column(reader.key if reader else None)
     eos = template.tokenizer.eos_token_id
     rows, read = np.flatnonzero(used), 0
-    for prompts, schemas in zip(table.column(prompt_key), tools, strict=False):
-        chosen = [each for each in zip(count(read), prompts, schemas, strict=False) if used[each[0]]]
+    for prompts, *others in zip(table.column(prompt_key, size), column(tools_key), pictures, strict=False):
+        chosen = [each for each in zip(count(read), prompts, *others, strict=False) if used[each[0]]]
         read += len(prompts)
-        for ids, is_text in _encode(chosen, table, template):
+        for ids, is_text, digest in _encode(chosen, table, template, reader):
             if ids[-1:] == [eos] and ids != [template.tokenizer.bos_token_id]:
                 ended += 1
                 ids = ids[:-1] if is_text else ids
@@ -299,35 +362,44 @@ def _tokenize(
                 raise DataError(f"{place}: the prompt is empty.\nRemove the row, or fill it in.")
             flat.extend(ids)
             lengths.append(len(ids))
+            digests.append(digest)
         progress.update(task, completed=read)
         if not len(rows) or read > rows[-1]:
             break
     progress.remove_task(task)
     stops = np.cumsum(lengths, dtype=np.int64)
-    part = _TokenizedTable(table, np.asarray(flat), rows, stops - lengths, stops)
+    part = _TokenizedTable(
+        table, np.asarray(flat), rows, stops - lengths, stops, np.array(digests, dtype=bytes)
+    )
     return part, ended
 
 
 def _encode(
-    rows: Sequence[tuple[int, Any, Any]], table: Table, template: ChatTemplate
-) -> Iterator[tuple[list[int], bool]]:
-    """Encode a few rows: number, prompt and tools. Yield the ids of each prompt, and whether it is a plain string.
+    rows: Sequence[tuple[int, Any, Any, Any]],
+    table: Table,
+    template: ChatTemplate,
+    reader: _ImageReader | None,
+) -> Iterator[tuple[list[int], bool, bytes]]:
+    """Encode a few rows: number, prompt, tools and images.
+
+    Yield the ids of each prompt, whether it is a plain string, and a digest of its images, empty if it has none.
 
     A template writes its own special tokens; to a plain string the tokenizer adds its usual ones.
     """
     tokenizer = template.tokenizer
     texts: list[str] = []
     plain: list[bool] = []
-    for row, value, schemas in rows:
-        try:
-            prompt = as_prompt(value)
+    images: list[tuple[bytes, ...]] = []
+    for row, value, schemas, column in rows:
+        with _at(table, row):
+            parts = [] if reader else None
+            prompt = as_prompt(value, parts)
             if not isinstance(prompt, str):
                 _require_template(table, tokenizer)
+            images.append(images_of(prompt, parts or (), column, table.folder) if reader else ())
+            if reader and images[-1]:
+                prompt = _with_images(prompt, reader.processor)
             texts.append(template.render(prompt, schemas))
-        except PromptError as error:
-            raise DataError(
-                f"{place_of(table.name, row)}: the prompt {error}.\nFix the row or remove it."
-            ) from error
         plain.append(isinstance(prompt, str))
     if not texts:
         return
@@ -338,8 +410,56 @@ def _encode(
         for i in range(len(texts)):
             if plain[i]:
                 encoded[i] = tokenizer(texts[i], verbose=False)["input_ids"]
-    for ids, is_text in zip(encoded, plain, strict=True):
-        yield one_start(ids, tokenizer), is_text
+    for i, counts in enumerate(_image_tokens(images, [row for row, *_ in rows], table, reader)):
+        with _at(table, rows[i][0]):
+            ids = reader.processor.expand(encoded[i], counts) if reader and images[i] else encoded[i]
+        yield one_start(ids, tokenizer), plain[i], _digest(images[i])
+
+
+@contextmanager
+def _at(table: Table, row: int) -> Iterator[None]:
+    """Turn a `PromptError` into a `DataError` that names the row."""
+    try:
+        yield
+    except PromptError as error:
+        raise DataError(
+            f"{place_of(table.name, row)}: the prompt {error}.\nFix the row or remove it."
+        ) from error
+
+
+def _with_images(prompt: str | Messages, processor: ImageProcessor) -> str | Messages:
+    """Write a prompt as the chat template takes it or, if it is a string, as the template would write its images."""
+    return (
+        prompt.replace(IMAGE, processor.text_of_image)
+        if isinstance(prompt, str)
+        else with_image_parts(prompt)
+    )
+
+
+def _image_tokens(
+    images: Sequence[Sequence[bytes]], rows: Sequence[int], table: Table, reader: _ImageReader | None
+) -> Iterator[list[int]]:
+    """Check the images of each row, several at a time, and yield the number of tokens of each."""
+    if reader is None or not any(images):
+        yield from ([] for _ in images)
+        return
+    with ThreadPoolExecutor() as threads:
+        counts = threads.map(reader.processor.count_tokens, chain.from_iterable(images))
+        for row, each in zip(rows, images, strict=True):
+            with _at(table, row):
+                found = list(islice(counts, len(each)))
+            yield found
+
+
+def _digest(images: Sequence[bytes]) -> bytes:
+    """Return a digest of images without zero bytes, which arrays of bytes drop at the end; empty without images."""
+    if not images:
+        return b""
+    whole = hashlib.blake2b(digest_size=16)
+    for image in images:
+        whole.update(len(image).to_bytes(8, "little"))
+        whole.update(image)
+    return whole.hexdigest().encode()
 
 
 def _check_tokens(part: _TokenizedTable, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> None:
@@ -371,25 +491,32 @@ def _require_template(table: Table, tokenizer: "PreTrainedTokenizerBase") -> Non
         )
 
 
-def _check_lengths(part: _TokenizedTable, limit: int, rows: int) -> None:
-    """Check that no prompt has more than `limit` tokens; raises DataError. `part` has the first of `rows` prompts, or all."""
+def _check_lengths(part: _TokenizedTable, limit: int, rows: int, truncation: Truncation) -> None:
+    """Check that no prompt has more than `limit` tokens; raises DataError.
+
+    `part` has the first of `rows` prompts, or all, or those that cannot be truncated.
+    """
     overlong = np.flatnonzero(part.lengths > limit)
     if not len(overlong):
         return
     first, longest = part.lengths[overlong[0]], part.lengths.max()
     of = f"{len(part.rows)} prompts" if len(part.rows) == rows else f"the first {len(part.rows)} prompts"
+    truncate = ", or truncate them (data.truncation: left or right)"
+    if part.digests[overlong[0]]:
+        truncate = ", or lower data.max_pixels; prompts with images are never truncated"
+        of = f"{len(part.rows)} prompts with images" if truncation != "error" else of
     raise DataError(
         f"{place_of(part.table.name, int(part.rows[overlong[0]]))}: the prompt has {first} tokens, and "
         f"data.max_prompt_length is {limit}. {len(overlong)} of {of} are too long; the longest "
         f"has {longest} tokens.\nRaise data.max_prompt_length, or drop such prompts (data.filter_overlong_prompts: "
-        "true), or truncate them (data.truncation: left or right)."
+        f"true){truncate}."
     )
 
 
 def _truncate(part: _TokenizedTable, limit: int, truncation: Truncation) -> _TokenizedTable:
     starts = np.maximum(part.starts, part.stops - limit) if truncation == "left" else part.starts
     stops = np.minimum(part.stops, part.starts + limit) if truncation == "right" else part.stops
-    return _TokenizedTable(part.table, part.ids, part.rows, starts, stops)
+    return replace(part, starts=starts, stops=stops)
 
 
 def _count(read: _TokenizedTable, kept: _TokenizedTable, limit: int) -> str:

@@ -42,12 +42,14 @@ class DatasetRef:
 class Table:
     """The rows and columns of a dataset; `name` is what the user wrote.
 
-    Rows of a `Dataset` are memory-mapped; those of a text file are Python objects.
+    Rows of a `Dataset` are memory-mapped; those of a text file are Python objects. Images are encoded, as
+    `{bytes, path}`. `folder` is where relative paths in rows may start.
     """
 
     name: str
     columns: tuple[str, ...]
     rows: Dataset | list[dict[str, Any]]
+    folder: Path = Path()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,15 +58,15 @@ class Table:
         """Return a row; a column without a value may be missing."""
         return self.rows[index]
 
-    def column(self, name: str) -> Iterator[list[Any]]:
+    def column(self, name: str, rows_per_read: int = ROWS_PER_READ) -> Iterator[list[Any]]:
         """Yield the values of a column, a few rows at a time; None if a row has no value."""
         if isinstance(self.rows, list):
-            for start in range(0, len(self.rows), ROWS_PER_READ):
-                yield [row.get(name) for row in self.rows[start : start + ROWS_PER_READ]]
+            for start in range(0, len(self.rows), rows_per_read):
+                yield [row.get(name) for row in self.rows[start : start + rows_per_read]]
         else:
             rows = self.rows.select_columns(name)
-            for start in range(0, len(rows), ROWS_PER_READ):
-                yield rows[start : start + ROWS_PER_READ][name]
+            for start in range(0, len(rows), rows_per_read):
+                yield rows[start : start + rows_per_read][name]
 
 
 def parse_dataset(name: str, split: str) -> DatasetRef:
@@ -128,14 +130,19 @@ def _load_file(name: str, path: Path) -> Table:
         from iiverl_core.data.arrow import read_arrow, read_parquet  # imports datasets
 
         with reading_columnar(name, path):
-            return _table(name, read_arrow(path) if path.suffix == ".arrow" else read_parquet(path))
+            rows = read_arrow(path) if path.suffix == ".arrow" else read_parquet(path)
+            return _table(name, rows, path.parent)
     rows = list(text_rows(path, name))
-    return Table(name, tuple(dict.fromkeys(column for row in rows for column in row)), rows)
+    return Table(name, tuple(dict.fromkeys(column for row in rows for column in row)), rows, path.parent)
 
 
-def _table(name: str, rows: Dataset) -> Table:
-    rows = rows.with_format(None)  # a folder may remember a format such as numpy or torch
-    return Table(name, tuple(rows.column_names), rows)
+def _table(name: str, rows: Dataset, folder: Path = Path()) -> Table:
+    from iiverl_core.data.arrow import keep_images_encoded  # imports datasets
+
+    rows = keep_images_encoded(
+        rows.with_format(None)
+    )  # a folder may remember a format such as numpy or torch
+    return Table(name, tuple(rows.column_names), rows, folder)
 
 
 def _load_folder(source: DatasetRef, path: Path) -> Table:
@@ -144,10 +151,10 @@ def _load_folder(source: DatasetRef, path: Path) -> Table:
 
     splits = read_saved(source.name, path)
     if not isinstance(splits, dict):
-        return _table(source.name, splits)
+        return _table(source.name, splits, path)
     if source.split not in splits:
         raise no_such_split(source.name, source.split, [str(split) for split in splits])
-    return _table(f"{source.name} ({source.split})", splits[source.split])
+    return _table(f"{source.name} ({source.split})", splits[source.split], path)
 
 
 def _no_such_path(name: str, path: Path) -> DataError:

@@ -54,7 +54,7 @@ def held(facts: ModelFacts, layout: Layout, stage: Stage, *, language: bool) -> 
     embedding = ceil(facts.vocabulary / layout.tensor) * facts.hidden_size
     single_stage = layout.pipeline == 1
     if stage == "first" or single_stage:
-        dense += embedding
+        dense += embedding + facts.vision_parameters
     if stage == "last" or single_stage:
         dense += facts.hidden_size  # the last norm
         if not language:

@@ -19,6 +19,7 @@ from iiverl_core.rollout.engine import (
 )
 from iiverl_core.samples import (
     FinishReason,
+    ImageInputs,
     PickledByFields,
     Prompt,
     SampledTurn,
@@ -30,11 +31,15 @@ from iiverl_reward_client import Outcome
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest(PickledByFields):
-    """Ask for one rollout of a prompt; `seed` and `id.member` decide its random numbers."""
+    """Ask for one rollout of a prompt; `seed` and `id.member` decide its random numbers.
+
+    `images` are those of the prompt as the model reads them, once the process that generates has prepared them.
+    """
 
     id: SampleId
     prompt: Prompt
     seed: int
+    images: ImageInputs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,9 @@ class SingleTurn:
         """See `Rollouter.rollout`; every token of the response is trained on."""
         prompt = request.prompt
         done = await generate(prompt.ids)
-        sequence = TokenSequence.single_turn(prompt.ids, done.token_ids, done.log_probs, done.kept)
+        sequence = TokenSequence.single_turn(
+            prompt.ids, done.token_ids, done.log_probs, done.kept, request.images
+        )
         return RolloutTokens(
             request.id, prompt, (sequence,), done.token_ids, done.finish_reason, done.weights_version
         )
@@ -264,7 +271,7 @@ class _Generate:
         """See `Generate.__call__`."""
         seed = turn_seed(self._rollout.seed, self._turns)
         self._turns += 1
-        request = GenerationRequest(self._rollout.id, prompt_ids, seed)
+        request = GenerationRequest(self._rollout.id, prompt_ids, seed, self._rollout.images)
         return await self._runner.generate(request, self._position, max_tokens)
 
 

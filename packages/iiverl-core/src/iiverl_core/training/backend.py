@@ -50,6 +50,7 @@ class ModelSpec:
     offload: Offload = field(default_factory=Offload)
     sequence_split: int = 1
     weights: Path | None = None
+    freeze_vision_tower: bool = False
 
 
 @dataclass(frozen=True)

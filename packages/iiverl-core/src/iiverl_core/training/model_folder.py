@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, GenerationConfig
 
 from iiverl_core.config import Role, RunConfig
-from iiverl_core.data import load_tokenizer
+from iiverl_core.data import load_image_processor, load_tokenizer
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training.model_config import read_model_config
@@ -110,6 +110,8 @@ def describe(run: RunConfig, role: Role) -> dict[str, bytes]:
 def write_description(run: RunConfig, role: Role, folder: Path, dtype: str | None = None) -> None:
     """Write what belongs to a model's weights in `folder`: configuration, generation settings, tokenizer, chat template.
 
+    For a model that reads images, also its processor of images.
+
     Raises:
         ConfigError: transformers has no class for a critic of this architecture.
     """
@@ -131,4 +133,5 @@ def write_description(run: RunConfig, role: Role, folder: Path, dtype: str | Non
     config.save_pretrained(folder)
     with suppress(OSError):  # not every model has generation settings
         GenerationConfig.from_pretrained(model.path).save_pretrained(folder)
-    load_tokenizer(run).save_pretrained(folder)
+    images = load_image_processor(run)
+    (images.processor if images else load_tokenizer(run)).save_pretrained(folder)

@@ -13,6 +13,7 @@ from iiverl_core.config.checks.rewards import checks as rewards
 from iiverl_core.config.checks.sampling import checks as sampling
 from iiverl_core.config.checks.schedule import checks as schedule
 from iiverl_core.config.checks.turns import checks as turns
+from iiverl_core.config.checks.vision import checks as vision
 from iiverl_core.config.diagnostics import Problem
 
 __all__ = ["ALL", "ConfigView", "run_checks"]
@@ -24,6 +25,7 @@ ALL = tuple(
         batches,
         sampling,
         turns,
+        vision,
         learning,
         rewards,
         schedule,

@@ -121,6 +121,8 @@ class ActorConfig(Section):
     """Shuffle the mini-batches."""
     ulysses_sequence_parallel_size: Annotated[Count, ONLY_FSDP] = 1
     """Devices over which each sequence is split (Ulysses); their token budgets add up."""
+    freeze_vision_tower: Annotated[bool, ONLY_FSDP] = False
+    """Train a model that reads images without its vision tower, whose weights stay as they are."""
     optim: OptimConfig = OptimConfig()
     fsdp_config: Annotated[FSDPConfig, ONLY_FSDP] = FSDPConfig()
     megatron: Annotated[MegatronConfig, only_megatron()] = MegatronConfig()

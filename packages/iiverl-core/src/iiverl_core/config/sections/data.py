@@ -72,5 +72,9 @@ class DataConfig(Section):
     """Keep the token ids before the chat template."""
     return_raw_chat: Annotated[bool, NoEffect("prompts always keep their columns")] = False
     """Keep the chat of the dataset."""
-    image_key: Annotated[str, NoEffect("prompts are text only")] = "images"
-    """Column of images."""
+    image_key: str = "images"
+    """Column of the images of prompts, if the model reads images: one or a list, each bytes, a path, a data URL or `{bytes, path}`."""
+    min_pixels: Count | None = None
+    """Minimum pixels of an image, which is enlarged to them; null for what the model's processor says."""
+    max_pixels: Count | None = None
+    """Maximum pixels of an image, which is reduced to them; null for what the model's processor says."""

@@ -135,6 +135,7 @@ class Decoding:
             len(batch[0]),
             width,
             direct_mask=self._direct_mask,
+            images=[prompt[0].request.images for prompt in batch],
         )
         logits_BV = forward.prompts()
         new_B = np.empty(len(submissions), dtype=STATE)

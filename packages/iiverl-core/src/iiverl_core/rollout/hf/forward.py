@@ -9,6 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiverl_core.rollout.hf.cache import RowCache, Selection, cache_argument
+from iiverl_core.samples import ImageInputs
+from iiverl_core.training.layout import PlacedImages
+from iiverl_core.training.vision import hidden_states, place_left_padded, reads_images, sequence_vision
 
 
 class Forward:
@@ -26,8 +29,9 @@ class Forward:
         max_tokens: int,
         *,
         direct_mask: bool,
+        images: Sequence[ImageInputs | None] = (),
     ) -> None:
-        """Pad the prompts; each has `repeats` sequences, which grow by at most `max_tokens`."""
+        """Pad the prompts; each has `repeats` sequences, which grow by at most `max_tokens`, and maybe `images`."""
         self._model = model
         self._repeats = repeats
         self._cache = RowCache(model)
@@ -46,11 +50,20 @@ class Forward:
         self._prompt_ids = torch.from_numpy(ids).to(model.device)
         self._mask = self._make_mask(max_tokens)
         self._next_positions = torch.from_numpy(lengths).to(model.device)[:, None]
+        self._vision: tuple[Tensor, PlacedImages | None] | None = None
+        if reads_images(model.config):
+            given = images or [None] * len(prompts)
+            seen = [sequence_vision(model, *each) for each in zip(prompts, given, strict=True)]
+            self._vision = place_left_padded(seen, self._columns, model.device)
+            self._next_positions = self._vision[0].amax((0, 2))[:, None] + 1
 
     def prompts(self) -> Tensor:
         """Run the prompts; return the logits (B, V) of each sequence's first token."""
         mask_PL = self._mask[:, : self._columns]
-        logits_PV = self._run(self._prompt_ids, mask_PL, (mask_PL.cumsum(-1) - 1).clamp(min=0))
+        if self._vision is not None:
+            logits_PV = self._run_with_images(self._prompt_ids, mask_PL, *self._vision)
+        else:
+            logits_PV = self._run(self._prompt_ids, mask_PL, (mask_PL.cumsum(-1) - 1).clamp(min=0))
         self._cache.batch_repeat_interleave(self._repeats)
         self._padding = self._padding.repeat(self._repeats)
         self._next_positions = self._next_positions.repeat_interleave(self._repeats, 0)
@@ -64,7 +77,11 @@ class Forward:
         self._columns += 1
         unmasked = self._direct_mask and not self._padding.any()
         mask = None if unmasked else self._mask[..., : self._columns]
-        logits_BV = self._run(token_B[:, None], mask, self._next_positions)
+        if self._vision is not None:
+            positions_3B1 = self._next_positions[None].expand(3, -1, -1)
+            logits_BV = self._run_with_images(token_B[:, None], mask, positions_3B1, None)
+        else:
+            logits_BV = self._run(token_B[:, None], mask, self._next_positions)
         self._next_positions = self._next_positions + 1
         return logits_BV
 
@@ -96,6 +113,26 @@ class Forward:
         padding = torch.from_numpy(self._padding).to(self._model.device)
         columns = torch.arange(self._columns + max_tokens, device=self._model.device)
         return (columns >= padding[:, None]).long()
+
+    def _run_with_images(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        images: PlacedImages | None,
+    ) -> Tensor:
+        hidden = hidden_states(
+            self._model,
+            input_ids,
+            position_ids,
+            images,
+            attention_mask=attention_mask,
+            use_cache=True,
+            **{self._cache_argument: self._cache},
+        )
+        head = self._model.get_output_embeddings()
+        assert head is not None  # `auto_class` builds a head
+        return head(hidden[:, -1])
 
     def _run(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
         positions = {"position_ids": position_ids} if self._takes_positions else {}

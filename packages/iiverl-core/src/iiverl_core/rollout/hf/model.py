@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from iiverl_core.config import ROLE_KEYS
 from iiverl_core.errors import ConfigError
 from iiverl_core.training.model_config import read_model_config
+from iiverl_core.training.vision import auto_class
 
 
 def build_model(
@@ -33,7 +34,7 @@ def build_model(
     )
     try:
         with torch.device(device), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"no model can be built from '{path}' for the rollout engine: {error}") from error
     model.tie_weights()
