@@ -27,7 +27,12 @@ import psutil
 from iiverl_reward_client import RewardClient, RewardSample, Scored
 
 INFO = {"type": "math_verifiable", "answer": {"value": "42"}}
-HONEST = {"\\boxed{42}": 1.0, "\\boxed{\\frac{84}{2}}": 1.0, "The answer is \\boxed{41}.": 0.0}
+HONEST = {
+    "\\boxed{42}": 1.0,
+    "The answer is \\boxed{42.0}.": 1.0,
+    "The answer is \\boxed{41}.": 0.0,
+    "\\boxed{\\frac{84}{2}}": 0.0,  # restates the problem
+}
 HOSTILE = (
     "\\boxed{9^{9^{9^9}}}",
     "\\boxed{(10^9)!}",
