@@ -1,7 +1,6 @@
 """A head in tiles computes what a head and its logits as a whole compute, in a hundredth of the memory."""
 
 import gc
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from iiverl_core.config.model_facts import ModelFacts
 from iiverl_core.memory import head
@@ -24,6 +21,7 @@ from iiverl_core.memory.layout import Layout
 from iiverl_core.training.head import IDENTITY, LogitTransform, head_log_probs
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.support import Support
+from storages import Storages
 
 TRANSFORMS = {
     "none": IDENTITY,
@@ -212,35 +210,6 @@ def test_frozen_weights_and_no_tokens() -> None:
     assert not gradient.any()
 
 
-class Storages(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations create, as long as something refers to them; `others` were there."""
-
-    def __init__(self, *others: Tensor) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in others}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor):
-                self._add(each.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        id, size = storage._cdata, storage.nbytes()
-        if id in self._known:
-            return
-        self._known.add(id)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._remove, id, size)
-
-    def _remove(self, id: int, size: int) -> None:
-        self._known.discard(id)
-        self.now -= size
-
-
 def peak(function: Callable[..., Any], tokens: int, vocabulary: int, size: int, **more: Any) -> int:
     """The most bytes that a forward and a backward pass hold, without the gradient of the weight; no memory is used for it."""
     dtype = torch.bfloat16
@@ -251,7 +220,7 @@ def peak(function: Callable[..., Any], tokens: int, vocabulary: int, size: int, 
     with Storages(hidden_TD, weight_VD, targets_T) as storages:
         log_probs_T, _ = function(hidden_TD, weight_VD, targets_T, 0.7, **more)
         log_probs_T.backward(torch.empty_like(log_probs_T))
-    return storages.most - vocabulary * size * dtype.itemsize
+    return storages.most - storages.first - vocabulary * size * dtype.itemsize
 
 
 SIZES = {

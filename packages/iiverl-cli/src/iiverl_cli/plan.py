@@ -122,9 +122,10 @@ def _models(planned: "MemoryPlan") -> str:
     states = [kind for kind in STATES if any(getattr(model.states, kind) for model in planned.roles)]
     works = [_largest(model) for model in planned.roles]
     rows = [(kind, [getattr(model.states, kind) for model in planned.roles]) for kind in states]
+    rows.append(("activations", [work.activations for work in works]))
+    if any(work.head for work in works):
+        rows.append(("head", [work.head for work in works]))
     rows += [
-        ("activations", [work.activations for work in works]),
-        ("head", [work.head for work in works]),
         ("in use", [model.most for model in planned.roles]),
         ("waiting", [sum(model.resident.values()) for model in planned.roles]),
     ]

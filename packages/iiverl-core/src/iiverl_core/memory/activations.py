@@ -76,17 +76,39 @@ def _elements(facts: ModelFacts, *, megatron: bool) -> tuple[int, int]:
     return attention, facts.experts_per_token * (inner + (1 if megatron else 2) * facts.hidden_size)
 
 
+def layer_work(facts: ModelFacts, layout: Layout, work: Work, *, trained: bool) -> int:
+    """Count the bytes that exist only while a layer is at work, under FSDP: not during the head's work.
+
+    Without a backward pass these are its activations. In the backward pass they are the gradients of two tensors of the
+    MLP's width at a time and, with checkpointing, the activations that are computed again.
+    """
+    layer = kept_by_a_layer(facts, layout, work)
+    if not trained:
+        return layer
+    tokens, width = work.tokens / layout.context, facts.intermediate_size / layout.tensor
+    if facts.expert_layers:
+        width = facts.experts_per_token * facts.expert_size / layout.sequence_split
+    return round(2 * tokens * width * layout.weight_bytes) + (layer if work.checkpointing else 0)
+
+
 def activations(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, trained: bool) -> int:
     """Count the peak bytes of activations on one device of a pipeline stage.
 
     Without a backward pass, these are the activations of one layer. With one, they are those of all layers and all
     micro-batches in flight; the first stage has one micro-batch in flight per stage, and with interleaved chunks
     (p - 1) / (p v) more. With checkpointing only the inputs of what is recomputed at a time are kept, and its activations
-    exist once more while it is.
+    exist once more while it is. Under FSDP `layer_work` is included.
     """
     layer = kept_by_a_layer(facts, layout, work)
     if not trained:
         return layer
+    if layout.sharded:
+        kept = (
+            work.tokens / layout.context * facts.hidden_size * layout.weight_bytes
+            if work.checkpointing
+            else layer
+        )
+        return round(facts.layers * kept) + layer_work(facts, layout, work, trained=True)
     in_flight = layout.pipeline if stage == "first" else 1
     layers = facts.layers / layout.pipeline * in_flight
     if layout.chunks > 1 and stage == "first":

@@ -23,12 +23,14 @@ def tile_size(tokens: int, vocabulary: int, *, cpu: bool) -> tuple[int, int]:
     return rows, max(1, min(vocabulary, logits // rows))
 
 
-def head_memory(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, trained: bool) -> int:
+def head_memory(
+    facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, trained: bool, frozen: bool = False
+) -> int:
     """Count the bytes of a policy's head on the stage that has it, without the whole gradient of its weight.
 
     These are the hidden states that predict response tokens, and two arrays of a tile's logits in fp32. In training there
-    are also the gradient of these hidden states and that of the weight for a tile's vocabulary entries, in fp32, and at
-    the end of a tile its gradients in the dtype of the weights.
+    are also the gradient of these hidden states and, unless the weight is `frozen`, that of the weight for a tile's
+    vocabulary entries, in fp32, and at the end of a tile its gradients in the dtype of the weights.
     """
     if layout.pipeline > 1 and stage == "first":
         return 0
@@ -39,5 +41,7 @@ def head_memory(facts: ModelFacts, layout: Layout, stage: Stage, work: Work, *, 
     states, tile = size * tokens * width, 2 * FP32 * rows * columns
     if not trained:
         return states + tile
+    if frozen:
+        return states + FP32 * tokens * width + tile
     tile = max(tile, size * columns * (rows + width))
     return states + FP32 * (tokens + columns) * width + tile

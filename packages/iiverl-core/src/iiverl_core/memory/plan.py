@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from iiverl_core.config import Role, RoleConfig, RunConfig
 from iiverl_core.config.model_facts import ModelFacts, find_config, read_model_facts
 from iiverl_core.errors import ConfigError
-from iiverl_core.memory.activations import activations
+from iiverl_core.memory.activations import activations, layer_work
 from iiverl_core.memory.engine import EngineMemory, engine_memory
 from iiverl_core.memory.head import head_memory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
@@ -22,7 +22,11 @@ Item: TypeAlias = tuple[Role | Literal["engine"], str]
 
 @dataclass(frozen=True)
 class Pass:
-    """Memory of a pass through a model on one device, excluding states, in bytes; `tokens` are its micro-batch's."""
+    """Memory of a pass through a model on one device, excluding states, in bytes; `tokens` are its micro-batch's.
+
+    Under FSDP it is that of the moment that needs most: either the head is at work, or a layer, and `head` is 0. What
+    was measured of Megatron is more than was counted, so there both are counted.
+    """
 
     tokens: int
     activations: int
@@ -168,8 +172,13 @@ def _role(run: RunConfig, role: RoleConfig, facts: ModelFacts, stage: Stage) -> 
 
     def make_pass(train: bool) -> Pass:
         work = work_of(run, role, train=train)
-        head = head_memory(facts, layout, stage, work, trained=train) if language else 0
-        return Pass(work.tokens, activations(facts, layout, stage, work, trained=train), head)
+        frozen = bool(role.model.lora_rank)
+        head = head_memory(facts, layout, stage, work, trained=train, frozen=frozen) if language else 0
+        peak = activations(facts, layout, stage, work, trained=train)
+        if layout.sharded:
+            layer = layer_work(facts, layout, work, trained=train)
+            peak, head = (peak, 0) if layer >= head else (peak - layer, head)
+        return Pass(work.tokens, peak, head)
 
     trained = role.training is not None
     adapter = (
