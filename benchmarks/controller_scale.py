@@ -172,7 +172,16 @@ class MadeUpGroup:
         self._worker = MadeUpWorker(lambda: self.version)
         layouts = dict.fromkeys(ROLE_KEYS, "shared")
         self.infos = [
-            WorkerInfo(i, "host", i, "NVIDIA H100", ParallelRank(i, devices), {}, layouts)  # type: ignore[arg-type]
+            WorkerInfo(
+                rank=i,
+                host="host",
+                pid=i,
+                device="NVIDIA H100",
+                parallel_ranks=dict.fromkeys(ROLE_KEYS, ParallelRank(i, devices)),
+                parameters={"actor": 0},
+                trained_parameters={},
+                layouts=layouts,
+            )
             for i in range(devices)
         ]
 
@@ -297,6 +306,7 @@ def measure(samples: int, devices: int) -> dict[str, float]:
         workers = WorkerClient(group, ColocatedEngines(group, 1), run)
         plan = Plan(prompts, PromptOrder(count, count, seed=1), None, STEPS)
         trainer = Trainer(run, plan, workers, scorer, observer, checkpoints, state, Stop())
+        trainer.rollouts.start()
         times = []
         for _ in range(STEPS):
             meter.clear()

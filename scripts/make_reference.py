@@ -1,5 +1,6 @@
-"""Write `docs/keys.md` and `docs/metrics.md` from the code: `make reference`."""
+"""Write `docs/keys.md`, `docs/metrics.md` and `docs/config.schema.json` from the code: `make reference`."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from iiverl_core.config.defaults import backend_defaults
 from iiverl_core.config.describe import either, expected
 from iiverl_core.config.interpolation import reference
+from iiverl_core.config.json_schema import json_schema
 from iiverl_core.config.schema import Key, keys, sections
 from iiverl_core.config.sections.section import NoEffect, NotYet, OnlyWhen
 from iiverl_core.config.synonyms import other_names
@@ -18,7 +20,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 KEYS = """\
 # Keys
 
-Every key of the YAML file, generated from the code by `make reference`. A default that begins with `=` is another
+Every key of the YAML file, generated from the code by `make reference`; for editors,
+[config.schema.json](config.schema.json) has the same (`# yaml-language-server: $schema=config.schema.json` in the first
+line of a file, with the schema that `iiverl config schema` prints). A default that begins with `=` is another
 key's value. The second default is the one under the backend `megatron`, if it differs. `iiverl config show` prints the
 values of one file, with the origin of each.
 """
@@ -50,9 +54,15 @@ compute are absent.
 
 
 def main() -> None:
-    """Write both files."""
-    for name, text in (("keys.md", keys_page()), ("metrics.md", metrics_page())):
+    """Write all files."""
+    for name, text in pages().items():
         (DOCS / name).write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[str, str]:
+    """Write the text of each file."""
+    schema = json.dumps(json_schema(), ensure_ascii=False, separators=(",", ":")) + "\n"
+    return {"keys.md": keys_page(), "metrics.md": metrics_page(), "config.schema.json": schema}
 
 
 def keys_page() -> str:

@@ -163,6 +163,16 @@ def show_config(
         raise typer.Exit(2)
 
 
+@config_app.command("schema")
+def show_schema() -> None:
+    """Print the JSON Schema of configuration files, with which editors complete and check them."""
+    import json
+
+    from iiverl_core.config.json_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), ensure_ascii=False, indent=1))
+
+
 # The arguments, --help included, are parsed by the server's own command line.
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

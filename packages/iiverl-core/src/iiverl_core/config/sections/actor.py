@@ -53,7 +53,10 @@ class PolicyLossConfig(Section):
 class CheckpointConfig(Section):
     """Contents of a checkpoint."""
 
-    save_contents: Annotated[tuple[Content, ...], BeforeValidator(one_or_more)] = (
+    save_contents: Annotated[
+        tuple[Content, ...],
+        BeforeValidator(one_or_more, json_schema_input_type=Content | tuple[Content, ...]),
+    ] = (
         "model",
         "optimizer",
         "extra",

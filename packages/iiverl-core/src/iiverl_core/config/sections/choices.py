@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from iiverl_core.config.sections.section import (
@@ -60,6 +60,14 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate as a string, then against the names."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe the names, and the form of a user function if that is accepted."""
+        names: dict[str, Any] = {"type": "string", "enum": list(self.names)}
+        function = {"type": "string", "pattern": r"\.py:\w+$"}
+        return {"anyOf": [names, function]} if self.user_function else names
 
     def _check(self, value: str) -> str:
         if value in self.names:

@@ -1,6 +1,6 @@
 """The sections `global_profiler` and `actor_rollout_ref.actor.profiler`: traces of steps with torch's profiler."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator
 
@@ -21,11 +21,15 @@ def _one_or_more_numbers(value: Any) -> Any:
     return (value,) if isinstance(value, int) else value
 
 
+ProfiledContent: TypeAlias = Literal["cpu", "cuda", "memory", "shapes", "stack"]
+
+
 class TorchProfilerConfig(Section):
     """What torch's profiler records."""
 
     contents: Annotated[
-        tuple[Literal["cpu", "cuda", "memory", "shapes", "stack"], ...], BeforeValidator(one_or_more)
+        tuple[ProfiledContent, ...],
+        BeforeValidator(one_or_more, json_schema_input_type=ProfiledContent | tuple[ProfiledContent, ...]),
     ] = ()
     """What to record: operations on the `cpu`, kernels of `cuda`, allocated `memory`, `shapes`, Python's `stack`; empty for the first two."""
 

@@ -49,13 +49,21 @@ Natural: TypeAlias = Annotated[Int, Field(ge=0)]
 Nonnegative: TypeAlias = Annotated[Float, Field(ge=0)]
 Positive: TypeAlias = Annotated[Float, Field(gt=0)]
 Fraction: TypeAlias = Annotated[Float, Field(ge=0, le=1)]
-Names: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(one_or_more)]
+Names: TypeAlias = Annotated[
+    tuple[str, ...],
+    Field(min_length=1),
+    BeforeValidator(one_or_more, json_schema_input_type=str | tuple[str, ...]),
+]
 """A list of strings; a single string is a list of one."""
 
 PathStr: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
 """A local path, in which `~` is the home folder, or a Hub name."""
 
-PathStrs: TypeAlias = Annotated[tuple[PathStr, ...], Field(min_length=1), BeforeValidator(one_or_more)]
+PathStrs: TypeAlias = Annotated[
+    tuple[PathStr, ...],
+    Field(min_length=1),
+    BeforeValidator(one_or_more, json_schema_input_type=str | tuple[str, ...]),
+]
 """A list of paths; a single one is a list of one."""
 
 

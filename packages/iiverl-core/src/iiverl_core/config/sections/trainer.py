@@ -52,7 +52,9 @@ class TrainerConfig(Section):
     """Name of the project, in trackers and in the path of the run's folder."""
     experiment_name: str = "gsm8k"
     """Name of the run, in trackers and in the path of its folder."""
-    logger: Annotated[tuple[Logger, ...], BeforeValidator(one_or_more)] = ("console", "tensorboard", "jsonl")
+    logger: Annotated[
+        tuple[Logger, ...], BeforeValidator(one_or_more, json_schema_input_type=Logger | tuple[Logger, ...])
+    ] = ("console", "tensorboard", "jsonl")
     """Trackers that log the metrics."""
     val_before_train: bool = True
     """Validate before the first step."""
