@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 from iiverl_core.environment import Turn
 from iiverl_core.errors import ConfigError
-from iiverl_core.python_files import find_callable, load_file, repr_with_type, short_repr, user_traceback
+from iiverl_core.python_files import (
+    find_callable,
+    find_installed,
+    load_file,
+    repr_with_type,
+    short_repr,
+    user_traceback,
+)
 from iiverl_core.reward_process import MAX_SCORE, finite_number
 from iiverl_core.user_process import (
     USER_ERRORS,
@@ -33,10 +40,10 @@ SECTION = "multi_turn.environment"
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The class `name` of the file at `path`, and its keyword arguments."""
+    """The class `name` of the file at `path`, or of an installed module if it is None; and its keyword arguments."""
 
     search_path: list[str]
-    path: str
+    path: str | None
     name: str
     kwargs: Mapping[str, Any]
 
@@ -71,8 +78,11 @@ def main(lifeline_fd: int, shared_fd: int) -> None:
     setup: Setup = read_message(calls)
     sys.path[:] = setup.search_path
     try:
-        path, module = load_file(setup.path, f"{SECTION}.path")
-        make = find_callable(path, module, setup.name, f"{SECTION}.name")
+        if setup.path is None:
+            path, make = find_installed(setup.name, f"{SECTION}.name")
+        else:
+            path, module = load_file(setup.path, f"{SECTION}.path")
+            make = find_callable(path, module, setup.name, f"{SECTION}.name")
     except ConfigError as error:
         write_answer(replies, Reply(0, str(error)))
         return

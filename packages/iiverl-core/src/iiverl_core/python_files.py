@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection
 from hashlib import sha256
+from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -84,6 +85,22 @@ def find_callable(path: Path, module: ModuleType, name: str, key: str) -> Callab
     if not callable(function):
         raise ConfigError(f"{key}: {name!r} in {path} is not a function but {repr_with_type(function)}")
     return function
+
+
+def find_installed(name: str, key: str) -> tuple[Path, Callable[..., Any]]:
+    """Import `package.module:attribute`, which is callable; return the module's file too.
+
+    Raises:
+        ConfigError: importing fails, or the module does not define it; lists what can be called.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except (Exception, SystemExit) as error:
+        message = "".join(traceback.format_exception_only(error)).strip()
+        raise ConfigError(f"{key}: importing {module_name} failed.\n{message}") from error
+    path = Path(module.__file__ or module_name)
+    return path, find_callable(path, module, attribute, key)
 
 
 def static_signature(path: str | Path, name: str) -> inspect.Signature | None:

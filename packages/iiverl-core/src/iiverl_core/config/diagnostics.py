@@ -122,6 +122,7 @@ DIAGNOSTICS = {
     "C259": "agent-server-not-installed",
     "C260": "agent-timeout-unused",
     "C261": "invalid-agent-command",
+    "C262": "environment-not-installed",
     # images
     "C271": "images-without-fsdp",
     "C272": "critic-without-images",

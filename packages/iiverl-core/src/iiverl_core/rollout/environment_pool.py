@@ -19,11 +19,10 @@ class EnvironmentPool(ProcessPool):
     """Starts a process for each environment that is open at a time, and uses it again when that is closed."""
 
     def __init__(self, config: EnvironmentConfig, output: Path) -> None:
-        assert config.path is not None
         self.config = config
         setup = Setup(list(sys.path), config.path, config.name, config.kwargs)
         module = "iiverl_core.environment_process"
-        super().__init__(module, setup, config.path, config.turn_timeout, output)
+        super().__init__(module, setup, config.path or config.name, config.turn_timeout, output)
 
     def open(self, seed: str) -> "OpenEnvironment":
         """Open an environment whose random numbers depend on `seed`; its process is started by the first call."""

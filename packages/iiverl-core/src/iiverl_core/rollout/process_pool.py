@@ -27,7 +27,7 @@ class CallTimeout(EnvironmentFailure):
 class ProcessPool:
     """Starts a process whenever none is idle, and keeps those that are put back.
 
-    A process runs `module` and is sent `setup` first, for which it has `timeout_s` or a minute; `path` is the user's file.
+    A process runs `module` and is sent `setup` first, for which it has `timeout_s` or a minute; `path` is the user's file, or module.
     The processes are served by a thread, so time limits hold while an engine computes. What they print is appended to the
     file `output`.
     """

@@ -14,7 +14,7 @@ checks = Checks()
 
 MULTI_TURN = "actor_rollout_ref.rollout.multi_turn"
 ENVIRONMENT = f"{MULTI_TURN}.environment"
-PATH = f"{ENVIRONMENT}.path"
+PATH, NAME = f"{ENVIRONMENT}.path", f"{ENVIRONMENT}.name"
 TURN, WHOLE, ADD = (f"{ENVIRONMENT}.{name}" for name in ("turn_timeout", "rollout_timeout", "add_reward"))
 STALL = "trainer.stall_timeout"
 ENGINE_DEVICES = "actor_rollout_ref.rollout.tensor_model_parallel_size"
@@ -24,6 +24,8 @@ AGENT_PATH, COMMAND, AGENT_TIMEOUT, AGENT_ADD = (
     f"{AGENT}.{name}" for name in ("path", "command", "timeout", "add_reward")
 )
 SINGLE_TURN, WITH_ENVIRONMENT, WITH_TOOLS, WITH_AGENT = "single_turn", "environment", "tools", "agent"
+ADAPTED = {"iiverl_core.gymnasium_environment": "gymnasium"}
+"""Modules here that adapt environments of other packages, and the extra with that package."""
 SERVER_PACKAGES = ("fastapi", "uvicorn")
 ADDED_TO = ("reward_api.enable", "custom_reward_function.path", "reward_model.enable", MANAGER_KEY)
 
@@ -43,11 +45,28 @@ def _the_loop_has_turns(view: ConfigView) -> str | None:
     return f"{AGENT_LOOP} is {loop}, so a rollout is one response; set it to {', '.join(others)} or {last}"
 
 
-@checks.add("C252", "error", PATH, AGENT_LOOP)
+@checks.add("C252", "error", PATH, NAME, AGENT_LOOP)
 def _there_is_an_environment(view: ConfigView) -> str | None:
-    if _loop(view) != WITH_ENVIRONMENT or view[PATH]:
+    if _loop(view) != WITH_ENVIRONMENT or view[PATH] or ":" in view[NAME]:
         return None
     return f"{AGENT_LOOP}: {WITH_ENVIRONMENT} needs the file of the environment's class; set {PATH}"
+
+
+@checks.add("C262", "unsupported", NAME, PATH, AGENT_LOOP)
+def _the_environment_is_installed(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_ENVIRONMENT or view[PATH] or ":" not in view[NAME]:
+        return None
+    module = view[NAME].partition(":")[0]
+    needed = ADAPTED.get(module) or module.partition(".")[0]
+    if not needed.isidentifier():
+        return f"{module!r} is not the name of a module"
+    if importlib.util.find_spec(needed) is not None:
+        return None
+    command = install_command(
+        f"iiverl[{needed}]" if module in ADAPTED else needed,
+        workspace="make setup" if module in ADAPTED else None,
+    )
+    return f"{needed} is not installed; install with: {command}"
 
 
 @checks.add("C253", "unsupported", AGENT_LOOP, ENGINE_DEVICES)

@@ -12,9 +12,9 @@ class EnvironmentConfig(Section):
     """A class of the user's that answers the model, turn by turn."""
 
     path: PathStr | None = None
-    """Python file of the class."""
+    """Python file of the class; null for a class of an installed package."""
     name: str = "Environment"
-    """Name of the class."""
+    """Name of the class; without `path`, as `package.module:Class`."""
     kwargs: dict[str, Any] = Field(default={})
     """Keyword arguments of the class."""
     turn_timeout: Positive = 60.0
