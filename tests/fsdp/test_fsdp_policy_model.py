@@ -141,3 +141,13 @@ def test_a_softcap_that_nothing_says_is_noticed_in_small_logits() -> None:
     model = PolicyModel(language_model)
     model.find_transform(torch.arange(4)[None])
     assert model.computes_logits_at_once
+
+
+@pytest.mark.parametrize("part", ["lm_head", "model.norm"])
+def test_weights_that_are_not_numbers_say_nothing_about_the_head(part: str) -> None:
+    language_model, transform = build(next(name for name in MODELS if build(name)[1] is not None))
+    with torch.no_grad():
+        language_model.get_submodule(part).weight[0] = torch.nan
+    model = PolicyModel(language_model)
+    model.find_transform(torch.arange(4)[None])
+    assert model._transform == transform

@@ -160,6 +160,46 @@ def test_time_lost_without_the_program_is_no_zero(monkeypatch: pytest.MonkeyPatc
     assert failed.value.kind == "timeout"
 
 
+def test_a_program_is_judged_by_its_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with other work, a program takes longer than its CPU time, which is what it may use up."""
+    given: list[Limits] = []
+
+    def program(source: str, stdin: str, limits: Limits) -> Execution:
+        given.append(limits)
+        return told(stdin)
+
+    assert score(monkeypatch, program, ("1", "1"), seconds=60.0).score == 1.0
+    assert score(monkeypatch, program, ("1", "1"), seconds=8.0).score == 1.0
+    assert score(monkeypatch, program, ("1", "1"), seconds=2.0).score == 1.0
+    assert [limits.cpu_seconds for limits in given] == [5.0, 5.0, pytest.approx(2.0, abs=1.0)]
+    assert [limits.wall_seconds for limits in given] == pytest.approx([15.0, 8.0, 2.0], abs=1.0)
+
+
+def test_a_program_that_only_waits_fails_its_case(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A real sandbox ends it by its wall time, three times the CPU time; one that waits less long passes."""
+    try:
+        real = find_sandbox(None)
+    except SandboxUnavailable as reason:
+        pytest.skip(str(reason))
+    monkeypatch.setattr(sandbox, "find_sandbox", lambda url: real)
+
+    async def run(seconds: float) -> Scored:
+        verifier = CodeVerifier(None, places=1, case_seconds=0.5, seconds=60.0)
+        await verifier.start()
+        try:
+            response = f"```python\nimport time\ntime.sleep({seconds})\nprint(input())\n```"
+            answer = {"test_cases": [{"input": "1", "output": "1"}]}
+            return await verifier.verify(Submission("code_verifiable", response, answer, None, {}))
+        finally:
+            await verifier.close()
+
+    assert asyncio.run(run(0.6)).score == 1.0
+    waited = asyncio.run(run(600))
+    assert (waited.score, waited.info["overran"]) == (0.0, 1)
+
+
 def test_programs_run_in_the_sandbox_that_is_here(start: Any) -> None:
     try:
         find_sandbox(None)

@@ -87,7 +87,9 @@ class Settings(BaseModel):
         default=2 * 2**30, gt=0, description="Maximum resident bytes of a verifier's process."
     )
     case_time_limit: float = Field(
-        default=5.0, gt=0, description="Maximum seconds of a program per test case."
+        default=5.0,
+        gt=0,
+        description="CPU seconds of a program per test case, and a third of its seconds; seconds with Sandbox Fusion.",
     )
     code_time_limit: float = Field(
         default=20.0, gt=0, description="Maximum seconds of a program for all its test cases."

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from iiverl_reward_client.verifiers.sandbox import Execution, Sandbox
 
 _NAME = "code_verifiable"
+_WALL_PER_CPU = 3.0
+"""Wall time of a run per second of CPU time that it may take: programs share the machine, and may also just wait."""
 
 
 class CodeVerifier:
     """Runs the last fenced block in the requested language once per test case.
 
     A case is passed by the right output and exit code 0.
-    `case_seconds` limits one run, `seconds` all runs of a submission. A program that exceeds the first fails that case.
+    `case_seconds` limits the CPU time of each process of one run, and `_WALL_PER_CPU` times as much its wall time;
+    `seconds` limits the wall time of all runs of a submission. A program that exceeds the first fails that case.
     If the time for all is over, the remaining cases are failed if the program timed out before, since it used up the
     time; otherwise there is no score.
     """
@@ -58,7 +61,7 @@ class CodeVerifier:
         cases: list[dict[str, str]] = submission.answer["test_cases"]
         loop = asyncio.get_running_loop()
         if language not in self._languages:  # part of the reference, so it comes before the response
-            await loop.run_in_executor(self._threads, self._run, "", "", language, self._case_seconds)
+            await loop.run_in_executor(self._threads, self._run, "", "", language, self._seconds)
             self._languages.add(language)
         source = last_code_block(submission.response, language)
         if source is None:
@@ -79,7 +82,7 @@ class CodeVerifier:
                 break
             if left <= 0:
                 raise VerifierError("timeout", f"{done} of {len(cases)} test cases took {self._seconds:g} s")
-            execution = self._run(source, case["input"], language, min(self._case_seconds, left))
+            execution = self._run(source, case["input"], language, left)
             overran += execution.ended == "timeout"
             passed += execution.exit_code == 0 and _same(execution.stdout, case["output"])
         return Scored(
@@ -87,12 +90,14 @@ class CodeVerifier:
             info={"passed": passed, "test_cases": len(cases), "overran": overran},
         )
 
-    def _run(self, source: str, stdin: str, language: str, seconds: float) -> "Execution":
+    def _run(self, source: str, stdin: str, language: str, left: float) -> "Execution":
+        """Run a program on one input, for `left` seconds at most."""
         from iiverl_reward_client.verifiers.sandbox import Limits, SandboxError, UnsupportedLanguage
 
         if self._sandbox is None:
             raise VerifierError("overload", "the server is shutting down")
-        limits = replace(Limits(), wall_seconds=seconds, cpu_seconds=seconds)
+        cpu, wall = self._case_seconds, min(_WALL_PER_CPU * self._case_seconds, left)
+        limits = replace(Limits(), wall_seconds=wall, cpu_seconds=min(cpu, wall))
         try:
             return self._sandbox.run(source, stdin, language=language, limits=limits)
         except UnsupportedLanguage as error:

@@ -22,7 +22,8 @@ _SLACK_SECONDS = 30.0  # for a busy server, in addition to compiling and running
 class FusionSandbox:
     """Runs programs on a Sandbox Fusion server; `url` is its root, or ends in `/run_code`.
 
-    It enforces the limits on wall time and memory; the others are the server's own. CPU time is not limited separately.
+    It enforces limits on wall time and memory; the others are the server's own. CPU time is not limited separately, so the
+    smaller of the two limits is one of wall time.
     """
 
     def __init__(self, url: str) -> None:
@@ -35,7 +36,7 @@ class FusionSandbox:
         self, source: str, stdin: str = "", *, language: str = "python", limits: Limits = DEFAULT_LIMITS
     ) -> Execution:
         """Run a program in any language that the server supports; see `Sandbox.run`."""
-        seconds = limits.wall_seconds
+        seconds = min(limits.cpu_seconds, limits.wall_seconds)
         request = {
             "code": source,
             "stdin": stdin,
