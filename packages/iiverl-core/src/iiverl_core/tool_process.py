@@ -9,6 +9,7 @@ import asyncio
 import enum
 import inspect
 import json
+import os
 import re
 import sys
 import types
@@ -38,11 +39,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The functions `names` of the file at `path`."""
+    """The functions `names` of the file at `path`, if there is one, and the tools of MCP servers."""
 
     search_path: list[str]
-    path: str
+    path: str | None
     names: Sequence[str]
+    servers: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +70,54 @@ def main(lifeline_fd: int, shared_fd: int) -> None:
     calls, replies, _ = begin(lifeline_fd, shared_fd)
     setup: Setup = read_message(calls)
     sys.path[:] = setup.search_path
-    try:
-        path, module = load_file(setup.path, f"{SECTION}.path")
-        functions = {name: find_callable(path, module, name, f"{SECTION}.names") for name in setup.names}
-        schemas = [schema_of(name, function) for name, function in functions.items()]
-    except ConfigError as error:
-        write_answer(replies, Reply(0, str(error)))
-        return
-    write_answer(replies, Reply(0, value=schemas))
     with asyncio.Runner() as runner:
+        try:
+            tools, schemas = _load(setup, runner)
+        except ConfigError as error:
+            write_answer(replies, Reply(0, str(error)))
+            return
+        write_answer(replies, Reply(0, value=schemas))
         while (call := read_message(calls)) is not None:
             seed_random(call.seed)
-            result = _result(functions[call.name], call, runner)
+            tool = tools[call.name]
+            result = _result(tool, call, runner) if callable(tool) else _answer(tool, call, runner)
             bound_output()
             write_answer(replies, Reply(call.id, value=result))
+
+
+def _load(setup: Setup, runner: asyncio.Runner) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Load functions and start servers; return by name which of them has a tool, and the schemas of all.
+
+    Raises:
+        ConfigError: a function or a server cannot be used, or two tools have the same name.
+    """
+    tools: dict[str, Any] = {}
+    schemas = []
+    if setup.path is not None:
+        path, module = load_file(setup.path, f"{SECTION}.path")
+        tools = {name: find_callable(path, module, name, f"{SECTION}.names") for name in setup.names}
+        schemas = [schema_of(name, function) for name, function in tools.items()]
+    for name, parameters in setup.servers.items():
+        from iiverl_core.mcp_tools import McpServer
+
+        key = f"{SECTION}.mcp_servers.{name}"
+        server = runner.run(McpServer.open(key, parameters))
+        for schema in server.schemas:
+            if (tool := schema["function"]["name"]) in tools:
+                raise ConfigError(f"{key}: there are two tools {tool!r}")
+            tools[tool] = server
+        schemas += server.schemas
+    return tools, schemas
+
+
+def _answer(server: Any, call: Call, runner: asyncio.Runner) -> Result:
+    """Have an MCP server answer a call; if the server has ended, this process ends."""
+    try:
+        text, is_error = runner.run(server.call(call.name, call.arguments))
+    except EOFError as error:
+        print(error, flush=True)
+        os._exit(1)
+    return Result(_encodable(text), is_error)
 
 
 def _result(function: Callable[..., Any], call: Call, runner: asyncio.Runner) -> Result:

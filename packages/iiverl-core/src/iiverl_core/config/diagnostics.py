@@ -123,6 +123,8 @@ DIAGNOSTICS = {
     "C260": "agent-timeout-unused",
     "C261": "invalid-agent-command",
     "C262": "environment-not-installed",
+    "C263": "invalid-mcp-server",
+    "C264": "mcp-not-installed",
     # images
     "C271": "images-without-fsdp",
     "C272": "critic-without-images",

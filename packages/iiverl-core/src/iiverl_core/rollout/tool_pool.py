@@ -18,9 +18,9 @@ class ToolPool(ProcessPool):
     """Calls functions in at most `workers` processes; further calls wait for one."""
 
     def __init__(self, config: ToolsConfig, output: Path) -> None:
-        assert config.path is not None and config.names is not None
-        setup = Setup(list(sys.path), config.path, config.names)
-        super().__init__("iiverl_core.tool_process", setup, config.path, config.timeout, output)
+        setup = Setup(list(sys.path), config.path, config.names or (), config.mcp_servers)
+        loads = config.path or f"the servers {', '.join(config.mcp_servers)}"
+        super().__init__("iiverl_core.tool_process", setup, loads, config.timeout, output)
         self._config = config
         self._free = asyncio.Semaphore(config.workers)
 

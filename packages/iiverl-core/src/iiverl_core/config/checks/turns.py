@@ -3,6 +3,8 @@
 import importlib.util
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.sections.section import AGENT_LOOP
@@ -19,6 +21,7 @@ TURN, WHOLE, ADD = (f"{ENVIRONMENT}.{name}" for name in ("turn_timeout", "rollou
 STALL = "trainer.stall_timeout"
 ENGINE_DEVICES = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 TOOLS, TOOL_NAMES, TOOL_TIMEOUT = (f"{MULTI_TURN}.tools.{name}" for name in ("path", "names", "timeout"))
+SERVERS = f"{MULTI_TURN}.tools.mcp_servers"
 AGENT = f"{MULTI_TURN}.agent"
 AGENT_PATH, COMMAND, AGENT_TIMEOUT, AGENT_ADD = (
     f"{AGENT}.{name}" for name in ("path", "command", "timeout", "add_reward")
@@ -106,9 +109,11 @@ def _the_reward_of_the_environment_counts(view: ConfigView) -> str | None:
     return f"the environment's rewards do not count, since {names} gives the score; set {ADD} to true to add them"
 
 
-@checks.add("C256", "error", TOOLS, TOOL_NAMES, AGENT_LOOP)
+@checks.add("C256", "error", TOOLS, TOOL_NAMES, SERVERS, AGENT_LOOP)
 def _there_are_tools(view: ConfigView) -> str | None:
     if _loop(view) != WITH_TOOLS or (view[TOOLS] and view[TOOL_NAMES]):
+        return None
+    if view[SERVERS] and not view[TOOLS] and not view[TOOL_NAMES]:
         return None
     missing = TOOL_NAMES if view[TOOLS] else TOOLS
     what = "the names of the functions" if view[TOOLS] else "the file of the functions"
@@ -162,3 +167,35 @@ def _the_command_can_run(view: ConfigView) -> str | None:
     if shutil.which(program) is None:
         return f"there is no program {program}"
     return None
+
+
+@checks.add("C263", "error", SERVERS, AGENT_LOOP)
+def _servers_have_commands(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_TOOLS:
+        return None
+    return next(filter(None, (_server_problem(name, server) for name, server in view[SERVERS].items())), None)
+
+
+def _server_problem(name: str, server: Any) -> str | None:
+    if not isinstance(server, Mapping) or not isinstance(server.get("command"), str):
+        return f"{name} needs a command, as in {{command: uvx, args: [mcp-server-time]}}"
+    if unknown := sorted(set(server) - {"command", "args", "env", "cwd"}):
+        return f"{name}: unknown {', '.join(unknown)}; a server has command, args, env and cwd"
+    arguments, environment = server.get("args", ()), server.get("env", {})
+    if not isinstance(arguments, Sequence) or not all(isinstance(each, str) for each in arguments):
+        return f"{name}: args are a list of strings"
+    if not isinstance(environment, Mapping) or not all(
+        isinstance(each, str) for each in environment.values()
+    ):
+        return f"{name}: env has a string for each name"
+    if shutil.which(server["command"], path=environment.get("PATH")) is None:
+        return f"{name}: there is no program {server['command']}"
+    return None
+
+
+@checks.add("C264", "unsupported", SERVERS, AGENT_LOOP)
+def _servers_have_a_client(view: ConfigView) -> str | None:
+    if _loop(view) != WITH_TOOLS or not view[SERVERS] or importlib.util.find_spec("mcp") is not None:
+        return None
+    command = install_command("iiverl[mcp]", workspace="make setup")
+    return f"the package mcp is not installed; install with: {command}"

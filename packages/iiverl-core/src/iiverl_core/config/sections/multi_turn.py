@@ -28,12 +28,14 @@ class EnvironmentConfig(Section):
 
 
 class ToolsConfig(Section):
-    """Functions of the user's that the model may call."""
+    """Functions of the user's, and tools of MCP servers, that the model may call."""
 
     path: PathStr | None = None
     """Python file of the functions."""
     names: Names | None = None
     """Names of the functions."""
+    mcp_servers: dict[str, Any] = Field(default={})
+    """MCP servers by name, all tools of which the model may call; each has `command`, and may have `args`, `env` and `cwd`."""
     timeout: Positive = 30.0
     """Seconds that a call may take before it is ended, which the model learns."""
     workers: Count = 8
