@@ -61,7 +61,7 @@ def vision_config(family: str, **text: Any) -> Any:
     from transformers import AutoConfig
 
     vocabulary = 256 + len(SPECIAL)
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -73,22 +73,29 @@ def vision_config(family: str, **text: Any) -> Any:
         "bos_token_id": None,
         "eos_token_id": 257,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
-    }
+    } | text
+    half = common.get("head_dim", 8) // 2
+    common["rope_parameters"]["mrope_section"] = [half - 2 * (half // 4), half // 4, half // 4]
     tower = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE}
     if family == "qwen2_vl":
-        tower |= {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
+        tower |= {"embed_dim": 16, "hidden_size": common["hidden_size"], "mlp_ratio": 2}
     elif family == "qwen2_5_vl":
-        tower |= {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32, "window_size": 2 * SIDE}
+        tower |= {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "out_hidden_size": common["hidden_size"],
+            "window_size": 2 * SIDE,
+        }
         tower |= {"fullatt_block_indexes": [1]}
     else:
-        common["head_dim"] = 8
+        common.setdefault("head_dim", 8)
         common["rope_parameters"]["mrope_interleaved"] = True
-        tower |= {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
+        tower |= {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": common["hidden_size"]}
         tower |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     ids = {name: 256 + SPECIAL.index(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     return AutoConfig.for_model(
         family,
-        text_config=common | text,
+        text_config=common,
         vision_config=tower,
         image_token_id=256 + SPECIAL.index("<|image_pad|>"),
         video_token_id=256 + SPECIAL.index("<|video_pad|>"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     LlamaConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from iiverl_core.config.model_facts import find_config, positions_from, read_model_facts
+from vision_models import FAMILIES, vision_config
 
 SHAPES = Path(__file__).parents[2] / "examples" / "grpo_megatron" / "models"
 TINY: dict[str, Any] = {
@@ -153,3 +155,15 @@ def test_what_cannot_be_a_path_is_none(name: str) -> None:
 def test_the_number_of_positions(values: dict, positions: int | None) -> None:
     """As vLLM derives it: scaling multiplies the positions that a model was pretrained with."""
     assert positions_from(values) == positions
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_of_a_vision_tower_are_counted(family: str, tmp_path: Path) -> None:
+    config = vision_config(family)
+    config.save_pretrained(tmp_path)
+    facts = read_model_facts(str(tmp_path))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert facts is not None
+    assert facts.parameters == sum(each.numel() for each in model.parameters())
+    assert facts.vision_parameters == sum(each.numel() for each in model.base_model.visual.parameters())

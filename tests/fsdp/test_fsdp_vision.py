@@ -1,8 +1,10 @@
 """Vision-language models: trainer, engine and transformers agree, and gradients depend on the data alone."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,15 +27,15 @@ from vision_models import FAMILIES, SIDE, png, save_vision_model
 CPU = torch.device("cpu")
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32"}
 FP64 = {"param_dtype": "fp64", "reduce_dtype": "fp64"}  # tells rounding from faults
-RED, BLUE, WIDE = png("red"), png((0, 0, 255), (3 * SIDE, 2 * SIDE)), png("green", (4 * SIDE, SIDE))
+RED, BLUE, GREEN = png("red"), png((0, 0, 255), (3 * SIDE, 2 * SIDE)), png("green", (4 * SIDE, SIDE))
 SIGHTS = {
     "u:say a word;a:": (),
     "u:<|vision_start|><|image_pad|><|vision_end|>what?;a:": (RED,),
     "u:a<|vision_start|><|image_pad|><|vision_end|> or <|vision_start|><|image_pad|><|vision_end|>?;a:": (
         BLUE,
-        WIDE,
+        GREEN,
     ),
-    "u:last <|vision_start|><|image_pad|><|vision_end|>;a:": (WIDE,),
+    "u:last <|vision_start|><|image_pad|><|vision_end|>;a:": (GREEN,),
 }
 """Texts and their images: none, one, two of different sizes."""
 
@@ -104,33 +106,84 @@ def test_trainer_engine_and_transformers_agree(family: str, saved, one_rank: Non
     backend = FSDPBackend(spec(path))
     assert backend.layout == "shared"
     engine.update_weights(backend.named_weights(), 1)
-    images = [processor.prepare(prompt) for prompt in all_prompts]
-    for prompt, inputs in zip(all_prompts, images, strict=True):
+    made = answers(engine, path, 10)
+    assert len(made) == 3 * len(all_prompts)
+    groups = [i // 3 for i in range(len(made))]
+    engines = torch.from_numpy(np.concatenate([each.trained_log_probs for each in made]))
+    (shared,) = backend.forward([make_micro_batch(made, {}, [0.0] * len(made), groups=groups, device=CPU)])
+    torch.testing.assert_close(shared.log_probs_T, engines, atol=1e-5, rtol=0)
+    # transformers takes an image token that was sampled for a part of an image that is missing.
+    ends = [len(prompt.ids) for prompt in all_prompts]
+    usual = [i for i, each in enumerate(made) if processor.token_id not in each.token_ids[ends[i // 3] :]]
+    assert len(usual) > len(made) // 2
+    reference = processor_log_probs(path, all_prompts, [made[i] for i in usual], [groups[i] for i in usual])
+    kept = torch.from_numpy(np.concatenate([made[i].trained_log_probs for i in usual]))
+    torch.testing.assert_close(kept, reference, atol=1e-5, rtol=0)
+
+
+def answers(engine: Any, path: Path, max_tokens: int = 6) -> list[TokenSequence]:
+    """Three sampled responses to each prompt, as sequences in the order of prompts and members."""
+    processor, all_prompts = prompts(path)
+    for prompt in all_prompts:
+        inputs = processor.prepare(prompt)
         for member in range(3):
             request = GenerationRequest(
                 SampleId("train", 1, prompt.row, member), prompt.ids, prompt.row, inputs
             )
-            engine.submit(request, SamplingParams(max_tokens=4 + 3 * prompt.row))
+            engine.submit(request, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
     done = []
     while engine.pending:
         done += engine.step()
-    assert len(done) == 3 * len(all_prompts)
-    made = [
+    done.sort(key=lambda each: each.request.id)
+    return [
         TokenSequence.single_turn(
             each.request.prompt_ids, each.token_ids, each.log_probs, images=each.request.images
         )
         for each in done
     ]
-    engines = torch.from_numpy(np.concatenate([each.trained_log_probs for each in made]))
-    groups = [each.request.id.group for each in done]
-    (shared,) = backend.forward([make_micro_batch(made, {}, [0.0] * len(made), groups=groups, device=CPU)])
-    torch.testing.assert_close(shared.log_probs_T, engines, atol=1e-5, rtol=0)
-    # transformers takes an image token that was sampled for a part of an image that is missing.
-    usual = [i for i, each in enumerate(done) if processor.token_id not in each.token_ids]
-    assert len(usual) > len(done) // 2
-    reference = processor_log_probs(path, all_prompts, [made[i] for i in usual], [groups[i] for i in usual])
-    kept = torch.from_numpy(np.concatenate([made[i].trained_log_probs for i in usual]))
-    torch.testing.assert_close(kept, reference, atol=1e-5, rtol=0)
+
+
+WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+"""Attention heads as narrow as vLLM on a CPU can do."""
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (make setup-vllm)")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vllm_and_the_trainer_agree_also_after_a_step(family: str, tmp_path: Path) -> None:
+    save_vision_model(tmp_path, family, **WIDE)
+    process = Ranks(1, tmp_path)  # which vLLM takes out of its group when it ends
+    try:
+        ((before, after),) = process.run(vllm_and_trainer, tmp_path)
+    finally:
+        process.close()
+    assert before < 1e-5 and after < 1e-5
+
+
+def vllm_and_trainer(path: Path) -> tuple[float, float]:
+    """The largest differences of log-probs between vLLM and the trainer, before and after a step that changes the tower."""
+    from iiverl_core.rollout.vllm import VLLMEngine
+    from iiverl_core.rollout.vllm.arguments import FIXED
+
+    small = {"max_model_len": 64, "max_num_seqs": 16, "max_num_batched_tokens": 256}
+    memory = {"kv_cache_memory_bytes": 2**25, "block_size": 32, "enforce_eager": True}
+    arguments = {"model": str(path), "dtype": "float32", "load_format": "dummy", **small, **memory, **FIXED}
+    backend = FSDPBackend(spec(path))
+    engine = VLLMEngine({**arguments, "disable_log_stats": True}, bucket_bytes=2**14)
+    differences = []
+    for version in range(2):
+        engine.update_weights(backend.named_weights(), version)
+        made = answers(engine, path)
+        batch = make_micro_batch(made, {}, [0.1] * len(made), groups=[i // 3 for i in range(12)], device=CPU)
+        (outputs,) = backend.forward([batch])
+        expected = np.concatenate([each.trained_log_probs for each in made])
+        assert outputs.log_probs_T is not None
+        differences.append(float(np.abs(outputs.log_probs_T.numpy() - expected).max()))
+        backend.forward_backward([batch], loss)
+        backend.step(1e-2)
+    engine.close()
+    return differences[0], differences[1]
 
 
 @torch.no_grad()

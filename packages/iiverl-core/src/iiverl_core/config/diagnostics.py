@@ -131,7 +131,6 @@ DIAGNOSTICS = {
     "C273": "reward-model-without-images",
     "C274": "images-in-split-sequences",
     "C275": "images-with-adapters",
-    "C276": "engine-without-images",
     "C277": "image-packages-not-installed",
     "C278": "contradictory-image-sizes",
     "C279": "image-settings-unused",

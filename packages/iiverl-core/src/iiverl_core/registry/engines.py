@@ -49,6 +49,7 @@ ENGINES = Registry(
             name="vllm",
             summary="vLLM, on GPUs and CPUs, spread over as many devices as the model needs",
             code="iiverl_core.rollout.from_config:vllm_engine",
+            reads_images=True,
             reads=(
                 "gpu_memory_utilization",
                 "enforce_eager",

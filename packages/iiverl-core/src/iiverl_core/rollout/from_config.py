@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from iiverl_core.config import RunConfig
+from iiverl_core.config import ROLLOUT, RunConfig
+from iiverl_core.config.model_facts import reads_images
+from iiverl_core.errors import ConfigError
 from iiverl_core.registry import ENGINES, ROLLOUTERS
 from iiverl_core.rollout.engine import RolloutEngine, SamplingParams
 from iiverl_core.rollout.rollouter import Rollouter, SingleTurn
@@ -22,7 +24,13 @@ def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
     """
     import torch
 
-    return ENGINES[run.rollout.name].load()(run, torch.device(device))
+    info, path = ENGINES[run.rollout.name], run.actor.model.path
+    if not info.reads_images and reads_images(path):
+        able = " or ".join(name for name, each in ENGINES.items() if each.reads_images)
+        raise ConfigError(
+            f"{ROLLOUT}.name: the model of {path} reads images, and the engine {info.name} does not; set it to {able}"
+        )
+    return info.load()(run, torch.device(device))
 
 
 def vllm_engine(run: RunConfig, device: torch.device) -> RolloutEngine:

@@ -5,9 +5,7 @@ import importlib.util
 from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.model_facts import find_config, reads_images
 from iiverl_core.config.roles import ROLE_KEYS
-from iiverl_core.config.sections.section import ENGINE
 from iiverl_core.installation import install_command
-from iiverl_core.registry import ENGINES
 
 checks = Checks()
 
@@ -60,14 +58,6 @@ def _all_weights_are_trained(view: ConfigView) -> str | None:
     if not view[RANK] or not _reads_images(view):
         return None
     return "the actor reads images, and such models have no LoRA adapters yet; set it to 0"
-
-
-@checks.add("C276", "unsupported", ENGINE, PATH)
-def _the_engine_reads_images(view: ConfigView) -> str | None:
-    if ENGINES[view[ENGINE]].reads_images or not _reads_images(view):
-        return None
-    able = " or ".join(name for name, engine in ENGINES.items() if engine.reads_images)
-    return f"the actor reads images, and {view[ENGINE]} is not given them yet; set it to {able}"
 
 
 @checks.add("C277", "unsupported", PATH)

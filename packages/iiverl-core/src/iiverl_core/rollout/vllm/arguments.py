@@ -42,6 +42,14 @@ FIXED = {
 }
 """Arguments that the engine depends on."""
 
+WITH_IMAGES: dict[str, Any] = {
+    "skip_tokenizer_init": False,  # without a tokenizer, vLLM starts no model that reads images
+    "mm_device_do_normalize": False,  # images are given as the model's processor prepares them
+    "mm_processor_cache_gb": 0,
+    "limit_mm_per_prompt": {"video": 0},
+}
+"""Further ones for a model that reads images."""
+
 OVER_DEVICES: dict[str, Any] = {
     EXECUTOR: "iiverl_core.rollout.vllm.worker.GroupExecutor",
     "disable_custom_all_reduce": True,  # this and the next need each process to see the others' devices

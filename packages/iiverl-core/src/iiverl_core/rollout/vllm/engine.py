@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import BatchFeature
 
 from iiverl_core.config import ModelConfig
 from iiverl_core.errors import NonFiniteError, join_names
 from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, check_request
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
+from iiverl_core.rollout.vllm.arguments import WITH_IMAGES
 from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
 from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, raise_mismatch
-from iiverl_core.samples import KeptTokens
+from iiverl_core.samples import ImageInputs, KeptTokens
 from iiverl_core.training.adapter import adapted_layers, add_adapter, is_adapter, write_adapter
+from iiverl_core.training.vision import reads_images
 
 BUCKET_BYTES = 2**29
 WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what sleeps
@@ -85,6 +88,11 @@ class VLLMEngine:
             # Others, such as experts, would be prepared for adapters as well.
             layers = sorted({name.rpartition(".")[2] for name in adapted_layers(model)})
             arguments = {**arguments, "lora_target_modules": layers}
+        self._config = model.config
+        if reads_images(model.config):
+            arguments = {**arguments, **WITH_IMAGES}
+            if tokenizer_path is not None:
+                arguments = {**arguments, "tokenizer": tokenizer_path}
         self._adapters, self._loaded_adapters = adapters, 0
         self._adapter: Any = None
         self._adapter_folder: TemporaryDirectory[str] | None = None
@@ -130,7 +138,7 @@ class VLLMEngine:
         name = str(self._submitted)
         self._llm.llm_engine.add_request(
             name,
-            self._vllm.inputs.tokens_input(list(request.prompt_ids)),
+            self._input(request),
             self._vllm.SamplingParams(
                 temperature=temperature,
                 top_k=top_k if self._returns_kept or not greedy else 0,
@@ -148,6 +156,36 @@ class VLLMEngine:
         )
         self._submitted += 1
         self._pending[name] = request, params
+
+    def _input(self, request: GenerationRequest) -> Any:
+        """Return a prompt as vLLM's own processor would, so that its tokens and pixels are exactly those of the trainer."""
+        ids, images = list(request.prompt_ids), request.images
+        if images is None:
+            return self._vllm.inputs.tokens_input(ids)
+        from vllm.inputs.engine import mm_input
+        from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
+
+        grids = torch.from_numpy(images.grids)
+        items = MultiModalKwargsItems.from_hf_inputs(
+            BatchFeature({"pixel_values": torch.from_numpy(images.pixel_values), "image_grid_thw": grids}),
+            {
+                "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", grids.prod(-1)),
+                "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+            },
+        )
+        tokens = (images.grids.prod(1) // self._config.vision_config.spatial_merge_size**2).tolist()
+        at = np.flatnonzero(np.asarray(ids) == self._config.image_token_id)
+        starts = np.cumsum([0, *tokens[:-1]])
+        places = [PlaceholderRange(offset=int(at[i]), length=n) for i, n in zip(starts, tokens, strict=True)]
+        return mm_input(ids, items, {"image": self._names(images)}, {"image": places})
+
+    def _names(self, images: ImageInputs) -> list[str]:
+        """Return a name for the features of each image under the current weights, by which vLLM shares them."""
+        parts = np.split(images.pixel_values, np.cumsum(images.grids.prod(1))[:-1])
+        return [
+            blake2b(part.tobytes() + grid.tobytes(), digest_size=16).hexdigest() + f"-{self.weights_version}"
+            for part, grid in zip(parts, images.grids, strict=True)
+        ]
 
     def step(self) -> list[Completion]:
         """Let vLLM schedule and advance requests; see `RolloutEngine.step`."""
