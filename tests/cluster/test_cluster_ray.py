@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -148,11 +149,37 @@ def test_a_model_that_cannot_be_read_is_told_without_a_traceback(quickstart: Mak
 def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from iiverl_core.cluster import ray_group, ray_pool
 
-    monkeypatch.setattr(ray_pool, "PLACEMENT_TIMEOUT_S", 1)
-    run = quickstart(runtime="ray").run
-    trainer = run.trainer.model_copy(update={"n_gpus_per_node": 64})
-    with pytest.raises(ConfigError, match=r"could not place 1 × .*CPU.*64"):
-        ray_group.RayGroup(replace(run, trainer=trainer))
-    trainer = run.trainer.model_copy(update={"device": "cuda"})
+    run, lines = quickstart(runtime="ray").run, list[str]()
+
+    def start(**trainer: Any) -> None:
+        changed = run.trainer.model_copy(update=trainer)
+        ray_group.RayGroup(replace(run, trainer=changed), log=lines.append)
+
     with pytest.raises(ConfigError, match="asks for 2 GPUs, and the Ray cluster has 0"):
-        ray_group.RayGroup(replace(run, trainer=trainer))
+        start(device="cuda")
+    assert not lines
+    monkeypatch.setattr(ray_pool, "REPORT_S", 0.4)
+    with pytest.raises(ConfigError, match=r"could not place 1 × .*CPU.*64.* within 1 s"):
+        start(n_gpus_per_node=64, placement_timeout=1)
+    assert "CPU': 64" in lines[0] and "it has {'CPU': 4.0}" in lines[0]
+    with pytest.raises(ConfigError, match=r"could not place 1 × .*GPU': 2"):  # machines might have been added
+        start(device="cuda", placement_timeout=1)
+
+
+def test_devices_that_come_free_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    from iiverl_core.cluster import ray_pool
+
+    monkeypatch.setattr(ray_pool, "REPORT_S", 0.2)
+    options: dict[str, Any] = {"strategy": "PACK", "timeout_s": 60}
+    other = ray_pool.reserve([4], "cpu", log=lambda line: None, **options)
+    lines = list[str]()
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            remove_placement_group(other)
+
+    remove_placement_group(ray_pool.reserve([3], "cpu", log=log, **options))
+    assert len(lines) >= 2

@@ -8,7 +8,7 @@ from iiverl_core.cluster.engines import attach_handles
 from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.ray_group import device_of
-from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
+from iiverl_core.cluster.ray_pool import PLACEMENT_TIMEOUT_S, PoolSpec, RayPool, RayStore
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
 from iiverl_core.cluster.weight_transport import (
@@ -74,9 +74,11 @@ class RayEngines:
                     f"{ROLLOUT}.gpu_memory_utilization or max_num_seqs."
                 ),
                 max_restarts=MAX_RESTARTS,
+                placement_timeout_s=run.trainer.placement_timeout or PLACEMENT_TIMEOUT_S,
             ),
             on_death=self._on_death,
             heartbeats=heartbeats,
+            log=log,
         )
 
     @property

@@ -8,7 +8,7 @@ import ray
 
 from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.messages import WorkerInfo
-from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
+from iiverl_core.cluster.ray_pool import PLACEMENT_TIMEOUT_S, PoolSpec, RayPool, RayStore
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError
@@ -24,10 +24,15 @@ class RayGroup:
     once one is closed. Several threads may call; their calls take turns.
     """
 
-    def __init__(self, run: RunConfig, heartbeats: Heartbeats | None = None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        heartbeats: Heartbeats | None = None,
+        log: Callable[[str], None] = lambda message: None,
+    ) -> None:
         """Reserve devices, start the processes, and build their models and engines.
 
-        The processes report what they do to `heartbeats`.
+        The processes report what they do to `heartbeats`; `log` gets a line now and then while devices are waited for.
 
         Raises:
             ConfigError: the cluster does not have the devices.
@@ -48,8 +53,10 @@ class RayGroup:
                 replica_size=run.devices,
                 label=lambda rank: f"worker {rank}",
                 death_hint="If the machine killed it, it ran out of memory or was killed by hand.",
+                placement_timeout_s=run.trainer.placement_timeout or PLACEMENT_TIMEOUT_S,
             ),
             heartbeats=heartbeats,
+            log=log,
         )
 
     @property
@@ -107,10 +114,11 @@ def device_of(run: RunConfig) -> str:
     if asked == "cpu" or (asked == "auto" and gpus == 0):
         return "cpu"
     engines = run.trainer.rollout_devices or 0
-    if gpus < run.devices + engines:
+    if gpus < run.devices + engines and run.trainer.placement_timeout is None:
         more = f" and trainer.rollout_devices for {engines} more" if engines else ""
         raise ConfigError(
             f"trainer.nnodes × trainer.n_gpus_per_node asks for {run.devices} GPUs{more}, and the Ray cluster has "
-            f"{gpus}; ask for fewer, add machines, or set trainer.device: cpu"
+            f"{gpus}; ask for fewer, add machines, set trainer.placement_timeout if the cluster adds them itself, or set "
+            "trainer.device: cpu"
         )
     return "cuda"

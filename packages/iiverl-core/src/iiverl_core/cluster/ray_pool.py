@@ -21,7 +21,8 @@ from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.stopping import undisturbed
 
 T = TypeVar("T")
-PLACEMENT_TIMEOUT_S = 60  # for resources of a shared cluster to come free
+PLACEMENT_TIMEOUT_S = 60  # for resources of a shared cluster to come free, by default
+REPORT_S = 15  # between lines about a placement that is waited for
 GRACE_S = 3  # how long to wait for news of a death after an exception that may be its consequence
 
 
@@ -60,6 +61,8 @@ class PoolSpec:
     death_hint: str
     """What to do about deaths, for the last message."""
     max_restarts: int = 0
+    placement_timeout_s: float = PLACEMENT_TIMEOUT_S
+    """Seconds to wait for the devices."""
 
 
 class RayPool:
@@ -75,11 +78,12 @@ class RayPool:
         spec: PoolSpec,
         on_death: Callable[[str], None] = lambda message: None,
         heartbeats: Heartbeats | None = None,
+        log: Callable[[str], None] = lambda message: None,
     ) -> None:
         """Reserve devices, start the processes, and build the workers.
 
         `on_death` is called with a message as soon as a replica that can be started again died. The processes report
-        what they do to `heartbeats`.
+        what they do to `heartbeats`. `log` gets a line now and then while devices are waited for.
 
         Raises:
             ConfigError: the cluster does not have the devices.
@@ -95,7 +99,9 @@ class RayPool:
         self.infos: list[Any] = [None] * len(self._bundle)
         """What each worker is, by rank; None while it is not running."""
         try:
-            self._placement = reserve(spec.bundles, spec.device, strategy=spec.strategy)
+            self._placement = reserve(
+                spec.bundles, spec.device, strategy=spec.strategy, timeout_s=spec.placement_timeout_s, log=log
+            )
             self.start()
             self._started = True
         except BaseException:
@@ -253,28 +259,42 @@ class RayPool:
         return self._spec.label(rank) + (f" (process {info.pid} on {info.host})" if info else "")
 
 
-def reserve(bundles: Sequence[int], device: str, *, strategy: str) -> PlacementGroup:
-    """Reserve bundles of devices, each on one machine.
+def reserve(
+    bundles: Sequence[int], device: str, *, strategy: str, timeout_s: float, log: Callable[[str], None]
+) -> PlacementGroup:
+    """Reserve bundles of devices, each on one machine; `log` gets a line every `REPORT_S` seconds of waiting.
+
+    A cluster that scales adds machines for what is waiting.
 
     Raises:
         ConfigError: they do not come free in time.
     """
     wanted = [{"CPU": float(n)} | ({"GPU": float(n)} if device == "cuda" else {}) for n in bundles]
     group = placement_group(wanted, strategy=strategy)
+    began = time.monotonic()
     try:
-        placed = group.wait(PLACEMENT_TIMEOUT_S)
+        while not group.wait(min(REPORT_S, max(began + timeout_s - time.monotonic(), 0.0))):
+            waited = time.monotonic() - began
+            free = _devices(ray.available_resources())
+            if waited >= timeout_s:
+                raise ConfigError(
+                    f"the Ray cluster could not place {len(wanted)} × {wanted[0]} within {timeout_s:g} s; free now: "
+                    f"{free}. Wait for other jobs, ask for less in trainer.nnodes, trainer.n_gpus_per_node and "
+                    "trainer.rollout_devices, or raise trainer.placement_timeout if the cluster is still adding machines"
+                )
+            activity.advance()
+            log(
+                f"waiting for the Ray cluster to place {len(wanted)} × {wanted[0]}, {waited:.0f} of {timeout_s:g} s; it has "
+                f"{_devices(ray.cluster_resources())}, free are {free}"
+            )
     except BaseException:
         remove_placement_group(group)
         raise
-    if not placed:
-        remove_placement_group(group)
-        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
-        raise ConfigError(
-            f"the Ray cluster could not place {len(wanted)} × {wanted[0]} within {PLACEMENT_TIMEOUT_S} s; free now: "
-            f"{free}. Wait for other jobs, or ask for less in trainer.nnodes, trainer.n_gpus_per_node and "
-            "trainer.rollout_devices"
-        )
     return group
+
+
+def _devices(resources: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
 
 
 def _plain(error: Exception) -> str:

@@ -314,7 +314,7 @@ def _start(
 
     heartbeats = driver_heartbeats(watchdog.interval_s)
     watchdog.reports = heartbeats.read
-    group = RayGroup(run, heartbeats)
+    group = RayGroup(run, heartbeats, log)
     exit_stack.callback(group.close)
     if not run.trainer.rollout_devices:
         return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)
