@@ -14,6 +14,7 @@ from rich.console import Console
 from iiverl_core.config import build, run_config
 from iiverl_core.data import DataError, ImageProcessor, PromptSet, load_image_processor, load_prompts
 from iiverl_core.data.images import decode
+from quickstart_fixtures import load_script
 from vision_models import SIDE, png, save_processor, vision_config
 
 RED, BLUE = png("red"), png((0, 0, 255), (3 * SIDE, 2 * SIDE))  # 2 and 6 tokens
@@ -259,3 +260,18 @@ def test_a_model_of_texts_says_that_it_reads_no_images(tiny_tokenizer: Any, tmp_
             None,
             tiny_tokenizer,
         )
+
+
+def test_the_rows_of_the_example_for_geometry3k(processor: ImageProcessor, tmp_path: Path) -> None:
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    script = load_script(Path(__file__).parents[2] / "examples" / "grpo_geo3k" / "prepare.py")
+    features = Features(
+        {"images": List(ImageFeature()), "problem": Value("string"), "answer": Value("string")}
+    )
+    row = {"images": [{"bytes": RED, "path": None}], "problem": "<image>Find x.", "answer": "3"}
+    script.convert(Dataset.from_list([row], features=features)).to_parquet(tmp_path / "train.parquet")
+    prompts = read(tmp_path / "train.parquet", processor, max_prompt_length=400)
+    assert prompts[0].images == (RED,) and prompts[0].ground_truth == "3"
+    assert prompts[0].data_source == "hiyouga/geometry3k"
