@@ -1,11 +1,15 @@
 """Does every algorithm learn? The quickstart's task under each, from several seeds.
 
     python benchmarks/learning.py [--seeds 3] [--steps 120] [--jobs 2] [--only NAME …] [--json FILE]
+    python benchmarks/learning.py --staleness --jobs 1
 
 A transformer of 80 000 random weights is to say a word of four letters back; the reward is the share of letters that
 are right and in their place (`examples/quickstart`). A seed decides the order of the prompts and the sampling. Each run
 is `iiverl train-ppo` on one process without Ray. `first` and `last` are the mean reward (`critic/score/mean`, without
 DAPO's penalty for length) of the first and the last five steps; what counts is their ratio.
+
+With `--staleness`, GRPO trains beside an engine under Ray, with responses of older and older weights; the same without a
+correction for their age is beside it.
 """
 
 import argparse
@@ -46,6 +50,14 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+BESIDE = ("algorithm.adv_estimator=grpo", "trainer.runtime=ray", "trainer.rollout_devices=1")
+UNCORRECTED = "algorithm.rollout_correction.bypass_old_log_prob=false"
+STALENESS: dict[str, tuple[str, ...]] = {
+    "GRPO in turn": BESIDE,
+    **{f"GRPO, max_staleness {k}": (*BESIDE, f"trainer.max_staleness={k}") for k in (1, 2, 4)},
+    "GRPO, max_staleness 4, uncorrected": (*BESIDE, "trainer.max_staleness=4", UNCORRECTED),
+}
+
 
 def overrides(name: str, inputs: Path, folder: Path, seed: int, steps: int) -> list[str]:
     """Make the overrides of the quickstart's file that train by one algorithm, with inputs and results where said."""
@@ -65,7 +77,7 @@ def overrides(name: str, inputs: Path, folder: Path, seed: int, steps: int) -> l
         "trainer.logger=[jsonl]",
         "trainer.rollout_data_dir=null",
         f"trainer.default_local_dir={folder}",
-        *(override.format(inputs=inputs) for override in ALGORITHMS[name]),
+        *(override.format(inputs=inputs) for override in (ALGORITHMS | STALENESS)[name]),
     ]
 
 
@@ -121,7 +133,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--only", nargs="*", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--only", nargs="*", choices=ALGORITHMS)
+    parser.add_argument(
+        "--staleness", action="store_true", help="GRPO with responses of older weights instead"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with TemporaryDirectory() as temporary:
@@ -134,7 +149,7 @@ def main() -> None:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             jobs = [
                 pool.submit(run, name, inputs, inputs / f"{name}-{seed}", seed, arguments.steps)
-                for name in arguments.only
+                for name in (STALENESS if arguments.staleness else arguments.only or ALGORITHMS)
                 for seed in range(1, arguments.seeds + 1)
             ]
             runs = [job.result() for job in jobs]
