@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
 
+from iiverl_core import orphans
 from iiverl_core.orphans import Lifeline
 from quickstart_fixtures import QUICKSTART
 
@@ -66,6 +68,29 @@ def test_marked_processes_end_and_others_go_on(monkeypatch: pytest.MonkeyPatch) 
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+@needs_proc
+def test_processes_whose_marked_parent_died_before_are_known() -> None:
+    """Ray's processes may die with the driver, and leave behind children that have overwritten the mark."""
+    mark = f"MARK={uuid4().hex}"
+    name, value = mark.split("=")
+    lifeline = Lifeline()
+    lifeline.end_marked(mark)
+    parent = subprocess.Popen(
+        ["sh", "-c", "env -i sleep 300 & echo $!; wait"],
+        env={name: value, "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(2 * orphans._LOOK_BEFORE_S + 1)
+    parent.kill()
+    parent.wait()
+    assert child.is_running()
+    lifeline.close()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from pathlib import Path
 
 _GRACE_S = 5.0  # for marked processes to end by themselves
 _LOOK_S = 0.2
+_LOOK_BEFORE_S = 2.0  # while the starter lives: its descendants' parents may die together with it
 
 
 class Lifeline:
@@ -75,9 +76,10 @@ def _wait_and_end(fd: int) -> None:
 
 
 def _wait_and_end_marked(fd: int, marker: str) -> None:
-    os.read(fd, 1)
-    deadline = time.monotonic() + _GRACE_S
     known: dict[int, int] = {}
+    while not select.select([fd], [], [], _LOOK_BEFORE_S)[0]:
+        known = _marked(marker.encode(), known)
+    deadline = time.monotonic() + _GRACE_S
     while known := _marked(marker.encode(), known):
         if time.monotonic() > deadline:
             for pid in known:
