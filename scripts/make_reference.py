@@ -61,7 +61,7 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """Write the text of each file."""
-    schema = json.dumps(json_schema(), ensure_ascii=False, separators=(",", ":")) + "\n"
+    schema = json.dumps(json_schema(), ensure_ascii=False, indent=1) + "\n"
     return {"keys.md": keys_page(), "metrics.md": metrics_page(), "config.schema.json": schema}
 
 

@@ -33,7 +33,7 @@ TEMPLATE = (
 def make_model(folder: Path) -> None:
     """Save a random Qwen2.5-VL with two layers in its vision tower and two after it, and its processor."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         PreTrainedTokenizerFast,
         Qwen2_5_VLConfig,
@@ -49,7 +49,10 @@ def make_model(folder: Path) -> None:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.decoder = decoders.Sequence([])
     special = ["<end>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    words.add_special_tokens(special)
+    words.add_special_tokens(special[:1])
+    words.add_tokens(
+        [AddedToken(token, normalized=False) for token in special[1:]]
+    )  # in a response, they are words
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<end>", pad_token="<end>", chat_template=TEMPLATE
     )

