@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from html.parser import HTMLParser
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iiverl_core.registry.metrics import METRICS, describe
-from iiverl_core.telemetry.html_report import ReportedRun, write_html_report
+from iiverl_core.telemetry.html_report import ReportedRun, ReportServer, write_html_report
 from iiverl_core.telemetry.html_report.charts import CHARTS, MAX_POINTS, curves, shown_charts
 from iiverl_core.telemetry.html_report.chosen_samples import MAX_TEXT, choose_samples, spread
 from iiverl_core.telemetry.samples import SCHEMA
@@ -209,10 +210,24 @@ const result = document.createElement("pre"); result.id = "result"; result.textC
 """
 
 
+def dumped(address: str, profile: Path, width: int = 1300) -> str:
+    """The page's elements after some seconds in a browser."""
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={width},900",
+        "--dump-dom",
+    ]
+    command += ["--virtual-time-budget=8000", f"--user-data-dir={profile}", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [400, 1300])
 def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
-    assert CHROMIUM is not None
     run = write_run(tmp_path / "run", steps=3, response=None)
     for step in (1, 2, 3):
         rows = [sample(step, i // 2, i % 2) for i in range(4)]
@@ -231,16 +246,7 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
             "</body>", f"<script>setTimeout(() => {{{ACTIONS}}}, 300)</script></body>"
         )
     )
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--window-size={width},900",
-        "--dump-dom",
-    ]
-    command += ["--virtual-time-budget=4000", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = dumped(page.as_uri(), tmp_path / "profile", width)
     found = re.search(r'<pre id="result">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None, dom[-2000:]
     seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
@@ -253,3 +259,24 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
     assert seen["first"] == "1"
     assert seen["address"] == "#samples=2.1.0" and seen["other"] == "#samples=2.1.1"
     assert seen["extra"] == "timing_s/gen" and seen["step"] == ["3"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_served_page_shows_new_steps_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", steps=2)
+    pages: list[str] = []
+    make = ReportServer.page
+
+    def noted(self: ReportServer) -> str:
+        pages.append(make(self))
+        if len(pages) == 1:
+            write_run(run.folder, steps=3)
+        return pages[-1]
+
+    monkeypatch.setattr(ReportServer, "page", noted)
+    with ReportServer(("127.0.0.1", 0), [run]) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        dom = dumped(f"http://127.0.0.1:{server.server_port}/", tmp_path / "profile")
+        server.shutdown()
+    assert len(pages) == 2
+    assert "step <b>3</b>" in dom

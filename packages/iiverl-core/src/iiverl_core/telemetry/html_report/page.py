@@ -1,4 +1,4 @@
-"""Write the report: the page's files and the data of runs, in one HTML file."""
+"""The report as one HTML file: the page's files and the data of runs."""
 
 import html
 import json
@@ -33,6 +33,18 @@ def write_html_report(path: Path, runs: Sequence[ReportedRun]) -> int:
     Raises:
         OSError: the file cannot be written.
     """
+    text = html_report(runs)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return len(text.encode())
+
+
+def html_report(runs: Sequence[ReportedRun], version: str | None = None) -> str:
+    """Return the page that `write_html_report` writes; with `version`, it asks its server whether there is a newer one."""
     histories = {run: read_history(run.folder) for run in runs}
     drawn = {run: curves(history) for run, history in histories.items()}
     names = sorted({name for each in drawn.values() for name in each["values"]})
@@ -40,6 +52,7 @@ def write_html_report(path: Path, runs: Sequence[ReportedRun]) -> int:
     dumps = samples_folder(here)
     samples = choose_samples(dumps)
     data: dict[str, Any] = {
+        "version": version,
         "runs": [_facts(run) | {"curves": each} for run, each in drawn.items()],
         "charts": shown_charts(names),
         "meanings": meanings(names),
@@ -52,14 +65,7 @@ def write_html_report(path: Path, runs: Sequence[ReportedRun]) -> int:
         "samples_estimated": samples.estimated,
         "samples_folder": str(dumps.relative_to(here) if dumps.is_relative_to(here) else dumps),
     }
-    text = _filled(_asset("page.html"), f"{first.name} · iiverl", data)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return len(text.encode())
+    return _filled(_asset("page.html"), f"{first.name} · iiverl", data)
 
 
 def _facts(run: ReportedRun) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def _filled(page: str, title: str, data: dict[str, Any]) -> str:
         "title": html.escape(title),
         "style": _asset("page.css"),
         "data": encoded,
-        "script": _asset("page.js"),
+        "script": _asset("page.js") + (_asset("live.js") if data["version"] else ""),
     }
     before, *rest = page.split("{{")
     return before + "".join(
