@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -174,6 +175,19 @@ def test_what_it_prints_is_in_a_file(
     assert (tmp_path / "printed.log").read_text() == "said x\nshouted\n"
     assert capfd.readouterr() == ("", "")
     assert str(tmp_path / "printed.log") in caplog.text
+
+
+def test_a_process_of_many_open_files_may_start_others(score: Score) -> None:
+    """The file descriptors that a child is given have large numbers then."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1200)]
+    try:
+        assert scores(score("return 1", ["a"])) == [1]
+    finally:
+        for fd in opened:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_it_reads_nothing(score: Score) -> None:

@@ -64,10 +64,17 @@ def end_with(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-        if select.select([fd], [], [], 0)[0]:  # gone before this was set up
+        if _is_over(fd, 0):  # before this was set up
             os.killpg(0, signal.SIGKILL)
     else:
         threading.Thread(target=_wait_and_end, args=(fd,), name="iiverl-lifeline", daemon=True).start()
+
+
+def _is_over(fd: int, patience_s: float) -> bool:
+    """Wait for the end of a lifeline; `fd` may be any number, which `select` does not take."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(1000 * patience_s))
 
 
 def _wait_and_end(fd: int) -> None:
@@ -77,7 +84,7 @@ def _wait_and_end(fd: int) -> None:
 
 def _wait_and_end_marked(fd: int, marker: str) -> None:
     known: dict[int, int] = {}
-    while not select.select([fd], [], [], _LOOK_BEFORE_S)[0]:
+    while not _is_over(fd, _LOOK_BEFORE_S):
         known = _marked(marker.encode(), known)
     deadline = time.monotonic() + _GRACE_S
     while known := _marked(marker.encode(), known):
