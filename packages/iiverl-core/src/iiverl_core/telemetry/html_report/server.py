@@ -11,7 +11,7 @@ from iiverl_core.telemetry.run_record import samples_folder
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Serves the report at `/`, made anew when a run has written something, and its version at `/version`.
+    """Serves the report at `/`, made again when a run has written something, and its version at `/version`.
 
     An open page asks for the version now and then, and loads itself again when it has changed.
     """
