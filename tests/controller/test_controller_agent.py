@@ -21,8 +21,8 @@ import openai
 
 def agent(base_url, api_key, row):
     """Raise in some rollouts, and give each other one's response a reward."""
-    print("printed by the agent")
-    print("warned by the agent", file=sys.stderr)
+    sys.stdout.write("printed by the agent\\n")  # `print` writes a line's end by itself, and agents are threads
+    sys.stderr.write("warned by the agent\\n")
     client = openai.OpenAI(base_url=base_url, api_key=api_key)
     response = client.chat.completions.create(model="policy", messages=row["prompt"])
     if row["seed"] % 4 == 0:
