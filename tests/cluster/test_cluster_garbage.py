@@ -25,6 +25,14 @@ def test_what_a_run_left_behind_is_collected_after_the_next_began() -> None:
     assert left() is None
 
 
+def test_imports_are_not_interrupted_and_an_error_restores_the_collector() -> None:
+    before = gc.get_threshold()
+    with pytest.raises(ImportError), importing():
+        assert gc.get_threshold()[0] > before[0]
+        raise ImportError
+    assert gc.get_threshold() == before
+
+
 def test_what_was_imported_is_not_visited_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "imported_once.py").write_text("things = [[] for _ in range(1000)]")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,6 +1,5 @@
 """Ray runs for as long as a run needs it, and is started as the configuration says."""
 
-import gc
 import os
 import signal
 import sys
@@ -16,7 +15,6 @@ from iiverl_core.cluster.ray_start import ray_for
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.errors import DataError, IIVerlError
-from iiverl_core.garbage import importing
 
 Make = Callable[..., Loaded]
 
@@ -113,14 +111,3 @@ def test_ray_that_does_not_start_is_not_stopped(quickstart: Make, monkeypatch: p
 def test_a_run_in_one_process_starts_no_ray(quickstart: Make) -> None:
     with ray_for(quickstart(runtime="local").run):
         assert not ray.is_initialized()
-
-
-def test_imports_are_not_interrupted_and_not_visited_again() -> None:
-    before, frozen = gc.get_threshold(), gc.get_freeze_count()
-    kept: list[list[int]] = []
-    with pytest.raises(ImportError), importing():
-        assert gc.get_threshold()[0] > before[0]
-        kept += [[i] for i in range(100)]
-        raise ImportError
-    assert gc.get_threshold() == before
-    assert gc.get_freeze_count() >= frozen + len(kept)
