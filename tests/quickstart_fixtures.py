@@ -34,14 +34,18 @@ def differences() -> Callable[[Path, Path, int], list[str]]:
     return differences
 
 
+def make_inputs(example: Path, folder: Path) -> Path:
+    """Let the `make_inputs.py` of an example write its data and its model to a folder, and return that."""
+    script = load_script(example / "make_inputs.py")
+    script.make_data(folder)
+    script.make_model(folder / "model")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def quickstart_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what `make_inputs.py` writes."""
-    module = load_script(QUICKSTART / "make_inputs.py")
-    folder = tmp_path_factory.mktemp("inputs")
-    module.make_data(folder)
-    module.make_model(folder / "model")
-    return folder
+    return make_inputs(QUICKSTART, tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from controller.test_controller_resume import killed_at
 from iiverl_core.config import Loaded, load
 from iiverl_core.controller import train
-from quickstart_fixtures import load_script
+from quickstart_fixtures import make_inputs
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "openai_agent"
 FAILING = '''
@@ -34,11 +34,7 @@ def agent(base_url, api_key, row):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's model and data."""
-    folder = tmp_path_factory.mktemp("agent")
-    script = load_script(EXAMPLE / "make_inputs.py")
-    script.make_data(folder)
-    script.make_model(folder / "model")
-    return folder
+    return make_inputs(EXAMPLE, tmp_path_factory.mktemp("agent"))
 
 
 @pytest.fixture

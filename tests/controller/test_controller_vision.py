@@ -10,7 +10,7 @@ from controller.test_controller_resume import killed_at
 from iiverl_core.config import Loaded, load
 from iiverl_core.controller import train
 from iiverl_core.telemetry import read_history
-from quickstart_fixtures import load_script
+from quickstart_fixtures import make_inputs
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "name_the_colour"
 
@@ -18,11 +18,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "name_the_colour"
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's model and data."""
-    folder = tmp_path_factory.mktemp("colours")
-    script = load_script(EXAMPLE / "make_inputs.py")
-    script.make_data(folder)
-    script.make_model(folder / "model")
-    return folder
+    return make_inputs(EXAMPLE, tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture
