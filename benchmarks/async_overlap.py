@@ -25,6 +25,7 @@ from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.observer import ModelShape, Observer
+from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
@@ -124,14 +125,15 @@ def measure(staleness: int, generating: Callable[[int], float], training: float,
         observer = Observer(run, group.infos, shapes, progress, NoTracker())  # type: ignore[arg-type]
         workers = WorkerClient(group, engines, run)
         plan = Plan(prompts, PromptOrder(PROMPTS, PROMPTS, seed=1), None, steps)
-        trainer = Trainer(run, plan, workers, scorer, observer, checkpoints, state, Stop())
-        trainer.rollouts.start()
+        rollouts = RolloutQueue(run, plan, workers, scorer, observer, state)
+        trainer = Trainer(run, plan, workers, rollouts, observer, checkpoints, state, Stop())
+        rollouts.start()
         began = time.perf_counter()
         for _ in range(steps):
             trainer.next_step()
         seconds = (time.perf_counter() - began) / steps
-        trainer.rollouts.close()
-        trainer.rollouts.join()
+        rollouts.close()
+        rollouts.join()
     return seconds
 
 

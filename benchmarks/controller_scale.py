@@ -41,6 +41,7 @@ from iiverl_core.config import RunConfig, build, run_config
 from iiverl_core.config.roles import ROLE_KEYS
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.observer import ModelShape, Observer
+from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
@@ -305,8 +306,9 @@ def measure(samples: int, devices: int) -> dict[str, float]:
         observer = Observer(run, group.infos, shapes, progress, NoTracker())  # type: ignore[arg-type]
         workers = WorkerClient(group, ColocatedEngines(group, 1), run)
         plan = Plan(prompts, PromptOrder(count, count, seed=1), None, STEPS)
-        trainer = Trainer(run, plan, workers, scorer, observer, checkpoints, state, Stop())
-        trainer.rollouts.start()
+        rollouts = RolloutQueue(run, plan, workers, scorer, observer, state)
+        trainer = Trainer(run, plan, workers, rollouts, observer, checkpoints, state, Stop())
+        rollouts.start()
         times = []
         for _ in range(STEPS):
             meter.clear()

@@ -48,30 +48,35 @@ def quickstart_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(QUICKSTART, tmp_path_factory.mktemp("inputs"))
 
 
+def short_run(inputs: Path, folder: Path, *more: str, runtime: str = "local") -> list[str]:
+    """Overrides that shorten the quickstart and let it write to `folder`, with more behind them."""
+    return [
+        f"data.train_files={inputs}/train.jsonl",
+        f"data.val_files={inputs}/val.jsonl",
+        f"actor_rollout_ref.model.path={inputs}/model",
+        f"custom_reward_function.path={QUICKSTART}/reward.py",
+        f"trainer.default_local_dir={folder}",
+        f"trainer.rollout_data_dir={folder}/samples",
+        f"trainer.runtime={runtime}",
+        f"trainer.n_gpus_per_node={2 if runtime == 'ray' else 1}",
+        "trainer.total_training_steps=3",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.logger=[jsonl]",
+        "data.train_batch_size=4",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.rollout.n=4",
+        *more,
+    ]
+
+
 @pytest.fixture
 def quickstart_overrides(quickstart_inputs: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Make overrides that shorten the quickstart and let it write below `tmp_path`, with more behind them."""
 
     def make(*more: str, runtime: str = "local", folder: str = "run") -> list[str]:
-        return [
-            f"data.train_files={quickstart_inputs}/train.jsonl",
-            f"data.val_files={quickstart_inputs}/val.jsonl",
-            f"actor_rollout_ref.model.path={quickstart_inputs}/model",
-            f"custom_reward_function.path={QUICKSTART}/reward.py",
-            f"trainer.default_local_dir={tmp_path}/{folder}",
-            f"trainer.rollout_data_dir={tmp_path}/{folder}/samples",
-            f"trainer.runtime={runtime}",
-            f"trainer.n_gpus_per_node={2 if runtime == 'ray' else 1}",
-            "trainer.total_training_steps=3",
-            "trainer.val_before_train=false",
-            "trainer.test_freq=-1",
-            "trainer.save_freq=-1",
-            "trainer.logger=[jsonl]",
-            "data.train_batch_size=4",
-            "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-            "actor_rollout_ref.rollout.n=4",
-            *more,
-        ]
+        return short_run(quickstart_inputs, tmp_path / folder, *more, runtime=runtime)
 
     return make
 

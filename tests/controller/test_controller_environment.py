@@ -12,6 +12,7 @@ import pytest
 from controller.test_controller_resume import killed_at
 from iiverl_core.config import Loaded, load
 from iiverl_core.controller import train
+from iiverl_core.controller.replay import load_run, replay
 from iiverl_core.rewards import TooManyFailures
 from quickstart_fixtures import make_inputs
 
@@ -81,6 +82,13 @@ def ray_is_up() -> Iterator[None]:
 
 def records(loaded: Loaded) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (loaded.run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_replayed(loaded: Loaded) -> None:
+    """All steps of a run are computed again, from its beginning, to the last bit."""
+    folder, last = loaded.run.folder, records(loaded)[-1]["step"]
+    steps = replay(folder, load_run(folder), last)
+    assert [(each.step, each.different) for each in steps] == [(step, []) for step in range(1, last + 1)]
 
 
 BACKENDS = {
@@ -163,6 +171,8 @@ def test_vllm_plays_on_exactly_the_tokens_that_are_trained(guessing, request, ru
     for row in rows:
         written = [message for message in json.loads(row["messages"]) if message["role"] == "assistant"]
         assert sum(message["tokens"] for message in written) == row["response_length"]
+    if runtime == "local":
+        assert_replayed(loaded)
 
 
 @pytest.mark.slow
@@ -187,6 +197,7 @@ def test_failed_rollouts_are_dropped_and_have_no_score(guessing, tmp_path) -> No
         for row in broken:
             assert row["score"] is None and row["advantage"] is None
             assert row["failure_detail"] == "Environment.step ended its process (exit code 9)"
+    assert_replayed(few)
     with pytest.raises(TooManyFailures, match="fix the environment"):
         train(guessing(environment, "reward_api.max_failed_fraction=0", folder="none"))
 

@@ -9,6 +9,7 @@ import pytest
 
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
+from iiverl_core.controller.replay import load_run, replay
 
 Make = Callable[..., Loaded]
 pytestmark = [pytest.mark.megatron, pytest.mark.slow, pytest.mark.alone]
@@ -116,19 +117,20 @@ def test_engines_compute_with_adapters_what_the_trainer_does(
     assert records[-1]["actor/kl_loss"] > 1e-3
 
 
-def test_one_process_trains_again_and_again(quickstart: Make, tmp_path: Path) -> None:
-    """A run in this process leaves nothing that is in the way of the next one."""
-    for folder in ("first", "second"):
-        options = (
-            f"{ACTOR}.strategy=megatron",
-            f"{ACTOR}.megatron.dtype=fp32",
-            f"{ACTOR}.megatron.tensor_model_parallel_size=1",
-            "trainer.total_training_steps=2",
-        )
-        train(quickstart(*options, folder=folder))
-    first, second = (
-        [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in ("first", "second")
+def test_one_process_trains_and_replays(quickstart: Make, tmp_path: Path) -> None:
+    """A run in this process leaves nothing that is in the way of the next one, which computes its steps to the last bit."""
+    options = (
+        f"{ACTOR}.strategy=megatron",
+        f"{ACTOR}.megatron.dtype=fp32",
+        f"{ACTOR}.megatron.tensor_model_parallel_size=1",
+        f"{ACTOR}.ppo_mini_batch_size=2",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=1",
+        "trainer.max_actor_ckpt_to_keep=null",
     )
-    for one, other in zip(first, second, strict=True):
-        assert one["actor/grad_norm"] == other["actor/grad_norm"] > 0
+    train(quickstart(*options))
+    folder = tmp_path / "run"
+    for first, steps in ((1, [1, 2]), (2, [2])):
+        replayed = replay(folder, load_run(folder), 2, first=first)
+        assert [(each.step, each.different) for each in replayed] == [(step, []) for step in steps]
+        assert all(each.replayed["actor/grad_norm"] for each in replayed)

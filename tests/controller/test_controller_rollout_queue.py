@@ -12,16 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_controller_state import Scores, Silent
 
-from iiverl_core.cluster.saved_sequences import read_sequences, write_sequences
-from iiverl_core.cluster.store import LocalStore, put_all
+from iiverl_core.cluster.store import LocalStore, open_all, put_all
 from iiverl_core.config import build, run_config
 from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.saved_rollouts import read_rollouts, write_rollouts
 from iiverl_core.controller.state import TrainState
 from iiverl_core.data import PromptOrder
-from iiverl_core.registry.algorithms import estimator_info
 from iiverl_core.samples import Handle, Prompt, Rollout, SampledTurn, SampleId, SequenceRef, TokenSequence
+from iiverl_core.sequence_files import read_sequences, write_sequences
 from iiverl_reward_client import Failed, Scored
 
 ROWS, BATCH, MEMBERS = 12, 4, 2
@@ -73,9 +72,7 @@ def plan(steps: int) -> Plan:
 def queue_of(k: int, engines: Engines, steps: int, state: TrainState, saved=()) -> RolloutQueue:
     workers: Any = engines
     observer: Any = Silent()
-    return RolloutQueue(
-        run_with(k), plan(steps), workers, Scores(), observer, estimator_info("grpo"), state, saved
-    )
+    return RolloutQueue(run_with(k), plan(steps), workers, Scores(), observer, state, saved)
 
 
 def train_to(step: int, queue: RolloutQueue, state: TrainState, chance: random.Random) -> list[StepData]:
@@ -250,7 +247,9 @@ def test_saved_rollouts_are_the_same_when_read(
         for _ in range(draw(st.integers(0, 2)))
     ]
     workers: Any = SimpleNamespace(
-        write_sequences=lambda path, sequences: write_sequences(path, sequences, store),
+        write_sequences=lambda path, sequences, _: write_sequences(
+            path, open_all(store, [each.tokens for each in sequences]), [each.id for each in sequences]
+        ),
         read_sequences=lambda path: put_all(store, read_sequences(path)),
     )
     write_rollouts(folder, steps, workers)

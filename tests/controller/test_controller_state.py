@@ -12,6 +12,7 @@ from iiverl_core.cluster.messages import Advantages
 from iiverl_core.config import build, run_config
 from iiverl_core.controller.collector import Plan
 from iiverl_core.controller.observer import StepRecord
+from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.data import PromptOrder
@@ -145,7 +146,8 @@ def run(steps: int, state: TrainState | None = None) -> tuple[list[Any], TrainSt
     observer: Any = Silent()
     checkpoints: Any = Unsaved()
     state = state or TrainState(kl_coef=RUN.algorithm.kl_ctrl.kl_coef)
-    trainer = Trainer(RUN, plan, workers, scorer, observer, checkpoints, state, Stop())
+    rollouts = RolloutQueue(RUN, plan, workers, scorer, observer, state)
+    trainer = Trainer(RUN, plan, workers, rollouts, observer, checkpoints, state, Stop())
     trainer.fit()
     return workers.asked, trainer.state
 

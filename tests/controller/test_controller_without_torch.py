@@ -111,6 +111,7 @@ def one_step() -> list[str]:
 
     from iiverl_core.cluster.engines import ColocatedEngines
     from iiverl_core.controller.collector import Plan
+    from iiverl_core.controller.rollout_queue import RolloutQueue
     from iiverl_core.controller.state import TrainState
     from iiverl_core.controller.trainer import Trainer
     from iiverl_core.controller.worker_client import WorkerClient
@@ -129,17 +130,10 @@ def one_step() -> list[str]:
     checkpoints: Any = Unsaved()
     group = Group()
     workers = WorkerClient(group, ColocatedEngines(group, 1), RUN)
-    trainer = Trainer(
-        RUN,
-        Plan(prompts, PromptOrder(4, 4, seed=3), None, 1),
-        workers,
-        DifferentScores(),
-        observer,
-        checkpoints,
-        TrainState(kl_coef=0.01),
-        Stop(),
-    )
-    trainer.rollouts.start()
+    plan, state = Plan(prompts, PromptOrder(4, 4, seed=3), None, 1), TrainState(kl_coef=0.01)
+    rollouts = RolloutQueue(RUN, plan, workers, DifferentScores(), observer, state)
+    trainer = Trainer(RUN, plan, workers, rollouts, observer, checkpoints, state, Stop())
+    rollouts.start()
     group.worker.asked.clear()
     record = trainer.step(1)
     assert len(record.batch) == 8 and record.metrics["actor/pg_loss"] == 1.0

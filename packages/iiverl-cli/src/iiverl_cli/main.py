@@ -23,6 +23,7 @@ from iiverl_cli.doctor import doctor
 from iiverl_cli.export import export
 from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
+from iiverl_cli.replay import replay
 from iiverl_cli.report import report
 from iiverl_cli.reward import reward_app
 from iiverl_cli.runs import runs
@@ -50,6 +51,7 @@ app.command("doctor")(doctor)
 app.command("runs")(runs)
 app.command("report")(report)
 app.command("diff")(diff)
+app.command("replay")(replay)
 app.command("export")(export)
 app.add_typer(reward_app, name="reward")
 

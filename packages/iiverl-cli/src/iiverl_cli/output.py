@@ -72,7 +72,8 @@ def clean_exit(stop: "Stop | None" = None, grace_seconds: int = 0) -> Iterator[N
         typer.echo("interrupted", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except IIVerlError as error:
-        typer.echo(f"error: {error}", err=True)
+        code = f"[{error.code}]" if error.code else ""
+        typer.echo(f"error{code}: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
     finally:
         signal.alarm(0)

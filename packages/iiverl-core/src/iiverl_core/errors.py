@@ -9,6 +9,8 @@ class IIVerlError(Exception):
     """The message says what went wrong, where, and what to do; the command line prints it and exits with `exit_code`."""
 
     exit_code: int = 1
+    code: str | None = None
+    """Names the kind of error, for searching in the docs."""
 
 
 class ConfigError(IIVerlError):

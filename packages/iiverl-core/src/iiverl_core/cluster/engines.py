@@ -63,6 +63,26 @@ def attach_handles(rollouts: Sequence[Rollout], reference: Any) -> list[Rollout]
     ]
 
 
+class NoEngines:
+    """The engines of a run whose responses are recorded. Implements `Engines`."""
+
+    def generate(
+        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+    ) -> Iterator[list[Rollout]]:
+        """Raise RuntimeError."""
+        raise RuntimeError("this run has no engine")
+
+    def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
+        """Give nobody the weights."""
+        return []
+
+    def sleep(self, *, discard_weights: bool) -> None:
+        """Do nothing."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 class ColocatedEngines:
     """Engines in the processes that train, on the same devices: they take turns with the memory.
 

@@ -14,7 +14,6 @@ from iiverl_core.cluster.messages import (
     WeightSync,
     WorkerInfo,
 )
-from iiverl_core.cluster.saved_update import SavedUpdate
 from iiverl_core.cluster.store import Store
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rollout import RolloutRequest, Sampling
@@ -114,12 +113,13 @@ class TrainerWorker(Protocol):
         """Take over the trained models that `begin_save` wrote."""
         ...
 
-    def write_update(self, path: Path, update: SavedUpdate) -> None:
-        """Write an optimizer step to a file, from which it can be computed again."""
-        ...
+    def write_sequences(
+        self, path: Path, sequences: list[SequenceRef], positions: list[int], computed: list[SequenceRef]
+    ) -> None:
+        """Write the token arrays of sequences to a file, in their order, and the arrays of `computed`.
 
-    def write_sequences(self, path: Path, sequences: list[SequenceRef]) -> None:
-        """Write the token arrays of sequences to a file, in their order."""
+        `computed` are those of the sequences, at `positions`, for which arrays were computed, all under the same names.
+        """
         ...
 
     def read_sequences(self, path: Path | None) -> Iterator[tuple[list[TokenSequence], int]]:

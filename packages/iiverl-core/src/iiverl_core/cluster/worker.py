@@ -32,15 +32,14 @@ from iiverl_core.cluster.process_settings import configure_allocator, make_deter
 from iiverl_core.cluster.profiling import StepProfiler
 from iiverl_core.cluster.rendezvous import join_process_group
 from iiverl_core.cluster.runtime import TrainerWorker
-from iiverl_core.cluster.saved_sequences import read_sequences, write_sequences
-from iiverl_core.cluster.saved_update import SavedUpdate, write_update
-from iiverl_core.cluster.store import Store
+from iiverl_core.cluster.store import Store, open_all
 from iiverl_core.cluster.weight_sync import WeightSender
 from iiverl_core.cluster.weight_transport import BucketMetadata, WeightTransport
 from iiverl_core.config import RunConfig
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.rollout.weights import digest
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
+from iiverl_core.sequence_files import read_sequences, write_sequences
 from iiverl_core.training import Role, StepResult
 
 
@@ -73,7 +72,7 @@ class Worker(TrainerWorker):
             self._estimator = find_estimator(run.algorithm.adv_estimator)
             self._policy_loss = find_policy_loss(run.loss.policy_loss)
             self._runner = ModelRunner(run, self._device, store, self._policy_loss)
-            if not run.trainer.rollout_devices:
+            if run.generates and not run.trainer.rollout_devices:
                 self._generator = Generator(run, self._device, rank)
         except BaseException:
             self.close()  # a group that stays would be in the way of the next one in this process
@@ -171,13 +170,17 @@ class Worker(TrainerWorker):
         """See `ModelRunner.load`."""
         self._runner.load(folder)
 
-    def write_update(self, path: Path, update: SavedUpdate) -> None:
-        """See `iiverl_core.cluster.saved_update.write_update`."""
-        write_update(path, update, self._store)
-
-    def write_sequences(self, path: Path, sequences: list[SequenceRef]) -> None:
-        """See `iiverl_core.cluster.saved_sequences.write_sequences`."""
-        write_sequences(path, sequences, self._store)
+    def write_sequences(
+        self, path: Path, sequences: list[SequenceRef], positions: list[int], computed: list[SequenceRef]
+    ) -> None:
+        """See `TrainerWorker.write_sequences`."""
+        tokens = open_all(self._store, [each.tokens for each in sequences])
+        arrays = {
+            name: open_all(self._store, [each.arrays[name] for each in computed])
+            for name in (computed[0].arrays if computed else ())
+        }
+        numbers = {name: dict(zip(positions, values, strict=True)) for name, values in arrays.items()}
+        write_sequences(path, tokens, [each.id for each in sequences], numbers)
 
     def read_sequences(self, path: Path | None) -> Iterator[tuple[list[TokenSequence], int]]:
         """See `TrainerWorker.read_sequences`."""

@@ -117,6 +117,11 @@ def load(
     )
 
 
+def load_values(values: Mapping[str, Any], file: str, overrides: Iterable[str] = ()) -> Loaded:
+    """Load and check nested plain values as `load` does those of a file; `file` names them in messages."""
+    return _load(UserValues(), file, ParsedYaml(values=values), overrides, None)
+
+
 def build(values: Mapping[str, Any], backend: str | None = None) -> Config:
     """Build a configuration from nested plain values, with defaults for the rest.
 

@@ -175,6 +175,7 @@ class RunConfig:
 
     `roles` has only the models of the run, the actor first: a reference, critic or reward model only if it is used.
     `devices` counts the devices that train, `engine_devices` the devices of one rollout engine. With `kl_in_reward`, the KL divergence from the reference is subtracted from the reward.
+    Without `generates`, its responses are recorded, and it has no engine.
     """
 
     backend: str
@@ -191,6 +192,7 @@ class RunConfig:
     kl_in_reward: bool
     profile: ProfileConfig | None
     ray: RayInitConfig
+    generates: bool = True
 
     @property
     def syncs_adapters(self) -> bool:

@@ -27,6 +27,8 @@ from iiverl_core.samples import Prompt, Rollout, SampleId, Split
 from iiverl_core.telemetry import Timers
 from iiverl_reward_client import Failed, Outcome, Scored
 
+GENERATION_ROUNDS = "train/num_gen_batches"
+"""Metric of a run with dynamic sampling: the batches of prompts that a step took."""
 MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result; more cannot be explained by a dead engine
 
 
@@ -125,7 +127,7 @@ class RolloutCollector:
         if filtered.enable:
             generated = len({rollout.id.group for rollout in data.rollouts})
             data.metrics |= {
-                "train/num_gen_batches": float(batches),
+                GENERATION_ROUNDS: float(batches),
                 "train/uniform_groups": float(generated - len(data.groups)),
                 "train/missing_groups": float(max(target - len(data.groups), 0)),
             }
@@ -248,6 +250,12 @@ def _longest_first(prompts: Mapping[int, Prompt], known: Mapping[int, float]) ->
     """Sort prompts by the length of their responses in earlier epochs, so that the longest start first."""
     mean_length = sum(known.values()) / len(known) if known else 0.0
     return sorted(prompts.items(), key=lambda item: -known.get(item[1].row, mean_length))
+
+
+def advance(state: TrainState, data: StepData) -> None:
+    """Let a state, in place, go on by the data of a step that was collected earlier."""
+    state.batches_consumed += int(data.metrics.get(GENERATION_ROUNDS, 1))
+    _remember_lengths(state.response_lengths, data.rollouts)
 
 
 def _remember_lengths(known: dict[int, float], rollouts: Sequence[Rollout]) -> None:

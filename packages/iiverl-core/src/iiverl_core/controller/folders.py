@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from iiverl_core.config import Loaded
 from iiverl_core.config.checks.files import output_folders
-from iiverl_core.errors import ConfigError
+from iiverl_core.errors import CheckpointError, ConfigError
 
 
 def check_folders(loaded: Loaded) -> None:
@@ -37,7 +37,7 @@ class Dumps:
         """Call `write`, which writes to the folder that `key` names."""
         try:
             write()
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             if key not in self._reported:
                 self._reported.add(key)
                 self._log(

@@ -1,6 +1,6 @@
 """Report a run: progress, timings, metrics, rollouts. Makes no decisions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from iiverl_core.cluster.messages import Advantages, WorkerInfo
 from iiverl_core.config import Role, RunConfig
 from iiverl_core.controller.folders import Dumps
-from iiverl_core.samples import Rollout, SampleId, Split
+from iiverl_core.samples import Rollout, SampleId, SequenceRef, Split
 from iiverl_core.telemetry import (
     Phase,
     Progress,
@@ -45,7 +45,8 @@ class StepRecord:
     """Everything that is reported about one training step.
 
     `rollouts` are all generated rollouts, `batch` those trained on. `log_prob_sums` has the log-prob of each rollout of
-    the batch by policy (`old`, `ref`); `baselines` the greedy score of each group. `work` is what each rank computed
+    the batch by policy (`old`, `ref`); `baselines` the greedy score of each group; `sequences` are those of the batch, with
+    the arrays that losses read. `work` is what each rank computed
     to update a model, in all epochs. `memory` is in bytes, by metric name.
     """
 
@@ -55,6 +56,7 @@ class StepRecord:
     advantages: Advantages | None = None
     log_prob_sums: dict[str, Mapping[SampleId, float]] = field(default_factory=dict)
     baselines: Mapping[int, float] = field(default_factory=dict)
+    sequences: Sequence[SequenceRef] = ()
     work: dict[Role, Sequence[Work]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -108,7 +110,11 @@ class Observer:
         if record.step % self._run.rewards.api.save_freq == 0:
             self._write_scored("train", record.step, record.rollouts)
         if folder := self._run.trainer.rollout_data_dir:
-            self._dumps.write("trainer.rollout_data_dir", lambda: self._write_samples(Path(folder), record))
+            self.dump("trainer.rollout_data_dir", lambda: self._write_samples(Path(folder), record))
+
+    def dump(self, key: str, write: Callable[[], object]) -> None:
+        """Write files that a key asks for, without which the run goes on; see `Dumps`."""
+        self._dumps.write(key, write)
 
     def keep_rollouts(self, folder: Path, record: StepRecord) -> Path | None:
         """Write the rollouts of a step that cannot be trained on, and return the file; None if it cannot be written."""
@@ -138,9 +144,7 @@ class Observer:
         """Compute the metrics of a validation; write and log its rollouts if configured."""
         self._write_scored("val", step, rollouts)
         if folder := self._run.trainer.validation_data_dir:
-            self._dumps.write(
-                "trainer.validation_data_dir", lambda: write_samples(Path(folder), step, rollouts)
-            )
+            self.dump("trainer.validation_data_dir", lambda: write_samples(Path(folder), step, rollouts))
         if count := self._run.trainer.logged_generations:
             self._tracker.log_generations(pick(rollouts, count), step)
         return validation_metrics(rollouts)
@@ -197,6 +201,6 @@ class Observer:
         server = self._run.rewards.api
         if server.enable and (folder := server.save_dir):
             column = server.verification_info_column
-            self._dumps.write(
+            self.dump(
                 "reward_api.save_dir", lambda: write_scored(Path(folder), split, step, rollouts, column)
             )

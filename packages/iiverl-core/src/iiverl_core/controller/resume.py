@@ -81,17 +81,27 @@ def find_start(
         set_aside(_run_outputs(run), log)
         state = initial_state(run)
         return Start(state if earlier is None else replace(state, run_id=earlier.run_id))
-    try:
-        state = TrainState.from_json((checkpoint.folder / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.folder / STATE_FILE} cannot be read: {error}") from error
+    state = read_state(checkpoint)
     log(f"resuming after step {state.step} from {checkpoint.folder}")
-    other_backend = _compare(loaded, checkpoint, recorded, log)
+    other_backend = compare_run(loaded, checkpoint, recorded, log)
     if checkpoint.folder.parent == run.folder:
         set_aside_after(state.step, run.folder, _dump_folders(run), log)
     else:
         set_aside(_run_outputs(run), log)
     return Start(state, checkpoint, other_backend)
+
+
+def read_state(checkpoint: Checkpoint) -> TrainState:
+    """Read the state of a run at a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = checkpoint.folder / STATE_FILE
+    try:
+        return TrainState.from_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _select_checkpoint(run: RunConfig, mode: str, log: Log) -> Checkpoint | None:
@@ -110,7 +120,7 @@ def _select_checkpoint(run: RunConfig, mode: str, log: Log) -> Checkpoint | None
     return found.checkpoint
 
 
-def _compare(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any], log: Log) -> bool:
+def compare_run(loaded: Loaded, checkpoint: Checkpoint, recorded: Mapping[str, Any], log: Log) -> bool:
     """Report what has changed since a checkpoint was written, and return whether another backend wrote it.
 
     Raises:

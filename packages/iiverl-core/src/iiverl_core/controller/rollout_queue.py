@@ -25,7 +25,7 @@ from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError
-from iiverl_core.registry import EstimatorInfo
+from iiverl_core.registry.algorithms import estimator_info
 from iiverl_core.rewards import Scorer
 from iiverl_core.samples import Rollout
 
@@ -46,12 +46,12 @@ class RolloutQueue:
         workers: WorkerClient,
         scorer: Scorer,
         observer: Observer,
-        estimator: EstimatorInfo,
         state: TrainState,
         saved: Sequence[StepData] = (),
     ) -> None:
         self._max_staleness, self._total = run.trainer.max_staleness, plan.total_steps
         self._workers, self._observer, self._state = workers, observer, state
+        estimator = estimator_info(run.algorithm.adv_estimator)
         self._collector = RolloutCollector(run, plan, workers, scorer, observer, estimator, self)
         self._ready = {data.step: data for data in saved}
         self._next = state.step + 1 + len(saved)  # to be collected

@@ -1,6 +1,10 @@
-"""The rollouts of coming steps in a checkpoint: their text and outcomes as JSON, and the token arrays beside them."""
+"""The rollouts of steps on disk: their text and outcomes as JSON, and the token arrays in a file beside it.
 
-from collections.abc import Iterator, Sequence
+A checkpoint has those of steps to come. Beside the samples of a step are those that it was computed from, so that it can
+be computed again (`recorded_rollouts`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,17 +15,27 @@ from iiverl_core.controller.collector import StepData
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptSet
 from iiverl_core.errors import CheckpointError
-from iiverl_core.samples import Handle, Prompt, Rollout
+from iiverl_core.samples import Handle, Prompt, Rollout, SequenceRef
 
-ROLLOUTS_FILE, SEQUENCES_FILE = "rollouts.json", "rollouts.safetensors"
+ROLLOUTS = "rollouts"
+"""Name of the files in a checkpoint, without their suffixes."""
+ROLLOUTS_SUFFIX, SEQUENCES_SUFFIX = ".json", ".safetensors"
 
 _STEPS = TypeAdapter(list[StepData], config=ConfigDict(ser_json_inf_nan="constants"))
 
 
-def write_rollouts(folder: Path, steps: Sequence[StepData], workers: WorkerClient) -> None:
-    """Write the rollouts of coming steps to a checkpoint's folder; nothing if there are no such steps.
+def write_rollouts(
+    folder: Path,
+    steps: Sequence[StepData],
+    workers: WorkerClient,
+    name: str = ROLLOUTS,
+    computed: Mapping[int, SequenceRef] | None = None,
+) -> None:
+    """Write the rollouts of steps to `{folder}/{name}.json`, and their tokens beside it; nothing without steps.
 
-    A prompt is written as its row, since a checkpoint belongs to one dataset.
+    A prompt is written as its row, since a run has one dataset. `computed` has, by position among all sequences, those
+    with arrays that were computed for them, which are written with the tokens. The JSON comes last: if it is there, both
+    files are whole.
 
     Raises:
         CheckpointError: the token arrays cannot be written.
@@ -29,22 +43,32 @@ def write_rollouts(folder: Path, steps: Sequence[StepData], workers: WorkerClien
     """
     if not steps:
         return
+    sequences = sequences_of(steps)
+    workers.write_sequences(folder / f"{name}{SEQUENCES_SUFFIX}", sequences, computed)
     written = [replace(step, rollouts=[_to_write(each) for each in step.rollouts]) for step in steps]
-    (folder / ROLLOUTS_FILE).write_bytes(_STEPS.dump_json(written, fallback=str))
-    sequences = [each for step in steps for rollout in step.rollouts for each in rollout.sequences]
-    workers.write_sequences(folder / SEQUENCES_FILE, sequences)
+    path = folder / f"{name}{ROLLOUTS_SUFFIX}"
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_bytes(_STEPS.dump_json(written, fallback=str))
+    unfinished.replace(path)
 
 
-def read_rollouts(folder: Path, prompts: PromptSet, workers: WorkerClient) -> list[StepData]:
+def sequences_of(steps: Sequence[StepData]) -> list[SequenceRef]:
+    """List the sequences of steps in the order in which they are written."""
+    return [each for step in steps for rollout in step.rollouts for each in rollout.sequences]
+
+
+def read_rollouts(
+    folder: Path, prompts: PromptSet, workers: WorkerClient, name: str = ROLLOUTS
+) -> list[StepData]:
     """Read what `write_rollouts` wrote, and put the token arrays into the store.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    path = folder / ROLLOUTS_FILE
+    path = folder / f"{name}{ROLLOUTS_SUFFIX}"
     if not path.exists():
         return []
-    handles = iter(workers.read_sequences(folder / SEQUENCES_FILE))
+    handles = iter(workers.read_sequences(folder / f"{name}{SEQUENCES_SUFFIX}"))
     try:
         steps = _STEPS.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -56,7 +80,7 @@ def read_rollouts(folder: Path, prompts: PromptSet, workers: WorkerClient) -> li
 
 def _to_write(rollout: Rollout) -> Rollout:
     row = Prompt(rollout.prompt.row, (), "")
-    sequences = tuple(replace(each, tokens=Handle(None)) for each in rollout.sequences)
+    sequences = tuple(replace(each, tokens=Handle(None), arrays={}) for each in rollout.sequences)
     return replace(rollout, prompt=row, sequences=sequences)
 
 

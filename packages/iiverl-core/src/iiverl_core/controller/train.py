@@ -1,17 +1,14 @@
 """A run from its configuration to its report: check and build everything, cheapest failures first, then train."""
 
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from iiverl_core.checkpoints import CONFIG_FILE, VERSIONS_FILE, checkpoints, to_json
-from iiverl_core.cluster.engines import ColocatedEngines, Engines
-from iiverl_core.cluster.runtime import WorkerDiedError, WorkerGroup
+from iiverl_core.cluster.runtime import WorkerDiedError
 from iiverl_core.config import ROLLOUT, Loaded, RunConfig
-from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.folders import check_folders
 from iiverl_core.controller.models import (
@@ -19,12 +16,11 @@ from iiverl_core.controller.models import (
     check_positions,
     check_turn_end,
     check_vocabularies,
-    shapes,
 )
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.resume import Start, facts, find_start
-from iiverl_core.controller.saved_rollouts import read_rollouts
-from iiverl_core.controller.trainer import Trainer
+from iiverl_core.controller.rollout_queue import RolloutQueue
+from iiverl_core.controller.starting import start_ray, started
 from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import (
@@ -36,8 +32,7 @@ from iiverl_core.data import (
     too_few_prompts,
 )
 from iiverl_core.errors import ConfigError, NonFiniteError
-from iiverl_core.garbage import collect_rarely, importing
-from iiverl_core.memory import checkpoint_bytes
+from iiverl_core.garbage import importing
 from iiverl_core.registry import ROLLOUTERS
 from iiverl_core.rewards import (
     add_reward_model,
@@ -73,7 +68,7 @@ def train(loaded: Loaded, stop: Stop | None = None) -> None:
     with RunLock(run.folder, print), ExitStack() as ray:
         with importing():
             check_functions(run)
-            _start_ray(run, ray)
+            start_ray(run, ray)
             plan = make_plan(run)
         progress = Progress(plan.total_steps, step_lines="console" not in run.trainer.logger)
         check_folders(loaded)
@@ -119,7 +114,7 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray: Exit
                     progress.log(f"{error}\nrestarting ({restarts} of {run.trainer.max_restarts})")
                     start = find_start(loaded, recorded, progress.log, start.state)
                     ray.close()  # it may have suffered too
-                    _start_ray(run, ray)
+                    start_ray(run, ray)
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{error}\n{_way_back(run)}") from error
             recorder.end(stop.exit_code)
@@ -162,29 +157,22 @@ def _run(
         scorer = make_scorer(run)
         if scorer is not None:
             exit_stack.callback(scorer.close)
-        processes = run.devices + (run.trainer.rollout_devices or 0)
-        starting = f"starting {processes} worker{'s' * (processes > 1)}"
-        with _weights(run, start, progress) as from_weights, progress.phase(starting):
-            group, engines = _start(from_weights, progress.log, watchdog, exit_stack)
-        workers = WorkerClient(group, engines, run)
-        saved: Sequence[StepData] = ()
-        if start.checkpoint is not None:
-            with progress.phase("loading the checkpoint"):
-                if not start.other_backend:
-                    workers.load(start.checkpoint.folder)
-                saved = read_rollouts(start.checkpoint.folder, plan.prompts, workers)
-        observer = Observer(run, group.infos, shapes(run, group.infos[0].parameters), progress, tracker)
-        if run.uses_reward_model or scorer is None:
-            scorer = add_reward_model(run, scorer, workers.score)
-            exit_stack.callback(scorer.close)
-        counted = group.infos[0]
-        size = checkpoint_bytes(run, counted.trained_parameters, counted.parameters["actor"])
-        checkpointer = Checkpointer(run, workers, recorded, size, progress.log)
-        exit_stack.callback(checkpointer.close)
-        trainer = Trainer(run, plan, workers, scorer, observer, checkpointer, start.state, stop, saved)
-        last.callback(trainer.rollouts.join)
-        exit_stack.callback(trainer.rollouts.close)
-        trainer.fit()
+
+        def generated(
+            workers: WorkerClient, observer: Observer, saved: Sequence[StepData], closing: ExitStack
+        ) -> RolloutQueue:
+            scores = scorer
+            if run.uses_reward_model or scores is None:
+                scores = add_reward_model(run, scores, workers.score)
+                closing.callback(scores.close)
+            queue = RolloutQueue(run, plan, workers, scores, observer, start.state, saved)
+            last.callback(queue.join)
+            closing.callback(queue.close)
+            return queue
+
+        parts = progress, watchdog, stop, tracker, generated
+        with started(run, plan, start, recorded, *parts) as trainer:
+            trainer.fit()
 
 
 def _way_back(run: RunConfig) -> str:
@@ -192,23 +180,6 @@ def _way_back(run: RunConfig) -> str:
     if saved := checkpoints(run.folder):
         return f"The newest checkpoint is {saved[-1].folder}; the same command continues from it."
     return "No checkpoint has been saved (trainer.save_freq)."
-
-
-@contextmanager
-def _weights(run: RunConfig, start: Start, progress: Progress) -> Iterator[RunConfig]:
-    """Convert the weights of a checkpoint of another backend, and give the run that starts from them; else the run."""
-    if start.checkpoint is None or not start.other_backend:
-        yield run
-        return
-    from iiverl_core.cluster.export import start_from_weights  # imports torch
-
-    folder = run.folder / f".global_step_{start.checkpoint.step}.weights"
-    try:
-        with progress.phase("converting the checkpoint"):
-            from_weights = start_from_weights(run, start.checkpoint, folder)
-        yield from_weights
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_functions(run: RunConfig) -> None:
@@ -236,10 +207,11 @@ def make_plan(run: RunConfig) -> Plan:
     data, trainer = run.data, run.trainer
     images = load_image_processor(run)
     tokenizer = images.tokenizer if images else load_tokenizer(run)
-    check_reward_model(run)
     vocabulary = check_vocabularies(run, len(tokenizer))
     check_positions(run)
-    check_engine_devices(run)
+    if run.generates:
+        check_reward_model(run)
+        check_engine_devices(run)
 
     def prompts_of(files: Sequence[str], splits: Sequence[str], max_samples: int | None) -> PromptSet:
         prompts = load_prompts(
@@ -266,12 +238,13 @@ def make_plan(run: RunConfig) -> Plan:
                 f"{prompts.name} has images, and {loop.name} does not read them yet: set "
                 f"{ROLLOUT}.agent.default_agent_loop to single_turn"
             )
-        check_ground_truths(run, prompts)
-        check_prompts(run, prompts)
+        if run.generates:
+            check_ground_truths(run, prompts)
+            check_prompts(run, prompts)
         return prompts
 
     prompts = prompts_of(data.train_files, data.train_split, data.train_max_samples)
-    if prompts[0].chat is not None:
+    if run.generates and prompts[0].chat is not None:
         check_turn_end(run, tokenizer)
     validates = trainer.val_before_train or trainer.val_only or trainer.test_freq > 0
     val_prompts = None
@@ -287,40 +260,6 @@ def make_plan(run: RunConfig) -> Plan:
     if not steps and not trainer.val_only:  # batches of gen_batch_size fit, but not one of train_batch_size
         raise too_few_prompts(len(prompts), "data.train_batch_size", data.train_batch_size)
     return Plan(prompts, order, val_prompts, steps)
-
-
-def _start_ray(run: RunConfig, exit_stack: ExitStack) -> None:
-    """Start Ray if the run uses it; closing `exit_stack` ends it."""
-    if run.trainer.runtime == "ray":
-        from iiverl_core.cluster.ray_start import ray_for  # Ray may not be installed
-
-        exit_stack.enter_context(ray_for(run))
-
-
-def _start(
-    run: RunConfig, log: Callable[[str], None], watchdog: Watchdog, exit_stack: ExitStack
-) -> tuple[WorkerGroup, Engines]:
-    """Start the trainer workers and the engines; closing `exit_stack` stops them."""
-    if run.trainer.runtime == "local":
-        from iiverl_core.cluster.local import LocalGroup
-
-        group = LocalGroup(run)
-        exit_stack.callback(group.close)
-        return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)
-    collect_rarely()
-    # The local runtime does not need Ray, which may not be installed.
-    from iiverl_core.cluster.ray_engines import RayEngines
-    from iiverl_core.cluster.ray_group import RayGroup, driver_heartbeats
-
-    heartbeats = driver_heartbeats(watchdog.interval_s)
-    watchdog.reports = heartbeats.read
-    group = RayGroup(run, heartbeats, log)
-    exit_stack.callback(group.close)
-    if not run.trainer.rollout_devices:
-        return group, ColocatedEngines(group, run.engine_devices, keep_base=run.syncs_adapters)
-    engines = RayEngines(run, group, log, heartbeats)
-    exit_stack.callback(engines.close)
-    return group, engines
 
 
 def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:

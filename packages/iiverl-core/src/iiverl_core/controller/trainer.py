@@ -10,6 +10,9 @@ engine take their place, the reference policy without a KL, the critic if the es
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -25,12 +28,11 @@ from iiverl_core.controller.batch import (
 from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.observer import Observer, StepRecord
-from iiverl_core.controller.rollout_queue import RolloutQueue
+from iiverl_core.controller.saved_rollouts import sequences_of, write_rollouts
 from iiverl_core.controller.state import AdaptiveKL, FixedKL, TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError, NonFiniteError
 from iiverl_core.registry.algorithms import estimator_info, policy_loss_info
-from iiverl_core.rewards import Scorer
 from iiverl_core.samples import ROLLOUT_LOG_PROBS, Rollout, SequenceRef
 from iiverl_core.stopping import Stop
 from iiverl_core.training.metrics import over_updates
@@ -38,14 +40,41 @@ from iiverl_core.training.planning import Work
 from iiverl_core.training.schedule import learning_rate
 from iiverl_reward_client import Scored
 
+NONFINITE = "nonfinite"
+"""Folder in the run's folder for a step that produced NaN or infinity."""
+RECORDED = ("advantages", "old_log_probs")
+"""Arrays of a step's sequences that are recorded with their tokens, to be looked at."""
 MISMATCH = ("rollout/kl", "rollout/ratio/")  # metrics that compare engine and trainer
+
+
+class StepRollouts(Protocol):
+    """The rollouts of each step, wherever they come from: `RolloutQueue` and `RecordedRollouts`."""
+
+    def start(self) -> None:
+        """Get ready for the first step."""
+        ...
+
+    def take(self, step: int) -> StepData:
+        """Return the rollouts of a step."""
+        ...
+
+    def trained(self, step: int) -> Mapping[str, float]:
+        """Note that a step's updates are done; return metrics."""
+        ...
+
+    def validate(self, step: int) -> list[Rollout]:
+        """Return scored responses to the validation prompts by the newest weights."""
+        ...
+
+    def checkpoint(self) -> tuple[TrainState, list[StepData]]:
+        """Return the state to save after the last trained step, and rollouts of later steps that it includes."""
+        ...
 
 
 class Trainer:
     """The loop over steps. Its parts are passed in.
 
-    `state` is the state after the step from which the run continues; it is updated during the run. `saved` are rollouts of
-    the steps after it that had been collected already.
+    `state` is the state after the step from which the run continues; it is updated during the run.
     """
 
     def __init__(
@@ -53,21 +82,20 @@ class Trainer:
         run: RunConfig,
         plan: Plan,
         workers: WorkerClient,
-        scorer: Scorer,
+        rollouts: StepRollouts,
         observer: Observer,
         checkpoints: Checkpointer,
         state: TrainState,
         stop: Stop,
-        saved: Sequence[StepData] = (),
     ) -> None:
         self.run, self.plan, self.state, self.stop = run, plan, state, stop
-        self.workers, self.observer, self.checkpoints = workers, observer, checkpoints
+        self.workers, self.rollouts = workers, rollouts
+        self.observer, self.checkpoints = observer, checkpoints
         self.timers = observer.timers
         self.skipped = 0  # consecutive skipped updates
         self.estimator = estimator_info(run.algorithm.adv_estimator)
         self.policy_loss = policy_loss_info(run.loss.policy_loss)
         self.kl = _kl_controller(run, state.kl_coef)
-        self.rollouts = RolloutQueue(run, plan, workers, scorer, observer, self.estimator, state, saved)
 
     def fit(self) -> None:
         """Train to the last step, or until the run is requested to stop; validate and save when due.
@@ -115,35 +143,42 @@ class Trainer:
         data = self.rollouts.take(step)
         self.checkpoints.advance()
         batch = data.batch(self.estimator)
-        record = StepRecord(step, data.rollouts, batch, baselines=data.baselines, metrics=data.metrics)
+        record = StepRecord(step, data.rollouts, batch, baselines=data.baselines, metrics=dict(data.metrics))
         trains_actor = step >= self.run.trainer.critic_warmup or not self.run.uses_critic
         self.workers.sleep(discard_weights=bool(batch) and trains_actor)  # new weights will follow
         in_batch = sum(rollout.id.group in data.groups for rollout in data.rollouts)
         record.metrics["reward/dropped_samples"] = float(in_batch - len(batch))
-
         if batch:
-            sequences = self.evaluate(record)
-            with self.timers("adv"), self.observer.phase("advantages"):
-                record.advantages = self.estimate(sequences, batch, data)
-                found = record.advantages
-                sequences = with_arrays(sequences, advantages=found.advantages, returns=found.returns)
-            if self.kl.coef:
-                record.metrics |= {"critic/kl": record.advantages.kl, "critic/kl_coeff": self.kl.coef}
-                self.kl.update(record.advantages.kl, len(batch))
-                self.state.kl_coef = self.kl.coef
-            if self.run.uses_critic:
-                with self.timers("update_critic"):
-                    self.update("critic", sequences, data.groups, record)
-            if trains_actor:
-                with self.timers("update_actor"):
-                    self.update("actor", sequences, data.groups, record)
-                self.state.weights_version = step
+            try:
+                self.train_on(data, record, trains_actor=trains_actor)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}{self.keep(data, record)}") from error
         record.metrics |= self.rollouts.trained(step)
 
         record.memory = self.workers.memory()
         self.observer.write_rollouts(record)
+        self.record_rollouts(data, record)
         self.check_mismatch(record.metrics)
         return record
+
+    def train_on(self, data: StepData, record: StepRecord, *, trains_actor: bool) -> None:
+        """Compute advantages of a step's batch, and update the models."""
+        sequences = self.evaluate(record)
+        with self.timers("adv"), self.observer.phase("advantages"):
+            record.advantages = found = self.estimate(sequences, record.batch, data)
+            sequences = with_arrays(sequences, advantages=found.advantages, returns=found.returns)
+        record.sequences = sequences
+        if self.kl.coef:
+            record.metrics |= {"critic/kl": found.kl, "critic/kl_coeff": self.kl.coef}
+            self.kl.update(found.kl, len(record.batch))
+            self.state.kl_coef = self.kl.coef
+        if self.run.uses_critic:
+            with self.timers("update_critic"):
+                self.update("critic", sequences, data.groups, record)
+        if trains_actor:
+            with self.timers("update_actor"):
+                self.update("actor", sequences, data.groups, record)
+            self.state.weights_version = record.step
 
     def evaluate(self, record: StepRecord) -> list[SequenceRef]:
         """Compute the log-probs and values of each trained token before the update, if they are needed."""
@@ -192,7 +227,7 @@ class Trainer:
                         role, mini_batch, lr, self.arrays(role, mini_batch)
                     )
                     if self.must_stop(role, metrics):
-                        raise self.not_finite(role, record, mini_batch, lr)
+                        raise self.not_finite(role, record)
                     updates.append(metrics)
                     work.append(rank_work)
                     phase.advance()
@@ -209,20 +244,8 @@ class Trainer:
         self.skipped = self.skipped + 1 if metrics[f"{role}/skipped_updates"] else 0
         return bool(self.skipped) and self.skipped == self.run.trainer.max_nonfinite_updates
 
-    def not_finite(
-        self, role: Trained, record: StepRecord, mini_batch: Sequence[SequenceRef], lr: float
-    ) -> NonFiniteError:
-        """Keep an update whose gradient is not finite, and make the error that ends the run."""
-        folder = self.run.folder / "nonfinite"
-        kept: list[str] = []
-        if samples := self.observer.keep_rollouts(folder, record):
-            kept.append(f"the step's samples in {samples}")
-        update = folder / f"{record.step}.{role}.safetensors"
-        try:
-            self.workers.write_update(update, role, mini_batch, lr, self.arrays(role, mini_batch))
-            kept.append(f"the update's tokens and arrays in {update}")
-        except IIVerlError as error:
-            self.observer.warn(str(error))
+    def not_finite(self, role: Trained, record: StepRecord) -> NonFiniteError:
+        """Make the error that ends the run after too many updates whose gradient is not finite."""
         extreme = ""
         if record.advantages:
             rewards = zip(record.advantages.rewards, record.batch, strict=True)
@@ -231,8 +254,35 @@ class Trainer:
         return NonFiniteError(
             f"The gradient of the {role} was not finite in {self.skipped} updates in a row, the last at step "
             f"{record.step} (trainer.max_nonfinite_updates).{extreme}\n"
-            + (f"Kept are {' and '.join(kept)}.\n" if kept else "")
-            + "Lower the learning rate, compute in fp32, or look for an extreme reward among the samples."
+            "Lower the learning rate, compute in fp32, or look for an extreme reward among the samples."
+        )
+
+    def keep(self, data: StepData, record: StepRecord) -> str:
+        """Keep a step that produced NaN or infinity, and say for the run's last message what is kept; "" for nothing."""
+        folder = self.run.folder / NONFINITE
+        samples = self.observer.keep_rollouts(folder, record)
+        kept = f"\nThe step's samples are kept in {samples}." if samples else ""
+        if self.plan.prompts.has_images:
+            return kept
+        try:
+            write_rollouts(folder, [data], self.workers, str(record.step), _computed(data, record))
+        except (OSError, IIVerlError) as error:
+            self.observer.warn(f"the step's tokens are not kept: {error}")
+            return kept
+        again = f"iiverl replay {self.run.folder} --step {record.step}"
+        return f"{kept}\nIts tokens are kept beside them, and this computes the step again: {again}"
+
+    def record_rollouts(self, data: StepData, record: StepRecord) -> None:
+        """Write what a step was computed from beside its samples, if configured.
+
+        Images are left out: the pixels of a step's sequences may take gigabytes.
+        """
+        trainer, computed = self.run.trainer, _computed(data, record)
+        if not trainer.rollout_data_dir or not trainer.record_rollouts or self.plan.prompts.has_images:
+            return
+        folder, name = Path(trainer.rollout_data_dir), str(record.step)
+        self.observer.dump(
+            "trainer.record_rollouts", lambda: write_rollouts(folder, [data], self.workers, name, computed)
         )
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:
@@ -300,6 +350,17 @@ class Trainer:
         batches = mini_batch_count(self.run.data.train_batch_size, training.mini_batch_size)
         updates = training.epochs * batches
         return updates > 1 or self.kl.coef != 0 or self.policy_loss.select_tokens is not None
+
+
+def _computed(data: StepData, record: StepRecord) -> dict[int, SequenceRef]:
+    """Give the trained sequences of a step by their position among all, with the arrays that are recorded of them."""
+    in_batch = {rollout.id for rollout in record.batch}
+    trained = [i for i, each in enumerate(sequences_of([data])) if each.trained and each.id in in_batch]
+    recorded = [
+        replace(each, arrays={name: each.arrays[name] for name in RECORDED if name in each.arrays})
+        for each in record.sequences
+    ]
+    return dict(zip(trained, recorded, strict=True)) if recorded else {}
 
 
 def _kl_controller(run: RunConfig, coef: float) -> FixedKL | AdaptiveKL:

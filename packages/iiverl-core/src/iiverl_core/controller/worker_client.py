@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from iiverl_core.cluster.engines import Engines
 from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained
 from iiverl_core.cluster.runtime import TrainerWorker, WorkerGroup
-from iiverl_core.cluster.saved_update import SavedUpdate
 from iiverl_core.cluster.store import put_all
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import Division, divide, divide_for_training
@@ -115,7 +114,15 @@ class WorkerClient:
         self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
     ) -> tuple[dict[str, float], list[Work]]:
         """Run one optimizer step on a mini-batch; return its metrics, and the work of each rank."""
-        division = self._divide_for_training(role, sequences, self._ranks[role], arrays)
+        division = divide_for_training(
+            sequences,
+            self._ranks[role],
+            self._packing(role, train=True),
+            balanced=self._run.trainer.balance_batch,
+            loss_agg_mode=self._aggregation[role],
+            max_tokens_norm=self._run.loss.max_tokens_norm,
+            arrays=arrays,
+        )
         results = self._on_ranks(role, TrainerWorker.update, division, lambda batch: (role, batch, lr))
         metrics: dict[str, float] = {}
         for part, _ in results:
@@ -124,24 +131,25 @@ class WorkerClient:
         metrics |= {f"{role}/grad_norm": step.grad_norm, f"{role}/skipped_updates": float(not step.taken)}
         return metrics, division.work
 
-    def write_update(
-        self, path: Path, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
+    def write_sequences(
+        self, path: Path, sequences: Sequence[SequenceRef], computed: Mapping[int, SequenceRef] | None = None
     ) -> None:
-        """Write the arguments of `update`, with all that they refer to, to a file of `read_update`.
+        """Write the token arrays of sequences to a file, in their order, on the first worker.
+
+        `computed` has, by position, those for which arrays were computed, all under the same names; these are written too.
 
         Raises:
             CheckpointError: the file cannot be written.
         """
-        (batch,) = self._divide_for_training(role, sequences, 1, arrays).batches
-        self._group.run_on(0, TrainerWorker.write_update, path, SavedUpdate(role, batch, lr))
-
-    def write_sequences(self, path: Path, sequences: Sequence[SequenceRef]) -> None:
-        """Write the token arrays of sequences to a file, in their order.
-
-        Raises:
-            CheckpointError: the file cannot be written.
-        """
-        self._group.run_on(0, TrainerWorker.write_sequences, path, SequenceRefs(sequences))
+        computed = computed or {}
+        self._group.run_on(
+            0,
+            TrainerWorker.write_sequences,
+            path,
+            SequenceRefs(sequences),
+            list(computed),
+            SequenceRefs(computed.values()),
+        )
 
     def read_sequences(self, path: Path) -> list[Handle]:
         """Put the sequences that `write_sequences` wrote into the store.
@@ -191,19 +199,6 @@ class WorkerClient:
     def _divide(self, role: Role, sequences: Sequence[SequenceRef]) -> Division:
         balanced = self._run.trainer.balance_batch
         return divide(sequences, self._ranks[role], self._packing(role, train=False), balanced=balanced)
-
-    def _divide_for_training(
-        self, role: Trained, sequences: Sequence[SequenceRef], ranks: int, arrays: tuple[str, ...]
-    ) -> Division:
-        return divide_for_training(
-            sequences,
-            ranks,
-            self._packing(role, train=True),
-            balanced=self._run.trainer.balance_batch,
-            loss_agg_mode=self._aggregation[role],
-            max_tokens_norm=self._run.loss.max_tokens_norm,
-            arrays=arrays,
-        )
 
     def _on_ranks(
         self,

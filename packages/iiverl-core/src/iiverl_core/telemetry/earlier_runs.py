@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from iiverl_core.telemetry.history import GENERATIONS_FILE, METRICS_FILE
-from iiverl_core.telemetry.samples import sample_files
 
 
 def set_aside(paths: Sequence[Path], log: Callable[[str], None]) -> None:
@@ -28,7 +27,7 @@ def set_aside_after(step: int, folder: Path, dumps: Sequence[Path], log: Callabl
     for name in (METRICS_FILE, GENERATIONS_FILE):
         _cut(folder / name, step, log)
     for dump in dumps:
-        later = [path for saved, path in sample_files(dump).items() if saved > step]
+        later = [path for path in dump.glob("*.*") if path.stem.isdigit() and int(path.stem) > step]
         if later:
             kept = _free(dump / f"after-step-{step}-{time.strftime('%Y%m%d-%H%M%S')}")
             kept.mkdir()

@@ -70,6 +70,10 @@ class TrainerConfig(Section):
     """Folder of the run, for metrics and checkpoints."""
     rollout_data_dir: PathStr | None = None
     """Folder for the samples of each training step, as parquet; null to write none."""
+    record_rollouts: bool = True
+    """Also write the tokens and outcomes of each training step to `rollout_data_dir`, from which `iiverl replay` computes it again.
+
+    Steps with images are not recorded."""
     validation_data_dir: PathStr | None = None
     """Folder for the samples of each validation, as parquet; null to write none."""
     save_freq: Frequency = -1

@@ -1,0 +1,71 @@
+"""The rollouts that a run recorded beside its samples, in place of an engine that generates them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from iiverl_core.controller.collector import StepData, advance
+from iiverl_core.controller.saved_rollouts import ROLLOUTS_SUFFIX, read_rollouts
+from iiverl_core.controller.state import TrainState
+from iiverl_core.controller.worker_client import WorkerClient
+from iiverl_core.data import PromptSet
+from iiverl_core.errors import CheckpointError
+from iiverl_core.samples import Rollout
+
+
+def recorded_steps(folders: Sequence[Path]) -> dict[int, Path]:
+    """Find the steps whose rollouts are recorded, and the folder of each; earlier folders come first."""
+    return {
+        int(path.stem): folder
+        for folder in reversed(folders)
+        for path in folder.glob(f"*{ROLLOUTS_SUFFIX}")
+        if path.stem.isdigit()
+    }
+
+
+class RecordedRollouts:
+    """Gives the trainer the rollouts of each step from disk. Implements `StepRollouts`.
+
+    `folders` has the folder of each step, and `saved` rollouts that the checkpoint held, which `state` includes already.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[int, Path],
+        prompts: PromptSet,
+        workers: WorkerClient,
+        state: TrainState,
+        saved: Sequence[StepData] = (),
+    ) -> None:
+        self._folders, self._prompts = folders, prompts
+        self._workers, self._state = workers, state
+        self._saved = {data.step: data for data in saved}
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def take(self, step: int) -> StepData:
+        """Read the rollouts of a step.
+
+        Raises:
+            CheckpointError: they are not there, or cannot be read.
+        """
+        if step in self._saved:
+            return self._saved.pop(step)
+        if step not in self._folders:
+            raise CheckpointError(f"the rollouts of step {step} are not recorded")
+        (data,) = read_rollouts(self._folders[step], self._prompts, self._workers, str(step))
+        advance(self._state, data)
+        return data
+
+    def trained(self, step: int) -> dict[str, float]:
+        """Return no metrics, since no engine gets weights."""
+        return {}
+
+    def validate(self, step: int) -> list[Rollout]:
+        """Return no responses, since there is no engine."""
+        return []
+
+    def checkpoint(self) -> tuple[TrainState, list[StepData]]:
+        """Return the state to save, and the rollouts that it includes already."""
+        return replace(self._state), [self._saved[step] for step in sorted(self._saved)]
