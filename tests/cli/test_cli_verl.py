@@ -121,3 +121,5 @@ def test_a_file_before_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
 def test_overrides_alone() -> None:
     values, _ = shown(["trainer.nnodes=2", "+data.seed=3"])
     assert values == {"data": {"seed": 3}, "trainer": {"nnodes": 2}}
+    values, _ = shown(["data.train_files=list.yaml", "trainer.nnodes=2"])  # a value, not the file of the run
+    assert values == {"data": {"train_files": ["list.yaml"]}, "trainer": {"nnodes": 2}}

@@ -1,9 +1,6 @@
 """What can be wrong with a Ray cluster before a run is on it: each is one message that says what to do."""
 
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from iiverl_core.cluster import ray_connection
@@ -151,77 +147,6 @@ def test_something_else_listens(monkeypatch: pytest.MonkeyPatch, serve, reason: 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port"])
 def test_an_address_of_another_form(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     assert f"RAY_ADDRESS={address}: expected HOST:PORT" in message(monkeypatch, address)
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the head of a cluster of one machine that asks for a token of 64 t."""
-    address = free_address()
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64}
-    environment.pop("RAY_ADDRESS", None)
-    log = tmp_path_factory.mktemp("head") / "log"
-    process = subprocess.Popen(
-        [
-            Path(sys.executable).with_name("ray"),
-            *("start", "--head", "--block", f"--port={address.rpartition(':')[2]}", "--num-cpus=1"),
-            *("--include-dashboard=false", f"--temp-dir={tmp_path_factory.mktemp('r')}"),
-        ],
-        env=environment,
-        stdout=log.open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 180
-    while "Ray runtime started" not in log.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(log.read_text())
-        time.sleep(0.2)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    yield address
-    for each in family:
-        if each.is_running():
-            each.kill()
-    process.wait()
-
-
-ASK = """\
-import sys
-from iiverl_core.cluster.ray_connection import start_ray
-from iiverl_core.errors import ConfigError, IIVerlError
-try:
-    start_ray(cpus=1, nodes=2)
-except ConfigError as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize(
-    ("token", "parts"),
-    [
-        (
-            None,
-            [
-                "the cluster asks for a token, and this command's is missing or wrong",
-                "RAY_AUTH_MODE=token",
-                "RAY_AUTH_TOKEN",
-                "get-auth-token",
-            ],
-        ),
-        ("t" * 64, ["trainer.nnodes: 2 asks for 2 machines, and the Ray cluster at", "has 1. Add machines"]),
-    ],
-    ids=["no-token", "one-machine"],
-)
-def test_a_cluster_that_asks_for_a_token(head: str, token: str | None, parts: list[str]) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    environment["RAY_ADDRESS"] = head
-    if token is not None:
-        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
-    assert all(part in done.stdout for part in parts), (done.stdout, done.stderr)
-    assert done.stdout.count("\n") == 1
-    assert "Traceback" not in done.stderr
 
 
 def test_ray_that_does_not_start_here_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

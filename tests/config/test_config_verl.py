@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from iiverl_core.config import Loaded, load
+from iiverl_core.config.convert import VERL_DEFAULTS
 from iiverl_core.config.interpolation import nested
 from iiverl_core.config.schema import keys, sections
 from iiverl_core.config.sections.section import NotYet
@@ -278,3 +279,33 @@ def test_the_norm_of_gradients_has_two_names_under_fsdp(with_overrides: Callable
         )
         assert both.config.at(f"{role}.grad_clip") == 2
         assert "C608" in codes(both)
+
+
+def test_defaults_of_the_objective_that_differ_are_those_that_conversion_adds() -> None:
+    """Others of verl's defaults that differ select how something is computed, or are no values here."""
+    own = load(None, ["trainer.nnodes=1"]).config
+    differ = set()
+    for name, fsdp, _ in TRAINERS:
+        key = canonical(name, None)[0]
+        if fsdp in "—…" or key not in keys() or not key.startswith(OBJECTIVE):
+            continue
+        value, default = json.loads(fsdp), keys()[key].default
+        defaults = [list(each) if isinstance(each, tuple) else each for each in (default, own.at(key))]
+        if value is not None and value not in defaults and not str(value).startswith("${"):
+            differ.add(key)
+    assert differ - NOT_OF_THE_OBJECTIVE == VERL_DEFAULTS.keys()
+    assert all(own.at(key) != value for key, value in VERL_DEFAULTS.items())
+
+
+OBJECTIVE = ("algorithm.", "actor_rollout_ref.actor.", "critic.")
+NOT_OF_THE_OBJECTIVE = {
+    "actor_rollout_ref.actor.checkpoint.async_save",
+    "actor_rollout_ref.actor.fsdp_config.model_dtype",  # fp32, which is what null means
+    "critic.model.fsdp_config.model_dtype",
+    "critic.model.target_modules",  # a word, which is the list of it
+    "critic.model.use_remove_padding",
+    "actor_rollout_ref.actor.optim.min_lr_ratio",  # 0, which is what null means
+    "critic.optim.min_lr_ratio",
+    "algorithm.kl_ctrl.horizon",  # read only with an adaptive KL, which has to set both
+    "algorithm.kl_ctrl.target_kl",
+}

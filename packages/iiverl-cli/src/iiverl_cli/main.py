@@ -18,9 +18,11 @@ from iiverl_cli.arguments import (
     Overrides,
     load_config,
 )
+from iiverl_cli.convert import ConvertCommand, convert
 from iiverl_cli.diff import diff
 from iiverl_cli.doctor import doctor
 from iiverl_cli.export import export
+from iiverl_cli.launch import launch_app
 from iiverl_cli.output import clean_exit, report_problems
 from iiverl_cli.plan import plan
 from iiverl_cli.replay import replay
@@ -46,6 +48,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show a configuration.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(config_app, name="config")
 app.command("plan", cls=ConfigCommand)(plan)
+app.command("convert", cls=ConvertCommand)(convert)
 app.command("algorithms")(algorithms)
 app.command("doctor")(doctor)
 app.command("runs")(runs)
@@ -53,6 +56,7 @@ app.command("report")(report)
 app.command("diff")(diff)
 app.command("replay")(replay)
 app.command("export")(export)
+app.add_typer(launch_app, name="launch")
 app.add_typer(reward_app, name="reward")
 
 

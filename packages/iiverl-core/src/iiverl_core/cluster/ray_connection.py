@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,8 @@ from iiverl_core.telemetry.terminal import takes_escape_codes
 
 CONNECT_TIMEOUT_S = 5
 """How long the head of a cluster may take to answer before it counts as unreachable; Ray itself tries for two minutes."""
+
+POLL_S = 0.5  # between looks at the machines of a cluster that is still starting
 
 _MARK = "IIVERL_RAY_OF"
 _lifelines: list[Lifeline] = []  # of the Ray that this process started, if it did
@@ -55,10 +58,13 @@ _HTTP2_SETTINGS = (
 )
 
 
-def start_ray(cpus: int, nodes: int = 1, variables: Mapping[str, str] = NO_VARIABLES) -> None:
+def start_ray(
+    cpus: int, nodes: int = 1, variables: Mapping[str, str] = NO_VARIABLES, *, timeout_s: float = 0
+) -> None:
     """Connect to the cluster that `RAY_ADDRESS` names, else start Ray on this machine with this many CPUs.
 
-    Workers have the environment `variables` in addition to those of this process.
+    Workers have the environment `variables` in addition to those of this process. A cluster with fewer machines than
+    `nodes` is waited for up to `timeout_s` seconds.
 
     Raises:
         IIVerlError: Ray does not start on this machine.
@@ -101,12 +107,15 @@ def start_ray(cpus: int, nodes: int = 1, variables: Mapping[str, str] = NO_VARIA
         os.environ.pop(_MARK, None)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without cleaning up
-    machines = sum(node["Alive"] for node in ray.nodes())
+    deadline = time.monotonic() + timeout_s
+    while (machines := sum(node["Alive"] for node in ray.nodes())) < nodes and time.monotonic() < deadline:
+        time.sleep(POLL_S)
     if machines < nodes:
         stop_ray()
         raise ConfigError(
             f"trainer.nnodes: {nodes} asks for {nodes} machines, and the Ray cluster at {address} has {machines}. Add "
-            "machines (ray start --address=FIRST:6379 on each), or ask for fewer"
+            "machines (ray start --address=FIRST:6379 on each), ask for fewer, or set trainer.placement_timeout if they are "
+            "still starting"
         )
 
 

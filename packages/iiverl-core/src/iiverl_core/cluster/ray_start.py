@@ -27,7 +27,8 @@ def ray_for(run: RunConfig) -> Iterator[None]:
     imports = threading.Thread(target=_import_ahead, name="iiverl-imports", daemon=True)
     imports.start()
     try:
-        start_ray(cpus, run.trainer.nnodes, run.ray.runtime_env.env_vars)
+        timeout_s = run.trainer.placement_timeout or 0
+        start_ray(cpus, run.trainer.nnodes, run.ray.runtime_env.env_vars, timeout_s=timeout_s)
     finally:
         imports.join()
     try:

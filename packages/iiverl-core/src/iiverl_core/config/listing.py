@@ -45,15 +45,14 @@ def show(loaded: Loaded, *, changed: bool = False, describe: bool = False) -> st
         indent = "  " * len(section)
         if describe:
             lines.append((f"{indent}# {key.description}", None))
-        lines.append((f"{indent}{name}: {_written(loaded.config.at(path))}", origin))
+        lines.append((f"{indent}{name}: {written(_escaped(loaded.config.at(path)))}", origin))
     column = min(MAX_COLUMN, max((len(text) for text, origin in lines if origin), default=0))
     return "\n".join(text.ljust(column) + f"  # {origin}" if origin else text for text, origin in lines)
 
 
-def _written(value: Any) -> str:
-    text = yaml.dump(
-        _escaped(value), Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True
-    )
+def written(value: Any) -> str:
+    """Write a value as YAML on one line."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

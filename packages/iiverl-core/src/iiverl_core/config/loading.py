@@ -107,19 +107,38 @@ def load(
 
     Raises nothing about the contents of the file and the overrides; those problems are in `problems`.
     """
+    return validate_values(collect(path, overrides, backend, allow_unknown=allow_unknown))
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The user's values from a file and overrides, before they are validated; `is_read` is as in `Loaded`."""
+
+    user: UserValues
+    file: str
+    is_read: bool
+
+
+def collect(
+    path: str | os.PathLike[str] | None,
+    overrides: Iterable[str] = (),
+    backend: str | None = None,
+    *,
+    allow_unknown: bool = False,
+) -> Collected:
+    """Read the values of a file and of overrides; the arguments are those of `load`."""
     file = COMMAND_LINE if path is None else os.fspath(path)
     text, problem = ("", None) if path is None else _read(file)
     source = read_yaml(text, file)
     if problem:
         source.problems.append(problem)
-    return _load(
-        UserValues(problems=source.problems, allow_unknown=allow_unknown), file, source, overrides, backend
-    )
+    user = UserValues(problems=source.problems, allow_unknown=allow_unknown)
+    return _collect(user, file, source, overrides, backend)
 
 
 def load_values(values: Mapping[str, Any], file: str, overrides: Iterable[str] = ()) -> Loaded:
     """Load and check nested plain values as `load` does those of a file; `file` names them in messages."""
-    return _load(UserValues(), file, ParsedYaml(values=values), overrides, None)
+    return validate_values(_collect(UserValues(), file, ParsedYaml(values=values), overrides, None))
 
 
 def build(values: Mapping[str, Any], backend: str | None = None) -> Config:
@@ -128,7 +147,7 @@ def build(values: Mapping[str, Any], backend: str | None = None) -> Config:
     Raises:
         ConfigError: the values are invalid; lists every error.
     """
-    loaded = _load(UserValues(), "values", ParsedYaml(values=values), (), backend)
+    loaded = validate_values(_collect(UserValues(), "values", ParsedYaml(values=values), (), backend))
     if loaded.errors:
         raise ConfigError(render(replace(problem, file=None) for problem in loaded.errors))
     return loaded.config
@@ -148,15 +167,27 @@ def _read(file: str) -> tuple[str, Problem | None]:
     return "", Problem("C001", "error", "", message, file)
 
 
-def _load(
+def load_text(text: str, name: str) -> Loaded:
+    """Load the text of a YAML file that is called `name`."""
+    source = read_yaml(text, name)
+    return validate_values(_collect(UserValues(problems=source.problems), name, source, (), None))
+
+
+def _collect(
     user: UserValues, file: str, source: ParsedYaml, overrides: Iterable[str], backend: str | None
-) -> Loaded:
+) -> Collected:
     is_read = source.values is not None or not source.problems
     user.add_file(source, file)
     for override in overrides:
         user.add_override(override)
     if backend is not None:
         _choose_backend(user, backend)
+    return Collected(user, file, is_read)
+
+
+def validate_values(collected: Collected) -> Loaded:
+    """Validate the user's values; see `load`."""
+    user, file, is_read = collected.user, collected.file, collected.is_read
     strategy = user.values.get(BACKEND)
     backend_info = BACKENDS.get(strategy) if isinstance(strategy, str) else None
     by_backend = backend_defaults(backend_info) if backend_info else {}

@@ -22,35 +22,46 @@ def unused_keys(view: ConfigView, unread: Iterable[UnreadValue]) -> list[Problem
 
     `unread` are the values of keys of verl that are not keys of this configuration.
     """
-    ignored: dict[str, list[str]] = defaultdict(list)
+    unread = list(unread)
     problems: list[Problem] = []
     locations = dict(view.locations) | {found.path: found.location for found in unread}
     for path, key in keys().items():
-        if path in view.invalid_keys:
+        if path in view.invalid_keys or _reason(view, key):
             continue
-        marks = sorted(key.marks, key=lambda mark: not isinstance(mark, NoEffect))
-        reason = next((why for mark in marks if (why := _why_ignored(view, key, mark))), None)
-        if reason:
-            if view.is_set(path):
-                ignored[reason].append(path)
-        elif any(isinstance(m, NotYet) and m.blocks and view[path] not in m.ready for m in key.marks):
+        if any(isinstance(m, NotYet) and m.blocks and view[path] not in m.ready for m in key.marks):
             problems.append(view.problem("C032", "unsupported", path, _missing(view, key)))
     for found in unread:
         match found.mark:
-            case NoEffect(why):
-                ignored[why].append(found.path)
-            case NotYet(what, ready, blocks) if not _is_ready(view, found.value, ready):
-                if not blocks:
-                    ignored[NOT_SUPPORTED + what].append(found.path)
-                    continue
+            case NotYet(what, ready, blocks=True) if not _is_ready(view, found.value, ready):
                 message = NOT_SUPPORTED + what + (f"; {_set_to(ready)}" if ready else "; remove it")
                 place = found.location
                 problems.append(Problem("C033", "unsupported", found.path, message, place.file, place.line))
-    for reason, paths in ignored.items():
+    for reason, paths in ignored_keys(view, unread).items():
         place = locations[min(paths, key=lambda path: locations[path].line or 0)]
         message = f"has no effect: {reason}"
         problems.append(Problem("C031", "warning", _join_keys(paths), message, place.file, place.line))
     return problems
+
+
+def ignored_keys(view: ConfigView, unread: Iterable[UnreadValue]) -> dict[str, list[str]]:
+    """Return the keys that the user set and nothing reads, by reason; `unread` is as in `unused_keys`."""
+    ignored: dict[str, list[str]] = defaultdict(list)
+    for path, key in keys().items():
+        if path not in view.invalid_keys and view.is_set(path) and (reason := _reason(view, key)):
+            ignored[reason].append(path)
+    for found in unread:
+        match found.mark:
+            case NoEffect(why):
+                ignored[why].append(found.path)
+            case NotYet(what, ready, blocks=False) if not _is_ready(view, found.value, ready):
+                ignored[NOT_SUPPORTED + what].append(found.path)
+    return ignored
+
+
+def _reason(view: ConfigView, key: Key) -> str | None:
+    """Return why nothing reads a key; None if something does."""
+    marks = sorted(key.marks, key=lambda mark: not isinstance(mark, NoEffect))
+    return next((why for mark in marks if (why := _why_ignored(view, key, mark))), None)
 
 
 def _is_ready(view: ConfigView, value: Any, ready: tuple[Any, ...]) -> bool:

@@ -103,7 +103,7 @@ class TrainerConfig(Section):
     stall_timeout: Natural = 1800
     """Seconds without any progress, in any process, after which the run is restarted or ended; 0 to wait forever."""
     placement_timeout: Annotated[Count | None, OnlyWhen("trainer.runtime", ("ray",))] = None
-    """Seconds to wait for a Ray cluster that adds machines when they are asked for; null for 60, and for none if the cluster lacks GPUs."""
+    """Seconds to wait for a Ray cluster whose machines are still starting, or are added when they are asked for; null for 60, and for none if the cluster lacks machines or GPUs."""
     max_nonfinite_updates: Natural = 3
     """Consecutive updates with a loss or gradient that is not finite before the run stops; 0 for no limit."""
     default_hdfs_dir: Annotated[str | None, NoEffect("nothing is copied to HDFS")] = None
