@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 PATCH, MERGE = 4, 2
 SIDE = PATCH * MERGE
 """Pixels along a side of what one image token covers."""
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 SPECIAL = ("<pad>", "<end>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'][0] }}:"
@@ -18,6 +18,20 @@ TEMPLATE = (
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 )
+
+
+SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
+"""The tokens of an image in the text of a chat template."""
+TILED = TEMPLATE.replace(SEEN, "<|image_pad|>")
+"""A template of InternVL, whose processor adds the others."""
+
+
+TILED_TOKENS = {
+    "start_image_token": "<|vision_start|>",
+    "end_image_token": "<|vision_end|>",
+    "context_image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+}
 
 
 def png(color: tuple[int, ...] | str, size: tuple[int, int] = (2 * SIDE, SIDE), mode: str = "RGB") -> bytes:
@@ -31,8 +45,8 @@ def png(color: tuple[int, ...] | str, size: tuple[int, int] = (2 * SIDE, SIDE), 
     return file.getvalue()
 
 
-def save_processor(folder: Path) -> None:
-    """Save a processor whose tokenizer has one token per byte."""
+def save_processor(folder: Path, family: str = "qwen2_5_vl") -> None:
+    """Save a processor of a family, whose tokenizer has one token per byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -42,9 +56,18 @@ def save_processor(folder: Path) -> None:
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     letters.decoder = decoders.ByteLevel()
     letters.add_special_tokens(list(SPECIAL))
+    tiled = family == "internvl"
+    named = {"extra_special_tokens": TILED_TOKENS} if tiled else {}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=letters, eos_token="<end>", pad_token="<pad>", chat_template=TEMPLATE
+        tokenizer_object=letters,
+        eos_token="<end>",
+        pad_token="<pad>",
+        chat_template=TILED if tiled else TEMPLATE,
+        **named,
     )
+    if tiled:
+        _tiled_processor(tokenizer).save_pretrained(folder)
+        return
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     limits = {"shortest_edge": SIDE * SIDE, "longest_edge": 16 * SIDE * SIDE}
     processor = Qwen2_5_VLProcessor(
@@ -54,6 +77,20 @@ def save_processor(folder: Path) -> None:
         chat_template=TEMPLATE,
     )
     processor.save_pretrained(folder)
+
+
+def _tiled_processor(tokenizer: Any) -> Any:
+    """A processor of InternVL: images are tiles of 4 tokens, and a small image of the whole if there are several."""
+    from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
+
+    size = {"height": 2 * SIDE, "width": 2 * SIDE}
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=3),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=TILED,
+    )
 
 
 def vision_config(family: str, **text: Any) -> Any:
@@ -76,6 +113,19 @@ def vision_config(family: str, **text: Any) -> Any:
     } | text
     half = common.get("head_dim", 8) // 2
     common["rope_parameters"]["mrope_section"] = [half - 2 * (half // 4), half // 4, half // 4]
+    tower: dict[str, Any]
+    if family == "internvl":
+        common["rope_parameters"].pop("mrope_section")
+        tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        tower |= {"image_size": [2 * SIDE, 2 * SIDE], "patch_size": [PATCH, PATCH]}
+        return AutoConfig.for_model(
+            family,
+            text_config={"model_type": "qwen2", **common},
+            vision_config=tower,
+            image_token_id=256 + SPECIAL.index("<|image_pad|>"),
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
     tower = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE}
     if family == "qwen2_vl":
         tower |= {"embed_dim": 16, "hidden_size": common["hidden_size"], "mlp_ratio": 2}
@@ -116,5 +166,5 @@ def save_vision_model(folder: Path, family: str, **text: Any) -> "PreTrainedMode
         for weight in model.parameters():  # flat logits would hide mistakes
             weight.data.mul_(4 if weight.dim() > 1 else 1)
     model.save_pretrained(folder)
-    save_processor(folder)
+    save_processor(folder, family)
     return model

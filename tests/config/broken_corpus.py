@@ -73,7 +73,7 @@ FILES = {
     "models/dense/config.json": json.dumps(DENSE),
     "mistral/config.json": json.dumps({**DENSE, "model_type": "mistral"}),
     "sees/config.json": json.dumps({"model_type": "qwen2_5_vl", "text_config": DENSE, "vision_config": {}}),
-    "images.jsonl": 8 * '{"prompt": "<image>?", "ground_truth": "2", "images": ["a.png"]}\n',
+    "tiles/config.json": json.dumps({"model_type": "internvl", "text_config": DENSE, "vision_config": {}}),
 }
 
 

@@ -19,7 +19,18 @@ from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.saved_rollouts import read_rollouts, write_rollouts
 from iiverl_core.controller.state import TrainState
 from iiverl_core.data import PromptOrder
-from iiverl_core.samples import Handle, Prompt, Rollout, SampledTurn, SampleId, SequenceRef, TokenSequence
+from iiverl_core.samples import (
+    Handle,
+    ImageInputs,
+    Prompt,
+    Rollout,
+    SampledTurn,
+    SampleId,
+    SequenceImage,
+    SequenceRef,
+    Thumbnail,
+    TokenSequence,
+)
 from iiverl_core.sequence_files import read_sequences, write_sequences
 from iiverl_reward_client import Failed, Scored
 
@@ -195,6 +206,7 @@ def test_saved_rollouts_are_the_same_when_read(
     draw, folder, store = data.draw, tmp_path_factory.mktemp("saved"), LocalStore()
     prompts: Any = [Prompt(row=row, ids=(1, 2), text="p", ground_truth="g") for row in range(3)]
     arrays: list[TokenSequence] = []
+    image = ImageInputs(np.ones((4, 3), np.float32), np.array([1, 2, 2]), 1, b"\xff" * 16, b"\x00\xe9")
 
     def rollout(member: int) -> Rollout:
         lengths = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
@@ -208,6 +220,7 @@ def test_saved_rollouts_are_the_same_when_read(
                         st.sampled_from(["kept_ids", "turn_rewards"]), st.just(np.ones(2, np.float32))
                     )
                 ),
+                draw(st.sampled_from([(), (SequenceImage(0, image),)])),
             )
             for n in lengths
         ]
@@ -233,6 +246,7 @@ def test_saved_rollouts_are_the_same_when_read(
             messages=messages,
             turns=(SampledTurn(1, 2, draw(st.none() | finite)),) if messages else (),
             counts=draw(st.dictionaries(texts, finite, max_size=2)),
+            images=draw(st.sampled_from([(), (Thumbnail("ff", image.thumbnail),)])),
         )
 
     steps = [
@@ -275,3 +289,8 @@ def test_saved_rollouts_are_the_same_when_read(
             assert np.array_equal(getattr(found, name), getattr(expected, name))
             assert getattr(found, name).dtype == getattr(expected, name).dtype
         assert found.extras.keys() == expected.extras.keys()
+        for (start, seen), (place, wanted) in zip(found.images, expected.images, strict=True):
+            assert (start, seen.tokens, seen.digest) == (place, wanted.tokens, wanted.digest)
+            assert seen.thumbnail == wanted.thumbnail
+            np.testing.assert_array_equal(seen.pixel_values, wanted.pixel_values, strict=True)
+            np.testing.assert_array_equal(seen.grid, wanted.grid, strict=True)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,15 @@ def test_a_parquet_like_geometry3k(processor: ImageProcessor, tmp_path: Path) ->
     assert prompt.chat == tuple(rows[0]["prompt"])
     assert "images" not in prompt.columns and prompts.has_images
     assert prompt.tokens_only().images == () and prompt.for_engine().images == prompt.images
-    inputs = processor.prepare(prompt)
-    assert inputs is not None and inputs.grids.tolist() == [[1, 2, 4], [1, 4, 6]]
-    assert inputs.pixel_values.shape == (8 + 24, 3 * 2 * 4 * 4)
-    assert processor.expand(processor.collapse(prompt, inputs), [2, 6]) == list(prompt.ids)
+    first, second = processor.prepare_prompt(prompt)
+    assert [each.image.grid.tolist() for each in (first, second)] == [[1, 2, 4], [1, 4, 6]]
+    assert [each.image.pixel_values.shape for each in (first, second)] == [(8, 96), (24, 96)]
+    for start, image in (first, second):
+        assert prompt.ids[start - 1] != processor.token_id != prompt.ids[start + image.tokens]
+        assert set(prompt.ids[start : start + image.tokens]) == {processor.token_id}
+    shown = replace(processor, makes_thumbnails=True).prepare(png("red", (900, 300))).thumbnail
+    assert Image.open(BytesIO(shown)).size == (96, 32) and len(shown) < 2000
+    assert first.image.thumbnail == b"" and first.image.digest != second.image.digest
 
 
 def test_columns_of_datasets_images_are_not_decoded(processor: ImageProcessor, tmp_path: Path) -> None:

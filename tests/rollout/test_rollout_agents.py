@@ -473,7 +473,7 @@ def test_errors_are_told_in_the_form_of_the_api(done) -> None:
         "n": "n: Input should be g",
         "max_tokens": "max_tokens: Input sh",
         "role": "messages[0] has the ",
-        "image": "messages[0] has cont",
+        "image": "messages[0] has an i",
         "last": "The last message is ",
         "arguments": "messages[0] has tool",
         "long": "context_length_exceeded",

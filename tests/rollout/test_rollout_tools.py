@@ -103,7 +103,9 @@ class Script:
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts, self.prompts = list(texts), []
 
-    async def __call__(self, prompt_ids: Sequence[int], *, max_tokens: int | None = None) -> Completion:
+    async def __call__(
+        self, prompt_ids: Sequence[int], *, max_tokens: int | None = None, images: Sequence[Any] = ()
+    ) -> Completion:
         self.prompts.append(list(prompt_ids))
         ids = tokenizer_of(NAME)(self._texts.pop(0) + "<|im_end|>", add_special_tokens=False)["input_ids"]
         cut = max_tokens is not None and len(ids) > max_tokens

@@ -20,7 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 Message: TypeAlias = Mapping[str, Any]
-"""A message of a chat: `role`, `content`, and what else the chat template reads."""
+"""A message of a chat: `role`, `content`, and what else the chat template reads.
+
+`content` is a text, or for a model that reads images a list of texts and images: objects of Pillow, or parts as in the
+OpenAI API, `{"type": "image", "image": …}` with bytes, a path or a base64 data URL.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,8 @@ class Environment(Protocol):
         """Begin, and return the messages that the model answers first; a string is a message of the user.
 
         None stands for the row's prompt. `row` has `prompt` (messages, or a text), `data_source`, `ground_truth`,
-        `extra_info` (the row's other columns, as a reward function gets them) and `seed`, an integer that depends on the
-        rollout alone.
+        `extra_info` (the row's other columns, as a reward function gets them), `images` (encoded) and `seed`, an integer
+        that depends on the rollout alone.
         """
         ...
 

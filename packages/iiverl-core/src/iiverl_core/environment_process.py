@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from iiverl_core.environment import Turn
 from iiverl_core.errors import ConfigError
+from iiverl_core.message_parts import plain_content
 from iiverl_core.python_files import (
     find_callable,
     find_installed,
@@ -155,20 +156,26 @@ def _messages(value: Any, method: str) -> list[dict[str, Any]]:
         value = [{"role": "user", "content": value}]
     if not isinstance(value, Sequence):
         raise _GarbageError(f"returned {repr_with_type(value)} in place of messages")
-    for message in value:
-        texts = isinstance(message, Mapping) and all(
-            isinstance(message.get(name), str) for name in ("role", "content")
-        )
-        if not texts:
-            raise _GarbageError(
-                f"returned {repr_with_type(message)} as a message; it needs a role and a content that are strings"
-            )
+    messages = [_message(message) for message in value]
     if method == "reset" and not value:
         raise _GarbageError("returned no messages; return None for the row's prompt")
     try:
-        return json.loads(json.dumps([dict(message) for message in value], ensure_ascii=False).encode())
+        return json.loads(json.dumps(messages, ensure_ascii=False).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise _GarbageError(f"returned messages that are not plain text: {error}") from error
+
+
+def _message(message: Any) -> dict[str, Any]:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, str | list) or not isinstance(message.get("role"), str):
+        raise _GarbageError(
+            f"returned {repr_with_type(message)} as a message; it needs a role and a content that are strings, or a list of "
+            "texts and images as its content"
+        )
+    try:
+        return {**message, "content": plain_content(content)}
+    except ValueError as error:
+        raise _GarbageError(f"returned a message that {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcp import Client, MCPError, StdioServerParameters
-from mcp_types import CONNECTION_CLOSED, TextContent
+from mcp_types import CONNECTION_CLOSED, ImageContent, TextContent
 
 from iiverl_core.errors import ConfigError
+from iiverl_core.message_parts import plain_content
 
 _START = """
 import ctypes, os, signal, sys
@@ -72,8 +73,8 @@ class McpServer:
             if not cursor:
                 return
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
-        """Call a tool; return its result as text, and whether it is an error.
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> tuple[str | list[dict[str, Any]], bool]:
+        """Call a tool; return its result as text, or as parts if it has images, and whether it is an error.
 
         Raises:
             EOFError: the server ended.
@@ -84,5 +85,11 @@ class McpServer:
             if error.error.code == CONNECTION_CLOSED:
                 raise EOFError(f"{self._key}: the server ended") from error
             return f"Error: {error}", True
-        parts = [part.text if isinstance(part, TextContent) else f"[{part.type}]" for part in result.content]
-        return ("Error: " if result.is_error else "") + "\n".join(parts), result.is_error
+        parts: list[Any] = ["Error: "] if result.is_error else []
+        for number, part in enumerate(result.content):
+            parts += ["\n"] if number else []
+            if isinstance(part, ImageContent):
+                parts.append({"type": "image", "image": f"data:{part.mime_type};base64,{part.data}"})
+            else:
+                parts.append(part.text if isinstance(part, TextContent) else f"[{part.type}]")
+        return plain_content(parts), result.is_error

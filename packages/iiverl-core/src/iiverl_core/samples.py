@@ -117,24 +117,42 @@ TURN_REWARDS = "turn_rewards"
 """Name in `TokenSequence.extras` of the rewards of turns, (trained,) float32: each at the turn's last token, 0 elsewhere."""
 
 
-PIXEL_VALUES, IMAGE_GRIDS = "pixel_values", "image_grid_thw"
-"""Names in `TokenSequence.extras` of `ImageInputs`, if the sequence has images."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageInputs(PickledByFields):
+    """An image as its model reads it.
 
-
-@dataclass(frozen=True, slots=True)
-class ImageInputs:
-    """The images of a prompt as its model reads them, in the order of their tokens.
-
-    `pixel_values` (P, C) float32 are the patches of all images in turn, and `grids` (I, 3) int64 the number of patches of
-    each along time, height and width. An image has a token per square of `merge` by `merge` patches.
+    `pixel_values` (P, …) float32 are its patches or tiles, and `grid` (3,) int64 the number of patches along time, height
+    and width, empty for a model that needs none. `tokens` is how many the image has, one after another, and `digest` that
+    of the encoded image: equal images have equal digests. `thumbnail` is a small JPEG for reports, empty if there are none.
     """
 
     pixel_values: np.ndarray
-    grids: np.ndarray
+    grid: np.ndarray
+    tokens: int
+    digest: bytes
+    thumbnail: bytes = b""
 
-    def tokens(self, merge: int) -> int:
-        """Count the tokens of all images."""
-        return int(self.grids.prod(1).sum()) // merge**2
+
+class SequenceImage(NamedTuple):
+    """An image whose first token is at position `start` of a sequence."""
+
+    start: int
+    image: ImageInputs
+
+
+class Thumbnail(NamedTuple):
+    """A small image (JPEG) for reports, and a name that is equal for equal images only."""
+
+    name: str
+    data: bytes
+
+
+def content_of(token_ids: Sequence[int] | np.ndarray, images: Sequence[SequenceImage]) -> np.ndarray:
+    """Return numbers (L,) int64 that are equal where sequences are: token ids or, for images, their digests."""
+    content = np.array(token_ids, dtype=np.int64)
+    for start, image in images:
+        content[start : start + image.tokens] = -1 - int.from_bytes(image.digest[:7])
+    return content
 
 
 class KeptTokens(NamedTuple):
@@ -155,13 +173,14 @@ class TokenSequence:
     `token_ids` (L,) int64: prompt, responses and tool results in order. `loss_mask` (L,) bool: sampled by the policy and
     trained on; never set at position 0, which is not predicted. `log_probs` (L,) float32, nats, under the distribution
     the token was sampled from, 0 where the mask is off. `extras` holds further arrays by name, such as what top-k and top-p
-    kept (`KEPT_IDS`).
+    kept (`KEPT_IDS`). `images` are in the order of their tokens.
     """
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
     log_probs: np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: tuple[SequenceImage, ...] = ()
 
     @classmethod
     def single_turn(
@@ -170,21 +189,19 @@ class TokenSequence:
         response_ids: np.ndarray,
         log_probs: np.ndarray,
         kept: KeptTokens | None = None,
-        images: ImageInputs | None = None,
+        images: tuple[SequenceImage, ...] = (),
     ) -> "TokenSequence":
         """Join a prompt and its response, all of whose tokens are trained on.
 
         `log_probs` and `kept` are those of the response, `images` those of the prompt.
         """
         prompt = len(prompt_ids)
-        extras = {} if kept is None else {KEPT_IDS: kept.ids, KEPT_COUNTS: kept.counts}
-        if images is not None:
-            extras |= {PIXEL_VALUES: images.pixel_values, IMAGE_GRIDS: images.grids}
         return cls(
             token_ids=np.concatenate([np.asarray(prompt_ids, dtype=np.int64), response_ids]),
             loss_mask=np.arange(prompt + len(response_ids)) >= prompt,
             log_probs=np.concatenate([np.zeros(prompt, dtype=log_probs.dtype), log_probs]),
-            extras=extras,
+            extras={} if kept is None else {KEPT_IDS: kept.ids, KEPT_COUNTS: kept.counts},
+            images=images,
         )
 
     @classmethod
@@ -194,11 +211,9 @@ class TokenSequence:
         return cls(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.float32))
 
     @property
-    def images(self) -> ImageInputs | None:
-        """The images of the sequence; None without any."""
-        if PIXEL_VALUES not in self.extras:
-            return None
-        return ImageInputs(self.extras[PIXEL_VALUES], self.extras[IMAGE_GRIDS])
+    def content(self) -> np.ndarray:
+        """Numbers (L,) that are equal where sequences are; see `content_of`."""
+        return content_of(self.token_ids, self.images)
 
     @property
     def trained(self) -> int:
@@ -210,10 +225,10 @@ class TokenSequence:
         """The engine's log-probs of the trained tokens, (trained,)."""
         return self.log_probs[self.loss_mask]
 
-    def prefix_of(self, prompt_ids: Sequence[int]) -> int:
-        """Count the first tokens that are those of a prompt, without the sequence's last token."""
+    def prefix_of(self, prompt_ids: Sequence[int], images: Sequence[SequenceImage] = ()) -> int:
+        """Count the first tokens that are those of a prompt with these images, without the sequence's last token."""
         size = min(len(prompt_ids), len(self.token_ids) - 1)
-        different = np.flatnonzero(self.token_ids[:size] != np.asarray(prompt_ids[:size]))
+        different = np.flatnonzero(self.content[:size] != content_of(prompt_ids, images)[:size])
         return int(different[0]) if len(different) else size
 
 
@@ -298,7 +313,8 @@ class Rollout(PickledByFields):
     that generated it, and `log_prob` the sum of the log-probs of all sampled tokens under the distribution sampled from, in
     nats. A rollout has several sequences if its context was rewritten between turns, otherwise one. With several turns,
     `text` is the last one, `messages` the whole conversation, `turns` what the policy wrote of it, and `counts` numbers for
-    metrics by name. A rollouter may set the `outcome`; otherwise the scorer does.
+    metrics by name. A rollouter may set the `outcome`; otherwise the scorer does. `images` are those of the prompt or, with
+    several turns, of `messages`, in the order of their placeholders (`columns.IMAGE`), if the run keeps samples.
     """
 
     id: SampleId
@@ -313,6 +329,7 @@ class Rollout(PickledByFields):
     messages: tuple[Mapping[str, Any], ...] | None = None
     turns: tuple[SampledTurn, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
+    images: tuple[Thumbnail, ...] = ()
 
     @property
     def prompt_length(self) -> int:

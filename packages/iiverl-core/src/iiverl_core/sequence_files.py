@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from iiverl_core.errors import CheckpointError
-from iiverl_core.samples import SampleId, TokenSequence
+from iiverl_core.samples import ImageInputs, SampleId, SequenceImage, TokenSequence
 
 _FIELDS: dict[str, Any] = {"token_ids": np.int32, "loss_mask": np.bool_, "log_probs": np.float32}
 """Arrays with an entry per token of all sequences, and their types in a file."""
 _EXTRAS, _NUMBERS, _STARTS = "extras.", "numbers.", "starts."
+_IMAGE, _IMAGES = "image.", "images."
 
 TokenNumbers: TypeAlias = Mapping[str, Mapping[int, np.ndarray]]
 """By name and position of a sequence, a number per trained token of it, (trained,) float32."""
@@ -29,8 +31,10 @@ def write_sequences(
     """Write sequences in their order, and numbers that were computed for some of them, as one file, atomically.
 
     Per token of all sequences there are `token_ids` int32, `loss_mask` bool and `log_probs` fp32 (those of the engine), and
-    per sequence `lengths` int64 and `ids` int64: step, group and member of its rollout. Further model inputs are `extras.NAME.I` for the I-th sequence. `numbers.NAME` fp32 has the
-    numbers of all sequences, and `starts.NAME` int64 where those of each begin, -1 if it has none.
+    per sequence `lengths` int64 and `ids` int64: step, group and member of its rollout. Further model inputs are
+    `extras.NAME.I` for the I-th sequence. `numbers.NAME` fp32 has the numbers of all sequences, and `starts.NAME` int64 where
+    those of each begin, -1 if it has none. Images, each once, are `image.FIELD.N`, and `images.I` (n, 2) has the numbers and
+    the first tokens of those of the I-th sequence.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -43,6 +47,7 @@ def write_sequences(
         arrays[name] = _joined([getattr(each, name) for each in sequences], kind)
     for i, each in enumerate(sequences):
         arrays |= {f"{_EXTRAS}{name}.{i}": value for name, value in each.extras.items()}
+    arrays |= _image_arrays(sequences)
     for name, by_position in (numbers or {}).items():
         starts = np.full(len(sequences), -1, np.int64)
         starts[list(by_position)] = np.cumsum([0, *map(len, by_position.values())])[:-1]
@@ -57,6 +62,21 @@ def write_sequences(
         with suppress(OSError):
             temporary.unlink()
         raise CheckpointError(f"{path} cannot be written: {error}") from error
+
+
+def _image_arrays(sequences: Sequence[TokenSequence]) -> dict[str, np.ndarray]:
+    images = {id(image): image for each in sequences for _, image in each.images}
+    number = {key: n for n, key in enumerate(images)}
+    arrays: dict[str, np.ndarray] = {}
+    for n, image in enumerate(images.values()):
+        for field in fields(image):
+            value = getattr(image, field.name)
+            array = np.array(bytearray(value), np.uint8) if isinstance(value, bytes) else np.asarray(value)
+            arrays[f"{_IMAGE}{field.name}.{n}"] = array
+    for i, each in enumerate(sequences):
+        if each.images:
+            arrays[f"{_IMAGES}{i}"] = np.array([(number[id(image)], start) for start, image in each.images])
+    return arrays
 
 
 def read_sequences(path: Path) -> list[TokenSequence]:
@@ -93,6 +113,8 @@ class SequenceFile:
             }
         except (OSError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{path} is not a file of token sequences: {error}") from error
+        self._names = set(names)
+        self._images: dict[int, ImageInputs] = {}
         self._extras: dict[int, list[str]] = {}
         for name in names:
             if name.startswith(_EXTRAS):
@@ -108,7 +130,22 @@ class SequenceFile:
         token_ids, loss_mask, log_probs = (self._file.get_slice(name)[start:end] for name in _FIELDS)
         names = self._extras.get(position, ())
         extras = {name: self._file.get_tensor(f"{_EXTRAS}{name}.{position}") for name in names}
-        return TokenSequence(token_ids.astype(np.int64), loss_mask, log_probs, extras)
+        images = ()
+        if (placed := f"{_IMAGES}{position}") in self._names:
+            numbers = self._file.get_tensor(placed).tolist()
+            images = tuple(SequenceImage(start, self._image(number)) for number, start in numbers)
+        return TokenSequence(token_ids.astype(np.int64), loss_mask, log_probs, extras, images)
+
+    def _image(self, number: int) -> ImageInputs:
+        """Read an image, once for all sequences that have it."""
+        if number not in self._images:
+            values: dict[str, Any] = {
+                field.name: self._file.get_tensor(f"{_IMAGE}{field.name}.{number}")
+                for field in fields(ImageInputs)
+            }
+            texts = {name: values[name].tobytes() for name in ("digest", "thumbnail")}
+            self._images[number] = ImageInputs(**{**values, **texts, "tokens": int(values["tokens"])})
+        return self._images[number]
 
     def numbers(self, position: int, trained: int) -> dict[str, np.ndarray]:
         """Read the numbers per trained token of the sequence at a position, which has `trained` of them, by name."""

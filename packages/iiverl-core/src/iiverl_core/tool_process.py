@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from iiverl_core.errors import ConfigError
+from iiverl_core.message_parts import has_image, plain_content
 from iiverl_core.python_files import find_callable, load_file
 from iiverl_core.user_process import (
     USER_ERRORS,
@@ -59,9 +60,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the model sees of its call: the returned value as text, or an `error`."""
+    """What the model sees of its call: the returned value as text or parts (`message_parts`), or an error."""
 
-    text: str
+    content: str | list[dict[str, Any]]
     is_error: bool = False
 
 
@@ -113,11 +114,11 @@ def _load(setup: Setup, runner: asyncio.Runner) -> tuple[dict[str, Any], list[di
 def _answer(server: Any, call: Call, runner: asyncio.Runner) -> Result:
     """Have an MCP server answer a call; if the server has ended, this process ends."""
     try:
-        text, is_error = runner.run(server.call(call.name, call.arguments))
+        content, is_error = runner.run(server.call(call.name, call.arguments))
     except EOFError as error:
         print(error, flush=True)
         os._exit(1)
-    return Result(_encodable(text), is_error)
+    return Result(_encodable(content), is_error)
 
 
 def _result(function: Callable[..., Any], call: Call, runner: asyncio.Runner) -> Result:
@@ -126,20 +127,27 @@ def _result(function: Callable[..., Any], call: Call, runner: asyncio.Runner) ->
     except TypeError as error:
         return Result(f"Error: the arguments of {call.name} are wrong: {error}", is_error=True)
     try:
-        return Result(_text(awaited(function(**call.arguments), runner)))
+        return Result(_content(awaited(function(**call.arguments), runner)))
     except USER_ERRORS as error:
         message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return Result(_encodable(f"Error: {message}"), is_error=True)
 
 
-def _text(returned: Any) -> str:
-    """Return a value as text: a string as it is, other values as JSON."""
-    text = returned if isinstance(returned, str) else json.dumps(returned, ensure_ascii=False, default=str)
-    return _encodable(text)
+def _content(returned: Any) -> str | list[dict[str, Any]]:
+    """Return a value as text: a string as it is, other values as JSON; or as parts if it has an image."""
+    if has_image(returned):
+        return _encodable(plain_content(returned))
+    return _encodable(
+        returned if isinstance(returned, str) else json.dumps(returned, ensure_ascii=False, default=str)
+    )
 
 
-def _encodable(text: str) -> str:
-    return _SURROGATE.sub("\ufffd", text)
+def _encodable(content: Any) -> Any:
+    if isinstance(content, str):
+        return _SURROGATE.sub("\ufffd", content)
+    return [
+        {**part, "text": _encodable(part["text"])} if part["type"] == "text" else part for part in content
+    ]
 
 
 def schema_of(name: str, function: Callable[..., Any]) -> dict[str, Any]:

@@ -195,10 +195,13 @@ class FSDPBackend:
         inputs = layout.input_ids_BL, layout.position_ids_BL
         trained = sum(sequence.trained for sequence in batch.sequences)
         if self._spec.role == "critic":
-            values_T = self._model(*inputs, layout.rows_T, layout.columns_T, **attention)
+            values_T = self._model(
+                *inputs, layout.rows_T, layout.columns_T, images=layout.images, **attention
+            )
             return Outputs(values_T=self._gather(values_T, layout.tokens_T, trained))
         if self._spec.role == "reward":
-            scores_B = self._model(*inputs, layout.last_rows_S, layout.last_columns_S, **attention)
+            at = layout.last_rows_S, layout.last_columns_S
+            scores_B = self._model(*inputs, *at, images=layout.images, **attention)
             return Outputs(scores_B=self._gather(scores_B, layout.sequences_S, len(batch.sequences)))
         log_probs_T, entropy_T = self._model(
             *inputs,

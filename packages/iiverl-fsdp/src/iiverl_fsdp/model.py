@@ -102,17 +102,17 @@ def _build_empty(spec: ModelSpec) -> tuple[ShardedModel, PreTrainedConfig, torch
     config = _model_config(spec)
     dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
     build, _ = BUILDERS[spec.role]
-    if reads_images(config) and (spec.model.lora_rank or spec.sequence_split > 1):
+    if reads_images(config) and spec.sequence_split > 1:
         raise ConfigError(
-            f"the {spec.role} model '{spec.model.path}' reads images: it can have no LoRA adapters yet, nor can its sequences "
-            "be split over devices"
+            f"the {spec.role} model '{spec.model.path}' reads images: its sequences cannot be split over devices yet"
         )
     try:
         with torch.device("meta"):
             model = build(spec, config, dtype)
+            frozen = None
             if spec.freeze_vision_tower and reads_images(config):
-                vision_tower(transformer(model)).requires_grad_(False)
-            add_adapter(model, spec.model, head_of(model))
+                frozen = vision_tower(transformer(model)).requires_grad_(False)
+            add_adapter(model, spec.model, head_of(model), frozen)
             if isinstance(model, ValueModel) and spec.model.lora_rank:
                 model.head_module.float().requires_grad_(True)
             return model, config, dtype

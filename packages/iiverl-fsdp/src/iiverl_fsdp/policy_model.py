@@ -20,7 +20,7 @@ from iiverl_core.training.head import LogitTransform, head_log_probs
 from iiverl_core.training.layout import PlacedImages
 from iiverl_core.training.log_probs import token_log_probs
 from iiverl_core.training.support import Support
-from iiverl_core.training.vision import auto_class, hidden_states, no_images, reads_images
+from iiverl_core.training.vision import auto_class, reads_images, trained_hidden_states
 from iiverl_fsdp.value_model import source
 
 logger = logging.getLogger(__name__)
@@ -72,17 +72,10 @@ class PolicyModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the log-probs of `targets_T`, predicted at (`rows_T`, `columns_T`), and with `entropy` the entropy there.
 
-        With a `support`, both are of the softmax over its tokens. A vision-language model runs its tower in every pass, since
-        all processes must take part, whichever of them have `images`.
+        With a `support`, both are of the softmax over its tokens. `images` are those of a model that reads some.
 
         `attention` goes to the causal LM's attention (`iiverl_fsdp.attention`).
         """
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids_BL,
-            "position_ids": position_ids_BL,
-            "use_cache": False,
-            **attention,
-        }
         wanted: dict[str, Any] = {
             "support": support,
             "entropy": entropy,
@@ -90,13 +83,17 @@ class PolicyModel(nn.Module):
         }
         if self._transform is None:
             kept = columns_T.unique()
-            logits_BKV = self.language_model(**inputs, logits_to_keep=kept).logits
+            logits_BKV = self.language_model(
+                input_ids=input_ids_BL,
+                position_ids=position_ids_BL,
+                use_cache=False,
+                logits_to_keep=kept,
+                **attention,
+            ).logits
             logits_TV = logits_BKV[rows_T, torch.searchsorted(kept, columns_T)]
             return token_log_probs(logits_TV, targets_T, temperature, **wanted)
-        if reads_images(self.language_model.config):
-            hidden_BLD = self._with_images(**inputs, images=images)
-        else:
-            hidden_BLD = self.language_model.base_model(**inputs).last_hidden_state
+        backbone: Any = self.language_model.base_model
+        hidden_BLD = trained_hidden_states(backbone, input_ids_BL, position_ids_BL, images, **attention)
         head = self.language_model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         return head_log_probs(
@@ -108,18 +105,6 @@ class PolicyModel(nn.Module):
             transform=self._transform,
             **wanted,
         )
-
-    def _with_images(
-        self, input_ids: Tensor, position_ids: Tensor | None, images: PlacedImages | None, **options: Any
-    ) -> Tensor:
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None].expand_as(
-                input_ids
-            )
-        if position_ids.dim() == 2:
-            position_ids = position_ids[None].expand(3, -1, -1)
-        images = images or no_images(self.language_model, input_ids)
-        return hidden_states(self.language_model, input_ids, position_ids, images, **options)
 
     @torch.no_grad()
     def find_transform(self, input_ids_BL: Tensor) -> None:

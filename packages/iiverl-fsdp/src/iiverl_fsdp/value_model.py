@@ -23,10 +23,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_layers import GenericForTokenClassification
+from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
 from iiverl_core.errors import ConfigError
-from iiverl_core.training import ModelSpec
+from iiverl_core.training import ModelSpec, Role
+from iiverl_core.training.layout import PlacedImages
+from iiverl_core.training.vision import reads_images, trained_hidden_states
 
 HEADS = ("score", "classifier", "v_head")  # names of heads in checkpoints
 
@@ -70,15 +72,17 @@ class ValueModel(nn.Module):
         position_ids_BL: Tensor | None,
         rows_N: Tensor,
         columns_N: Tensor,
+        *,
+        images: PlacedImages | None = None,
         **attention: Any,
     ) -> Tensor:
         """Return the head's output at the positions (`rows_N`, `columns_N`), (N,), in the head's dtype.
 
-        `attention` goes to the backbone's attention (`iiverl_fsdp.attention`).
+        `images` are those of a model that reads some, and `attention` goes to the backbone's attention (`iiverl_fsdp.attention`).
         """
-        hidden_BLD = self.backbone_module(
-            input_ids=input_ids_BL, position_ids=position_ids_BL, use_cache=False, **attention
-        ).last_hidden_state
+        hidden_BLD = trained_hidden_states(
+            self.backbone_module, input_ids_BL, position_ids_BL, images, **attention
+        )
         # Sum instead of squeeze, since FSDP registers its backward hook on the output, which must not be a view.
         return self.head_module(hidden_BLD[rows_N, columns_N]).sum(-1)
 
@@ -147,21 +151,26 @@ def _classification_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torc
     )
     if type(config) in known or auto.__name__ in (getattr(config, "auto_map", None) or {}):
         return auto.from_config(config, dtype=dtype, trust_remote_code=trust)
-    if spec.role == "critic":
+    if spec.role == "critic" or reads_images(config):
         backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=trust)
-        return _token_classification(type(backbone))._from_config(config, dtype=dtype)
+        return _classification(spec.role, type(backbone))._from_config(config, dtype=dtype)
     raise ConfigError(
         f"'{spec.model.path}' is no reward model: transformers has no sequence classification for its architecture "
         f"({config.model_type}); name a sequence-classification model in reward_model.model.path"
     )
 
 
-def _token_classification(backbone: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _classification(role: Role, backbone: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Create the class that transformers lacks for an architecture, as it creates its own."""
+    generic, suffix = (
+        (GenericForTokenClassification, "ForTokenClassification")
+        if role == "critic"
+        else (GenericForSequenceClassification, "ForSequenceClassification")
+    )
     family = next(base for base in backbone.__mro__ if PreTrainedModel in base.__bases__)
-    name = family.__name__.removesuffix("PreTrainedModel") + "ForTokenClassification"
+    name = family.__name__.removesuffix("PreTrainedModel") + suffix
     attributes = {"base_model_prefix": family.base_model_prefix, "__module__": __name__}
-    made: Any = type(name, (GenericForTokenClassification, family), attributes)
+    made: Any = type(name, (generic, family), attributes)
     return made
 
 

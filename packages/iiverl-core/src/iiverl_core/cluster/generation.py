@@ -1,7 +1,7 @@
 """Generate in a worker process: a rollout engine with weights of its own, and rollouts made of its responses."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,15 @@ from iiverl_core.rollout import (
     sampling_params,
 )
 from iiverl_core.rollout.weights import digest
-from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
+from iiverl_core.samples import (
+    Handle,
+    Rollout,
+    SampleId,
+    SequenceImage,
+    SequenceRef,
+    Thumbnail,
+    TokenSequence,
+)
 
 STREAM_INTERVAL_S = 0.1  # between yields, to send several finished rollouts together
 NOT_STORED = Handle(None)
@@ -89,26 +97,31 @@ class Generator:
         last = time.monotonic()
         in_lockstep = self._run.trainer.deterministic
         requests = self._with_images(requests)
+        images = {each.id: each.images for each in requests}
         for done in run_rollouts(self._engine, self._rollouter, requests, params, in_lockstep=in_lockstep):
             if not self._is_output_rank:
                 continue
             finished.append(done)
             if time.monotonic() - last > STREAM_INTERVAL_S:
-                yield self._rollouts(finished)
+                yield self._rollouts(finished, images)
                 finished = []
                 last = time.monotonic()
         if finished:
-            yield self._rollouts(finished)
+            yield self._rollouts(finished, images)
 
     def _with_images(self, requests: Sequence[RolloutRequest]) -> Sequence[RolloutRequest]:
         """Prepare the images of prompts, once for all responses to a prompt."""
         if self._images is None:
             return requests
         prepared = {(each.id[:-1]): each.prompt for each in requests}
-        images = {group: self._images.prepare(prompt) for group, prompt in prepared.items()}
+        images = {group: self._images.prepare_prompt(prompt) for group, prompt in prepared.items()}
         return [replace(each, images=images[each.id[:-1]]) for each in requests]
 
-    def _rollouts(self, finished: Sequence[RolloutTokens]) -> tuple[list[TokenSequence], list[Rollout]]:
+    def _rollouts(
+        self,
+        finished: Sequence[RolloutTokens],
+        prompt_images: Mapping[SampleId, Sequence[SequenceImage]],
+    ) -> tuple[list[TokenSequence], list[Rollout]]:
         ids = [done.response_ids.tolist() for done in finished]
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         raw_texts = self._tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
@@ -127,7 +140,7 @@ class Generator:
                         NOT_STORED,
                         len(each.token_ids),
                         each.trained,
-                        prefix=each.prefix_of(done.prompt.ids),
+                        prefix=each.prefix_of(done.prompt.ids, prompt_images[done.id]),
                     )
                     for each in done.sequences
                 ),
@@ -135,6 +148,9 @@ class Generator:
                 messages=done.messages,
                 turns=done.turns,
                 counts=done.counts,
+                images=tuple(
+                    Thumbnail(each.digest.hex(), each.thumbnail) for each in done.images if each.thumbnail
+                ),
             )
             for done, text, raw_text in zip(finished, texts, raw_texts, strict=True)
         ]

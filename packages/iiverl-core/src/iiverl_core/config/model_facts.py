@@ -15,7 +15,7 @@ CONFIG_FILE = "config.json"
 QKV_BIASED = ("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text")
 """Model types whose query, key and value projections always have a bias, without a key for it."""
 QK_NORMED = ("qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_text")
-VISION_LANGUAGE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VISION_LANGUAGE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 """Model types that are trained with images."""
 HEAD_DIM = {"qwen3": 128, "qwen3_vl": 128, "qwen3_vl_text": 128}
 """Default head size by model type, if that is not the hidden size divided by the heads."""
@@ -156,22 +156,29 @@ def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> Mo
         tower = values.get("vision_config")
         if values.get("model_type") not in VISION_LANGUAGE or not tower:
             return facts
-        return replace(
-            facts, vision_parameters=_tower_parameters(values["model_type"], tower, facts.hidden_size)
-        )
+        if values["model_type"] == "internvl":
+            count = _tiled_tower_parameters(tower, values.get("downsample_ratio", 0.5), facts.hidden_size)
+        else:
+            count = _tower_parameters(values["model_type"], tower, facts.hidden_size)
+        return replace(facts, vision_parameters=count)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None  # the code that builds the model reports what is wrong
 
 
-def reads_images(path: str) -> bool:
-    """Return whether the model at `path` is trained with images; False if its `config.json` is not on this machine."""
+def model_family(path: str) -> str | None:
+    """Return the `model_type` of the model at `path`; None if its `config.json` is not on this machine."""
     file = find_config(path)
     if file is None:
-        return False
+        return None
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get("model_type") in VISION_LANGUAGE
+        return json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
-        return False
+        return None
+
+
+def reads_images(path: str) -> bool:
+    """Return whether the model at `path` is trained with images; False if its `config.json` is not on this machine."""
+    return model_family(path) in VISION_LANGUAGE
 
 
 def _tower_parameters(family: str, tower: Mapping[str, Any], hidden_size: int) -> int:
@@ -193,6 +200,24 @@ def _tower_parameters(family: str, tower: Mapping[str, Any], hidden_size: int) -
         count += width + tower["num_position_embeddings"] * width
         count += len(tower["deepstack_visual_indexes"]) * (merger + 2 * merged)
     return count
+
+
+def _tiled_tower_parameters(tower: Mapping[str, Any], ratio: float, hidden_size: int) -> int:
+    """Count the parameters of InternVL's vision tower and of the layers between it and the language model."""
+    width, inner = tower.get("hidden_size", 1024), tower.get("intermediate_size", 4096)
+    (height, across), (patch, _) = (
+        size if isinstance(size, list) else (size, size)
+        for size in (tower.get("image_size", 448), tower.get("patch_size", 14))
+    )
+    patches = (height // patch) * (across // patch)
+    embedding = tower.get("num_channels", 3) * patch**2 * width + width + (patches + 2) * width
+    attention = 4 * width**2 + width + 3 * width * tower.get("attention_bias", False)
+    norms = 2 * width * (tower.get("norm_type", "layer_norm") == "layer_norm") + 2 * width
+    norms += 2 * width * tower.get("use_qk_norm", False)
+    block = attention + norms + 2 * width * inner + inner + width + 2 * width  # and scales of its two outputs
+    merged = width * int(1 / ratio) ** 2
+    projector = 2 * merged + merged * hidden_size + hidden_size + hidden_size**2 + hidden_size
+    return embedding + tower.get("num_hidden_layers", 24) * block + projector
 
 
 def fold_rope(path: str, override: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -348,7 +348,7 @@ _ROLLOUT: dict[str, Mark] = {
         quantization_config_file=NotYet("an engine with quantized weights", (None,)),
         enable_rollout_routing_replay=NotYet(ROUTER_REPLAY, (False,)),
         moe_load_balance_metrics_interval=NotYet("metrics of experts", (0,), blocks=False),
-        limit_images=NoEffect("prompts are text only"),
+        limit_images=NoEffect("a prompt may have any number of images"),
         chat_scheduler=NotYet(MULTI_TURN, (None,)),
         mtp=NotYet(MTP, (None,)),
         qat=NotYet(QAT, (None,)),

@@ -21,7 +21,10 @@ ROLLOUTS = "rollouts"
 """Name of the files in a checkpoint, without their suffixes."""
 ROLLOUTS_SUFFIX, SEQUENCES_SUFFIX = ".json", ".safetensors"
 
-_STEPS = TypeAdapter(list[StepData], config=ConfigDict(ser_json_inf_nan="constants"))
+_STEPS = TypeAdapter(
+    list[StepData],
+    config=ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"),
+)
 
 
 def write_rollouts(

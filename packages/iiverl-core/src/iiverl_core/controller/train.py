@@ -8,7 +8,7 @@ from typing import Any
 
 from iiverl_core.checkpoints import CONFIG_FILE, VERSIONS_FILE, checkpoints, to_json
 from iiverl_core.cluster.runtime import WorkerDiedError
-from iiverl_core.config import ROLLOUT, Loaded, RunConfig
+from iiverl_core.config import Loaded, RunConfig
 from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.folders import check_folders
 from iiverl_core.controller.models import (
@@ -31,9 +31,8 @@ from iiverl_core.data import (
     load_tokenizer,
     too_few_prompts,
 )
-from iiverl_core.errors import ConfigError, NonFiniteError
+from iiverl_core.errors import NonFiniteError
 from iiverl_core.garbage import importing
-from iiverl_core.registry import ROLLOUTERS
 from iiverl_core.rewards import (
     add_reward_model,
     check_ground_truths,
@@ -232,12 +231,6 @@ def make_plan(run: RunConfig) -> Plan:
             max_samples=max_samples,
             seed=data.seed if data.shuffle else None,
         )
-        loop = ROLLOUTERS[run.rollout.agent.default_agent_loop]
-        if prompts.has_images and not loop.reads_images:
-            raise ConfigError(
-                f"{prompts.name} has images, and {loop.name} does not read them yet: set "
-                f"{ROLLOUT}.agent.default_agent_loop to single_turn"
-            )
         if run.generates:
             check_ground_truths(run, prompts)
             check_prompts(run, prompts)

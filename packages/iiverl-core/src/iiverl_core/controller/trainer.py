@@ -262,7 +262,7 @@ class Trainer:
         folder = self.run.folder / NONFINITE
         samples = self.observer.keep_rollouts(folder, record)
         kept = f"\nThe step's samples are kept in {samples}." if samples else ""
-        if self.plan.prompts.has_images:
+        if self._has_images(data):
             return kept
         try:
             write_rollouts(folder, [data], self.workers, str(record.step), _computed(data, record))
@@ -278,12 +278,16 @@ class Trainer:
         Images are left out: the pixels of a step's sequences may take gigabytes.
         """
         trainer, computed = self.run.trainer, _computed(data, record)
-        if not trainer.rollout_data_dir or not trainer.record_rollouts or self.plan.prompts.has_images:
+        if not trainer.rollout_data_dir or not trainer.record_rollouts or self._has_images(data):
             return
         folder, name = Path(trainer.rollout_data_dir), str(record.step)
         self.observer.dump(
             "trainer.record_rollouts", lambda: write_rollouts(folder, [data], self.workers, name, computed)
         )
+
+    def _has_images(self, data: StepData) -> bool:
+        """Return whether prompts have images, or environments, tools and agents sent some."""
+        return self.plan.prompts.has_images or any(each.images for each in data.rollouts)
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:
         """Let the policy loss select tokens of a mini-batch; with `unchanged` weights, reuse the old log-probs."""

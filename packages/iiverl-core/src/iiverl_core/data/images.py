@@ -5,26 +5,31 @@ Images stay encoded from the dataset to the process that generates, and only the
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from iiverl_core.columns import IMAGE
-from iiverl_core.config import RunConfig
+from iiverl_core.config import DataConfig, RunConfig
 from iiverl_core.config.model_facts import VISION_LANGUAGE
 from iiverl_core.data.chat import Messages, PromptError, write_chat
 from iiverl_core.errors import ConfigError
-from iiverl_core.samples import ImageInputs, Prompt
+from iiverl_core.samples import ImageInputs, Prompt, SequenceImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+THUMBNAIL_PIXELS = 96
+"""Pixels along the longer side of a thumbnail."""
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
@@ -33,10 +38,11 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 class ImageProcessor:
     """Prepares images as a model's own processor does.
 
-    `processor` has the model's image processor and tokenizer.
+    `processor` has the model's image processor and tokenizer. With `makes_thumbnails`, prepared images have one.
     """
 
     processor: "ProcessorMixin"
+    makes_thumbnails: bool = False
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -52,6 +58,23 @@ class ImageProcessor:
     def _images(self) -> Any:
         return self.processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
 
+    @property
+    def _tokens_of_tile(self) -> int | None:
+        """Tokens of each tile of an image; None if an image is patches in a grid."""
+        return getattr(self.processor, "image_seq_length", None)
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        """The arguments with which the processor calls its image processor."""
+        return dict(self.processor.valid_processor_kwargs._defaults.get("images_kwargs", {}))
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Tokens that the processor, rather than the chat template, puts before and after those of an image."""
+        names = ("start_image_token_id", "end_image_token_id")
+        before, after = (getattr(self.processor, name, None) for name in names)
+        return ([] if before is None else [before], [] if after is None else [after])
+
     def count_tokens(self, encoded: bytes) -> int:
         """Decode an image, and count the tokens that the model reads for it.
 
@@ -60,10 +83,11 @@ class ImageProcessor:
         """
         width, height = check_image(encoded)
         try:
-            patches = self._images.get_number_of_image_patches(height, width, {})
+            patches = self._images.get_number_of_image_patches(height, width, self._options)
         except ValueError as error:
             raise PromptError(f"has an image that the model's processor rejects: {error}") from error
-        return patches // self._images.merge_size**2
+        tiled = self._tokens_of_tile
+        return patches * tiled if tiled else patches // self._images.merge_size**2
 
     def expand(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
         """Repeat each image token of a rendered prompt as often as its image has tokens.
@@ -77,38 +101,67 @@ class ImageProcessor:
                 f"has {_number(len(counts), 'image')}, and the chat template writes {found} of the model's image tokens; "
                 "use the model's own chat template"
             )
-        numbers = iter(counts)
+        numbers, (before, after) = iter(counts), self._around
         expanded: list[int] = []
         for id in ids:
-            expanded.extend([id] * next(numbers) if id == self.token_id else [id])
+            if id == self.token_id:
+                expanded += [*before, *[id] * next(numbers), *after]
+            else:
+                expanded.append(id)
         return expanded
 
-    def collapse(self, prompt: Prompt, images: ImageInputs) -> list[int]:
-        """Return the ids of a prompt with one token per image, as `expand` takes them."""
-        counts = iter((images.grids.prod(1) // self._images.merge_size**2).tolist())
-        ids, at = [], 0
-        while at < len(prompt.ids):
-            ids.append(prompt.ids[at])
-            at += next(counts) if prompt.ids[at] == self.token_id else 1
-        return ids
+    def place(
+        self, ids: Sequence[int], images: Sequence[ImageInputs], start: int = 0
+    ) -> tuple[list[int], list[SequenceImage]]:
+        """Expand the ids of a rendered text, and return where its images are if it begins at position `start`.
 
-    def prepare(self, prompt: Prompt) -> ImageInputs | None:
-        """Compute what the model reads of a prompt's images; None if it has none.
+        Raises as `expand`.
+        """
+        expanded = self.expand(ids, [image.tokens for image in images])
+        firsts = self._first_tokens(expanded, images) if images else []
+        return expanded, [
+            SequenceImage(start + first, image) for first, image in zip(firsts, images, strict=True)
+        ]
+
+    def _first_tokens(self, ids: Sequence[int], images: Sequence[ImageInputs]) -> list[int]:
+        """Return the positions of the first token of each image in expanded ids."""
+        at = [position for position, id in enumerate(ids) if id == self.token_id]
+        return [at[first] for first in accumulate((image.tokens for image in images[:-1]), initial=0)]
+
+    def prepare(self, encoded: bytes) -> ImageInputs:
+        """Compute what the model reads of an image.
+
+        Raises:
+            PromptError: it is no image, is cut off, or has sides that the processor rejects.
+        """
+        try:
+            image = decode(encoded)
+            prepared = self._images(images=[image], return_tensors="np", **self._options)
+        except Exception as error:  # of the library that decodes, or of the processor
+            raise PromptError(f"has an image that cannot be read: {error}") from error
+        pixels, tiled = np.asarray(prepared["pixel_values"], dtype=np.float32), self._tokens_of_tile
+        grid = np.empty(0, np.int64) if tiled else np.asarray(prepared["image_grid_thw"], np.int64)[0]
+        return ImageInputs(
+            pixels,
+            grid,
+            len(pixels) * tiled if tiled else int(grid.prod()) // self._images.merge_size**2,
+            hashlib.blake2b(encoded, digest_size=16).digest(),
+            _thumbnail(image) if self.makes_thumbnails else b"",
+        )
+
+    def prepare_prompt(self, prompt: Prompt) -> tuple[SequenceImage, ...]:
+        """Compute what the model reads of a prompt's images.
 
         Raises:
             RuntimeError: the prompt's ids do not have the tokens of these images.
         """
         if not prompt.images:
-            return None
-        prepared = self._images(images=[decode(each) for each in prompt.images], return_tensors="np")
-        images = ImageInputs(
-            np.asarray(prepared["pixel_values"], dtype=np.float32),
-            np.asarray(prepared["image_grid_thw"], dtype=np.int64),
-        )
-        expected, found = images.tokens(self._images.merge_size), prompt.ids.count(self.token_id)
+            return ()
+        images = [self.prepare(each) for each in prompt.images]
+        expected, found = sum(image.tokens for image in images), prompt.ids.count(self.token_id)
         if expected != found:
             raise RuntimeError(f"row {prompt.row} has {found} image tokens, and its images have {expected}")
-        return images
+        return tuple(map(SequenceImage, self._first_tokens(prompt.ids, images), images))
 
     @cached_property
     def text_of_image(self) -> str:
@@ -138,8 +191,8 @@ def load_image_processor(run: RunConfig) -> ImageProcessor | None:
     path, key = data.tokenizer or model.path, run.actor.key("model.path")
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-        images = processor.image_processor
-        merge, token = images.merge_size, processor.image_token_id
+        images, token = processor.image_processor, processor.image_token_id
+        size = getattr(processor, "image_seq_length", None) or images.merge_size
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"{key}: no processor of images could be read from {path}, for the model of {model.path}: "
@@ -147,13 +200,25 @@ def load_image_processor(run: RunConfig) -> ImageProcessor | None:
             "It needs a preprocessor_config.json beside the tokenizer, and the packages pillow and torchvision: "
             "pip install 'iiverl[vision]'"
         ) from error
-    if not isinstance(merge, int) or not isinstance(token, int):
+    if not isinstance(size, int) or not isinstance(token, int):
         raise ConfigError(f"{key}: the processor of {path} does not say how images become tokens")
-    limits = {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels}
-    images.size = replace(images.size, **{name: n for name, n in limits.items() if n is not None})
+    _limit_pixels(processor, data)
     if processor.tokenizer.chat_template is None:
         processor.tokenizer.chat_template = processor.chat_template
-    return ImageProcessor(processor)
+    return ImageProcessor(
+        processor, makes_thumbnails=bool(run.trainer.rollout_data_dir or run.trainer.validation_data_dir)
+    )
+
+
+def _limit_pixels(processor: Any, data: DataConfig) -> None:
+    """Let images have from `data.min_pixels` to `data.max_pixels` pixels; tiles are of one size, so only their number changes."""
+    images = processor.image_processor
+    if hasattr(processor, "image_seq_length"):
+        if data.max_pixels is not None:
+            images.max_patches = max(1, data.max_pixels // (images.size.height * images.size.width))
+        return
+    limits = {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels}
+    images.size = replace(images.size, **{name: n for name, n in limits.items() if n is not None})
 
 
 def encoded_images(value: Any, folder: Path) -> list[bytes]:
@@ -224,6 +289,14 @@ def decode(encoded: bytes) -> "Image":
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _thumbnail(image: "Image") -> bytes:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    file = BytesIO()
+    small.save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 def check_image(encoded: bytes) -> tuple[int, int]:

@@ -15,13 +15,11 @@ class RollouterInfo(Info):
     """A rollouter: `code` is a function of a `RunConfig` and the run's tokenizer that returns a `Rollouter`.
 
     `reads` names the keys of the section `rollout` that this rollouter reads but not all do. With `reads_rows`, its
-    requests have the prompt's text, messages and columns; otherwise only its tokens. With `reads_images`, prompts may have
-    images. `reward_source` is the reward source of a run that configures none.
+    requests have the prompt's text, messages and columns; otherwise only its tokens. `reward_source` is the reward source of a run that configures none.
     """
 
     reads: tuple[str, ...] = ()
     reads_rows: bool = False
-    reads_images: bool = False
     reward_source: str = "rules"
 
 
@@ -35,7 +33,6 @@ ROLLOUTERS = Registry(
             aliases=("single_turn_agent",),
             summary="one response to each prompt",
             code="iiverl_core.rollout.from_config:single_turn",
-            reads_images=True,
         ),
         RollouterInfo(
             name="tools",

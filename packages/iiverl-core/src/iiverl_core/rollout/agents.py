@@ -14,6 +14,8 @@ import numpy as np
 
 from iiverl_core import activity
 from iiverl_core.data.chat import PromptError
+from iiverl_core.data.images import with_image_parts
+from iiverl_core.message_parts import data_url
 from iiverl_core.registry import TOOL_FORMATS
 from iiverl_core.rollout.agent_pool import AgentPool
 from iiverl_core.rollout.engine import Completion
@@ -22,14 +24,16 @@ from iiverl_core.rollout.openai_endpoint import Endpoint
 from iiverl_core.rollout.openai_messages import Answer, APIError, ChatRequest, TextRequest
 from iiverl_core.rollout.process_pool import EnvironmentFailure
 from iiverl_core.rollout.rollouter import Generate, RolloutRequest, RolloutTokens
+from iiverl_core.rollout.turn_images import TurnImages
 from iiverl_core.rollout.turns import Conversation, Message, TurnTemplate
-from iiverl_core.samples import SampledTurn, TokenSequence
+from iiverl_core.samples import ImageInputs, Prompt, SampledTurn, SequenceImage, TokenSequence
 from iiverl_reward_client import Failed, Outcome, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from iiverl_core.config import RunConfig
+    from iiverl_core.data.images import ImageProcessor
     from iiverl_core.rollout.tool_calls import ToolFormat
 
 logger = logging.getLogger(__name__)
@@ -49,15 +53,18 @@ class AgentRollouter:
     answer leaves nothing behind, and may be made again.
     """
 
-    def __init__(self, run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Prepare; the first rollouts start the server and processes.
+    def __init__(
+        self, run: RunConfig, tokenizer: PreTrainedTokenizerBase, images: ImageProcessor | None = None
+    ) -> None:
+        """Prepare; the first rollouts start the server and processes. `images` is the processor of a policy that reads images.
 
         Raises:
             ConfigError: the tokenizer has no chat template.
         """
         turns = run.rollout.multi_turn
         self._policy = _Policy(
-            TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs),
+            TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs, images),
+            TurnImages(images),
             TOOL_FORMATS[turns.format].load(),
             run.rollout.prompt_length + run.rollout.response_length,
             turns.max_turn_length,
@@ -80,7 +87,7 @@ class AgentRollouter:
         seed = seed_of(request)
         session = RolloutSession(self._policy, generate)
         address = self._endpoint.open(_name(request), session)
-        row = row_of(request.prompt, seed)
+        row = agent_row(request.prompt, seed)
         agent = asyncio.ensure_future(self._pool.call(address.base_url, address.api_key, row, str(seed)))
         outcome: Outcome | None = None
         try:
@@ -112,6 +119,7 @@ class _Policy:
     """What all rollouts share: how messages become tokens and back, and the limits of tokens."""
 
     template: TurnTemplate
+    images: TurnImages
     format: ToolFormat
     max_sequence: int
     max_turn: int | None
@@ -135,12 +143,13 @@ class _Policy:
 class _Talk:
     """A conversation of a rollout, with the tools that its requests offer.
 
-    `response` is the response after which messages can be added, None if the last messages have none. A conversation that
+    `keys` has the key of each message, as requests have them. `response` is the response after which messages can be added, None if the last messages have none. A conversation that
     is `busy` is being answered, or its template has failed.
     """
 
     conversation: Conversation
     tools: Sequence[Mapping[str, Any]]
+    keys: list[tuple[Any, ...]]
     response: Completion | None = None
     busy: bool = False
 
@@ -159,6 +168,7 @@ class RolloutSession:
     def __init__(self, policy: _Policy, generate: Generate) -> None:
         self._policy, self._generate = policy, generate
         self._talks: list[_Talk | _Text] = []
+        self._prepared: dict[str, list[ImageInputs]] = {}  # by the URL of the image
         self._last = np.empty(0, dtype=np.int64)
         self._full = self._ended = False
         self._running: set[asyncio.Task[Any]] = set()
@@ -176,6 +186,7 @@ class RolloutSession:
     async def chat(self, request: ChatRequest) -> list[Answer]:
         """See `Session.chat`."""
         with self._serving(request):
+            await self._prepare_images(request.messages)
             talks = [self._continued(request) or self._begun(request)]
             try:
                 talks += [self._begun(request) for _ in range(request.n - 1)]
@@ -204,6 +215,7 @@ class RolloutSession:
         sequences: list[TokenSequence] = []
         messages: list[Message] = []
         turns: list[SampledTurn] = []
+        images: list[ImageInputs] = []
         for talk in self._talks:
             if isinstance(talk, _Text):
                 if (done := talk.response) is None:
@@ -219,6 +231,7 @@ class RolloutSession:
                 turns += [replace(turn, message=start + turn.message) for turn in talk.conversation.turns]
                 messages += talk.conversation.messages
                 sequences += talk.conversation.sequences
+                images += talk.conversation.seen
         return RolloutTokens(
             request.id,
             request.prompt,
@@ -229,6 +242,7 @@ class RolloutSession:
             outcome,
             tuple(messages),
             tuple(turns),
+            images=tuple(images),
         )
 
     @contextmanager
@@ -275,28 +289,47 @@ class RolloutSession:
         for talk in self._talks:
             if isinstance(talk, _Text) or talk.busy or talk.tools != request.tools:
                 continue
-            known = [_key(message) for message in talk.conversation.messages]
-            further = request.messages[len(known) :]
-            if keys[: len(known)] != known or bool(further) != (talk.response is not None):
+            known = len(talk.keys)
+            further = request.messages[known:]
+            if keys[:known] != talk.keys or bool(further) != (talk.response is not None):
                 continue
             talk.busy = True
             if further:
                 talk.response = None
-                talk.conversation.add_messages(further)
+                talk.keys += keys[known:]
+                talk.conversation.add_messages(*self._with_images(further))
             return talk
         return None
 
     def _begun(self, request: ChatRequest) -> _Talk:
-        conversation = Conversation(self._policy.template, request.messages, tools=request.tools)
+        messages, images = self._with_images(request.messages)
+        conversation = Conversation(self._policy.template, messages, tools=request.tools, images=images)
         self._room(conversation.ids)
-        talk = _Talk(conversation, request.tools, busy=True)
+        talk = _Talk(conversation, request.tools, [_key(message) for message in request.messages], busy=True)
         self._talks.append(talk)
         return talk
+
+    async def _prepare_images(self, messages: Sequence[Message]) -> None:
+        """Prepare the images of messages that this rollout has not had before."""
+        for part in _image_parts(messages):
+            if part["image"] not in self._prepared:
+                _, self._prepared[part["image"]] = await self._policy.images.read([part])
+
+    def _with_images(self, messages: Sequence[Message]) -> tuple[list[Message], list[ImageInputs]]:
+        """Return messages as chat templates take them, and their images."""
+        images = [image for part in _image_parts(messages) for image in self._prepared[part["image"]]]
+        shown = [
+            message
+            if isinstance(message["content"], str)
+            else {**message, "content": [_without_image(part) for part in message["content"]]}
+            for message in messages
+        ]
+        return shown, images
 
     async def _answer(self, talk: _Talk, request: ChatRequest) -> Answer:
         prompt_ids = list(talk.conversation.ids)
         try:
-            done = await self._sampled(prompt_ids, request.max_tokens)
+            done = await self._sampled(prompt_ids, request.max_tokens, talk.conversation.images)
         finally:
             talk.busy = False
         before = sum(len(message.get("tool_calls", ())) for message in talk.conversation.messages)
@@ -305,6 +338,7 @@ class RolloutSession:
             return self._policy.format(text, before).message
 
         message = talk.conversation.add_response(done, read if request.reads_calls else None)
+        talk.keys.append(_key(message))
         talk.response = done
         return self._told(message, done, len(prompt_ids), request.log_probs)
 
@@ -312,10 +346,12 @@ class RolloutSession:
         done = text.response = await self._sampled(text.prompt_ids, request.max_tokens)
         return self._told(self._message_of(done), done, len(text.prompt_ids), request.log_probs)
 
-    async def _sampled(self, prompt_ids: Sequence[int], asked: int | None) -> Completion:
+    async def _sampled(
+        self, prompt_ids: Sequence[int], asked: int | None, images: Sequence[SequenceImage] = ()
+    ) -> Completion:
         room = self._room(prompt_ids)
         most = min(each for each in (room, asked, self._policy.max_turn) if each is not None)
-        done = await self._generate(prompt_ids, max_tokens=most)
+        done = await self._generate(prompt_ids, max_tokens=most, images=images)
         self._full = len(done.token_ids) == room and done.finish_reason == "length"
         self._last = done.token_ids
         activity.advance()
@@ -354,6 +390,41 @@ class RolloutSession:
             return answer
         tokens = [self._policy.template.decode([id]) for id in ids]
         return replace(answer, tokens=tokens, log_probs=done.log_probs.tolist())
+
+
+def agent_row(prompt: Prompt, seed: int) -> dict[str, Any]:
+    """Return a row as agents get it: as `row_of`, with the images in the messages of the prompt, as in the OpenAI API."""
+    row = row_of(prompt, seed)
+    images = iter(row.pop("images"))
+    if prompt.images and prompt.chat is not None:
+        row["prompt"] = [
+            message
+            if isinstance(message["content"], str)
+            else {**message, "content": [_written_part(part, images) for part in message["content"]]}
+            for message in with_image_parts(row["prompt"])
+        ]
+    return row
+
+
+def _written_part(part: Mapping[str, Any], images: Iterator[bytes]) -> Mapping[str, Any]:
+    """Return a part of content for the OpenAI API; one without an image gets the next of `images`."""
+    if part["type"] != "image":
+        return part
+    return {"type": "image_url", "image_url": {"url": data_url(next(images))}}
+
+
+def _image_parts(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+    return [
+        part
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == "image"
+    ]
+
+
+def _without_image(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"type": "image"} if part["type"] == "image" else part
 
 
 def _key(message: Message) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from iiverl_core.errors import ConfigError
-from iiverl_core.samples import FinishReason, ImageInputs, KeptTokens, SampleId
+from iiverl_core.samples import FinishReason, KeptTokens, SampleId, SequenceImage
 
 if TYPE_CHECKING:  # the controller knows requests and runs without torch
     from torch import Tensor
@@ -37,13 +37,13 @@ class GenerationRequest:
 
     `id` is the rollout that the response belongs to. `seed` and `id.member` decide the response's random numbers, so it
     does not depend on what else is in the batch. Requests compare by identity: a rollout may have several at a time.
-    `images` are those of the first image tokens of the prompt.
+    `images` are those of the prompt, in the order of their tokens.
     """
 
     id: SampleId
     prompt_ids: Sequence[int]
     seed: int = 0
-    images: ImageInputs | None = None
+    images: Sequence[SequenceImage] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from iiverl_core.data.chat import PromptError, as_tools
 from iiverl_core.rollout.environment_pool import EnvironmentPool, OpenEnvironment
 from iiverl_core.rollout.process_pool import EnvironmentFailure
 from iiverl_core.rollout.rollouter import Generate, RolloutRequest, RolloutTokens
+from iiverl_core.rollout.turn_images import TurnImages, prompt_messages
 from iiverl_core.rollout.turns import Conversation, TurnTemplate
 from iiverl_core.samples import TURN_REWARDS, FinishReason, Prompt, SampledTurn, TokenSequence
 from iiverl_reward_client import Failed, Outcome, Scored
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from iiverl_core.config import RunConfig
+    from iiverl_core.data.images import ImageProcessor
 
 OUTPUT = "environment.log"
 """File of the run's folder with what environments print."""
@@ -37,13 +39,16 @@ class EnvironmentRollouter:
     its turn (`TURN_REWARDS`).
     """
 
-    def __init__(self, run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Prepare; the first rollouts start processes.
+    def __init__(
+        self, run: RunConfig, tokenizer: PreTrainedTokenizerBase, images: ImageProcessor | None = None
+    ) -> None:
+        """Prepare; the first rollouts start processes. `images` is the processor of a policy that reads images.
 
         Raises:
             ConfigError: the tokenizer has no chat template.
         """
-        self._template = TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs)
+        self._template = TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs, images)
+        self._images = TurnImages(images)
         self._tools_key, self._limits = run.data.tools_key, run.rollout.multi_turn
         self._max_prompt, self._max_rest = run.rollout.prompt_length, run.rollout.response_length
         self._pool = EnvironmentPool(self._limits.environment, run.folder / OUTPUT)
@@ -56,7 +61,7 @@ class EnvironmentRollouter:
         talk = _Talk(request)
         try:
             first = await environment.reset(row_of(request.prompt, seed))
-            talk.conversation = self._begin(request.prompt, first)
+            talk.conversation = await self._begin(request, first)
             await self._converse(talk, environment, generate)
             talk.outcome = Scored(fsum(talk.rewards), talk.components, talk.info)
         except EnvironmentFailure as failure:
@@ -71,16 +76,21 @@ class EnvironmentRollouter:
         """See `Rollouter.close`."""
         self._pool.close()
 
-    def _begin(self, prompt: Prompt, first: Sequence[Mapping[str, Any]] | None) -> Conversation:
+    async def _begin(
+        self, request: RolloutRequest, first: Sequence[Mapping[str, Any]] | None
+    ) -> Conversation:
         """Begin the conversation with the environment's first messages, or with the row's prompt."""
+        prompt = request.prompt
         if first is None and prompt.chat is None:
             raise EnvironmentFailure(
                 f"reset returned None, and the prompt of {prompt.place} is a text, not messages"
             )
         tools = as_tools(prompt.columns.get(self._tools_key or ""))
         if first is None:
-            return Conversation(self._template, prompt.chat or (), tools=tools, prompt_ids=prompt.ids)
-        conversation = Conversation(self._template, first, tools=tools)
+            placed = {"prompt_ids": prompt.ids, "prompt_images": request.images}
+            return Conversation(self._template, prompt_messages(request), tools=tools, **placed)
+        messages, images = await self._images.read_messages(first)
+        conversation = Conversation(self._template, messages, tools=tools, images=images)
         if len(conversation.ids) > self._max_prompt:
             raise EnvironmentFailure(
                 f"reset returned messages of {len(conversation.ids)} tokens; data.max_prompt_length is {self._max_prompt}"
@@ -95,7 +105,7 @@ class EnvironmentRollouter:
         answers = 0
         while (room := full - len(conversation.ids)) > 0:
             most = min(room, limits.max_turn_length or room)
-            response = await generate(conversation.ids, max_tokens=most)
+            response = await generate(conversation.ids, max_tokens=most, images=conversation.images)
             talk.response_ids = response.token_ids
             answered = await environment.step(conversation.add_response(response))
             talk.rewards.append(float(np.float32(answered.reward)))
@@ -108,7 +118,7 @@ class EnvironmentRollouter:
             ):
                 return
             answers += 1
-            conversation.add_messages(answered.messages)
+            conversation.add_messages(*await self._images.read_messages(answered.messages))
         talk.finish_reason = "length"
 
 
@@ -147,6 +157,7 @@ class _Talk:
             self.outcome,
             messages,
             tuple(turns),
+            images=self.conversation.seen if self.conversation else (),
         )
 
 
@@ -165,13 +176,14 @@ def credited(sequences: Sequence[TokenSequence], turns: Iterable[SampledTurn]) -
 
 
 def row_of(prompt: Prompt, seed: int) -> dict[str, Any]:
-    """Return a row as user code gets it."""
+    """Return a row as environments get it."""
     return {
         "prompt": prompt.text if prompt.chat is None else [dict(message) for message in prompt.chat],
         "data_source": prompt.data_source,
         "ground_truth": prompt.ground_truth,
         "extra_info": extra_info_of(prompt.columns),
         "seed": seed,
+        "images": list(prompt.images),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from iiverl_core.message_parts import plain_content
 from iiverl_core.rollout.turns import Message
 from iiverl_core.samples import FinishReason
 
@@ -29,7 +30,6 @@ SAMPLING = (
 
 _UNSUPPORTED = ("stop", "logit_bias", "functions", "function_call", "suffix", "echo")
 _MAX_RESPONSES = 128
-_TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -274,10 +274,10 @@ def _message(written: Mapping[str, Any], number: int) -> Message:
     if role not in ("system", "user", "assistant", "tool"):
         raise APIError(f"messages[{number}] has the role {role!r}.")
     if isinstance(content, list):
-        content = "".join(_part(part, number) for part in content)
+        content = _content(content, number)
     if content is None and role == "assistant":
         content = ""
-    if not isinstance(content, str):
+    if not isinstance(content, str | list):
         raise APIError(f"messages[{number}] has no text as its content.")
     message: dict[str, Any] = {"role": role, "content": content}
     for name in ("name", "tool_call_id"):
@@ -291,13 +291,16 @@ def _message(written: Mapping[str, Any], number: int) -> Message:
     return message
 
 
-def _part(part: Any, number: int) -> str:
-    """Return the text of a part of a message's content."""
-    if isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS:
-        part = part.get("text")
-    if not isinstance(part, str):
-        raise APIError(f"messages[{number}] has content other than text.")
-    return part
+def _content(parts: list[Any], number: int) -> str | list[dict[str, Any]]:
+    """Return the parts of a message's content as `message_parts.plain_content` does."""
+    try:
+        content = plain_content(parts)
+    except ValueError as error:
+        raise APIError(f"messages[{number}] {error}.") from error
+    for part in content if isinstance(content, list) else ():
+        if part["type"] == "image" and not part["image"].startswith("data:"):
+            raise APIError(f"messages[{number}] has an image that is not a data URL.")
+    return content
 
 
 def _call(written: Mapping[str, Any]) -> dict[str, Any]:

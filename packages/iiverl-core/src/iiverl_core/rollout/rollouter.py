@@ -24,6 +24,7 @@ from iiverl_core.samples import (
     Prompt,
     SampledTurn,
     SampleId,
+    SequenceImage,
     TokenSequence,
 )
 from iiverl_reward_client import Outcome
@@ -39,7 +40,7 @@ class RolloutRequest(PickledByFields):
     id: SampleId
     prompt: Prompt
     seed: int
-    images: ImageInputs | None = None
+    images: tuple[SequenceImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,9 @@ class RolloutTokens:
 
     `response_ids` (R,) int64 is the last turn, as scorers read it; `finish_reason` is why it ended. A rollout has one
     sequence, or several if its context was rewritten. Rollouters of several turns also give the conversation
-    (`messages`) and what the policy wrote of it (`turns`); `counts` are numbers for metrics by name. `outcome` is the rollout's score, if its environment gives one,
-    or the failure of a rollout that could not be completed, whose sequences are not trained on.
+    (`messages`) and what the policy wrote of it (`turns`); `counts` are numbers for metrics by name. `outcome` is the rollout's
+    score, if its environment gives one, or the failure of a rollout that could not be completed, whose sequences are not
+    trained on. `images` are those of the prompt or of `messages`, in the order of their placeholders.
     """
 
     id: SampleId
@@ -62,6 +64,7 @@ class RolloutTokens:
     messages: tuple[Mapping[str, Any], ...] | None = None
     turns: tuple[SampledTurn, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
+    images: tuple[ImageInputs, ...] = ()
 
 
 class Generate(Protocol):
@@ -72,8 +75,16 @@ class Generate(Protocol):
         """Version of the weights that generate."""
         ...
 
-    async def __call__(self, prompt_ids: Sequence[int], *, max_tokens: int | None = None) -> Completion:
+    async def __call__(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        images: Sequence[SequenceImage] | None = None,
+    ) -> Completion:
         """Generate a response to `prompt_ids`, which hold all turns so far; `max_tokens` lowers the run's limit.
+
+        `images` are those of all turns; by default those of the prompt, with which `prompt_ids` begin then.
 
         Raises as `RolloutEngine.submit`.
         """
@@ -117,7 +128,13 @@ class SingleTurn:
             prompt.ids, done.token_ids, done.log_probs, done.kept, request.images
         )
         return RolloutTokens(
-            request.id, prompt, (sequence,), done.token_ids, done.finish_reason, done.weights_version
+            request.id,
+            prompt,
+            (sequence,),
+            done.token_ids,
+            done.finish_reason,
+            done.weights_version,
+            images=tuple(image for _, image in request.images),
         )
 
     def close(self) -> None:
@@ -267,11 +284,18 @@ class _Generate:
         self._turns = 0
         self.weights_version = runner.version
 
-    async def __call__(self, prompt_ids: Sequence[int], *, max_tokens: int | None = None) -> Completion:
+    async def __call__(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        images: Sequence[SequenceImage] | None = None,
+    ) -> Completion:
         """See `Generate.__call__`."""
         seed = turn_seed(self._rollout.seed, self._turns)
         self._turns += 1
-        request = GenerationRequest(self._rollout.id, prompt_ids, seed, self._rollout.images)
+        images = self._rollout.images if images is None else images
+        request = GenerationRequest(self._rollout.id, prompt_ids, seed, images)
         return await self._runner.generate(request, self._position, max_tokens)
 
 

@@ -13,13 +13,15 @@ import numpy as np
 
 from iiverl_core.data.chat import PromptError
 from iiverl_core.errors import ConfigError
+from iiverl_core.message_parts import text_of
 from iiverl_core.registry import TOOL_FORMATS
 from iiverl_core.rollout.process_pool import EnvironmentFailure
 from iiverl_core.rollout.rollouter import Generate, RolloutRequest, RolloutTokens, turn_seed
 from iiverl_core.rollout.tool_calls import BadCall, ReadResponse, ToolCall, ToolFormat
 from iiverl_core.rollout.tool_pool import ToolPool
+from iiverl_core.rollout.turn_images import TurnImages, prompt_messages
 from iiverl_core.rollout.turns import Conversation, TurnTemplate
-from iiverl_core.samples import FinishReason, Prompt
+from iiverl_core.samples import FinishReason, ImageInputs
 from iiverl_core.tool_process import Result
 from iiverl_reward_client import Failed, Outcome
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from iiverl_core.config import RunConfig
+    from iiverl_core.data.images import ImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +47,18 @@ class ToolRollouter:
 
     concurrency: int | None = None
 
-    def __init__(self, run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, run: RunConfig, tokenizer: PreTrainedTokenizerBase, images: ImageProcessor | None = None
+    ) -> None:
         """Load the tools in a first process, which stays for their calls.
+
+        `images` is the processor of a policy that reads images.
 
         Raises:
             ConfigError: a tool cannot be loaded, or the tokenizer has no chat template.
         """
-        self._template = TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs)
+        self._template = TurnTemplate(tokenizer, run.data.apply_chat_template_kwargs, images)
+        self._images = TurnImages(images)
         self._limits = run.rollout.multi_turn
         self._max_prompt, self._max_rest = run.rollout.prompt_length, run.rollout.response_length
         info = TOOL_FORMATS[self._limits.format]
@@ -73,7 +81,7 @@ class ToolRollouter:
         """
         loop = _Loop(request)
         try:
-            loop.conversation = self._begin(request.prompt)
+            loop.conversation = self._begin(request)
             await self._converse(loop, loop.conversation, generate)
         except EnvironmentFailure as failure:
             loop.outcome = Failed("environment", detail=str(failure))
@@ -85,26 +93,30 @@ class ToolRollouter:
         """See `Rollouter.close`."""
         self._pool.close()
 
-    def _begin(self, prompt: Prompt) -> Conversation:
+    def _begin(self, request: RolloutRequest) -> Conversation:
+        prompt = request.prompt
         if prompt.chat is None:
             raise ConfigError(
                 f"{prompt.place}: the prompt is a text, and calls of tools need messages: a list of {{role, content}}."
             )
-        text = self._template.render(prompt.chat, self._schemas)
-        ids = self._template.encode(text)
+        messages = prompt_messages(request)
+        text = self._template.render(messages, self._schemas)
+        ids, images = self._template.encode_rendering(text, [image for _, image in request.images])
         if len(ids) > self._max_prompt:
             raise EnvironmentFailure(
                 f"{prompt.place}: with its tools the prompt has {len(ids)} tokens, and data.max_prompt_length is "
                 f"{self._max_prompt}"
             )
-        return Conversation(self._template, prompt.chat, tools=self._schemas, prompt_ids=ids)
+        placed = {"prompt_ids": ids, "prompt_images": images}
+        return Conversation(self._template, messages, tools=self._schemas, **placed)
 
     async def _converse(self, loop: _Loop, conversation: Conversation, generate: Generate) -> None:
         """Alternate between the model and its tools."""
         limits, full = self._limits, len(conversation.ids) + self._max_rest
         answers = 0
         while (room := full - len(conversation.ids)) > 0:
-            response = await generate(conversation.ids, max_tokens=min(room, limits.max_turn_length or room))
+            most = min(room, limits.max_turn_length or room)
+            response = await generate(conversation.ids, max_tokens=most, images=conversation.images)
             loop.response_ids, loop.finish_reason = response.token_ids, response.finish_reason
             read = _Reader(self._read, loop.calls)
             conversation.add_response(response, read)
@@ -114,29 +126,49 @@ class ToolRollouter:
                 return
             answers += 1
             loop.calls += len(calls)
-            conversation.add_messages(await self._results(loop, calls))
+            conversation.add_messages(*await self._results(loop, calls))
         loop.finish_reason = "length"
 
-    async def _results(self, loop: _Loop, calls: Sequence[ToolCall | BadCall]) -> list[dict[str, Any]]:
-        """Run calls in parallel; return their results as messages, in the order of the calls."""
+    async def _results(
+        self, loop: _Loop, calls: Sequence[ToolCall | BadCall]
+    ) -> tuple[list[dict[str, Any]], list[ImageInputs]]:
+        """Run calls in parallel; return their results as messages with images, in the order of the calls."""
         began = time.monotonic()
         first = loop.calls - len(calls)
         results = await asyncio.gather(
             *(self._result(loop.request, number, call) for number, call in enumerate(calls, start=first))
         )
         loop.seconds += time.monotonic() - began
-        loop.errors += sum(result.is_error for result in results)
         readable = all(isinstance(call, ToolCall) for call in calls)
         messages: list[dict[str, Any]] = []
+        images: list[ImageInputs] = []
         for call, result in zip(calls, results, strict=True):
-            content = shortened(
-                result.text, self._limits.max_tool_response_length, self._limits.tool_response_truncate_side
-            )
+            content, is_error, own = await self._read_result(result)
+            loop.errors += is_error
+            images += own
             message = {"role": "tool" if readable else self._error_role, "content": content}
             if message["role"] == "tool" and isinstance(call, ToolCall):
                 message |= {"name": call.name, "tool_call_id": call.id}
             messages.append(message)
-        return messages
+        return messages, images
+
+    async def _read_result(self, result: Result) -> tuple[Any, bool, list[ImageInputs]]:
+        """Return the content of a result for the model, whether it is an error, and its images."""
+        content, images, is_error = result.content, [], result.is_error
+        try:
+            content, images = await self._images.read(
+                content if self._images.are_read else text_of(content, "[image]")
+            )
+        except PromptError as error:
+            content, is_error = f"Error: the result {error}", True
+        limit, side = self._limits.max_tool_response_length, self._limits.tool_response_truncate_side
+        if isinstance(content, str):
+            return shortened(content, limit, side), is_error, []
+        parts = [
+            {**part, "text": shortened(part["text"], limit, side)} if part["type"] == "text" else part
+            for part in content
+        ]
+        return parts, is_error, images
 
     async def _result(self, request: RolloutRequest, number: int, call: ToolCall | BadCall) -> Result:
         if isinstance(call, BadCall):
@@ -186,6 +218,7 @@ class _Loop:
             tuple(conversation.messages) if conversation else (),
             conversation.turns if conversation else (),
             {"tool_calls": self.calls, "tool_errors": self.errors, "tool_seconds": self.seconds},
+            conversation.seen if conversation else (),
         )
 
 

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from iiverl_core.columns import IMAGE
 from iiverl_core.data.chat import PromptError, write_chat
+from iiverl_core.data.images import ImageProcessor
 from iiverl_core.data.tokenizer import one_start
 from iiverl_core.errors import ConfigError
+from iiverl_core.message_parts import text_of
 from iiverl_core.rollout.engine import Completion
-from iiverl_core.samples import KEPT_COUNTS, KEPT_IDS, SampledTurn, TokenSequence
+from iiverl_core.samples import (
+    KEPT_COUNTS,
+    KEPT_IDS,
+    ImageInputs,
+    SampledTurn,
+    SequenceImage,
+    TokenSequence,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +39,7 @@ _MARK = "q7Zx"
 class TurnTemplate:
     """The chat template of a policy, for conversations that go on after a response.
 
-    `kwargs` are further variables of the template. What tools and environments write is ordinary text: if it spells a
+    `kwargs` are further variables of the template, and `images` is the processor of a policy that reads images. What tools and environments write is ordinary text: if it spells a
     control token, such as `<|im_end|>`, it is tokenized without it. Control tokens are the special tokens, and the tokens
     added to the vocabulary that the template spells, such as `<tool_call>`.
 
@@ -37,14 +47,19 @@ class TurnTemplate:
         ConfigError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        kwargs: Mapping[str, Any] | None = None,
+        images: ImageProcessor | None = None,
+    ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"The tokenizer {tokenizer.name_or_path} has no chat template, which rollouts of several turns need.\n"
                 "Set data.tokenizer to the tokenizer of an instruct model of the same family."
             )
         self.tokenizer = tokenizer
-        self._kwargs = dict(kwargs or {})
+        self._kwargs, self._images = dict(kwargs or {}), images
         self._rewrites = False
         special = set(tokenizer.all_special_ids)
         added = tokenizer.added_tokens_decoder.items()
@@ -103,9 +118,11 @@ class TurnTemplate:
     def escape_response(self, value: Any, ids: Collection[int]) -> Any:
         """Replace special tokens by marks that a response of these tokens only spells out.
 
-        Tags such as `<think>` stay, because templates look for them in responses.
+        Tags such as `<think>` stay, because templates look for them in responses. A token of images becomes a mark in any
+        case, since there is no image where the policy sampled one.
         """
-        return self.escape(value, self._tags.union(ids))
+        allowed = self._tags.union(ids)
+        return self.escape(value, allowed - {self._images.token_id} if self._images else allowed)
 
     def encode(self, text: str, before: str = "") -> list[int]:
         """Tokenize an escaped text that stands after the text `before`."""
@@ -116,6 +133,24 @@ class TurnTemplate:
             elif part:
                 ids += self._encode_after("" if number else before, part)
         return ids
+
+    def encode_rendering(
+        self, text: str, images: Sequence[ImageInputs], *, before: str = "", start: int = 0
+    ) -> tuple[list[int], list[SequenceImage]]:
+        """Tokenize a text that the template wrote, and place the images that it has.
+
+        Args:
+            text: an escaped text, in which the template has one token for each image.
+            images: the images.
+            before: what precedes the text.
+            start: position of its first token in the sequence.
+
+        Raises:
+            PromptError: there are more or fewer image tokens than images.
+        """
+        ids = self.encode(text, before)
+        ids = ids if start else one_start(ids, self.tokenizer)
+        return (ids, []) if self._images is None else self._images.place(ids, images, start)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return tokens as text; bytes that are not a whole character become U+FFFD."""
@@ -171,6 +206,9 @@ class Conversation:
     when it renders the whole conversation, so that the tokens are those of the template's rendering, apart from how
     responses are tokenized and from whitespace around them, which some templates trim.
 
+    The content of a message may be a list of parts, `{type: text, text}` and `{type: image}`, whose images are given beside
+    the messages. `messages` has its text, with `columns.IMAGE` for each of them.
+
     A response is a message in two forms: its text as it is, and as a rollouter has read it, for example with tool calls.
     The template gets the form with which it repeats what was sampled. If it repeats it with neither, or changes any
     earlier part of the conversation, it rewrites history: a further sequence begins, whose prompt is the whole
@@ -184,13 +222,16 @@ class Conversation:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         prompt_ids: Sequence[int] | None = None,
+        prompt_images: Sequence[SequenceImage] = (),
+        images: Sequence[ImageInputs] = (),
     ) -> None:
-        """Begin with messages; `tools` are the schemas of the functions that the policy may call.
+        """Begin with messages and their `images`; `tools` are the schemas of the functions that the policy may call.
 
-        `prompt_ids` are the messages' tokens if they come from the dataset, which may use control tokens.
+        `prompt_ids` are the messages' tokens if they come from the dataset, which may use control tokens, and
+        `prompt_images` the images there.
 
         Raises:
-            PromptError: the template rejects the messages or writes nothing.
+            PromptError: the template rejects the messages or writes nothing, or it has more or fewer image tokens than images.
         """
         self._template, self._tools = template, tools
         shown = list(messages) if prompt_ids is not None else template.escape(list(messages))
@@ -201,13 +242,27 @@ class Conversation:
         self._forms: tuple[Message, Message] | None = None  # of a response that nothing follows yet
         self._turns: list[SampledTurn] = []
         self._finished: list[TokenSequence] = []
+        self._seen = [*images, *(image for _, image in prompt_images)]  # of all messages
         self._add(messages, shown)
-        self._begin(text, template.encode(text) if prompt_ids is None else list(prompt_ids))
+        if prompt_ids is None:
+            self._begin(text, *template.encode_rendering(text, images))
+        else:
+            self._begin(text, list(prompt_ids), list(prompt_images))
 
     @property
     def ids(self) -> list[int]:
         """The tokens of the current sequence."""
         return self._ids
+
+    @property
+    def images(self) -> list[SequenceImage]:
+        """The images of the current sequence."""
+        return self._images
+
+    @property
+    def seen(self) -> tuple[ImageInputs, ...]:
+        """The images of all messages, in the order of their placeholders."""
+        return tuple(self._seen)
 
     @property
     def turns(self) -> tuple[SampledTurn, ...]:
@@ -248,18 +303,19 @@ class Conversation:
         self._ids.extend(ids)
         return message
 
-    def add_messages(self, messages: Sequence[Message]) -> bool:
-        """Add messages that follow a response, and the start of the next one, to `ids`.
+    def add_messages(self, messages: Sequence[Message], images: Sequence[ImageInputs] = ()) -> bool:
+        """Add messages that follow a response, with their `images`, and the start of the next response, to `ids`.
 
         Returns False if the template rewrites history, so that `ids` are those of a further sequence.
 
         Raises:
-            PromptError: the template rejects the conversation.
+            PromptError: the template rejects the conversation, or does not write each image once.
         """
         if self._forms is None:
             raise RuntimeError("messages can be added only after a response")
         (as_sampled, read), self._forms = self._forms, None
         self._read.append(read)
+        self._seen.extend(images)
         new: list[Message] = self._template.escape(list(messages))
         rendered: tuple[list[Message], str] | None = None
         problem: PromptError | None = None
@@ -273,7 +329,7 @@ class Conversation:
             if (tail := self._tail(text)) is not None:
                 self._shown = shown
                 self._add(messages, new)
-                self._continue(tail)
+                self._continue(tail, images)
                 return True
         if rendered is None:
             assert problem is not None
@@ -282,28 +338,38 @@ class Conversation:
         self._finished.extend(self._sequence())
         self._shown, text = rendered
         self._add(messages, new)
-        self._begin(text, self._template.encode(text))
+        self._begin(text, *self._template.encode_rendering(text, self._seen))
         return False
 
     def _add(self, messages: Sequence[Message], escaped: Sequence[Message]) -> None:
         """Add messages; one of the assistant at the end is the beginning of the next response."""
         begun = messages[-1]["role"] == "assistant"
+        if begun and not isinstance(messages[-1]["content"], str):
+            raise PromptError(
+                "ends with a message of the assistant that has an image, which no response can continue"
+            )
         self._begun = (str(messages[-1]["content"]), str(escaped[-1]["content"])) if begun else ("", "")
         count = len(messages) - begun
-        self.messages.extend(messages[:count])
+        self.messages.extend(
+            {**message, "content": text_of(message["content"], IMAGE)} for message in messages[:count]
+        )
         self._shown.extend(escaped[:count])
         self._read.extend(escaped[:count])
 
-    def _begin(self, text: str, ids: list[int]) -> None:
-        self._ids = one_start(ids, self._template.tokenizer)
+    def _begin(self, text: str, ids: list[int], images: list[SequenceImage]) -> None:
+        self._ids, self._images = ids, images
         if not self._ids:
             raise PromptError("is a conversation without tokens; check the chat template")
         self._pieces = [_Piece(text)]
         self._sampled: list[tuple[int, Completion]] = []  # with the positions of their first tokens
 
-    def _continue(self, tail: str) -> None:
+    def _continue(self, tail: str, images: Sequence[ImageInputs]) -> None:
         last = self._pieces[-1]
-        self._ids.extend(self._template.encode(tail, before=last.end or last.text[-1:]))
+        ids, placed = self._template.encode_rendering(
+            tail, images, before=last.end or last.text[-1:], start=len(self._ids)
+        )
+        self._ids.extend(ids)
+        self._images = [*self._images, *placed]
         self._pieces.append(_Piece(tail))
 
     def _tail(self, text: str) -> str | None:
@@ -338,7 +404,9 @@ class Conversation:
             mask[at : at + len(completion.token_ids)] = True
             log_probs[at : at + len(completion.token_ids)] = completion.log_probs
         ids = np.asarray(self._ids[:length], dtype=np.int64)
-        return [TokenSequence(ids, mask, log_probs, _kept(completion for _, completion in self._sampled))]
+        kept = _kept(completion for _, completion in self._sampled)
+        images = tuple(each for each in self._images if each.start < length)
+        return [TokenSequence(ids, mask, log_probs, kept, images)]
 
 
 def _kept(completions: Iterable[Completion]) -> dict[str, np.ndarray]:

@@ -52,8 +52,12 @@ class AdaptedLinear(nn.Linear):
         return output + self.scale * self.lora_B(self.lora_A(input)) if self.enabled else output
 
 
-def add_adapter(model: nn.Module, config: ModelConfig, head: nn.Module | None) -> None:
-    """Freeze a model and put adapters beside its linear layers, all but `head`; nothing happens at rank 0.
+def add_adapter(
+    model: nn.Module, config: ModelConfig, head: nn.Module | None, frozen: nn.Module | None = None
+) -> None:
+    """Freeze a model and put adapters beside its linear layers, all but `head` and those of the part `frozen`.
+
+    Nothing happens at rank 0.
 
     Raises:
         ValueError: no layer has a name that `target_modules` matches, or a name matches none.
@@ -61,8 +65,11 @@ def add_adapter(model: nn.Module, config: ModelConfig, head: nn.Module | None) -
     if not config.lora_rank:
         return
     model.requires_grad_(False)
+    left_out = {head, *(frozen.modules() if frozen is not None else ())}
     layers = {
-        name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and part not in left_out
     }
     for name in chosen_layers(config, layers):
         parent, _, child = name.rpartition(".")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iiverl_core.samples import ImageInputs, TokenSequence
+from iiverl_core.samples import ImageInputs, SequenceImage, TokenSequence
 from iiverl_core.training.attention import Segment
 from iiverl_core.training.backend import LayoutKind
 from iiverl_core.training.host_memory import to_device
@@ -40,25 +40,20 @@ WHOLE = RowPart(0, 1)
 class SequenceVision:
     """What a vision-language model sees of a sequence.
 
-    `positions` (3, L) int64 are along time, height and width, `mask` (L,) bool has the tokens of `images`, in order.
+    `positions` (A, L) int64 are along each of the model's axes of positions, `mask` (L,) bool has the tokens of `images`, in order.
     """
 
     positions: np.ndarray
     mask: np.ndarray
-    images: ImageInputs | None
-
-    @property
-    def end(self) -> int:
-        """The position after the last image token; 0 without images."""
-        return int(self.mask.nonzero()[0].max(initial=-1)) + 1
+    images: tuple[SequenceImage, ...]
 
 
 @dataclass(frozen=True)
 class PlacedImages:
     """Images in a rectangle of token ids.
 
-    `pixel_values` (P, C) and `grids` (I, 3) as in `ImageInputs`. `mask_BL` has their `count` tokens, in the order of rows and
-    columns.
+    `pixel_values` (P, …) and `grids` (I, 3) are those of `ImageInputs`. `mask_BL` has their `count` tokens, in the order of
+    rows and columns.
     """
 
     pixel_values: Tensor
@@ -75,22 +70,22 @@ class PlacedImages:
         shape: tuple[int, int],
         device: torch.device,
     ) -> "PlacedImages | None":
-        """Place the images of sequences whose image tokens are at these rows and columns; None if there are none.
+        """Place the images of sequences whose tokens are at these rows and columns; None if there are none.
 
-        Sequences that share a place have the same images there, which are taken once.
+        Sequences that share a place have the same image there, which is taken once.
         """
         mask = np.zeros(shape, dtype=bool)
         placed: dict[tuple[int, int], ImageInputs] = {}
         for sequence, row, own in zip(sequences, rows.tolist(), columns, strict=True):
-            if sequence.images is not None:
-                placed.setdefault((row, int(own[0])), sequence.images)
-                mask[row, own] = True
+            mask[row, own[sequence.mask]] = True
+            for start, image in sequence.images:
+                placed.setdefault((row, int(own[start])), image)
         if not placed:
             return None
         images = [placed[place] for place in sorted(placed)]
         return cls(
             pixel_values=to_device(np.concatenate([each.pixel_values for each in images]), device),
-            grids=to_device(np.concatenate([each.grids for each in images]), device),
+            grids=to_device(np.stack([each.grid for each in images]), device),
             mask_BL=to_device(mask, device),
             count=int(mask.sum()),
         )
@@ -101,7 +96,7 @@ class Layout:
     """Inputs of a causal model, and the positions in its output that predict the trained tokens.
 
     `position_ids_BL` is None if positions count from zero in every row; for a vision-language model it has a leading
-    dimension of 3, and `images` are those of all sequences. `segments` are those of a packed row, None for
+    dimension of axes, and `images` are those of all sequences. `segments` are those of a packed row, None for
     padded rows. `rows_T` and `columns_T` are the position that predicts each trained token, and `targets_T` is that token;
     `support` are the tokens to choose from there, None for the whole vocabulary. `last_rows_S` and `last_columns_S` are the last token of each sequence.
 
@@ -135,7 +130,7 @@ def lay_out(
 ) -> Layout:
     """Arrange sequences in one row, or in one row each. `groups`, if known, has the group of each sequence.
 
-    A vision-language model needs the `vision` of each sequence. Those of a group have the same images.
+    A vision-language model needs the `vision` of each sequence.
 
     Raises:
         ValueError: a loss mask includes the first token, which nothing predicts; or padded rows, or sequences with
@@ -153,8 +148,7 @@ def lay_out(
             row[: len(sequence.token_ids)] = sequence.token_ids
         rows, columns = np.arange(len(sequences)), [np.arange(length) for length in lengths]
     else:
-        least = [each.end for each in vision] if vision is not None else [0] * len(sequences)
-        shared = _common_prefixes(sequences, groups if kind == "shared" else (), least)
+        shared = _common_prefixes(sequences, groups if kind == "shared" else ())
         segments, columns = _segments(lengths, shared)
         ids, positions = (
             np.zeros((1, sum(segment.length for segment in segments)), np.int64) for _ in range(2)
@@ -164,11 +158,10 @@ def lay_out(
         rows = np.zeros(len(sequences), dtype=np.int64)
     images = None
     if vision is not None:
-        positions = np.zeros((3, *ids.shape), np.int64)
+        positions = np.zeros((len(vision[0].positions), *ids.shape), np.int64)
         for row, own, each in zip(rows, columns, vision, strict=True):
             positions[:, row, own] = each.positions
-        places = [own[each.mask] for own, each in zip(columns, vision, strict=True)]
-        images = PlacedImages.place(vision, rows, places, ids.shape, device)
+        images = PlacedImages.place(vision, rows, columns, ids.shape, device)
     trained = [np.flatnonzero(sequence.loss_mask) for sequence in sequences]
     rows_T = np.repeat(rows, [len(at) for at in trained])
     columns_T = np.concatenate([own[at - 1] for own, at in zip(columns, trained, strict=True)])
@@ -225,12 +218,11 @@ def _in_part(columns: np.ndarray, rank: int, width: int) -> tuple[np.ndarray, np
     return found, columns[found] - rank * width if len(found) else np.zeros(1, np.int64)
 
 
-def _common_prefixes(
-    sequences: Sequence[TokenSequence], groups: Sequence[Hashable], least: Sequence[int]
-) -> list[tuple[int, int]]:
+def _common_prefixes(sequences: Sequence[TokenSequence], groups: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Find the longest common prefix of each group: for each sequence the group's first one, and the prefix's length.
 
-    At least the last token of each sequence is its own. A prefix with fewer tokens than a sequence's `least` is not shared.
+    At least the last token of each sequence is its own. An image is in a prefix as a whole or not at all: its tokens are
+    equal only if all are, and a sequence does not end with one.
     """
     members: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
@@ -240,11 +232,9 @@ def _common_prefixes(
         if len(same) == 1:
             continue
         width = min(len(sequences[i].token_ids) for i in same) - 1
-        tokens = np.stack([sequences[i].token_ids[:width] for i in same])
+        tokens = np.stack([sequences[i].content[:width] for i in same])
         different = np.flatnonzero((tokens != tokens[0]).any(0))
         common = int(different[0]) if len(different) else width
-        if common < max(least[i] for i in same):
-            continue
         for i in same:
             prefixes[i] = (same[0], common)
     return prefixes

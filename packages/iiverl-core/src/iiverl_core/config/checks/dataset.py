@@ -17,7 +17,6 @@ from iiverl_core.columns import (
     no_ground_truth,
 )
 from iiverl_core.config.checks.check import Checks, ConfigView, lookup_hint, path_exists
-from iiverl_core.config.model_facts import reads_images
 from iiverl_core.config.prompt_lengths import first_too_long
 from iiverl_core.config.sections.section import AGENT_LOOP
 from iiverl_core.data_files import HEAD_ROWS, Head, hub_dataset, read_head
@@ -36,7 +35,6 @@ STEPS, SAMPLES = "trainer.total_training_steps", "data.train_max_samples"
 LENGTH, FILTER, TRUNCATION = "data.max_prompt_length", "data.filter_overlong_prompts", "data.truncation"
 TOKENIZER, MODEL_PATH = "data.tokenizer", "actor_rollout_ref.model.path"
 VALIDATES = ("trainer.test_freq", "trainer.val_before_train", "trainer.val_only")
-IMAGES = "data.image_key"
 TEMPLATE, TOOLS = "data.apply_chat_template_kwargs", "data.tools_key"
 FUNCTIONS = "actor_rollout_ref.rollout.multi_turn.tools"
 TEMPLATE_RESERVED = (
@@ -218,18 +216,6 @@ def _check_files(files: str) -> None:
                 return (
                     f"the column {view[TOOLS]!r} of {name} is not used: the model is offered the functions of "
                     f"{FUNCTIONS}, the same for all rows"
-                )
-        return None
-
-    @checks.add("C280", "unsupported", AGENT_LOOP, IMAGES, MODEL_PATH, *reads, *columns)
-    def images_are_in_single_turns(view: ConfigView) -> str | None:
-        if ROLLOUTERS[view[AGENT_LOOP]].reads_images or not reads_images(view[MODEL_PATH]):
-            return None
-        for name, head in _heads(view, files):
-            if isinstance(head, Head) and view[IMAGES] in head.columns:
-                return (
-                    f"{name} has a column of images ({IMAGES}: {view[IMAGES]}), and {view[AGENT_LOOP]} does not read them yet; "
-                    "use single_turn"
                 )
         return None
 

@@ -3,9 +3,11 @@
 import importlib.util
 
 from iiverl_core.config.checks.check import Checks, ConfigView
-from iiverl_core.config.model_facts import find_config, reads_images
+from iiverl_core.config.model_facts import find_config, model_family, reads_images
 from iiverl_core.config.roles import ROLE_KEYS
+from iiverl_core.config.sections.rollout import ROLLOUT
 from iiverl_core.installation import install_command
+from iiverl_core.registry import ENGINES
 
 checks = Checks()
 
@@ -15,7 +17,11 @@ STRATEGY = "actor_rollout_ref.actor.strategy"
 FREEZE = "actor_rollout_ref.actor.freeze_vision_tower"
 SPLIT = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
 REFERENCE_SPLIT = "actor_rollout_ref.ref.ulysses_sequence_parallel_size"
-REWARD = "reward_model.enable"
+SYNC, ENGINE = f"{ROLLOUT}.lora_sync", f"{ROLLOUT}.name"
+CRITIC = f"{ROLE_KEYS['critic'].model}.path"
+REWARD, REWARD_PATH, TOKENIZER = (
+    f"reward_model.{name}" for name in ("enable", "model.path", "model.input_tokenizer")
+)
 KEY, LEAST, MOST = "data.image_key", "data.min_pixels", "data.max_pixels"
 PACKAGES = ("PIL", "torchvision")
 
@@ -31,19 +37,22 @@ def _the_backend_trains_it(view: ConfigView) -> str | None:
     return "the actor reads images, and Megatron does not train such models yet; use FSDP"
 
 
-@checks.add("C272", "unsupported", f"{ROLE_KEYS['critic'].model}.path", PATH, role="critic")
-def _there_is_no_critic(view: ConfigView) -> str | None:
-    path = f"{ROLE_KEYS['critic'].model}.path"
-    if not (_reads_images(view) or reads_images(view[path])):
+@checks.add("C272", "error", CRITIC, PATH, role="critic")
+def _the_critic_reads_images(view: ConfigView) -> str | None:
+    if not _reads_images(view) or find_config(view[CRITIC]) is None or reads_images(view[CRITIC]):
         return None
-    return "critics do not read images yet; use an estimator without a critic, such as grpo"
+    return "the actor reads images, and the critic does not; set it to a model of the actor's family"
 
 
-@checks.add("C273", "unsupported", REWARD, PATH)
-def _no_model_scores(view: ConfigView) -> str | None:
-    if not view[REWARD] or not _reads_images(view):
+@checks.add("C273", "error", TOKENIZER, REWARD_PATH, REWARD, PATH)
+def _the_reward_model_reads_what_it_can(view: ConfigView) -> str | None:
+    if not view[REWARD] or not _reads_images(view) or find_config(view[REWARD_PATH]) is None:
         return None
-    return "the actor reads images, and reward models do not yet; use a reward function or a reward server"
+    if reads_images(view[REWARD_PATH]) and view[TOKENIZER] is not None:
+        return "a reward model that reads images reads the actor's own tokens; set it to null"
+    if not reads_images(view[REWARD_PATH]) and view[TOKENIZER] is None:
+        return f"the actor reads images, and the reward model does not; set it to {view[REWARD_PATH]}, so that it gets texts"
+    return None
 
 
 @checks.add("C274", "unsupported", SPLIT, REFERENCE_SPLIT, PATH)
@@ -53,11 +62,20 @@ def _sequences_are_whole(view: ConfigView) -> str | None:
     return "the actor reads images, and its sequences cannot be split over devices yet; set it to 1"
 
 
-@checks.add("C275", "unsupported", RANK, PATH)
-def _all_weights_are_trained(view: ConfigView) -> str | None:
-    if not view[RANK] or not _reads_images(view):
+@checks.add("C275", "unsupported", SYNC, RANK, PATH)
+def _adapters_are_merged(view: ConfigView) -> str | None:
+    if not view[RANK] or view[SYNC] == "merged" or not _reads_images(view):
         return None
-    return "the actor reads images, and such models have no LoRA adapters yet; set it to 0"
+    return "the actor reads images, and engines take the adapters of such models merged into the weights; set it to merged"
+
+
+@checks.add("C281", "unsupported", ENGINE, PATH)
+def _the_engine_reads_them(view: ConfigView) -> str | None:
+    family = model_family(view[PATH])
+    if not _reads_images(view) or family in ENGINES[view[ENGINE]].image_families:
+        return None
+    able = " or ".join(name for name, each in ENGINES.items() if family in each.image_families)
+    return f"the engine {view[ENGINE]} does not read the images of a model of the type {family}; set it to {able}"
 
 
 @checks.add("C277", "unsupported", PATH)

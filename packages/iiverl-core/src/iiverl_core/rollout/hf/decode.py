@@ -29,8 +29,9 @@ class Submission:
 
     @property
     def prompt(self) -> tuple[object, ...]:
-        """A key that is equal for submissions of one group with the same prompt."""
-        return *self.request.id[:-1], *self.request.prompt_ids
+        """A key that is equal for submissions of one group with the same prompt, images included."""
+        images = ((start, image.digest) for start, image in self.request.images)
+        return *self.request.id[:-1], *images, *self.request.prompt_ids
 
 
 Batch: TypeAlias = list[list[Submission]]

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiverl_core.rollout.hf.cache import RowCache, Selection, cache_argument
-from iiverl_core.samples import ImageInputs
+from iiverl_core.samples import SequenceImage
 from iiverl_core.training.layout import PlacedImages
 from iiverl_core.training.vision import hidden_states, place_left_padded, reads_images, sequence_vision
 
@@ -29,7 +29,7 @@ class Forward:
         max_tokens: int,
         *,
         direct_mask: bool,
-        images: Sequence[ImageInputs | None] = (),
+        images: Sequence[Sequence[SequenceImage]] = (),
     ) -> None:
         """Pad the prompts; each has `repeats` sequences, which grow by at most `max_tokens`, and maybe `images`."""
         self._model = model
@@ -52,7 +52,7 @@ class Forward:
         self._next_positions = torch.from_numpy(lengths).to(model.device)[:, None]
         self._vision: tuple[Tensor, PlacedImages | None] | None = None
         if reads_images(model.config):
-            given = images or [None] * len(prompts)
+            given = images or [()] * len(prompts)
             seen = [sequence_vision(model, *each) for each in zip(prompts, given, strict=True)]
             self._vision = place_left_padded(seen, self._columns, model.device)
             self._next_positions = self._vision[0].amax((0, 2))[:, None] + 1
@@ -78,8 +78,8 @@ class Forward:
         unmasked = self._direct_mask and not self._padding.any()
         mask = None if unmasked else self._mask[..., : self._columns]
         if self._vision is not None:
-            positions_3B1 = self._next_positions[None].expand(3, -1, -1)
-            logits_BV = self._run_with_images(token_B[:, None], mask, positions_3B1, None)
+            positions_AB1 = self._next_positions[None].expand(len(self._vision[0]), -1, -1)
+            logits_BV = self._run_with_images(token_B[:, None], mask, positions_AB1, None)
         else:
             logits_BV = self._run(token_B[:, None], mask, self._next_positions)
         self._next_positions = self._next_positions + 1

@@ -22,7 +22,7 @@ from iiverl_core.rollout.hf.model import build_model, stop_token_ids
 from iiverl_core.rollout.vllm.arguments import WITH_IMAGES
 from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, start
 from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, raise_mismatch
-from iiverl_core.samples import ImageInputs, KeptTokens
+from iiverl_core.samples import KeptTokens
 from iiverl_core.training.adapter import adapted_layers, add_adapter, is_adapter, write_adapter
 from iiverl_core.training.vision import reads_images
 
@@ -159,33 +159,25 @@ class VLLMEngine:
 
     def _input(self, request: GenerationRequest) -> Any:
         """Return a prompt as vLLM's own processor would, so that its tokens and pixels are exactly those of the trainer."""
-        ids, images = list(request.prompt_ids), request.images
-        if images is None:
+        ids, images = list(request.prompt_ids), [each.image for each in request.images]
+        if not images:
             return self._vllm.inputs.tokens_input(ids)
         from vllm.inputs.engine import mm_input
         from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 
-        grids = torch.from_numpy(images.grids)
+        pixels = torch.from_numpy(np.concatenate([image.pixel_values for image in images]))
+        grids = torch.from_numpy(np.stack([image.grid for image in images]))
         items = MultiModalKwargsItems.from_hf_inputs(
-            BatchFeature({"pixel_values": torch.from_numpy(images.pixel_values), "image_grid_thw": grids}),
+            BatchFeature({"pixel_values": pixels, "image_grid_thw": grids}),
             {
                 "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", grids.prod(-1)),
                 "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
             },
         )
-        tokens = (images.grids.prod(1) // self._config.vision_config.spatial_merge_size**2).tolist()
-        at = np.flatnonzero(np.asarray(ids) == self._config.image_token_id)
-        starts = np.cumsum([0, *tokens[:-1]])
-        places = [PlaceholderRange(offset=int(at[i]), length=n) for i, n in zip(starts, tokens, strict=True)]
-        return mm_input(ids, items, {"image": self._names(images)}, {"image": places})
-
-    def _names(self, images: ImageInputs) -> list[str]:
-        """Return a name for the features of each image under the current weights, by which vLLM shares them."""
-        parts = np.split(images.pixel_values, np.cumsum(images.grids.prod(1))[:-1])
-        return [
-            blake2b(part.tobytes() + grid.tobytes(), digest_size=16).hexdigest() + f"-{self.weights_version}"
-            for part, grid in zip(parts, images.grids, strict=True)
-        ]
+        # vLLM shares the features of images with the same name; they are those of the current weights.
+        names = [f"{image.digest.hex()}-{self.weights_version}" for image in images]
+        places = [PlaceholderRange(offset=start, length=image.tokens) for start, image in request.images]
+        return mm_input(ids, items, {"image": names}, {"image": places})
 
     def step(self) -> list[Completion]:
         """Let vLLM schedule and advance requests; see `RolloutEngine.step`."""
