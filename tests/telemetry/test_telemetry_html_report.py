@@ -141,6 +141,25 @@ def test_groups_with_failures_come_first_and_one_sample_is_always_there(tmp_path
     assert len(choose_samples(tmp_path, max_bytes=10).samples) == 1
 
 
+def test_images_are_shown_once_and_count_for_the_size(tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(12)]
+    for name in names:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(bytes(3000))
+    dump(tmp_path, 1, [sample(1, i // 2, i % 2, images=[names[i // 2], "gone"]) for i in range(24)])
+    chosen = choose_samples(tmp_path)
+    assert [len(image) for image in chosen.images.values()] == [4000] * 4  # of 18 kB for a step
+    assert {name for each in chosen.samples for name in each["images"]} - {"gone"} == set(chosen.images)
+    assert len(chosen.samples) == 8
+    run = write_run(tmp_path / "run", steps=1, images=["ca"])
+    write_html_report(tmp_path / "report.html", [run])
+    assert data_of(tmp_path / "report.html")["images"] == {}
+    (run.folder / "samples" / "images").mkdir()
+    (run.folder / "samples" / "images" / "ca.jpg").write_bytes(b"cat")
+    write_html_report(tmp_path / "report.html", [run])
+    assert data_of(tmp_path / "report.html")["images"] == {"ca": "Y2F0"}
+
+
 def test_long_texts_are_cut_in_the_middle_and_damaged_dumps_left_out(tmp_path: Path) -> None:
     dump(tmp_path, 1, [sample(1, 0, 0, response="a" * MAX_TEXT + "b" * MAX_TEXT)])
     (tmp_path / "2.parquet").write_bytes(b"PAR1 half")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from iiverl_core.samples import Rollout, SampledTurn, SampleId
+from iiverl_core.samples import Rollout, SampledTurn, SampleId, Thumbnail
 from iiverl_core.telemetry.samples import SCHEMA, SampleNumbers, write_samples
 from iiverl_reward_client import Failed, Scored
 from rollouts import id_of, make_rollout
@@ -17,7 +17,7 @@ Make = Callable[..., Rollout]
 COLUMNS = (
     "step data_source source row group member prompt response ground_truth score outcome failure_detail components reward "
     "baseline advantage rollout_log_prob_sum old_log_prob_sum ref_log_prob_sum response_length finish_reason weights_version "
-    "messages"
+    "messages images"
 )
 
 
@@ -99,6 +99,16 @@ def test_a_step_overwrites_itself_and_nothing_else(tmp_path: Path, make_sample: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.parquet", "2.parquet"]
     texts = [pq.read_table(tmp_path / f"{step}.parquet")["response"].to_pylist() for step in (1, 2)]
     assert texts == [["old"], ["new"]]
+
+
+def test_thumbnails_are_beside_the_samples_each_once(tmp_path: Path):
+    cat, dog = Thumbnail("ca", b"cat"), Thumbnail("d0", b"dog")
+    write_samples(tmp_path, 1, [make_rollout(images=(cat,)), make_rollout(0, 1, images=(cat, dog))])
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
+    assert {path.name: path.read_bytes() for path in written} == {"ca.jpg": b"cat", "d0.jpg": b"dog"}
+    (row,) = pq.read_table(write_samples(tmp_path, 2, [make_rollout(images=(dog, cat))])).to_pylist()
+    assert row["images"] == ["d0", "ca"]
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
 
 
 def test_a_write_that_fails_leaves_the_former_file(

@@ -54,8 +54,12 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("weights_version", pa.int64()),
         ("messages", pa.string()),
+        ("images", pa.list_(pa.string())),
     ]
 )
+
+IMAGES = "images"
+"""Folder of thumbnails beside the samples, `{name}.jpg` each; `images` of a sample are such names."""
 
 SCORED_COLUMNS = [
     ("id", pa.string()),
@@ -86,15 +90,28 @@ def write_samples(
 
     `source` and `row` are the dataset and the row there, counted from 0. `outcome` is `scored`, the kind of the failure, or null if the sample was not scored; a failed sample has no score.
     `ground_truth` is the string, or JSON if it is not a string; `components` is JSON. `messages`, of rollouts of several
-    turns, is JSON: the conversation, with `tokens` and `reward` in the messages that the policy wrote. The file is written atomically and
-    replaces the one of the same step.
+    turns, is JSON: the conversation, with `tokens` and `reward` in the messages that the policy wrote. The file is written
+    atomically and replaces the one of the same step. `images` are the names of thumbnails (`IMAGES`), each of which is
+    written once.
     """
     numbers = numbers or {}
     ordered = sorted(rollouts, key=lambda rollout: rollout.id)
     rows = [_row(step, rollout, numbers.get(rollout.id, {})) for rollout in ordered]
     path = folder / f"{step}.parquet"
+    _write_thumbnails(folder / IMAGES, {image.name: image.data for each in ordered for image in each.images})
     write_parquet(path, pa.Table.from_pylist(rows, schema=SCHEMA))
     return path
+
+
+def _write_thumbnails(folder: Path, images: Mapping[str, bytes]) -> None:
+    if images:
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, data in images.items():
+        path = folder / f"{name}.jpg"
+        if not path.exists():
+            unfinished = folder / f".{name}.{os.getpid()}"
+            unfinished.write_bytes(data)
+            unfinished.replace(path)
 
 
 def sample_files(folder: Path) -> dict[int, Path]:
@@ -146,6 +163,7 @@ def _row(step: int, rollout: Rollout, numbers: SampleNumbers) -> dict[str, Any]:
         "finish_reason": rollout.finish_reason,
         "weights_version": rollout.weights_version,
         "messages": None if rollout.messages is None else to_json(_conversation(rollout)),
+        "images": [image.name for image in rollout.images] or None,
     }
 
 

@@ -4,6 +4,7 @@ Whole groups are shown, so that a response can be compared with the others to it
 length of the run. Groups with a failed sample come first.
 """
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iiverl_core.telemetry.samples import sample_files
+from iiverl_core.telemetry.samples import IMAGES, sample_files
 
 BYTES_PER_STEP = 18_000
 """Of samples in a report; with curves and the page itself, 100 steps take less than 2 MB."""
@@ -25,7 +26,7 @@ _STEPS_READ = 64  # a dump may be large
 COLUMNS = (
     "step", "group", "member", "data_source", "source", "row", "prompt", "response", "ground_truth", "score", "outcome",
     "failure_detail", "components", "reward", "advantage", "rollout_log_prob_sum", "old_log_prob_sum",
-    "ref_log_prob_sum", "response_length", "finish_reason", "weights_version", "messages",
+    "ref_log_prob_sum", "response_length", "finish_reason", "weights_version", "messages", "images",
 )  # fmt: skip
 
 
@@ -33,12 +34,14 @@ COLUMNS = (
 class ChosenSamples:
     """Samples as dictionaries, without what is null, ordered by step, group and member.
 
-    `total` is how many there are in all dumps, an estimate if `estimated`.
+    `total` is how many there are in all dumps, an estimate if `estimated`. `images` are the thumbnails that the samples name,
+    in base64.
     """
 
     samples: list[dict[str, Any]]
     total: int
     estimated: bool
+    images: dict[str, str]
 
 
 def choose_samples(folder: Path, max_bytes: int | None = None) -> ChosenSamples:
@@ -53,16 +56,32 @@ def choose_samples(folder: Path, max_bytes: int | None = None) -> ChosenSamples:
     estimated = len(tables) < len(files)
     total = round(rows / len(tables) * len(files)) if tables else 0
     chosen: list[dict[str, Any]] = []
+    images: dict[str, str] = {}
     for group in _in_turn(tables):
+        seen = {name: _thumbnail(folder, name) for name in _images_of(group) if name not in images}
         size = sum(len(json.dumps(sample, ensure_ascii=False).encode()) for sample in group)
+        size += sum(map(len, seen.values()))
         if size > budget:
             if chosen:
                 break
             group = group[:1]  # one sample is worth more than none
         chosen += group
+        images |= {name: seen[name] for name in _images_of(group) if name in seen}
         budget -= size
     chosen.sort(key=lambda sample: (sample["step"], sample["group"], sample["member"]))
-    return ChosenSamples(chosen, total, estimated)
+    return ChosenSamples(chosen, total, estimated, {name: data for name, data in images.items() if data})
+
+
+def _images_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, None]:
+    return dict.fromkeys(name for sample in samples for name in sample.get("images", ()))
+
+
+def _thumbnail(folder: Path, name: str) -> str:
+    """Return a thumbnail in base64; empty if it is not there."""
+    try:
+        return base64.b64encode((folder / IMAGES / f"{name}.jpg").read_bytes()).decode()
+    except OSError:
+        return ""
 
 
 def spread(steps: Sequence[int]) -> list[int]:

@@ -309,6 +309,11 @@ function drawDetail() {
       element("button", { type: "button", "aria-current": String(each === sample), onclick: () => choose(each) },
         each.outcome !== undefined && each.outcome !== "scored" ? each.outcome : number(each.score)))));
   }
+  const images = (sample.images || []).filter((name) => name in data.images);
+  if (images.length) {
+    part(images.length > 1 ? "images" : "image", element("div", { class: "images" }, ...images.map((name, i) =>
+      element("img", { src: `data:image/jpeg;base64,${data.images[name]}`, alt: `image ${i + 1}`, title: name }))));
+  }
   if (sample.messages) part("conversation", ...sample.messages.map(turn));
   else {
     part("prompt", marked(sample.prompt || ""));

@@ -61,6 +61,7 @@ def html_report(runs: Sequence[ReportedRun], version: str | None = None) -> str:
             for finding in find_problems(histories[first])
         ],
         "samples": samples.samples,
+        "images": samples.images,
         "samples_total": samples.total,
         "samples_estimated": samples.estimated,
         "samples_folder": str(dumps.relative_to(here) if dumps.is_relative_to(here) else dumps),
