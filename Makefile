@@ -40,8 +40,12 @@ format: setup ## fix style
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-reference: setup ## write docs/keys.md and docs/metrics.md from the code
+reference: setup ## write docs/keys.md, metrics.md and algorithms.md from the code
 	$(RUN) python scripts/make_reference.py
+
+docs: setup ## build the documentation's site into build/site, strictly
+	$(RUN) python scripts/stage_docs.py
+	$(RUN) zensical build --clean --strict
 
 types: .venv/.with-vllm ## types of the packages
 	$(RUN) pyright
@@ -57,7 +61,7 @@ gpu-check: $(if $(shell command -v nvidia-smi),.venv/.with-cuda,.venv/.with-vllm
 	.venv/bin/python benchmarks/gpu_check.py --json gpu-check.json
 
 clean: ## remove what was installed and made
-	rm -rf .venv .uv dist examples/*/inputs examples/*/run
+	rm -rf .venv .uv build dist examples/*/inputs examples/*/run
 
 # uv completes the lock with the addresses of the index in use; these stay out of the repository. Both rules rewrite
 # the lock, so both leave the first stamp newer than it: otherwise each would undo the other's environment.
@@ -83,4 +87,4 @@ clean: ## remove what was installed and made
 .uv/bin/uv:
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv "uv>=0.13.9,<0.14"
 
-.PHONY: help setup setup-vllm gpu-check quickstart test test-fast lint format reference types wheels lock clean
+.PHONY: help setup setup-vllm gpu-check quickstart test test-fast lint format reference docs types wheels lock clean

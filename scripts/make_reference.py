@@ -1,5 +1,7 @@
-"""Write `docs/keys.md`, `docs/metrics.md` and `docs/config.schema.json` from the code: `make reference`."""
+"""Write `docs/keys.md`, `docs/metrics.md`, `docs/algorithms.md` and `docs/config.schema.json` from the code: `make reference`."""
 
+import ast
+import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,7 +16,8 @@ from iiverl_core.config.schema import Key, keys, sections
 from iiverl_core.config.sections.section import NoEffect, NotYet, OnlyWhen
 from iiverl_core.config.synonyms import other_names
 from iiverl_core.config.verl_keys import VERL_KEYS, Mark
-from iiverl_core.registry import BACKENDS, METRICS
+from iiverl_core.registry import AGGREGATIONS, BACKENDS, ESTIMATORS, KL_KINDS, METRICS, POLICY_LOSSES
+from iiverl_core.registry.algorithms import AlgorithmInfo, EstimatorInfo, PolicyLossInfo
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEYS = """\
@@ -51,6 +54,52 @@ Every metric that a run logs, generated from the code by `make reference`. `{a,b
 `{word}` for any text. Metrics of a step are means over the step unless they say otherwise; metrics that a run does not
 compute are absent.
 """
+ALGORITHMS_HEAD = """\
+# Algorithms
+
+Every algorithm that a configuration can name, generated from the documentation of its code by `make reference`. The file
+of each holds the formula and, below it, the code that computes it; `iiverl algorithms NAME` prints one of them with the
+settings that it reads. Your own is a function in a file: [functions.md](functions.md).
+
+A step uses them in this order: an advantage estimator turns the scores of the responses into one number per token; a
+policy loss turns that, with log-probs, into a loss per token; and an aggregation turns the losses of all tokens into one.
+A divergence from the reference policy is part of the reward (`algorithm.use_kl_in_reward`) or of the loss
+(`actor_rollout_ref.actor.use_kl_loss`), or of neither.
+"""
+_ALGORITHMS = "iiverl_core.algorithms"
+KINDS: tuple[tuple[str, str, Iterable[AlgorithmInfo], tuple[str, ...]], ...] = (
+    (
+        "Advantage estimators",
+        "`algorithm.adv_estimator`",
+        ESTIMATORS.values(),
+        (),
+    ),
+    (
+        "Policy losses",
+        "`actor_rollout_ref.actor.policy_loss.loss_mode`",
+        POLICY_LOSSES.values(),
+        (f"{_ALGORITHMS}.policy_losses.covariance", f"{_ALGORITHMS}.policy_losses.dppo"),
+    ),
+    (
+        "Aggregation of the loss",
+        "`actor_rollout_ref.actor.loss_agg_mode`",
+        AGGREGATIONS.values(),
+        (),
+    ),
+    (
+        "Divergence from the reference",
+        "`algorithm.kl_penalty` in the reward, `actor_rollout_ref.actor.kl_loss_type` in the loss",
+        KL_KINDS.values(),
+        (),
+    ),
+    (
+        "Other parts of the loss",
+        "The critic's loss, and `algorithm.rollout_correction`",
+        (),
+        (f"{_ALGORITHMS}.value_loss", f"{_ALGORITHMS}.rollout_correction"),
+    ),
+)
+"""Title, keys, algorithms, and modules that several of them share."""
 
 
 def main() -> None:
@@ -62,7 +111,51 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """Write the text of each file."""
     schema = json.dumps(json_schema(), ensure_ascii=False, indent=1) + "\n"
-    return {"keys.md": keys_page(), "metrics.md": metrics_page(), "config.schema.json": schema}
+    return {
+        "keys.md": keys_page(),
+        "metrics.md": metrics_page(),
+        "algorithms.md": algorithms_page(),
+        "config.schema.json": schema,
+    }
+
+
+def algorithms_page() -> str:
+    """Write the algorithms by kind: a table, then the documentation of each module."""
+    parts = [ALGORITHMS_HEAD]
+    for title, named_by, infos, shared in KINDS:
+        parts.append(f"## {title}\n\nNamed by: {named_by}\n" if infos else f"## {title}\n\n{named_by}.\n")
+        if infos:
+            rows = ((", ".join(f"`{n}`" for n in i.names), _needs(i), i.summary) for i in infos)
+            parts.append(_table(("name", "needs", ""), rows))
+        by_text: dict[str, list[str]] = defaultdict(list)
+        for info in infos:
+            by_text[info.documentation].append(info.name)
+        for module in shared:
+            by_text[_documentation(module)].append(module.rpartition(".")[2])
+        for text, names in by_text.items():
+            heading = "" if len(names) > 1 else f"### {names[0]}\n\n"
+            parts.append(f"{heading}{text}\n")
+    return "\n".join(parts)
+
+
+def _needs(info: AlgorithmInfo) -> str:
+    match info:
+        case EstimatorInfo(needs_critic=True):
+            return "a critic"
+        case EstimatorInfo(greedy_baseline=True):
+            return "a greedy response"
+        case EstimatorInfo(min_group_size=size) if size > 1:
+            return f"`rollout.n` ≥ {size}"
+        case PolicyLossInfo(loss_agg_mode=str(mode)):
+            return f"`{mode}`, always"
+    return ""
+
+
+def _documentation(module: str) -> str:
+    """Read the docstring of a module without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
 
 
 def keys_page() -> str:
