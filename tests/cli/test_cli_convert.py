@@ -156,3 +156,50 @@ def test_values_that_contradict_each_other_are_reported() -> None:
     result = convert("python3", "-m", "verl.trainer.main_ppo", "algorithm.adv_estimator=grpo")
     assert result.exit_code == 2
     assert "error[C201]" in result.stderr and "adv_estimator: grpo" in result.stdout
+
+
+def test_references_of_hydras_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", "/data")
+    Path("verl.yaml").write_text("""\
+defaults: [ppo_trainer, _self_]
+data:
+  train_files: ${oc.env:DATA,/none}/train.parquet
+  val_files: ${oc.env:IIVERL_NOT_SET,/none}
+  seed: null
+  max_response_length: 64
+actor_rollout_ref:
+  model: {path: org/model, mtp: {enable: false}}
+  actor:
+    use_dynamic_bsz: true
+    ppo_max_token_len_per_gpu: ${oc.select:data.nothing,4096}
+    optim: {lr: 1e-6, min_lr: "${.lr}"}
+  rollout:
+    name: ???
+    mtp: ${oc.select:actor_rollout_ref.model.mtp,null}
+    response_length: ${oc.select:data.max_response_length,512}
+    log_prob_use_dynamic_bsz: ${oc.select:actor_rollout_ref.actor.use_dynamic_bsz,false}
+    log_prob_max_token_len_per_gpu: ${oc.select:..actor.ppo_max_token_len_per_gpu,1}
+trainer:
+  project_name: p
+  experiment_name: ${trainer.project_name}-${oc.select:.nothing,x}
+""")
+    result = convert("verl.yaml")
+    assert result.exit_code == 0 and "another one" not in result.stderr, result.stderr
+    values = yaml.safe_load(result.stdout)
+    assert values["data"] == {
+        "train_files": "/data/train.parquet",
+        "val_files": "/none",
+        "max_response_length": 64,
+    }
+    assert values["actor_rollout_ref"]["actor"]["ppo_max_token_len_per_gpu"] == 4096
+    assert values["actor_rollout_ref"]["actor"]["optim"] == {
+        "lr": 1e-6,
+        "min_lr": "${actor_rollout_ref.actor.optim.lr}",
+    }
+    assert values["actor_rollout_ref"]["rollout"] == {
+        "response_length": 64,
+        "log_prob_use_dynamic_bsz": True,
+        "log_prob_max_token_len_per_gpu": 4096,
+    }
+    assert values["trainer"]["experiment_name"] == "${trainer.project_name}-x"

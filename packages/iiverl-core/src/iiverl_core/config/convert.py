@@ -9,6 +9,7 @@ from iiverl_core.config.checks import ConfigView
 from iiverl_core.config.diagnostics import render
 from iiverl_core.config.listing import written
 from iiverl_core.config.loading import Collected, Loaded, collect, load_text, validate_values
+from iiverl_core.config.omegaconf_values import resolved
 from iiverl_core.config.schema import keys, shared_sections
 from iiverl_core.config.unused_keys import ignored_keys
 from iiverl_core.config.user_values import UNKNOWN_KEY, UserValues
@@ -64,7 +65,9 @@ def convert(
     Raises:
         ConfigError: the file cannot be read, or is not YAML.
     """
-    collected = collect(path, overrides, backend, allow_unknown=True)
+    collected = collect(
+        path, overrides, backend, allow_unknown=True, prepare=lambda values: resolved(values, keys())
+    )
     user = collected.user
     if not collected.is_read:
         raise ConfigError(render(user.problems))
@@ -82,7 +85,10 @@ def convert(
         loaded = validate_values(collected)
         dropped = _invalid(loaded, user)
         for key, reason in dropped.items():
-            unsupported.setdefault(reason, []).append(key)
+            if user.values.get(key, reason) is None:  # a value of verl's, but not here
+                unread.setdefault("null, as if it were not set", []).append(key)
+            else:
+                unsupported.setdefault(reason, []).append(key)
         view = ConfigView(loaded.config, user.locations, frozenset(dropped), collected.file)
         for reason, paths in ignored_keys(view, user.unread.values()).items():
             unread.setdefault(reason, []).extend(path for path in paths if path not in dropped)

@@ -5,7 +5,7 @@ result is validated. An invalid value is reported and replaced by its default wh
 """
 
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -125,11 +125,14 @@ def collect(
     backend: str | None = None,
     *,
     allow_unknown: bool = False,
+    prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> Collected:
-    """Read the values of a file and of overrides; the arguments are those of `load`."""
+    """Read the values of a file, on which `prepare` is called first, and of overrides; otherwise as `load`."""
     file = COMMAND_LINE if path is None else os.fspath(path)
     text, problem = ("", None) if path is None else _read(file)
     source = read_yaml(text, file)
+    if prepare is not None and isinstance(source.values, Mapping):
+        source.values = prepare(source.values)
     if problem:
         source.problems.append(problem)
     user = UserValues(problems=source.problems, allow_unknown=allow_unknown)

@@ -22,8 +22,11 @@ _VERL = {
     "model_engine": f"{ACTOR}.strategy",
     f"{ACTOR}.model_engine": f"{ACTOR}.strategy",
     "reward.custom_reward_function": "custom_reward_function",
-    "reward.reward_manager": "reward_model.reward_manager",
-    "reward.reward_manager.name": "reward_model.reward_manager",
+    **{
+        f"{section}reward_manager{name}": "reward_model.reward_manager"
+        for section in ("reward.", "")
+        for name in ("", ".name")
+    },
     "reward.reward_model": "reward_model",
     **{f"{section}.num_workers": "custom_reward_function.workers" for section in ("reward", "reward_model")},
     "reward_model.model_path": "reward_model.model.path",

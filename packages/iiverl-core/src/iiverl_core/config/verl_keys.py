@@ -101,7 +101,7 @@ _MODEL: dict[str, Mark] = {
     "reward_model.model.tokenizer_path": NoEffect("the tokenizer is in the folder of the model"),
     **_each((MODEL, "critic.model"), mtp=NotYet(MTP, (None,))),
     **_each(
-        ("actor_rollout_ref", "critic"),
+        ("actor_rollout_ref", "critic", "reward_model"),
         nccl_timeout=NoEffect("trainer.stall_timeout ends a run in which nothing moves"),
     ),
 }
@@ -111,6 +111,7 @@ _LAYOUT: dict[str, Mark] = {
         FSDP,
         strategy=NoEffect("all models share the backend of actor_rollout_ref.actor.strategy"),
         grad_offload=NoEffect("gradients are offloaded with the weights, by param_offload"),
+        min_num_params=NoEffect("FSDP2 wraps each layer of the model"),
         forward_prefetch=NoEffect("FSDP2 gathers the next layer's weights while one is computed"),
         use_orig_params=NoEffect("FSDP2 always keeps the model's parameters"),
         entropy_checkpointing=NoEffect(LOGITS),
@@ -146,6 +147,9 @@ _LAYOUT: dict[str, Mark] = {
         distrib_optim_fully_reshardable_mem_efficient=NoEffect("every parallel layout can read a checkpoint"),
         use_mbridge=NoEffect(HUGGING_FACE),
         vanilla_mbridge=NoEffect(HUGGING_FACE),
+        num_layers_per_virtual_pipeline_stage=NotYet(
+            "chunks of a stage by their layers; virtual_pipeline_model_parallel_size counts them", (None,)
+        ),
         use_megatron_fsdp=NotYet("Megatron-FSDP; the backend fsdp shards all weights", (False,)),
         dynamic_context_parallel=NotYet(
             "context parallelism that depends on lengths", (False,), blocks=False
@@ -256,6 +260,9 @@ _TRAINING: dict[str, Mark] = {
         pad_to_length=NoEffect("sequences are packed, or padded to the longest"),
         calculate_entropy=NoEffect("the entropy is always computed"),
         calculate_sum_pi_squared=NotYet("sums of squared probabilities", (False,), blocks=False),
+        sum_pi_squared_checkpointing=NoEffect(
+            "read only with calculate_sum_pi_squared, which is not supported"
+        ),
     ),
     f"{REF}.use_torch_compile": NoEffect("nothing is compiled"),
     f"{REF}.model": NotYet("a reference that is not the initial policy", (None,)),
@@ -343,6 +350,8 @@ _ROLLOUT: dict[str, Mark] = {
         layered_summon=NoEffect("weights are always sent tensor by tensor"),
         multi_stage_wake_up=NoEffect("weights are always woken before the cache"),
         over_sample_rate=NotYet(ASYNC, (0,)),
+        skip_rollout=NotYet("responses of an earlier run", (False,)),
+        skip_dump_dir=NoEffect("read only with skip_rollout, which is not supported"),
         skip_tokenizer_init=NoEffect("the engine reads and writes token ids"),
         quantization=NotYet("an engine with quantized weights", (None,)),
         quantization_config_file=NotYet("an engine with quantized weights", (None,)),
