@@ -33,6 +33,7 @@ from iiverl_core.cluster.messages import (
     RankBatch,
     ReceivedWeights,
     TokenArrays,
+    Updated,
     WeightSync,
     WorkerInfo,
 )
@@ -116,9 +117,9 @@ class MadeUpWorker:
         count = len(batch.sequences)
         return TokenArrays(Handles(Handle(reference, i) for i in range(count)), [-1000.0] * count)
 
-    def update(self, role: str, batch: RankBatch, lr: float) -> tuple[dict[str, float], StepResult]:
+    def update(self, role: str, batch: RankBatch, lr: float) -> Updated:
         """See `TrainerWorker.update`."""
-        return {f"{role}/metric_{i}": 1.0 for i in range(12)}, StepResult(1.0, taken=True)
+        return Updated({f"{role}/metric_{i}": 1.0 for i in range(12)}, StepResult(1.0, taken=True))
 
     def advantages(
         self, sequences: list[SequenceRef], scores: list[float], baselines: None, kl_coef: float

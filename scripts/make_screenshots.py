@@ -10,8 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-PICTURES = {"report-curves.png": ("#curves", 1180)}
-"""The part of the report that each shows, and its height in pixels."""
+PICTURES = {
+    "report-curves.png": ("#curves", 1180, ""),
+    "report-tokens.png": (
+        "#samples",
+        620,
+        "byId('order').value = 'low'; byId('step').selectedIndex = byId('step').options.length - 1; filter();"
+        "byId('colour').value = 'log_prob'; move(3);",
+    ),
+}
+"""The part of the report that each shows, its height in pixels, and what a script does in the page before."""
 
 
 def main() -> int:
@@ -22,7 +30,9 @@ def main() -> int:
         page = Path(folder) / "report.html"
         iiverl = Path(sys.executable).with_name("iiverl")
         subprocess.run([iiverl, "report", run, "-o", page], check=True)
-        for name, (part, height) in PICTURES.items():
+        text = page.read_text("utf-8")
+        for name, (part, height, script) in PICTURES.items():
+            page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
             command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
             command += [f"--user-data-dir={folder}/profile", f"--window-size=1300,{height}"]
             command += [f"--screenshot={ROOT / 'docs' / 'pictures' / name}", page.as_uri() + part]

@@ -49,9 +49,10 @@ class Worker:
         return Advantages(each, each, [0.0] * len(scores), scores, 0.0, {})
 
     def update(self, role, batch, lr):
+        from iiverl_core.cluster.messages import Updated
         from iiverl_core.training import StepResult
 
-        return {"actor/pg_loss": 1.0}, StepResult(1.0, True)
+        return Updated({"actor/pg_loss": 1.0}, StepResult(1.0, True))
 
     def sleep(self, discard_weights): ...
 

@@ -5,21 +5,27 @@ import re
 import shutil
 import subprocess
 import threading
+from base64 import b64decode
 from html.parser import HTMLParser
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iiverl_core.data import write_tokenizer
 from iiverl_core.registry.metrics import METRICS, describe
+from iiverl_core.samples import SampleId, TokenSequence
+from iiverl_core.sequence_files import write_sequences
 from iiverl_core.telemetry.html_report import ReportedRun, ReportServer, write_html_report
 from iiverl_core.telemetry.html_report.charts import CHARTS, MAX_POINTS, curves, shown_charts
 from iiverl_core.telemetry.html_report.chosen_samples import MAX_TEXT, choose_samples, spread
+from iiverl_core.telemetry.html_report.token_numbers import add_token_numbers
 from iiverl_core.telemetry.samples import SCHEMA
 
 HOSTILE = "</script><script>throw new Error('ran')</script>\u2028<!-- <b>"
@@ -55,6 +61,72 @@ def write_run(folder: Path, steps: int, rows: int = 4, **values: Any) -> Reporte
     for step in range(1, steps + 1):
         dump(folder / "samples", step, [sample(step, i // 2, i % 2, **values) for i in range(rows)])
     return ReportedRun(folder.name, folder)
+
+
+def dump_tokens(folder: Path, step: int, rows: list[dict[str, Any]], tokenizer: Any) -> None:
+    """Write the sequences of a dump beside it: a token per byte, and one that ends the response, as it is sampled."""
+    write_tokenizer(tokenizer, folder)
+    sequences: list[TokenSequence] = []
+    numbers: dict[str, dict[int, np.ndarray]] = {"advantages": {}, "old_log_probs": {}}
+    for i, row in enumerate(rows):
+        prompt, response = (tokenizer(row[name] or "")["input_ids"] for name in ("prompt", "response"))
+        written = np.array([*response, tokenizer.eos_token_id])
+        engine = -np.linspace(0, 3, len(written), dtype=np.float32)
+        sequences.append(TokenSequence.single_turn(prompt, written, engine))
+        if row["outcome"] == "scored":
+            numbers["advantages"][i] = np.full(len(written), 0.5, np.float32)
+            numbers["old_log_probs"][i] = engine + np.float32(0.25)
+    ids = [SampleId("train", step, row["group"], row["member"]) for row in rows]
+    write_sequences(folder / f"{step}.safetensors", sequences, ids, numbers)
+
+
+def with_tokens(folder: Path) -> list[dict[str, Any]]:
+    samples = choose_samples(folder).samples
+    add_token_numbers(folder, samples, 10_000)
+    return samples
+
+
+def test_tokens_have_their_text_and_numbers(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [
+        sample(1, 0, 0, response="naïve 🙂"),
+        sample(1, 0, 1, outcome="timeout"),
+        sample(1, 1, 0, response=None),
+    ]
+    dump(tmp_path, 1, rows)
+    dump_tokens(tmp_path, 1, rows, tiny_tokenizer)
+    tokens = {(each["group"], each["member"]): each["tokens"] for each in with_tokens(tmp_path)}
+    scored = tokens[0, 0]
+    assert scored["after"] == "<|im_end|>" and "text" not in scored and "trained" not in scored
+    # A byte that ends no character adds nothing; 🙂 is two units of UTF-16.
+    assert list(b64decode(scored["lengths"])) == [1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 2, 10]
+    assert (scored["advantage"], scored["mismatch"]) == (0.5, 0.25)  # of all tokens
+    found = np.frombuffer(b64decode(scored["log_prob"]), "<f2")
+    assert found == pytest.approx(-np.linspace(0, 3, 12), abs=2e-3)
+    assert tokens[0, 1].keys() == {"lengths", "after", "log_prob"}  # it was not trained on
+    assert tokens[1, 0]["text"] == "<|im_end|>"
+
+
+def test_tokens_of_several_turns_say_which_the_policy_wrote(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    dump(tmp_path, 1, [sample(1, 0, 0, response="cd")])
+    write_tokenizer(tiny_tokenizer, tmp_path)
+    ids = np.array(tiny_tokenizer("qab..cd")["input_ids"])
+    mask = np.array([False, True, True, False, False, True, True])
+    turns = TokenSequence(ids, mask, np.where(mask, -1.0, 0.0).astype(np.float32))
+    write_sequences(tmp_path / "1.safetensors", [turns], [SampleId("train", 1, 0, 0)])
+    tokens = with_tokens(tmp_path)[0]["tokens"]
+    assert tokens["text"] == "ab..cd" and list(b64decode(tokens["trained"])) == [1, 1, 0, 0, 1, 1]
+    assert tokens["log_prob"] == -1.0
+
+
+def test_without_tokens_or_a_tokenizer_there_are_no_colours(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [sample(1, 0, 0)]
+    dump(tmp_path, 1, rows)
+    assert "tokens" not in with_tokens(tmp_path)[0]
+    for damaged in ("1.safetensors", "tokenizer.json"):
+        dump_tokens(tmp_path, 1, rows, tiny_tokenizer)
+        assert "tokens" in with_tokens(tmp_path)[0]
+        (tmp_path / damaged).write_bytes(b"{half")
+        assert "tokens" not in with_tokens(tmp_path)[0]
 
 
 class Page(HTMLParser):
@@ -117,14 +189,21 @@ def test_it_asks_for_nothing(tmp_path: Path) -> None:
     assert set(re.findall(r"https?://[^\s\"')]*", text)) == {"http" + "://www.w3.org/2000/svg"}  # a name
 
 
-def test_a_hundred_steps_of_many_long_samples_take_two_megabytes(tmp_path: Path) -> None:
+def test_a_hundred_steps_of_many_long_samples_take_two_megabytes(tmp_path: Path, tiny_tokenizer: Any) -> None:
     folder = tmp_path / "run"
     write_run(folder, steps=100, rows=0)
     for step in range(1, 101):
-        dump(folder / "samples", step, [sample(step, i // 4, i % 4, response="é" * 3000) for i in range(100)])
+        rows = [sample(step, i // 4, i % 4, response="é" * 3000) for i in range(100)]
+        dump(folder / "samples", step, rows)
+        if step % 33 == 1:
+            dump_tokens(folder / "samples", step, rows, tiny_tokenizer)
     assert write_html_report(tmp_path / "report.html", [ReportedRun("run", folder)]) < 2_000_000
     data = data_of(tmp_path / "report.html")
     assert data["samples_total"] == 10_000 and data["samples_estimated"]  # not all of the dumps are read
+    coloured = [each["tokens"] for each in data["samples"] if "tokens" in each]
+    assert coloured and all(
+        each["total"] == 6001 and "text" not in each for each in coloured
+    )  # the first 2000
     steps = {each["step"] for each in data["samples"]}
     assert {1, 100} <= steps and len(steps) > 20
     for _, group in groupby(data["samples"], key=lambda each: (each["step"], each["group"])):
@@ -215,8 +294,20 @@ set("kind", "failed", "change"); seen.failed = rows();
 seen.why = byId("detail").textContent.includes("ran too long");
 set("kind", "best", "change"); seen.best = rows().length;
 set("kind", "", "change"); set("text", "RESPONSE 2 1", "input"); seen.text = rows();
-seen.marks = document.querySelectorAll("mark").length;
-set("text", "", "input"); set("order", "high", "change"); seen.first = document.querySelector("#list .score").textContent;
+seen.found = [...document.querySelectorAll(".found")].map((each) => each.textContent).join("");
+set("colour", "", "change"); seen.marks = document.querySelectorAll("mark").length;
+set("text", "", "input"); seen.colours = {};
+for (const name of ["", "advantage", "log_prob", "mismatch", "trained"]) {
+  set("colour", name, "change");
+  const spans = [...document.querySelectorAll(".token")];
+  const colours = new Set(spans.map((each) => getComputedStyle(each).backgroundColor));
+  seen.colours[name] = [spans.map((each) => each.textContent).join(""), spans.length, colours.size];
+}
+press("t"); press("t"); press("t"); seen.colour = byId("colour").value;
+const box = document.querySelector(".tokens");
+for (const key of ["ArrowRight", "ArrowRight"]) box.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+seen.token = document.querySelector(".token-numbers").textContent;
+set("order", "high", "change"); seen.first = document.querySelector("#list .score").textContent;
 set("order", "", "change"); press("j"); press("j"); press("k");
 seen.address = location.hash;
 document.querySelector('.group button[aria-current="false"]').click();
@@ -246,7 +337,7 @@ def dumped(address: str, profile: Path, width: int = 1300) -> str:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [400, 1300])
-def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
+def test_the_page_in_a_browser(tmp_path: Path, width: int, tiny_tokenizer: Any) -> None:
     run = write_run(tmp_path / "run", steps=3, response=None)
     for step in (1, 2, 3):
         rows = [sample(step, i // 2, i % 2) for i in range(4)]
@@ -258,6 +349,7 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
                 "response": HOSTILE,
             }
         dump(run.folder / "samples", step, rows)
+        dump_tokens(run.folder / "samples", step, rows, tiny_tokenizer)
     page = tmp_path / "report.html"
     write_html_report(page, [run, write_run(tmp_path / "other", steps=2)])
     page.write_text(
@@ -275,6 +367,13 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int) -> None:
     assert seen["failed"] == ["3.1.1"] and seen["why"]
     assert seen["best"] == 6
     assert seen["text"] == ["2.0.1", "2.1.1"] and seen["marks"] == 1
+    assert seen["found"] == "response 2 1"
+    text = "response 2 1<|im_end|>"
+    assert seen["colours"] == {
+        "": ["", 0, 0], "advantage": [text, 13, 1], "log_prob": [text, 13, 13], "mismatch": [text, 13, 1], "trained": [text, 13, 1],
+    }  # fmt: skip
+    assert seen["colour"] == "log_prob"
+    assert seen["token"] == 'token 2 of 13 "e": log-prob -0.25, mismatch 0.25, advantage 0.5'
     assert seen["first"] == "1"
     assert seen["address"] == "#samples=2.1.0" and seen["other"] == "#samples=2.1.1"
     assert seen["extra"] == "timing_s/gen" and seen["step"] == ["3"]

@@ -13,6 +13,10 @@ from safetensors.numpy import save_file
 from iiverl_core.errors import CheckpointError
 from iiverl_core.samples import ImageInputs, SampleId, SequenceImage, TokenSequence
 
+SEQUENCES_SUFFIX = ".safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+"""Name of a file of the package `tokenizers`, beside files of sequences, with which their ids can be read."""
+
 _FIELDS: dict[str, Any] = {"token_ids": np.int32, "loss_mask": np.bool_, "log_probs": np.float32}
 """Arrays with an entry per token of all sequences, and their types in a file."""
 _EXTRAS, _NUMBERS, _STARTS = "extras.", "numbers.", "starts."

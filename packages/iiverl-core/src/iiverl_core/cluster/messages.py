@@ -1,11 +1,11 @@
 """The arguments and results of worker calls; they are small, since handles name the token arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from iiverl_core.samples import Handle, SequenceRef
-from iiverl_core.training import LayoutKind, ParallelRank, Role
+from iiverl_core.training import LayoutKind, ParallelRank, Role, StepResult
 
 Trained: TypeAlias = Literal["actor", "critic"]
 
@@ -52,7 +52,7 @@ class RankBatch:
 
     `micro_batches` name sequences by position; an empty one is a dummy. For training, `weights` is the loss weight of
     each sequence's trained tokens, `inv_num_tokens` one over the trained tokens of the whole mini-batch, and `arrays`
-    names the arrays that the loss reads.
+    names the arrays that the loss reads. With `keeps_log_probs`, an update keeps those that it computes.
     """
 
     sequences: list[SequenceRef]
@@ -60,6 +60,19 @@ class RankBatch:
     weights: list[float]
     inv_num_tokens: float = 0.0
     arrays: tuple[str, ...] = ()
+    keeps_log_probs: bool = False
+
+
+@dataclass(frozen=True)
+class Updated:
+    """The result of an optimizer step on a rank: its part of the metrics, and the step.
+
+    `log_probs` are handles to the log-probs of each sequence before the step, if the batch keeps them.
+    """
+
+    metrics: dict[str, float]
+    step: StepResult
+    log_probs: list[Handle] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

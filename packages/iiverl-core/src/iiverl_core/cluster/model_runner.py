@@ -1,7 +1,7 @@
 """A process's part of every model: built, run forward and updated over its rank batch."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iiverl_core import activity
 from iiverl_core.algorithms import PolicyLoss
-from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained
+from iiverl_core.cluster.messages import RankBatch, TokenArrays, Trained, Updated
 from iiverl_core.cluster.store import Store, open_all, put_all
 from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.dtypes import torch_dtype
@@ -31,7 +31,6 @@ from iiverl_core.training import (
     Outputs,
     ParallelRank,
     Role,
-    StepResult,
     TrainingBackend,
 )
 from iiverl_core.training.batching import dummy_micro_batch, make_micro_batch
@@ -106,13 +105,11 @@ class ModelRunner:
         outputs = self.model(role).forward(micro_batches, adapter=not self._run.roles[role].is_base)
         if not self.model(role).parallel_rank.is_output_rank:
             return TokenArrays([], [])
-        arrays: dict[int, np.ndarray] = {}
-        for positions, micro_batch, output in zip(batch.micro_batches, micro_batches, outputs, strict=True):
-            x_T = output.values_T if role == "critic" else output.log_probs_T
-            if positions and x_T is not None:
-                parts = micro_batch.segments.split(x_T.float().cpu())
-                arrays |= {i: part.numpy() for i, part in zip(positions, parts, strict=True)}
-        ordered = [arrays[i] for i in range(len(batch.sequences))]
+        ordered = _by_sequence(
+            batch,
+            micro_batches,
+            [each.values_T if role == "critic" else each.log_probs_T for each in outputs],
+        )
         return TokenArrays(put_all(self._store, ordered), [float(array.sum()) for array in ordered])
 
     def score(self, batch: RankBatch) -> list[float]:
@@ -126,16 +123,27 @@ class ModelRunner:
                 scores |= dict(zip(positions, output.scores_B.tolist(), strict=True))
         return [scores[i] for i in range(len(batch.sequences))]
 
-    def update(self, role: Trained, batch: RankBatch, lr: float) -> tuple[dict[str, float], StepResult]:
-        """Make one optimizer step on a mini-batch, and return this rank's part of its metrics."""
-        model = self.model(role)
+    def update(self, role: Trained, batch: RankBatch, lr: float) -> Updated:
+        """Make one optimizer step on a mini-batch."""
+        model, micro_batches, loss = self.model(role), self._micro_batches(batch), self._losses[role]
+        kept: dict[int, Tensor] = {}  # by the identity of a micro-batch
+
+        def keeping(outputs: Outputs, micro_batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            if outputs.log_probs_T is not None:
+                kept[id(micro_batch)] = outputs.log_probs_T.detach()
+            return loss(outputs, micro_batch)
+
         metrics = model.forward_backward(
-            self._micro_batches(batch),
-            self._losses[role],
+            micro_batches,
+            keeping if batch.keeps_log_probs else loss,
             entropy=role == "actor",
             entropy_gradient=self._entropy_gradient,
         )
-        return metrics, model.step(lr)
+        updated = Updated(metrics, model.step(lr))
+        if kept and model.parallel_rank.is_output_rank:
+            log_probs = _by_sequence(batch, micro_batches, [kept.get(id(each)) for each in micro_batches])
+            updated.log_probs.extend(put_all(self._store, log_probs))
+        return updated
 
     def begin_save(self, folder: Path) -> None:
         """Copy the trained models, and write the copies into a folder per model in the background.
@@ -214,6 +222,18 @@ class ModelRunner:
             else dummy_micro_batch(batch.arrays, self._device)
             for positions in batch.micro_batches
         ]
+
+
+def _by_sequence(
+    batch: RankBatch, micro_batches: Sequence[MicroBatch], values: Sequence[Tensor | None]
+) -> list[np.ndarray]:
+    """Take numbers per trained token of micro-batches apart, into an array (trained,) fp32 for each sequence of a batch."""
+    arrays: dict[int, np.ndarray] = {}
+    for positions, micro_batch, x_T in zip(batch.micro_batches, micro_batches, values, strict=True):
+        if positions and x_T is not None:
+            parts = micro_batch.segments.split(x_T.float().cpu())
+            arrays |= {i: part.numpy() for i, part in zip(positions, parts, strict=True)}
+    return [arrays[i] for i in range(len(batch.sequences))]
 
 
 def _counted(loss: Loss) -> Loss:

@@ -11,6 +11,7 @@ from iiverl_core.cluster.messages import (
     ReceivedWeights,
     TokenArrays,
     Trained,
+    Updated,
     WeightSync,
     WorkerInfo,
 )
@@ -18,7 +19,7 @@ from iiverl_core.cluster.store import Store
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
-from iiverl_core.training import Role, StepResult
+from iiverl_core.training import Role
 
 T = TypeVar("T")
 
@@ -58,8 +59,8 @@ class TrainerWorker(Protocol):
         """Score each sequence with the reward model."""
         ...
 
-    def update(self, role: Trained, batch: RankBatch, lr: float) -> tuple[dict[str, float], StepResult]:
-        """Make one optimizer step on a mini-batch; return this rank's part of its metrics."""
+    def update(self, role: Trained, batch: RankBatch, lr: float) -> Updated:
+        """Make one optimizer step on a mini-batch."""
         ...
 
     def advantages(

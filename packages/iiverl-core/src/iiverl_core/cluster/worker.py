@@ -24,6 +24,7 @@ from iiverl_core.cluster.messages import (
     ReceivedWeights,
     TokenArrays,
     Trained,
+    Updated,
     WeightSync,
     WorkerInfo,
 )
@@ -40,7 +41,7 @@ from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.rollout.weights import digest
 from iiverl_core.samples import Handle, Rollout, SequenceRef, TokenSequence
 from iiverl_core.sequence_files import read_sequences, write_sequences
-from iiverl_core.training import Role, StepResult
+from iiverl_core.training import Role
 
 
 class Worker(TrainerWorker):
@@ -102,7 +103,7 @@ class Worker(TrainerWorker):
         with self._profiler.span("score"):
             return self._runner.score(batch)
 
-    def update(self, role: Trained, batch: RankBatch, lr: float) -> tuple[dict[str, float], StepResult]:
+    def update(self, role: Trained, batch: RankBatch, lr: float) -> Updated:
         """See `ModelRunner.update`."""
         with self._profiler.span(f"update {role}"):
             return self._runner.update(role, batch, lr)

@@ -166,12 +166,20 @@ def divide_for_training(
     loss_agg_mode: str,
     max_tokens_norm: float,
     arrays: tuple[str, ...],
+    keeps_log_probs: bool = False,
 ) -> Division:
-    """Divide a mini-batch over ranks; loss weights are computed from all of it."""
+    """Divide a mini-batch over ranks; loss weights are computed from all of it. See `RankBatch` for the last arguments."""
     weights = loss_weights(sequences, loss_agg_mode, max_tokens_norm)
     inv_num_tokens = 1 / sum(sequence.trained for sequence in sequences)
     return _divide(
-        sequences, weights, ranks, packing, balanced=balanced, inv_num_tokens=inv_num_tokens, arrays=arrays
+        sequences,
+        weights,
+        ranks,
+        packing,
+        balanced=balanced,
+        inv_num_tokens=inv_num_tokens,
+        arrays=arrays,
+        keeps_log_probs=keeps_log_probs,
     )
 
 
@@ -184,6 +192,7 @@ def _divide(
     balanced: bool,
     inv_num_tokens: float = 0.0,
     arrays: tuple[str, ...] = (),
+    keeps_log_probs: bool = False,
 ) -> Division:
     shares = packing.layout == "shared"
     sizes = [SequenceSize(each.length, each.prefix if shares else 0, each.id.group) for each in sequences]
@@ -201,6 +210,7 @@ def _divide(
                 weights=[weights[i] for i in rank_positions] if weights is not None else [],
                 inv_num_tokens=inv_num_tokens,
                 arrays=arrays,
+                keeps_log_probs=keeps_log_probs,
             )
         )
     return Division(batches, positions, [work_of(sizes, cut) for cut in cuts])

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from iiverl_core.samples import Prompt, Rollout, SampleId, Split
 from iiverl_core.telemetry import Timers
 from iiverl_reward_client import Failed, Outcome, Scored
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 GENERATION_ROUNDS = "train/num_gen_batches"
 """Metric of a run with dynamic sampling: the batches of prompts that a step took."""
 MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result; more cannot be explained by a dead engine
@@ -34,12 +37,13 @@ MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result; more cannot be 
 
 @dataclass(frozen=True)
 class Plan:
-    """The prompts of a run in their order, the prompts to validate on, and the number of steps."""
+    """The prompts of a run in their order, the prompts to validate on, the number of steps, and the tokenizer."""
 
     prompts: PromptSet
     order: PromptOrder
     val_prompts: PromptSet | None
     total_steps: int
+    tokenizer: "PreTrainedTokenizerBase | None" = None
 
 
 @dataclass

@@ -37,6 +37,7 @@ from iiverl_core.controller.train import make_plan
 from iiverl_core.controller.trainer import NONFINITE
 from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
+from iiverl_core.data import write_tokenizer
 from iiverl_core.errors import CheckpointError, IIVerlError, join_names
 from iiverl_core.stopping import Stop
 from iiverl_core.telemetry import Progress, Tracker, make_trackers, read_history, samples_folder
@@ -129,6 +130,8 @@ def replay(
         trackers: dict[str, Tracker] = {"replay": seen}
         if output is not None:
             trackers["output"] = _write_to(output, run, facts)
+            if plan.tokenizer:
+                write_tokenizer(plan.tokenizer, output / SAMPLES_FOLDER)
         tracker = Trackers(trackers)
         stack.callback(tracker.close)
 

@@ -16,10 +16,11 @@ from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptSet
 from iiverl_core.errors import CheckpointError
 from iiverl_core.samples import Handle, Prompt, Rollout, SequenceRef
+from iiverl_core.sequence_files import SEQUENCES_SUFFIX
 
 ROLLOUTS = "rollouts"
 """Name of the files in a checkpoint, without their suffixes."""
-ROLLOUTS_SUFFIX, SEQUENCES_SUFFIX = ".json", ".safetensors"
+ROLLOUTS_SUFFIX = ".json"
 
 _STEPS = TypeAdapter(
     list[StepData],

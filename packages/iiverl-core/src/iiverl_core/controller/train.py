@@ -30,6 +30,7 @@ from iiverl_core.data import (
     load_prompts,
     load_tokenizer,
     too_few_prompts,
+    write_tokenizer,
 )
 from iiverl_core.errors import NonFiniteError
 from iiverl_core.garbage import importing
@@ -99,6 +100,8 @@ def _train(loaded: Loaded, plan: Plan, progress: Progress, stop: Stop, ray: Exit
         with progress, _recorder(run, plan) as recorder:
             for name in (CONFIG_FILE, VERSIONS_FILE):  # also of a run that saves no checkpoint
                 (run.folder / name).write_text(to_json(recorded[name]), "utf-8")
+            if run.trainer.rollout_data_dir and run.trainer.record_rollouts and plan.tokenizer:
+                write_tokenizer(plan.tokenizer, Path(run.trainer.rollout_data_dir))
             restarts = 0
             while True:
                 try:
@@ -252,7 +255,7 @@ def make_plan(run: RunConfig) -> Plan:
     steps = trainer.total_training_steps or len(prompts) // data.train_batch_size * trainer.total_epochs
     if not steps and not trainer.val_only:  # batches of gen_batch_size fit, but not one of train_batch_size
         raise too_few_prompts(len(prompts), "data.train_batch_size", data.train_batch_size)
-    return Plan(prompts, order, val_prompts, steps)
+    return Plan(prompts, order, val_prompts, steps, tokenizer)
 
 
 def _recorder(run: RunConfig, plan: Plan) -> RunRecorder:

@@ -223,9 +223,12 @@ class Trainer:
                 for mini_batch in mini_batches(sequences, groups, training.mini_batch_size, order):
                     if role == "actor" and self.policy_loss.select_tokens is not None:
                         mini_batch = self.select_tokens(mini_batch, unchanged=not updates)
-                    metrics, rank_work = self.workers.update(
-                        role, mini_batch, lr, self.arrays(role, mini_batch)
+                    keeps = role == "actor" and not updates and self.keeps_log_probs(mini_batch, record)
+                    metrics, rank_work, log_probs = self.workers.update(
+                        role, mini_batch, lr, self.arrays(role, mini_batch), keeps_log_probs=keeps
                     )
+                    if keeps:
+                        record.sequences = with_arrays(mini_batch, old_log_probs=log_probs)
                     if self.must_stop(role, metrics):
                         raise self.not_finite(role, record)
                     updates.append(metrics)
@@ -238,6 +241,11 @@ class Trainer:
             record.metrics |= {name: x for name, x in updates[0].items() if name.startswith(MISMATCH)}
         if role == "actor" and self.run.loss.use_kl_loss:
             record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
+
+    def keeps_log_probs(self, mini_batch: Sequence[SequenceRef], record: StepRecord) -> bool:
+        """Return whether the log-probs of a step's first update are to be recorded: no others are known of its sequences."""
+        known = "old_log_probs" in mini_batch[0].arrays
+        return self.records_rollouts and not known and len(mini_batch) == len(record.sequences)
 
     def must_stop(self, role: Trained, metrics: Mapping[str, float]) -> bool:
         """Count consecutive updates that were skipped because their gradient was not finite; say if they are too many."""
@@ -277,10 +285,10 @@ class Trainer:
 
         Images are left out: the pixels of a step's sequences may take gigabytes.
         """
-        trainer, computed = self.run.trainer, _computed(data, record)
-        if not trainer.rollout_data_dir or not trainer.record_rollouts or self._has_images(data):
+        if not self.records_rollouts or self._has_images(data):
             return
-        folder, name = Path(trainer.rollout_data_dir), str(record.step)
+        folder, name = Path(self.run.trainer.rollout_data_dir or ""), str(record.step)
+        computed = _computed(data, record)
         self.observer.dump(
             "trainer.record_rollouts", lambda: write_rollouts(folder, [data], self.workers, name, computed)
         )
@@ -339,6 +347,11 @@ class Trainer:
                 f"(algorithm.rollout_correction.mismatch_kl_warning: {config.mismatch_kl_warning:g})."
                 + ("" if corrected else " algorithm.rollout_correction.rollout_is: token makes up for it.")
             )
+
+    @property
+    def records_rollouts(self) -> bool:
+        """Whether what a step is computed from is written beside its samples, if it has no images."""
+        return bool(self.run.trainer.rollout_data_dir) and self.run.trainer.record_rollouts
 
     @property
     def bypasses_old_log_probs(self) -> bool:

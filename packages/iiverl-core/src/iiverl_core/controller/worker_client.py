@@ -111,9 +111,18 @@ class WorkerClient:
         return self._group.run_on(0, TrainerWorker.select_tokens, SequenceRefs(sequences))
 
     def update(
-        self, role: Trained, sequences: Sequence[SequenceRef], lr: float, arrays: tuple[str, ...]
-    ) -> tuple[dict[str, float], list[Work]]:
-        """Run one optimizer step on a mini-batch; return its metrics, and the work of each rank."""
+        self,
+        role: Trained,
+        sequences: Sequence[SequenceRef],
+        lr: float,
+        arrays: tuple[str, ...],
+        *,
+        keeps_log_probs: bool = False,
+    ) -> tuple[dict[str, float], list[Work], list[Handle]]:
+        """Run one optimizer step on a mini-batch; return its metrics, and the work of each rank.
+
+        With `keeps_log_probs`, return the log-probs of each sequence before the step as well.
+        """
         division = divide_for_training(
             sequences,
             self._ranks[role],
@@ -122,14 +131,16 @@ class WorkerClient:
             loss_agg_mode=self._aggregation[role],
             max_tokens_norm=self._run.loss.max_tokens_norm,
             arrays=arrays,
+            keeps_log_probs=keeps_log_probs,
         )
         results = self._on_ranks(role, TrainerWorker.update, division, lambda batch: (role, batch, lr))
         metrics: dict[str, float] = {}
-        for part, _ in results:
-            merge(metrics, part)
-        step = results[0][1]
+        for part in results:
+            merge(metrics, part.metrics)
+        step = results[0].step
         metrics |= {f"{role}/grad_norm": step.grad_norm, f"{role}/skipped_updates": float(not step.taken)}
-        return metrics, division.work
+        log_probs = division.restore([part.log_probs for part in results]) if keeps_log_probs else []
+        return metrics, division.work, log_probs
 
     def write_sequences(
         self, path: Path, sequences: Sequence[SequenceRef], computed: Mapping[int, SequenceRef] | None = None

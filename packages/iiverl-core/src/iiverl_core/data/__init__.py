@@ -11,7 +11,7 @@ from iiverl_core.data.images import ImageProcessor, load_image_processor
 from iiverl_core.data.order import PromptOrder, too_few_prompts
 from iiverl_core.data.prompts import PromptSet, Truncation, load_prompts
 from iiverl_core.data.sources import DatasetRef, Table, load_table, parse_dataset
-from iiverl_core.data.tokenizer import load_tokenizer, turn_end
+from iiverl_core.data.tokenizer import load_tokenizer, turn_end, write_tokenizer
 from iiverl_core.errors import DataError
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "to_reward_tokens",
     "too_few_prompts",
     "turn_end",
+    "write_tokenizer",
 ]

@@ -1,11 +1,13 @@
 """Load the tokenizers of a run."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iiverl_core.config import RoleConfig, RunConfig
 from iiverl_core.data.chat import PromptError, write_chat
 from iiverl_core.data.hub_models import check_model
 from iiverl_core.errors import ConfigError
+from iiverl_core.sequence_files import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,18 @@ def load_reward_tokenizer(role: RoleConfig) -> "PreTrainedTokenizerBase":
         ConfigError: there is no such tokenizer, or it cannot be read.
     """
     return _load(role.key("model.path"), role.model.path, role.model.trust_remote_code)
+
+
+def write_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write a tokenizer beside token ids, so that these can be read without the model; nothing for one in Python.
+
+    The file is that of the package `tokenizers`, which reads it.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save(str(folder / TOKENIZER_FILE))
 
 
 def one_start(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from iiverl_core.telemetry.samples import IMAGES, sample_files
 
-BYTES_PER_STEP = 18_000
+BYTES_PER_STEP = 11_000
 """Of samples in a report; with curves and the page itself, 100 steps take less than 2 MB."""
 MAX_BYTES = 16 * 2**20
 MAX_TEXT = 20_000  # characters of one text
@@ -34,14 +34,15 @@ COLUMNS = (
 class ChosenSamples:
     """Samples as dictionaries, without what is null, ordered by step, group and member.
 
-    `total` is how many there are in all dumps, an estimate if `estimated`. `images` are the thumbnails that the samples name,
-    in base64.
+    `total` is how many there are in the dumps of all `steps`, an estimate if `estimated`. `images` are the thumbnails that the
+    samples name, in base64.
     """
 
     samples: list[dict[str, Any]]
     total: int
     estimated: bool
     images: dict[str, str]
+    steps: int
 
 
 def choose_samples(folder: Path, max_bytes: int | None = None) -> ChosenSamples:
@@ -69,7 +70,8 @@ def choose_samples(folder: Path, max_bytes: int | None = None) -> ChosenSamples:
         images |= {name: seen[name] for name in _images_of(group) if name in seen}
         budget -= size
     chosen.sort(key=lambda sample: (sample["step"], sample["group"], sample["member"]))
-    return ChosenSamples(chosen, total, estimated, {name: data for name, data in images.items() if data})
+    known = {name: data for name, data in images.items() if data}
+    return ChosenSamples(chosen, total, estimated, known, len(files))
 
 
 def _images_of(samples: Sequence[Mapping[str, Any]]) -> dict[str, None]:

@@ -234,13 +234,14 @@ const ORDERS = {
   low: (a, b) => (a.score ?? Infinity) - (b.score ?? Infinity),
   long: (a, b) => (b.response_length ?? 0) - (a.response_length ?? 0),
 };
+const ADVANTAGE_SCALE = Math.max(1e-6, ...data.samples.map((sample) => Math.abs(sample.advantage ?? 0)));
 let found = [], listed = LISTED, chosen = null;
 
 const contains = (sample, text) => [sample.prompt, sample.response, sample.ground_truth, sample.failure_detail]
   .some((part) => part && part.toLowerCase().includes(text));
 
 function filter() {
-  const step = byId("step").value, text = byId("text").value.trim().toLowerCase();
+  const step = byId("step").value, text = wantedText();
   const kind = KINDS[byId("kind").value], order = ORDERS[byId("order").value];
   found = data.samples.filter((sample) => (!step || String(sample.step) === step) && kind(sample) && (!text || contains(sample, text)));
   if (order) found = [...found].sort(order);
@@ -275,8 +276,10 @@ function choose(sample) {
   remember();
 }
 
+const wantedText = () => byId("text").value.trim().toLowerCase();
+
 function marked(text) {
-  const wanted = byId("text").value.trim().toLowerCase(), node = element("div", { class: "text" });
+  const wanted = wantedText(), node = element("div", { class: "text" });
   if (!wanted) { node.textContent = text; return node; }
   const lower = text.toLowerCase();
   let at = 0;
@@ -314,10 +317,13 @@ function drawDetail() {
     part(images.length > 1 ? "images" : "image", element("div", { class: "images" }, ...images.map((name, i) =>
       element("img", { src: `data:image/jpeg;base64,${data.images[name]}`, alt: `image ${i + 1}`, title: name }))));
   }
-  if (sample.messages) part("conversation", ...sample.messages.map(turn));
-  else {
+  const colouring = byId("colour").value, coloured = colouring && sample.tokens;
+  if (sample.messages) {
+    if (coloured) part("tokens", ...drawTokens(sample, colouring, wantedText()));
+    part("conversation", ...sample.messages.map(turn));
+  } else {
     part("prompt", marked(sample.prompt || ""));
-    part("response", marked(sample.response || ""));
+    part("response", ...(coloured ? drawTokens(sample, colouring, wantedText()) : [marked(sample.response || "")]));
   }
   if (sample.ground_truth !== undefined) part("ground truth", marked(sample.ground_truth));
   if (sample.failure_detail) part("why it failed", marked(sample.failure_detail));
@@ -336,6 +342,12 @@ function move(by) {
   if (found.indexOf(next) >= listed) { listed += LISTED; drawSamples(); }
   choose(next);
   byId("list").querySelector('[aria-selected="true"]')?.scrollIntoView({ block: "nearest" });
+}
+
+function nextColour() {
+  const select = byId("colour");
+  select.selectedIndex = (select.selectedIndex + 1) % select.options.length;
+  drawDetail();
 }
 
 function showStep(step) {
@@ -373,6 +385,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.matches("input, select")) { if (event.key === "Escape") event.target.blur(); return; }
   const actions = { c: () => show("curves"), s: () => show("samples"), j: () => move(1), k: () => move(-1),
+    t: () => nextColour(),
     "/": () => { show("samples"); byId("text").focus(); } };
   if (byId("list") === document.activeElement) Object.assign(actions, { ArrowDown: () => move(1), ArrowUp: () => move(-1) });
   if (event.key in actions) { event.preventDefault(); actions[event.key](); }
@@ -380,6 +393,7 @@ document.addEventListener("keydown", (event) => {
 for (const link of document.querySelectorAll("nav a")) link.addEventListener("click", (event) => { event.preventDefault(); show(link.dataset.part); });
 for (const id of ["step", "kind", "order"]) byId(id).addEventListener("change", filter);
 byId("text").addEventListener("input", filter);
+byId("colour").addEventListener("change", drawDetail);
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("smooth").addEventListener("change", drawCharts);
 byId("metric").addEventListener("input", drawCharts);
@@ -387,6 +401,8 @@ window.addEventListener("hashchange", recall);
 
 byId("step").append(element("option", { value: "" }, "all"), ...[...new Set(data.samples.map((sample) => sample.step))].map((step) => element("option", { value: step }, String(step))));
 byId("metrics").append(...[...new Set(data.runs.flatMap((run) => Object.keys(run.curves.values)))].sort().map((name) => element("option", { value: name })));
+byId("colour").append(...Object.entries(COLOURINGS).map(([value, { name }]) => element("option", { value, selected: value === "advantage" }, name)));
+byId("colour").parentElement.hidden = !data.samples.some((sample) => sample.tokens);
 drawHead();
 drawCharts();
 found = data.samples;

@@ -11,7 +11,8 @@ from typing import Any
 from iiverl_core.telemetry.findings import find_problems
 from iiverl_core.telemetry.history import read_history
 from iiverl_core.telemetry.html_report.charts import curves, meanings, shown_charts
-from iiverl_core.telemetry.html_report.chosen_samples import choose_samples
+from iiverl_core.telemetry.html_report.chosen_samples import MAX_BYTES, choose_samples
+from iiverl_core.telemetry.html_report.token_numbers import BYTES_PER_STEP, add_token_numbers
 from iiverl_core.telemetry.run_record import read_run, samples_folder
 
 HTML_REPORT = "report.html"
@@ -51,6 +52,7 @@ def html_report(runs: Sequence[ReportedRun], version: str | None = None) -> str:
     first, here = runs[0], runs[0].folder.absolute()
     dumps = samples_folder(here)
     samples = choose_samples(dumps)
+    add_token_numbers(dumps, samples.samples, min(samples.steps * BYTES_PER_STEP, MAX_BYTES))
     data: dict[str, Any] = {
         "version": version,
         "runs": [_facts(run) | {"curves": each} for run, each in drawn.items()],
@@ -91,7 +93,7 @@ def _filled(page: str, title: str, data: dict[str, Any]) -> str:
         "title": html.escape(title),
         "style": _asset("page.css"),
         "data": encoded,
-        "script": _asset("page.js") + (_asset("live.js") if data["version"] else ""),
+        "script": _asset("tokens.js") + _asset("page.js") + (_asset("live.js") if data["version"] else ""),
     }
     before, *rest = page.split("{{")
     return before + "".join(
