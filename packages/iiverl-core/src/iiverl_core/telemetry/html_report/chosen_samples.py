@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from iiverl_core.telemetry.samples import IMAGES, sample_files
 
-BYTES_PER_STEP = 11_000
+BYTES_PER_STEP = 18_000
 """Of samples in a report; with curves and the page itself, 100 steps take less than 2 MB."""
 MAX_BYTES = 16 * 2**20
 MAX_TEXT = 20_000  # characters of one text
@@ -45,13 +45,15 @@ class ChosenSamples:
     steps: int
 
 
-def choose_samples(folder: Path, max_bytes: int | None = None) -> ChosenSamples:
-    """Choose samples from the files `{folder}/{step}.parquet`, by default of `BYTES_PER_STEP` for each file.
+def choose_samples(
+    folder: Path, max_bytes: int | None = None, *, bytes_per_step: int = BYTES_PER_STEP
+) -> ChosenSamples:
+    """Choose samples from the files `{folder}/{step}.parquet`, by default of `bytes_per_step` for each file.
 
     A file that cannot be read, as one that is being written, is left out.
     """
     files = sample_files(folder)
-    budget = min(len(files) * BYTES_PER_STEP, MAX_BYTES) if max_bytes is None else max_bytes
+    budget = min(len(files) * bytes_per_step, MAX_BYTES) if max_bytes is None else max_bytes
     tables = [groups for step in spread(sorted(files))[:_STEPS_READ] if (groups := _groups(files[step]))]
     rows = sum(len(group) for groups in tables for group in groups)
     estimated = len(tables) < len(files)

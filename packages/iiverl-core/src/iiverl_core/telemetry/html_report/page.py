@@ -8,11 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from iiverl_core.sequence_files import TOKENIZER_FILE
 from iiverl_core.telemetry.findings import find_problems
 from iiverl_core.telemetry.history import read_history
 from iiverl_core.telemetry.html_report.charts import curves, meanings, shown_charts
-from iiverl_core.telemetry.html_report.chosen_samples import MAX_BYTES, choose_samples
-from iiverl_core.telemetry.html_report.token_numbers import BYTES_PER_STEP, add_token_numbers
+from iiverl_core.telemetry.html_report.chosen_samples import BYTES_PER_STEP, MAX_BYTES, choose_samples
+from iiverl_core.telemetry.html_report.token_numbers import TOKEN_BYTES_PER_STEP, add_token_numbers
 from iiverl_core.telemetry.run_record import read_run, samples_folder
 
 HTML_REPORT = "report.html"
@@ -51,8 +52,9 @@ def html_report(runs: Sequence[ReportedRun], version: str | None = None) -> str:
     names = sorted({name for each in drawn.values() for name in each["values"]})
     first, here = runs[0], runs[0].folder.absolute()
     dumps = samples_folder(here)
-    samples = choose_samples(dumps)
-    add_token_numbers(dumps, samples.samples, min(samples.steps * BYTES_PER_STEP, MAX_BYTES))
+    for_tokens = TOKEN_BYTES_PER_STEP if (dumps / TOKENIZER_FILE).exists() else 0
+    samples = choose_samples(dumps, bytes_per_step=BYTES_PER_STEP - for_tokens)
+    add_token_numbers(dumps, samples.samples, min(samples.steps * for_tokens, MAX_BYTES))
     data: dict[str, Any] = {
         "version": version,
         "runs": [_facts(run) | {"curves": each} for run, each in drawn.items()],

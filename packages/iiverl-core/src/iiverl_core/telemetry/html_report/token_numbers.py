@@ -20,7 +20,8 @@ from iiverl_core.telemetry.html_report.chosen_samples import spread
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BYTES_PER_STEP = 7_000
+TOKEN_BYTES_PER_STEP = 7_000
+"""Of a report's `BYTES_PER_STEP`, if tokens are recorded."""
 MAX_TOKENS = 2000  # of a sample
 _CONTEXT = 4  # tokens before a response on which the text of its first token may depend
 
