@@ -1,6 +1,7 @@
 """`iiverl launch`: what it prints is a valid script, RayJob or task, for the machines of the configuration."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,14 @@ def test_runs_that_would_not_resume_are_reported(overrides: list[str], told: str
 def test_an_invalid_run_prints_nothing(overrides: list[str], told: str) -> None:
     result = launch("slurm", "run.yaml", *overrides, code=2)
     assert told in result.stderr and not result.stdout
+
+
+def test_the_containers_files_name_what_there_is() -> None:
+    """Nothing builds them here; this only finds what has been renamed."""
+    root = Path(__file__).parents[2]
+    service = yaml.safe_load((root / "docker" / "compose.yaml").read_text())["services"]["iiverl"]
+    context = (root / "docker" / service["build"]["context"]).resolve()
+    dockerfile = (context / service["build"]["dockerfile"]).read_text()
+    assert context == root
+    (target,) = re.findall(r"^RUN make (\S+)", dockerfile, re.MULTILINE)
+    assert re.search(rf"^{re.escape(target)}:", (root / "Makefile").read_text(), re.MULTILINE)

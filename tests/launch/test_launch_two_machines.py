@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -107,8 +108,11 @@ def test_a_job_trains_on_two_machines_and_is_queued_again(job: subprocess.Popen,
     assert "trainer.nnodes: 3 asks for 3 machines, and the Ray cluster at" in told
     assert "has 2. Add machines" in told and "trainer.placement_timeout" in told
 
+    family = psutil.Process(job.pid).children(recursive=True)
     job.send_signal(signal.SIGTERM)
     assert job.wait(90) == 143, log.read_text()
+    assert not psutil.wait_procs(family, timeout=15)[1]
+    assert "finishing the current step" in log.read_text() and "Traceback" not in log.read_text()
     assert (tmp_path / "scontrol.log").read_text() == f"requeue {os.getpid()}\n"
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))

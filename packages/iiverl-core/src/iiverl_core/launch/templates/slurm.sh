@@ -27,7 +27,8 @@ export HF_HOME="${HF_HOME:-$SLURM_SUBMIT_DIR/.cache/huggingface}"
 # A Ray cluster for this job alone, that only a process with its token can use.
 # (on MACHINES OPTIONS... COMMAND...: it replaces the process that runs it, and so has to be in the background.)
 machines=$SLURM_JOB_NUM_NODES
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t names < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${names[0]}
 port=$((20000 + SLURM_JOB_ID % 10000))
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
@@ -56,7 +57,7 @@ while kill -0 "$run" 2> /dev/null; do # the trap ended the wait
     code=0
     wait "$run" || code=$?
 done
-if ((code == 143)) && scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
+if ((code == 143)) && [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 mapfile -t others < <(jobs -p)
