@@ -479,7 +479,7 @@ def test_a_frozen_vision_tower_stays(saved, ranks: Callable[..., Ranks]) -> None
 def with_head(saved, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a head for one number, as a critic that was trained or a reward model has it."""
     path = tmp_path_factory.mktemp("head")
-    copytree(saved("qwen3_vl"), path, dirs_exist_ok=True)
+    copytree(saved("qwen2_5_vl"), path, dirs_exist_ok=True)
     weights = load_file(path / "model.safetensors")
     weights["score.weight"] = torch.linspace(-2, 2, 32)[None]
     save_file(weights, path / "model.safetensors", {"format": "pt"})

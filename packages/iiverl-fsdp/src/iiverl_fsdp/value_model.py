@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoModel,
@@ -22,6 +23,10 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
 )
 from transformers.modeling_layers import GenericForSequenceClassification, GenericForTokenClassification
 
@@ -153,14 +158,16 @@ def _classification_model(spec: ModelSpec, config: PreTrainedConfig, dtype: torc
         return auto.from_config(config, dtype=dtype, trust_remote_code=trust)
     if spec.role == "critic" or reads_images(config):
         backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=trust)
-        return _classification(spec.role, type(backbone))._from_config(config, dtype=dtype)
+        return _classification(spec.role, type(backbone), config)._from_config(config, dtype=dtype)
     raise ConfigError(
         f"'{spec.model.path}' is no reward model: transformers has no sequence classification for its architecture "
         f"({config.model_type}); name a sequence-classification model in reward_model.model.path"
     )
 
 
-def _classification(role: Role, backbone: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _classification(
+    role: Role, backbone: type[PreTrainedModel], config: PreTrainedConfig
+) -> type[PreTrainedModel]:
     """Create the class that transformers lacks for an architecture, as it creates its own."""
     generic, suffix = (
         (GenericForTokenClassification, "ForTokenClassification")
@@ -171,6 +178,14 @@ def _classification(role: Role, backbone: type[PreTrainedModel]) -> type[PreTrai
     name = family.__name__.removesuffix("PreTrainedModel") + suffix
     attributes = {"base_model_prefix": family.base_model_prefix, "__module__": __name__}
     made: Any = type(name, (generic, family), attributes)
+    if reads_images(
+        config
+    ):  # checkpoints have other names than the model's class, which are those of the policy's
+        policy = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
+        names = get_checkpoint_conversion_mapping(policy) or get_checkpoint_conversion_mapping(
+            config.model_type
+        )
+        register_checkpoint_conversion_mapping(name, names or [], overwrite=True)
     return made
 
 
