@@ -301,7 +301,7 @@ WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (make setup-vllm)")
-@pytest.mark.parametrize("family", [each for each in FAMILIES if each != "internvl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_vllm_and_the_trainer_agree_also_after_a_step(family: str, tmp_path: Path) -> None:
     save_vision_model(tmp_path, family, **WIDE)
     process = Ranks(1, tmp_path)  # which vLLM takes out of its group when it ends

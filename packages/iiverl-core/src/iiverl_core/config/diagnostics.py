@@ -134,7 +134,6 @@ DIAGNOSTICS = {
     "C277": "image-packages-not-installed",
     "C278": "contradictory-image-sizes",
     "C279": "image-settings-unused",
-    "C281": "images-without-an-engine",
     # objective
     "C301": "incomplete-adaptive-kl",
     "C302": "kl-target-unused",

@@ -165,20 +165,15 @@ def read_model_facts(path: str, override: Mapping[str, Any] | None = None) -> Mo
         return None  # the code that builds the model reports what is wrong
 
 
-def model_family(path: str) -> str | None:
-    """Return the `model_type` of the model at `path`; None if its `config.json` is not on this machine."""
-    file = find_config(path)
-    if file is None:
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
 def reads_images(path: str) -> bool:
     """Return whether the model at `path` is trained with images; False if its `config.json` is not on this machine."""
-    return model_family(path) in VISION_LANGUAGE
+    file = find_config(path)
+    if file is None:
+        return False
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("model_type") in VISION_LANGUAGE
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _tower_parameters(family: str, tower: Mapping[str, Any], hidden_size: int) -> int:

@@ -20,8 +20,8 @@ class EngineInfo(Info):
     takes `gpu_memory_utilization` of a device and releases it while it sleeps; with "sequences" its weights stay, and
     its cache grows with the sequences that it generates at a time. If `returns_kept`, it returns the tokens that top-k
     and top-p kept, over which the trainer then computes log-probs. Up to `max_lora_rank`, it takes the weights of LoRA
-    adapters beside those of the base model, which come first (`rollout.lora_sync`). Of models of the types
-    `image_families`, prompts may have images. `check_installation` is the code of a function
+    adapters beside those of the base model, which come first (`rollout.lora_sync`). With `reads_images`, prompts may have
+    images. `check_installation` is the code of a function
     without arguments that returns what is missing, or None. `check_model` is the code of a torch-free function of
     `ModelFacts` that returns why the installed engine cannot run a model, as the end of a sentence, or None.
     """
@@ -31,7 +31,7 @@ class EngineInfo(Info):
     memory: Literal["pool", "sequences"] = "sequences"
     returns_kept: bool = False
     max_lora_rank: int = 0
-    image_families: tuple[str, ...] = ()
+    reads_images: bool = False
     check_installation: str | None = None
     check_model: str | None = None
 
@@ -49,7 +49,7 @@ ENGINES = Registry(
             name="vllm",
             summary="vLLM, on GPUs and CPUs, spread over as many devices as the model needs",
             code="iiverl_core.rollout.from_config:vllm_engine",
-            image_families=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+            reads_images=True,
             reads=(
                 "gpu_memory_utilization",
                 "enforce_eager",
@@ -73,7 +73,7 @@ ENGINES = Registry(
             name="hf",
             summary="transformers, on any device, for models that vLLM does not have and for small runs",
             code="iiverl_core.rollout.from_config:hf_engine",
-            image_families=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"),
+            reads_images=True,
             returns_kept=True,
             max_lora_rank=2**31,
             reads=("micro_batch_size",),

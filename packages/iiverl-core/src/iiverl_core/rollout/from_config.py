@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from iiverl_core.config import ROLLOUT, RunConfig
-from iiverl_core.config.model_facts import VISION_LANGUAGE, model_family
+from iiverl_core.config.model_facts import reads_images
 from iiverl_core.data import load_image_processor
 from iiverl_core.errors import ConfigError
 from iiverl_core.registry import ENGINES, ROLLOUTERS
@@ -26,12 +26,10 @@ def make_engine(run: RunConfig, device: torch.device | str) -> RolloutEngine:
     import torch
 
     info, path = ENGINES[run.rollout.name], run.actor.model.path
-    family = model_family(path)
-    if family in VISION_LANGUAGE and family not in info.image_families:
-        able = " or ".join(name for name, each in ENGINES.items() if family in each.image_families)
+    if not info.reads_images and reads_images(path):
+        able = " or ".join(name for name, each in ENGINES.items() if each.reads_images)
         raise ConfigError(
-            f"{ROLLOUT}.name: the model of {path} reads images, and the engine {info.name} does not read those of the type "
-            f"{family}; set it to {able}"
+            f"{ROLLOUT}.name: the model of {path} reads images, and the engine {info.name} does not; set it to {able}"
         )
     return info.load()(run, torch.device(device))
 

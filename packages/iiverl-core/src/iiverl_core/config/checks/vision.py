@@ -3,11 +3,10 @@
 import importlib.util
 
 from iiverl_core.config.checks.check import Checks, ConfigView
-from iiverl_core.config.model_facts import find_config, model_family, reads_images
+from iiverl_core.config.model_facts import find_config, reads_images
 from iiverl_core.config.roles import ROLE_KEYS
 from iiverl_core.config.sections.rollout import ROLLOUT
 from iiverl_core.installation import install_command
-from iiverl_core.registry import ENGINES
 
 checks = Checks()
 
@@ -17,7 +16,7 @@ STRATEGY = "actor_rollout_ref.actor.strategy"
 FREEZE = "actor_rollout_ref.actor.freeze_vision_tower"
 SPLIT = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
 REFERENCE_SPLIT = "actor_rollout_ref.ref.ulysses_sequence_parallel_size"
-SYNC, ENGINE = f"{ROLLOUT}.lora_sync", f"{ROLLOUT}.name"
+SYNC = f"{ROLLOUT}.lora_sync"
 CRITIC = f"{ROLE_KEYS['critic'].model}.path"
 REWARD, REWARD_PATH, TOKENIZER = (
     f"reward_model.{name}" for name in ("enable", "model.path", "model.input_tokenizer")
@@ -67,15 +66,6 @@ def _adapters_are_merged(view: ConfigView) -> str | None:
     if not view[RANK] or view[SYNC] == "merged" or not _reads_images(view):
         return None
     return "the actor reads images, and engines take the adapters of such models merged into the weights; set it to merged"
-
-
-@checks.add("C281", "unsupported", ENGINE, PATH)
-def _the_engine_reads_them(view: ConfigView) -> str | None:
-    family = model_family(view[PATH])
-    if not _reads_images(view) or family in ENGINES[view[ENGINE]].image_families:
-        return None
-    able = " or ".join(name for name, each in ENGINES.items() if family in each.image_families)
-    return f"the engine {view[ENGINE]} does not read the images of a model of the type {family}; set it to {able}"
 
 
 @checks.add("C277", "unsupported", PATH)

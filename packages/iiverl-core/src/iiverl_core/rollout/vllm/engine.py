@@ -24,7 +24,7 @@ from iiverl_core.rollout.vllm.start import LOWEST_TEMPERATURE, import_vllm, star
 from iiverl_core.rollout.weights import ExpectedWeights, compare, digest, raise_mismatch
 from iiverl_core.samples import KeptTokens
 from iiverl_core.training.adapter import adapted_layers, add_adapter, is_adapter, write_adapter
-from iiverl_core.training.vision import reads_images
+from iiverl_core.training.vision import reads_images, reads_tiles
 
 BUCKET_BYTES = 2**29
 WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what sleeps
@@ -166,14 +166,22 @@ class VLLMEngine:
         from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 
         pixels = torch.from_numpy(np.concatenate([image.pixel_values for image in images]))
-        grids = torch.from_numpy(np.stack([image.grid for image in images]))
-        items = MultiModalKwargsItems.from_hf_inputs(
-            BatchFeature({"pixel_values": pixels, "image_grid_thw": grids}),
-            {
+        if reads_tiles(self._config):
+            tiles = torch.tensor([len(image.pixel_values) for image in images])
+            inputs = {"image_num_patches": tiles, "image_token_id": torch.tensor(self._config.image_token_id)}
+            fields = {
+                "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", tiles),
+                "image_num_patches": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+                "image_token_id": MultiModalFieldConfig.shared("image", len(images), keep_on_cpu=True),
+            }
+        else:
+            grids = torch.from_numpy(np.stack([image.grid for image in images]))
+            inputs = {"image_grid_thw": grids}
+            fields = {
                 "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", grids.prod(-1)),
                 "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-            },
-        )
+            }
+        items = MultiModalKwargsItems.from_hf_inputs(BatchFeature({"pixel_values": pixels, **inputs}), fields)
         # vLLM shares the features of images with the same name; they are those of the current weights.
         names = [f"{image.digest.hex()}-{self.weights_version}" for image in images]
         places = [PlaceholderRange(offset=start, length=image.tokens) for start, image in request.images]
