@@ -181,8 +181,8 @@ def _classification(
     if reads_images(
         config
     ):  # checkpoints have other names than the model's class, which are those of the policy's
-        policy = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
-        names = get_checkpoint_conversion_mapping(policy) or get_checkpoint_conversion_mapping(
+        policy: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        names = get_checkpoint_conversion_mapping(policy.__name__) or get_checkpoint_conversion_mapping(
             config.model_type
         )
         register_checkpoint_conversion_mapping(name, names or [], overwrite=True)
