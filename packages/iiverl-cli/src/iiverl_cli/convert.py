@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iiverl_cli.arguments import ConfigCommand, split_arguments
-from iiverl_cli.output import clean_exit, report_problems
+from iiverl_cli.output import EXIT_REFUSED, clean_exit, report_problems
 from iiverl_cli.verl_command import commands_of_script, without_launcher
 
 if TYPE_CHECKING:
     from iiverl_core.config.convert import Conversion
-
-EXIT_REFUSED = 2
 
 
 class ConvertCommand(ConfigCommand):

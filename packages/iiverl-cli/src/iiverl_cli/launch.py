@@ -13,12 +13,11 @@ from iiverl_cli.arguments import (
     load_config,
     split_arguments,
 )
-from iiverl_cli.output import clean_exit, report_problems
+from iiverl_cli.output import EXIT_REFUSED, clean_exit, report_problems
 
 if TYPE_CHECKING:
     from iiverl_core.launch import Job
 
-EXIT_REFUSED = 2
 IMAGE = "iiverl:latest"
 
 Nodes = Annotated[

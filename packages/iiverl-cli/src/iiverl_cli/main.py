@@ -23,7 +23,7 @@ from iiverl_cli.diff import diff
 from iiverl_cli.doctor import doctor
 from iiverl_cli.export import export
 from iiverl_cli.launch import launch_app
-from iiverl_cli.output import clean_exit, report_problems
+from iiverl_cli.output import EXIT_REFUSED, clean_exit, report_problems
 from iiverl_cli.plan import plan
 from iiverl_cli.replay import replay
 from iiverl_cli.report import report
@@ -31,7 +31,6 @@ from iiverl_cli.reward import reward_app
 from iiverl_cli.runs import runs
 from iiverl_core.installation import install_command
 
-EXIT_REFUSED = 2
 EXIT_UNSUPPORTED = 3
 """The configuration is valid, but this version or this machine cannot run it."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from iiverl_core.config import Problem
     from iiverl_core.stopping import Stop
 
+EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 

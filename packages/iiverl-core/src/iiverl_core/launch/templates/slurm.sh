@@ -24,6 +24,14 @@ export HF_HOME="${HF_HOME:-$SLURM_SUBMIT_DIR/.cache/huggingface}"
 @interface@
 # export NCCL_DEBUG=INFO
 
+# SIGTERM comes @lead@ s before the time limit, and before a pre-emption if the cluster has send_user_signal among its
+# PreemptParameters. The run then finishes its step, saves it and exits with 143; the job is queued again and goes on
+# from there. A job that is cancelled stays so.
+queue_again() {
+    if [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+}
+trap 'queue_again; exit 143' TERM # before there is a run
+
 # A Ray cluster for this job alone, that only a process with its token can use.
 # (on MACHINES OPTIONS... COMMAND...: it replaces the process that runs it, and so has to be in the background.)
 machines=$SLURM_JOB_NUM_NODES
@@ -44,9 +52,6 @@ if ((machines > 1)); then
     on $((machines - 1)) --exclude="$head" ray start --block --address="$head:$port" @count@ &
 fi
 
-# SIGTERM comes @lead@ s before the time limit, and before a pre-emption if the cluster has send_user_signal among its
-# PreemptParameters. The run then finishes its step, saves it and exits with 143; the job is queued again and goes on
-# from there. A job that is cancelled stays so.
 export RAY_ADDRESS="$head:$port"
 @command@ &
 run=$!
@@ -57,9 +62,7 @@ while kill -0 "$run" 2> /dev/null; do # the trap ended the wait
     code=0
     wait "$run" || code=$?
 done
-if ((code == 143)) && [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+if ((code == 143)); then queue_again; fi
 mapfile -t others < <(jobs -p)
 if ((${#others[@]})); then kill "${others[@]}" 2> /dev/null || true; fi
 wait || true
