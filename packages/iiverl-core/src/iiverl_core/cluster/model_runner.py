@@ -152,12 +152,7 @@ class ModelRunner:
             CheckpointError: `folder` cannot be written to.
         """
         contents = self._run.checkpoint.save_contents
-        if "model" in contents:
-            optimizer = "optimizer" in contents
-            self._saving += [
-                self.model(role).save(folder / role, optimizer=optimizer) for role in self._trained
-            ]
-
+        # Gathered first: until nothing is being written, which would hold up all processes at every tensor.
         if "hf_model" in contents:
             first = dist.get_rank() == 0
             exported = folder / "actor" / "huggingface"
@@ -166,6 +161,11 @@ class ModelRunner:
                 thread = ThreadPoolExecutor(1, thread_name_prefix="description")
                 self._saving.append(thread.submit(self._write_description, exported).result)
                 thread.shutdown(wait=False)
+        if "model" in contents:
+            optimizer = "optimizer" in contents
+            self._saving += [
+                self.model(role).save(folder / role, optimizer=optimizer) for role in self._trained
+            ]
 
     def finish_save(self) -> None:
         """Wait until all processes have written.
