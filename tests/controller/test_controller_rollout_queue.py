@@ -30,6 +30,8 @@ from iiverl_core.samples import (
     SequenceRef,
     Thumbnail,
     TokenSequence,
+    WeightsSpan,
+    joined_spans,
 )
 from iiverl_core.sequence_files import read_sequences, write_sequences
 from iiverl_reward_client import Failed, Scored
@@ -37,13 +39,13 @@ from iiverl_reward_client import Failed, Scored
 ROWS, BATCH, MEMBERS = 12, 4, 2
 
 
-def run_with(k: int) -> Any:
+def run_with(k: int, *, partial: bool = False) -> Any:
     return run_config(
         build(
             {
                 "data": {"train_batch_size": BATCH},
                 "algorithm": {"adv_estimator": "grpo"},
-                "actor_rollout_ref": {"rollout": {"n": MEMBERS}},
+                "actor_rollout_ref": {"rollout": {"n": MEMBERS, "partial": partial}},
                 "trainer": {"max_staleness": k, "rollout_devices": 1},
             }
         )
@@ -75,6 +77,42 @@ class Engines:
         return 1
 
 
+class InterruptibleEngines(Engines):
+    """Engines that write token by token, and go on with what they were writing when they were interrupted."""
+
+    def __init__(self, chance: random.Random, deaths: float = 0.0) -> None:
+        super().__init__(chance, deaths)
+        self.written: dict[SampleId, list[int]] = {}  # the version that wrote each token
+        self.interrupted = False
+
+    def generate(self, requests, sampling):
+        self.busy, self.interrupted = True, False
+        writing = {each.id: self.written.pop(each.id, []) for each in requests}
+        by_id = {each.id: each for each in requests}
+        while writing and not (self.interrupted and sampling == "train"):
+            time.sleep(self.chance.choice((0, 0, 0, 0.001)))
+            if self.chance.random() < self.deaths:
+                writing = {}  # what was written is lost
+            for id, versions in list(writing.items()):
+                versions.append(self.version)
+                if self.chance.random() < 0.3:
+                    del writing[id]
+                    yield [self.rollout(by_id[id], versions)]
+        if sampling == "train":
+            self.written = writing
+        self.busy = False
+
+    def rollout(self, request, versions: list[int]) -> Rollout:
+        sequence = SequenceRef(request.id, Handle(None), 2 + len(versions), len(versions))
+        spans = joined_spans(*(WeightsSpan(version, 1) for version in versions))
+        return Rollout(
+            request.id, request.prompt, "r", "r", "stop", versions[-1], -1.0, (sequence,), spans=spans
+        )
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+
 def plan(steps: int) -> Plan:
     prompts: Any = [Prompt(row=row, ids=(1, 2), text="p") for row in range(ROWS)]
     return Plan(prompts, PromptOrder(ROWS, BATCH, seed=3), prompts[:2], steps)
@@ -83,7 +121,8 @@ def plan(steps: int) -> Plan:
 def queue_of(k: int, engines: Engines, steps: int, state: TrainState, saved=()) -> RolloutQueue:
     workers: Any = engines
     observer: Any = Silent()
-    return RolloutQueue(run_with(k), plan(steps), workers, Scores(), observer, state, saved)
+    run = run_with(k, partial=isinstance(engines, InterruptibleEngines))
+    return RolloutQueue(run, plan(steps), workers, Scores(), observer, state, saved)
 
 
 def train_to(step: int, queue: RolloutQueue, state: TrainState, chance: random.Random) -> list[StepData]:
@@ -109,14 +148,15 @@ def version_after(step: int) -> int:
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_a_thousand_steps_keep_the_bound_and_use_each_prompt_once(k: int) -> None:
+@pytest.mark.parametrize("kind", [Engines, InterruptibleEngines])
+def test_a_thousand_steps_keep_the_bound_and_use_each_prompt_once(k: int, kind: type[Engines]) -> None:
     """Engines and trainer take random times, and engines die."""
     steps, state = 350, TrainState(kl_coef=0.0)
-    queue = queue_of(k, Engines(random.Random(k), deaths=0.01), steps, state)
+    queue = queue_of(k, kind(random.Random(k), deaths=0.01), steps, state)
     queue.start()
     taken = train_to(steps, queue, state, random.Random(k + 1))
     for number, data in enumerate(taken, 1):
-        versions = {rollout.weights_version for rollout in data.rollouts}
+        versions = {version for rollout in data.rollouts for version in rollout.versions}
         assert version_after(max(0, number - 1 - k)) <= min(versions) <= max(versions) <= number - 1
         assert data.metrics["staleness/max"] <= k
         assert sorted({rollout.prompt.row for rollout in data.rollouts}) == rows_of(number)
@@ -125,6 +165,8 @@ def test_a_thousand_steps_keep_the_bound_and_use_each_prompt_once(k: int) -> Non
     assert state.batches_consumed == steps
     ahead = max(data.metrics["perf/rollouts_ready"] for data in taken)
     assert k - 1 <= ahead <= k  # engines that are faster use the bound
+    mixed = [data.metrics.get("staleness/several_versions", 0.0) for data in taken]
+    assert (sum(mixed) > 0.1 * steps) == (kind is InterruptibleEngines)
     queue.close()
     queue.join()
 
@@ -149,15 +191,22 @@ def test_with_one_step_of_staleness_time_decides_nothing(k: int) -> None:
     assert versions == [{version_after(max(0, step - 1 - k))} for step in range(1, 41)]
 
 
-@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4]), st.lists(st.integers(1, 30), max_size=4))
-@settings(max_examples=20, deadline=None, derandomize=True)
-def test_killed_anywhere_each_prompt_is_used_once(seed: int, k: int, kills: list[int]) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 2, 4]),
+    st.lists(st.integers(1, 30), max_size=4),
+    st.sampled_from([Engines, InterruptibleEngines]),
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_killed_anywhere_each_prompt_is_used_once(
+    seed: int, k: int, kills: list[int], kind: type[Engines]
+) -> None:
     """The run goes on from its newest checkpoint, of every third step."""
     chance, state, saved = random.Random(seed), TrainState(kl_coef=0.0), []
     used: dict[int, list[int]] = {}
     for end in [*sorted(kills), 30]:
         kept = replace(state), list(saved)
-        queue = queue_of(k, Engines(chance), 30, state, saved)
+        queue = queue_of(k, kind(chance), 30, state, saved)
         queue.start()
         for step in range(state.step + 1, end + 1):
             (data,) = train_to(step, queue, state, chance)

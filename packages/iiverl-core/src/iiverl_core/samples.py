@@ -166,6 +166,24 @@ class KeptTokens(NamedTuple):
     counts: np.ndarray
 
 
+class WeightsSpan(NamedTuple):
+    """Consecutive tokens of a response that were sampled by the weights of one version."""
+
+    version: int
+    tokens: int
+
+
+def joined_spans(*spans: WeightsSpan) -> tuple[WeightsSpan, ...]:
+    """Join neighbouring spans of one version, and leave out empty ones."""
+    joined: list[WeightsSpan] = []
+    for each in spans:
+        if joined and joined[-1].version == each.version:
+            each = WeightsSpan(each.version, joined.pop().tokens + each.tokens)
+        if each.tokens:
+            joined.append(each)
+    return tuple(joined)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
     """Token arrays of a rollout. Stays in the store; only workers read it.
@@ -314,7 +332,9 @@ class Rollout(PickledByFields):
     nats. A rollout has several sequences if its context was rewritten between turns, otherwise one. With several turns,
     `text` is the last one, `messages` the whole conversation, `turns` what the policy wrote of it, and `counts` numbers for
     metrics by name. A rollouter may set the `outcome`; otherwise the scorer does. `images` are those of the prompt or, with
-    several turns, of `messages`, in the order of their placeholders (`columns.IMAGE`), if the run keeps samples.
+    several turns, of `messages`, in the order of their placeholders (`columns.IMAGE`), if the run keeps samples. If newer weights came while it was
+    written, `weights_version` is the last, and `spans` say which tokens, in the order in which they were sampled, come from
+    which.
     """
 
     id: SampleId
@@ -330,6 +350,12 @@ class Rollout(PickledByFields):
     turns: tuple[SampledTurn, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
     images: tuple[Thumbnail, ...] = ()
+    spans: tuple[WeightsSpan, ...] = ()
+
+    @property
+    def versions(self) -> set[int]:
+        """The versions of the weights that sampled it."""
+        return {each.version for each in self.spans} or {self.weights_version}
 
     @property
     def prompt_length(self) -> int:

@@ -19,10 +19,19 @@ class Engines(Protocol):
     ) -> Iterator[list[Rollout]]:
         """Let each engine make the rollouts of its requests; yield them as they finish, each once.
 
-        An engine that dies is left out from then on; its unfinished rollouts are missing.
+        An engine that dies is left out from then on; its unfinished rollouts are missing. Those that are interrupted are
+        missing too, and go on in the next call with the same `sampling` that gives their requests to the same engine.
 
         Raises:
             WorkerError: an engine raised, or none is left.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Let `generate`, which runs in another thread, end soon, with what is finished by then.
+
+        Raises:
+            RuntimeError: the engines cannot be interrupted (`RunConfig.interrupts_rollouts`).
         """
         ...
 
@@ -103,6 +112,10 @@ class ColocatedEngines:
         arguments = [(requests[rank // self._size], sampling) for rank in self._ranks]
         for reference, rollouts in self._group.stream(TrainerWorker.generate, arguments):
             yield attach_handles(rollouts, reference)
+
+    def interrupt(self) -> None:
+        """Raise RuntimeError: no one is there to interrupt engines that live in the processes that train."""
+        raise RuntimeError("engines in the processes that train cannot be interrupted")
 
     def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
         """See `Engines.update_weights`."""

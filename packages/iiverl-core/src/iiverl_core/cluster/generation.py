@@ -1,7 +1,8 @@
 """Generate in a worker process: a rollout engine with weights of its own, and rollouts made of its responses."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -12,11 +13,11 @@ from iiverl_core.config import RunConfig
 from iiverl_core.data import load_image_processor, load_tokenizer
 from iiverl_core.rollout import (
     RolloutRequest,
+    RolloutRunner,
     RolloutTokens,
     Sampling,
     make_engine,
     make_rollouter,
-    run_rollouts,
     sampling_params,
 )
 from iiverl_core.rollout.weights import digest
@@ -52,6 +53,7 @@ class Generator:
         self._images = load_image_processor(run)
         self._engine = make_engine(run, device)
         self._rollouter = make_rollouter(run, self._tokenizer)
+        self._interrupted: dict[Sampling, RolloutRunner] = {}
         self._is_output_rank = rank % run.engine_devices == 0
         self._updated = False
 
@@ -81,31 +83,48 @@ class Generator:
 
     def close(self) -> None:
         """End the rollouter and the engine; see `RolloutEngine.close`."""
+        for runner in self._interrupted.values():
+            runner.close()
         self._rollouter.close()
         self._engine.close()
 
     def generate(
-        self, requests: Sequence[RolloutRequest], sampling: Sampling
+        self,
+        requests: Sequence[RolloutRequest],
+        sampling: Sampling,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[list[TokenSequence], list[Rollout]]]:
         """Make rollouts; yield the sequences of those that are finished, and the rollouts, in one order.
+
+        Once `interrupted`, those that are unfinished wait for the next call with the same `sampling`, and go on if their
+        requests are among its `requests`.
 
         A runtime puts the sequences into its store and passes the rollouts on (`attach_handles`). If a process
         stored them itself, they would be lost when it dies.
         """
-        params = sampling_params(self._run, sampling)
+        runner = self._interrupted.pop(sampling, None) or RolloutRunner(
+            self._engine,
+            self._rollouter,
+            sampling_params(self._run, sampling),
+            in_lockstep=self._run.trainer.deterministic,
+        )
         finished: list[RolloutTokens] = []
         last = time.monotonic()
-        in_lockstep = self._run.trainer.deterministic
         requests = self._with_images(requests)
         images = {each.id: each.images for each in requests}
-        for done in run_rollouts(self._engine, self._rollouter, requests, params, in_lockstep=in_lockstep):
-            if not self._is_output_rank:
-                continue
-            finished.append(done)
-            if time.monotonic() - last > STREAM_INTERVAL_S:
-                yield self._rollouts(finished, images)
-                finished = []
-                last = time.monotonic()
+        with ExitStack() as stack:
+            stack.callback(runner.close)
+            for done in runner.run(requests, interrupted):
+                if not self._is_output_rank:
+                    continue
+                finished.append(done)
+                if time.monotonic() - last > STREAM_INTERVAL_S:
+                    yield self._rollouts(finished, images)
+                    finished = []
+                    last = time.monotonic()
+            if runner.unfinished:
+                self._interrupted[sampling] = runner
+                stack.pop_all()
         if finished:
             yield self._rollouts(finished, images)
 
@@ -151,6 +170,7 @@ class Generator:
                 images=tuple(
                     Thumbnail(each.digest.hex(), each.thumbnail) for each in done.images if each.thumbnail
                 ),
+                spans=done.spans,
             )
             for done, text, raw_text in zip(finished, texts, raw_texts, strict=True)
         ]

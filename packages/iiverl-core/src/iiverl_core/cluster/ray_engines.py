@@ -6,6 +6,7 @@ import ray
 
 from iiverl_core.cluster.engines import attach_handles
 from iiverl_core.cluster.heartbeats import Heartbeats
+from iiverl_core.cluster.interruption import Interrupter
 from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.ray_group import device_of
 from iiverl_core.cluster.ray_pool import PLACEMENT_TIMEOUT_S, PoolSpec, RayPool, RayStore
@@ -58,12 +59,15 @@ class RayEngines:
         self._count = (run.trainer.rollout_devices or 0) // size
         self._death: str | None = None  # in the current weight sync
         self._have_base = set[int]()  # the processes that keep weights of the base model
+        self._calls = 0  # of `generate`
+        self._interrupter = Interrupter(ray.util.get_node_ip_address()) if run.interrupts_rollouts else None
+        address = self._interrupter.address if self._interrupter else None
         device = device_of(run)
         self._transports = transport_factory(device)
         self._pool = RayPool(
             PoolSpec(
                 RolloutWorker,
-                lambda rank, init_method: (run, rank, device, RayStore(), init_method),
+                lambda rank, init_method: (run, rank, device, RayStore(), init_method, address),
                 device,
                 bundles=[size] * self._count,
                 strategy="PACK",
@@ -91,9 +95,16 @@ class RayEngines:
     ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
         by_rank = {rank: requests[rank // self._size] for rank in self._pool.running}
-        arguments = {rank: (each, sampling) for rank, each in by_rank.items() if each}
+        self._calls += 1
+        arguments = {rank: (each, sampling, self._calls) for rank, each in by_rank.items() if each}
         for reference, rollouts in self._pool.stream(RolloutWorker.generate, arguments):
             yield attach_handles(rollouts, reference)
+
+    def interrupt(self) -> None:
+        """See `Engines.interrupt`."""
+        if self._interrupter is None:
+            raise RuntimeError("these engines were not built to be interrupted")
+        self._interrupter.interrupt(self._calls)
 
     def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
         """See `Engines.update_weights`. If an engine dies meanwhile, it is started again and all get the weights again."""

@@ -10,6 +10,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.cluster.generation import Generator
+from iiverl_core.cluster.interruption import InterruptionAddress, Interruptions
 from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.process_settings import make_deterministic
 from iiverl_core.cluster.rendezvous import join_process_group
@@ -40,8 +41,18 @@ class RolloutWorker:
     `device_type` is `cpu` or `cuda`.
     """
 
-    def __init__(self, run: RunConfig, rank: int, device_type: str, store: Store, init_method: str) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        rank: int,
+        device_type: str,
+        store: Store,
+        init_method: str,
+        interruptions: InterruptionAddress | None = None,
+    ) -> None:
         """Join the engine's other processes at `init_method`, and build it, still without weights.
+
+        Calls of `generate` can be interrupted at `interruptions`.
 
         Raises:
             ConfigError: the engine cannot run the model, or there is no tokenizer.
@@ -54,6 +65,9 @@ class RolloutWorker:
             join_process_group(init_method, rank % size, size, device_type)
         if device_type == "cuda" and ENGINES[run.rollout.name].memory == "pool":
             await_memory(run.rollout.gpu_memory_utilization)
+        self._interruptions = (
+            Interruptions(interruptions, rank // size, rank % size, size) if interruptions else None
+        )
         self._generator = Generator(run, torch.device(device_type), rank)
         self._weight_receiver = WeightReceiver(
             rank, store, torch.device(device_type), self._generator.update_weights
@@ -62,13 +76,15 @@ class RolloutWorker:
         self.info = RolloutWorkerInfo(rank, socket.gethostname(), os.getpid(), device)
 
     def generate(
-        self, requests: Sequence[RolloutRequest], sampling: Sampling
+        self, requests: Sequence[RolloutRequest], sampling: Sampling, call: int
     ) -> Iterator[tuple[list[TokenSequence], list[Rollout]]]:
-        """Make rollouts; yield as `Generator.generate` does.
+        """Make rollouts; yield as `Generator.generate` does. `call` is the number by which it can be interrupted.
 
         All processes of an engine get the same requests; the first yields the rollouts, the others nothing.
         """
-        return self._generator.generate(requests, sampling)
+        if self._interruptions is None:
+            return self._generator.generate(requests, sampling)
+        return self._generator.generate(requests, sampling, self._interruptions.of_call(call))
 
     def begin_weight_sync(self, sync: WeightSync, transport: WeightTransport) -> None:
         """See `WeightReceiver.begin`."""

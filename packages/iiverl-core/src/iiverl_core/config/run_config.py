@@ -24,7 +24,7 @@ from iiverl_core.config.sections.rewards import (
 from iiverl_core.config.sections.rollout import RolloutConfig
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.trainer import TrainerConfig
-from iiverl_core.registry import ROLLOUTERS
+from iiverl_core.registry import ENGINES, ROLLOUTERS
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,12 @@ class RunConfig:
     def syncs_adapters(self) -> bool:
         """Whether engines keep the base model's weights and get LoRA adapters after every step."""
         return self.actor.model.lora_rank > 0 and self.rollout.lora_sync == "adapter"
+
+    @property
+    def interrupts_rollouts(self) -> bool:
+        """Whether engines get newer weights while they are writing responses."""
+        reads = ENGINES[self.rollout.name].reads
+        return self.rollout.partial and self.trainer.max_staleness > 0 and "partial" in reads
 
     @property
     def folder(self) -> Path:

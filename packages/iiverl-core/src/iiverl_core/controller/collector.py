@@ -1,9 +1,9 @@
 """Collect rollouts and their scores, for a training step and for validation."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 GENERATION_ROUNDS = "train/num_gen_batches"
 """Metric of a run with dynamic sampling: the batches of prompts that a step took."""
-MAX_FRUITLESS_ROUNDS = 10  # generation rounds without a result; more cannot be explained by a dead engine
+MAX_FRUITLESS_CALLS = 10  # of the engines, without a result; more cannot be explained by a dead engine
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,36 @@ class EngineWeights(Protocol):
         ...
 
 
+@dataclass
+class Generation:
+    """Responses to be generated: `unfinished` are still to come, and `rollouts` have.
+
+    `prompts` are given by group, and have `members` responses each. `versions` are those of the weights that the engines
+    had.
+    """
+
+    label: str
+    sampling: Sampling
+    prompts: Mapping[int, Prompt]
+    members: int
+    unfinished: dict[SampleId, RolloutRequest]
+    rollouts: list[Rollout] = field(default_factory=list)
+    versions: set[int] = field(default_factory=set)
+    fruitless: int = (
+        0  # calls of the engines in a row in which nothing finished, though their weights were the same
+    )
+
+    @property
+    def ended(self) -> bool:
+        """Whether all responses have come, or no more can be expected."""
+        return not self.unfinished or self.fruitless == MAX_FRUITLESS_CALLS
+
+
+T = TypeVar("T")
+Collecting: TypeAlias = Generator[Generation, None, T]
+"""Yields what is to be generated next, goes on when it has ended, and returns a result."""
+
+
 class RolloutCollector:
     """Generates responses with the engines' current weights, and scores them while others are still being generated."""
 
@@ -94,10 +124,25 @@ class RolloutCollector:
         weights: EngineWeights,
     ) -> None:
         self.run, self.plan = run, plan
+        self._scored: dict[SampleId, Outcome] = {}  # of steps whose responses are not all there
         self.workers, self.scorer, self.observer = workers, scorer, observer
         self.estimator, self.weights = estimator, weights
 
-    def collect(self, step: int, state: TrainState) -> tuple[StepData, TrainState]:
+    def finish(self, collecting: Collecting[T]) -> T:
+        """Generate what is asked for, in turn, and return the result."""
+        try:
+            wanted = next(collecting)
+            while True:
+                for _ in self.generate([wanted]):
+                    pass
+                if wanted.ended:
+                    wanted = next(collecting)
+                else:
+                    self.weights.restore()
+        except StopIteration as end:
+            return end.value
+
+    def collect(self, step: int, state: TrainState) -> Collecting[tuple[StepData, TrainState]]:
         """Collect `n` responses to each prompt of a step, from the place in the data where `state` is.
 
         Returns them, and a copy of `state` that has moved on in the data.
@@ -118,7 +163,9 @@ class RolloutCollector:
             state.batches_consumed += 1
             first = data.rollouts[-1].id.group + 1 if data.rollouts else 0
             prompts = {first + i: self.plan.prompts[row] for i, row in enumerate(rows)}
-            rollouts, baselines, overlap = self._collect_scored(prompts, step, state.response_lengths, timers)
+            rollouts, baselines, overlap = yield from self._collect_scored(
+                prompts, step, state.response_lengths, timers
+            )
             data.rollouts += rollouts
             data.baselines |= baselines
             overlaps.append(overlap)
@@ -141,17 +188,17 @@ class RolloutCollector:
 
     def _collect_scored(
         self, prompts: Mapping[int, Prompt], step: int, lengths: dict[int, float], timers: Timers
-    ) -> tuple[list[Rollout], dict[int, float], float]:
+    ) -> Collecting[tuple[list[Rollout], dict[int, float], float]]:
         """Collect scored rollouts of prompts, given by group, baselines, and the overlap of scoring with generation.
 
         `lengths` has the mean length of earlier responses by row, and gets those of the new ones.
         """
         with timers("gen"):
-            rollouts = self._generate(prompts, step, "train", lengths)
+            rollouts = yield from self._generate(prompts, step, "train", lengths)
             _remember_lengths(lengths, rollouts)
             greedy: list[Rollout] = []
             if self.estimator.greedy_baseline:
-                greedy = self._generate(prompts, step, "baseline", lengths)
+                greedy = yield from self._generate(prompts, step, "baseline", lengths)
         with timers("reward"), self.observer.phase("scoring"):
             generated = time.perf_counter()
             outcomes = self._outcomes((*rollouts, *greedy))
@@ -178,14 +225,14 @@ class RolloutCollector:
         }
         return with_outcomes(rollouts, outcomes), baselines, max(0.0, 1 - exposed / busy) if busy else 1.0
 
-    def validate(self, step: int) -> list[Rollout]:
+    def validate(self, step: int) -> Collecting[list[Rollout]]:
         """Collect scored responses to the validation prompts."""
         prompts = list(self.plan.val_prompts or ())
         size = self.run.data.val_batch_size or len(prompts)
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), size):
             part = dict(enumerate(prompts[start : start + size], start))
-            generated = self._generate(part, step, "validate", {})
+            generated = yield from self._generate(part, step, "validate", {})
             with self.observer.phase("scoring"):
                 outcomes = self._outcomes(generated)
             rollouts += with_outcomes(generated, self._apply_failure_policy(outcomes))
@@ -193,7 +240,9 @@ class RolloutCollector:
 
     def _outcomes(self, rollouts: Sequence[Rollout]) -> dict[SampleId, Outcome]:
         """Wait for the outcomes of rollouts; those that failed on their way were not scored."""
-        return with_environment(rollouts, self.scorer.collect(), add=self.run.rewards.adds_environment)
+        self._scored |= self.scorer.collect()  # also of those steps that are collected at the same time
+        scored = {each.id: self._scored.pop(each.id) for each in rollouts if each.id in self._scored}
+        return with_environment(rollouts, scored, add=self.run.rewards.adds_environment)
 
     def _apply_failure_policy(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
         """Apply the configured failure policy; raises `IIVerlError` if there are too many failures."""
@@ -202,13 +251,8 @@ class RolloutCollector:
 
     def _generate(
         self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling, lengths: Mapping[int, float]
-    ) -> list[Rollout]:
-        """Generate responses, and submit each to the scorer as it finishes.
-
-        Prompts whose earlier responses were long start first. Responses that were unfinished when an engine died are
-        regenerated with the same seeds once the engine has weights again: the same ones, unless training goes on
-        meanwhile.
-        """
+    ) -> Collecting[list[Rollout]]:
+        """Ask for responses; prompts whose earlier responses were long come first."""
         rollout = self.run.rollout
         members = {
             "train": range(rollout.n),
@@ -219,7 +263,7 @@ class RolloutCollector:
         split: Split = "val" if sampling == "validate" else "train"
         whole = ROLLOUTERS[rollout.agent.default_agent_loop].reads_rows
         seeds = {group: _seed(rollout.seed, step, sampling == "validate", group) for group in prompts}
-        unfinished = [
+        requests = [
             RolloutRequest(SampleId(split, step, group, member), prompt, seeds[group])
             for group, prompt in [
                 (group, each if whole else each.for_engine())
@@ -227,27 +271,44 @@ class RolloutCollector:
             ]
             for member in members
         ]
-        rollouts: list[Rollout] = []
-        versions = {self.weights.version}
-        fruitless = 0
-        with self.observer.phase(label, len(unfinished)) as phase:
-            while unfinished and fruitless < MAX_FRUITLESS_ROUNDS:
-                done = set[SampleId]()
-                for batch in self.workers.generate(unfinished, sampling):
-                    finished = [replace(each, prompt=prompts[each.id.group]) for each in batch]
-                    for each in finished:
-                        if not isinstance(each.outcome, Failed):
-                            self.scorer.submit(each)
-                    rollouts += finished
-                    done |= {each.id for each in finished}
-                    phase.advance(len(finished), tokens=sum(each.response_length for each in finished))
-                unfinished = [request for request in unfinished if request.id not in done]
-                fruitless = 0 if done else fruitless + 1
-                if unfinished:
-                    self.weights.restore()
-                    versions.add(self.weights.version)
-        _check(rollouts, len(prompts), len(members), versions)
-        return rollouts
+        wanted = Generation(label, sampling, prompts, len(members), {each.id: each for each in requests})
+        yield wanted
+        _check(wanted)
+        return wanted.rollouts
+
+    def generate(self, wanted: Sequence[Generation]) -> Iterator[Generation]:
+        """Let the engines generate, and submit each response to the scorer as it finishes; yield what has ended by that.
+
+        All of `wanted` have the same sampling. Responses may be unfinished at the end, if an engine died or was
+        interrupted. Then the engines are to be given weights, with which the same is asked for again. They are the same
+        responses, unless the weights are other ones.
+        """
+        requests = {id: request for each in wanted for id, request in each.unfinished.items()}
+        owner = {id: each for each in wanted for id in each.unfinished}
+        for each in wanted:
+            each.fruitless = each.fruitless + 1 if self.weights.version in each.versions else 0
+            each.versions.add(self.weights.version)
+        waiting, last = list(wanted), list[Generation]()
+        with self.observer.phase(wanted[0].label, len(requests)) as phase:
+            for batch in self.workers.generate(list(requests.values()), wanted[0].sampling):
+                for each in batch:
+                    generation = owner[each.id]
+                    finished = replace(each, prompt=generation.prompts[each.id.group])
+                    if not isinstance(finished.outcome, Failed):
+                        self.scorer.submit(finished)
+                    generation.rollouts.append(finished)
+                    del generation.unfinished[each.id]
+                    generation.fruitless = 0
+                phase.advance(len(batch), tokens=sum(each.response_length for each in batch))
+                ended, waiting = (
+                    [each for each in waiting if each.ended],
+                    [each for each in waiting if not each.ended],
+                )
+                if waiting:
+                    yield from ended
+                else:
+                    last = ended  # nothing is generated any more
+        yield from last or [each for each in waiting if each.ended]
 
 
 def _longest_first(prompts: Mapping[int, Prompt], known: Mapping[int, float]) -> list[tuple[int, Prompt]]:
@@ -276,15 +337,16 @@ def _seed(seed: int, step: int, validate: bool, group: int) -> int:
     )
 
 
-def _check(rollouts: Sequence[Rollout], groups: int, n: int, versions: Collection[int]) -> None:
+def _check(wanted: Generation) -> None:
     """Check that every response exists exactly once, generated by weights that the engines were given for it."""
+    rollouts, groups, n = wanted.rollouts, len(wanted.prompts), wanted.members
     ids = {rollout.id for rollout in rollouts}
     if len(rollouts) != groups * n or len(ids) != len(rollouts):
         raise RuntimeError(
             f"the engines gave {len(rollouts)} responses ({len(ids)} distinct) for {groups} × {n}"
         )
-    unknown = {rollout.weights_version for rollout in rollouts} - set(versions)
+    unknown = {version for each in rollouts for version in each.versions} - wanted.versions
     if unknown:
         raise RuntimeError(
-            f"responses were written by weights of version {sorted(unknown)}, not {sorted(versions)}"
+            f"responses were written by weights of version {sorted(unknown)}, not {sorted(wanted.versions)}"
         )

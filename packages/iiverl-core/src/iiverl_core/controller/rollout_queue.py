@@ -11,16 +11,20 @@ weights only between two steps' rollouts, so all rollouts of a step come from th
 meanwhile. They get the weights after step s once the rollouts of step s + 1 are collected. With k = 1 that leaves no
 choice: the rollouts of step b come from the weights after step b - 2, however long anything takes, and the run repeats
 bit by bit. With larger k, engines that are faster than the trainer go further ahead.
+
+With `rollout.partial`, engines are interrupted for the weights after every step, and go on with the responses that they
+were writing. The rollouts of all steps that may be started are generated side by side, so engines that wait for the
+longest responses of a step have others to write meanwhile. Which weights write which token then depends on time.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from iiverl_core.config import RunConfig
-from iiverl_core.controller.collector import Plan, RolloutCollector, StepData
+from iiverl_core.controller.collector import Collecting, Generation, Plan, RolloutCollector, StepData
 from iiverl_core.controller.observer import Observer
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
@@ -29,7 +33,18 @@ from iiverl_core.registry.algorithms import estimator_info
 from iiverl_core.rewards import Scorer
 from iiverl_core.samples import Rollout
 
+INTERRUPT_AGAIN_S = 0.1
 _JOIN_S = 10.0  # for the thread to see that its engines have ended
+
+
+@dataclass
+class _Flying:
+    """A step whose rollouts are being collected: it waits for `wanted`, and was started after the engines had `waited` s."""
+
+    step: int
+    collecting: Collecting[tuple[StepData, TrainState]]
+    wanted: Generation
+    waited: float
 
 
 class RolloutQueue:
@@ -53,8 +68,15 @@ class RolloutQueue:
         self._workers, self._observer, self._state = workers, observer, state
         estimator = estimator_info(run.algorithm.adv_estimator)
         self._collector = RolloutCollector(run, plan, workers, scorer, observer, estimator, self)
+        self._interrupts = run.interrupts_rollouts
+        # How far a step gets in the data is known before its rollouts are, unless groups are replaced.
+        replaced = run.algorithm.filter_groups.enable or estimator.greedy_baseline
+        self._side_by_side = self._interrupts and not replaced
+        self._flying: dict[int, _Flying] = {}  # the steps that are being collected
         self._ready = {data.step: data for data in saved}
-        self._next = state.step + 1 + len(saved)  # to be collected
+        # Batches of prompts consumed after each step whose rollouts are collected.
+        self._consumed = dict.fromkeys(range(state.step, state.step + len(saved) + 1), state.batches_consumed)
+        self._next = state.step + 1 + len(saved)  # to be started
         self._trained = state.step
         self.version = -1
         """Version of the weights that the engines have."""
@@ -63,6 +85,7 @@ class RolloutQueue:
         self._given_bytes: int | None = None
         self._changed = threading.Condition()
         self._collecting = False  # the engines are at work on a step's rollouts
+        self._scoring = False  # the thread waits for scores meanwhile
         self._wanted = False  # the loop wants the engines next
         self._lost = False  # an engine died, and the thread waits until it has weights
         self._closed = False
@@ -81,7 +104,7 @@ class RolloutQueue:
         Raises what `RolloutCollector.collect` raises.
         """
         if not self._max_staleness:
-            data = self._ready.pop(step, None) or self._collect(step)
+            data = self._ready.pop(step, None) or self._collect_alone(step)
         else:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="iiverl-rollouts", daemon=True)
@@ -101,6 +124,7 @@ class RolloutQueue:
         """
         with self._changed:
             self._trained = step
+            self._take_engines_for_weights()
             self._give_weights_if_due()
         given, self._given_bytes = self._given_bytes, None
         return {} if given is None else {"perf/weight_sync_gb": given / 2**30}
@@ -108,21 +132,26 @@ class RolloutQueue:
     def validate(self, step: int) -> list[Rollout]:
         """Collect scored responses to the validation prompts by the newest weights."""
         with self._engines():
-            return self._collector.validate(step)
+            return self._collector.finish(self._collector.validate(step))
 
     def checkpoint(self) -> tuple[TrainState, list[StepData]]:
         """Return the state to save after the last trained step, and the rollouts that are collected for steps to come.
 
-        Those of the next step are waited for, since the weights that write them are not saved. Rollouts of later steps that
-        are being collected are left out: a run that resumes asks for them again.
+        Those of the next step are waited for, since the weights that write them are not saved, unless they come from
+        several anyway. Rollouts of steps that are being collected, and of later ones, are left out: a run that resumes asks for
+        them again.
         """
-        if self._thread is not None and self._trained < self._total:
+        if self._thread is not None and not self._interrupts:
             self._await(self._next_is_collected)
         with self._changed:
-            return replace(self._state), [self._ready[step] for step in sorted(self._ready)]
+            last = self._trained
+            while last + 1 in self._ready:
+                last += 1
+            state = replace(self._state, batches_consumed=self._consumed[last])
+            return state, [self._ready[step] for step in range(self._trained + 1, last + 1)]
 
     def restore(self) -> None:
-        """Give weights to engines that died and were started again, for the responses that are missing.
+        """Give weights to engines that died and were started again, or were interrupted, for the responses that are missing.
 
         While the loop trains, the weights that they had do not exist any more. They get the next ones, when the loop
         comes to the end of its step.
@@ -152,46 +181,96 @@ class RolloutQueue:
     def _work(self) -> None:
         try:
             while (waited := self._wait_for_weights()) is not None:
-                data = self._collect(self._next)
-                data.timings["timing_s/engines_wait"] = waited
-                with self._changed:
-                    self._ready[data.step] = data
-                    self._next += 1
-                    self._collecting = False
-                    self._changed.notify_all()
+                self._start_steps(waited)
+                flying = list(self._flying.values())
+                wanted = [each.wanted for each in flying]
+                for generation in self._collector.generate(wanted):
+                    self._advance(flying[wanted.index(generation)])
+                if not all(each.ended for each in wanted):
+                    self.restore()
         except BaseException as error:  # the loop raises it
             with self._changed:
                 self._error, self._collecting = error, False
                 self._changed.notify_all()
 
     def _wait_for_weights(self) -> float | None:
-        """Wait until the next step's rollouts may be started; returns the seconds, or None if there is no such step."""
+        """Wait until there is something to generate; returns the seconds, or None if there is nothing any more."""
         began = time.perf_counter()
         with self._changed:
+            self._collecting = bool(self._flying) and not self._closed
+            self._changed.notify_all()
             self._changed.wait_for(
                 lambda: (
                     self._closed
+                    or bool(self._flying)
                     or self._next > self._total
-                    or (not self._wanted and self._next - 1 - self._fresh_after <= self._max_staleness)
+                    or (not self._wanted and self._may_start())
                 )
             )
-            self._collecting = not self._closed and self._next <= self._total
+            self._collecting = not self._closed and (bool(self._flying) or self._next <= self._total)
             return time.perf_counter() - began if self._collecting else None
 
-    def _collect(self, step: int) -> StepData:
-        """Collect a step's rollouts, and advance the run's place in the data."""
-        data, after = self._collector.collect(step, self._state)
-        behind = [step - 1 - self._last_step[each.weights_version] for each in data.rollouts]
-        if behind and self._max_staleness:
-            data.metrics |= {"staleness/mean": sum(behind) / len(behind), "staleness/max": float(max(behind))}
+    def _may_start(self) -> bool:
+        """Whether the engines' weights are new enough for the next step, and it need not wait for another."""
+        new_enough = self._next - 1 - self._fresh_after <= self._max_staleness
+        return self._next <= self._total and new_enough and (self._side_by_side or not self._flying)
+
+    def _start_steps(self, waited: float) -> None:
+        """Start what may be started, of which each step takes its prompts."""
+        while self._may_start():
+            step, self._next = self._next, self._next + 1
+            collecting = self._collector.collect(step, self._state)
+            self._flying[step] = _Flying(step, collecting, next(collecting), waited)
+            if self._side_by_side:
+                self._state.batches_consumed += 1
+
+    def _advance(self, flying: "_Flying") -> None:
+        """Go on with a step whose rollouts have come: wait for their scores, and for more rollouts if it wants them."""
         with self._changed:
-            self._state.batches_consumed = after.batches_consumed
-            self._state.response_lengths = after.response_lengths
+            self._scoring = True
+            self._changed.notify_all()
+        try:
+            flying.wanted = next(flying.collecting)
+        except StopIteration as end:
+            data, after = end.value
+            data.timings["timing_s/engines_wait"] = flying.waited
+            with self._changed:
+                del self._flying[flying.step]
+                self._note_collected(data, after)
+                self._ready[data.step] = data
+                self._changed.notify_all()
+        finally:
+            self._scoring = False
+
+    def _collect_alone(self, step: int) -> StepData:
+        """Collect a step's rollouts in turn with training."""
+        data, after = self._collector.finish(self._collector.collect(step, self._state))
+        self._note_collected(data, after)
+        self._next = step + 1
         return data
+
+    def _note_collected(self, data: StepData, after: TrainState) -> None:
+        """Advance the run's place in the data, and add the staleness of the rollouts to their metrics."""
+        if not self._side_by_side:
+            self._state.batches_consumed = after.batches_consumed
+        self._consumed = {
+            step: consumed for step, consumed in self._consumed.items() if step >= self._trained
+        } | {data.step: after.batches_consumed}
+        rows = {each.prompt.row for each in data.rollouts}
+        self._state.response_lengths |= {
+            row: length for row, length in after.response_lengths.items() if row in rows
+        }
+        if data.rollouts and self._max_staleness:
+            behind = [data.step - 1 - self._last_step[min(each.versions)] for each in data.rollouts]
+            data.metrics |= {"staleness/mean": sum(behind) / len(behind), "staleness/max": float(max(behind))}
+        if data.rollouts and self._interrupts:
+            several = sum(len(each.versions) > 1 for each in data.rollouts)
+            data.metrics["staleness/several_versions"] = several / len(data.rollouts)
 
     def _await(self, condition: Callable[[], bool]) -> None:
         """Wait for the thread; give weights to engines that it lost, and the newest ones when the engines allow it."""
         with self._changed:
+            self._take_engines_for_weights()
             self._wanted = self._state.weights_version != self.version
             try:
                 while not condition():
@@ -213,10 +292,11 @@ class RolloutQueue:
     @contextmanager
     def _engines(self) -> Iterator[None]:
         """Have the engines for the loop alone, with the newest weights."""
-        if self._thread is not None:
+        if self._thread is not None and not self._interrupts:
             self._await(self._next_is_collected)
         with self._changed:
             self._wanted = True
+            self._interrupt(lambda: not self._collecting)
             self._changed.wait_for(lambda: not self._collecting)
             self._give_weights_if_due()
         try:
@@ -227,13 +307,22 @@ class RolloutQueue:
                 self._changed.notify_all()
 
     def _next_is_collected(self) -> bool:
-        return self._next > min(self._trained + 1, self._total)
+        return min(self._trained + 1, self._total) in self._consumed
+
+    def _take_engines_for_weights(self) -> None:
+        """Interrupt the engines if they have older weights, unless that would have the loop wait for scores."""
+        if self._state.weights_version != self.version:
+            self._interrupt(lambda: not self._collecting or self._scoring)
+
+    def _interrupt(self, until: Callable[[], bool]) -> None:
+        while self._interrupts and self._error is None and not until():
+            self._workers.interrupt()
+            self._changed.wait(INTERRUPT_AGAIN_S)  # the thread may not have called the engines yet
 
     def _give_weights_if_due(self) -> None:
         """Give the engines the newest weights if they have older ones, and nothing to do that older ones should do."""
-        if self._collecting or (
-            self._thread is not None and not self._next_is_collected() and not self._lost
-        ):
+        busy = self._thread is not None and not self._interrupts and not self._next_is_collected()
+        if self._collecting or (busy and not self._lost):
             return
         if self._lost or self._state.weights_version != self.version:
             self._give_weights()

@@ -29,6 +29,7 @@ class WorkerClient:
         self._group, self._engines = group, engines
         self._run = run
         self._verification = WeightVerification(always=run.rollout.verify_weights)
+        self._placed: dict[tuple[int, int], int] = {}  # the engine of each group of an interruptible call
         self._ranks = {role: rank.data_size for role, rank in group.infos[0].parallel_ranks.items()}
         self._layouts = group.infos[0].layouts
         prescribed = policy_loss_info(run.loss.policy_loss).loss_agg_mode
@@ -55,15 +56,26 @@ class WorkerClient:
     def generate(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Generate rollouts; yield them as they finish. Those unfinished when an engine died are missing.
 
-        Whole groups are assigned to engines in turn, since an engine computes a prompt once for all responses to it.
+        Each group goes as a whole to the engine with the fewest requests, since an engine computes a prompt once for all
+        responses to it. One that was interrupted goes to the engine that has begun with it.
         """
-        groups: dict[int, list[RolloutRequest]] = {}
+        groups: dict[tuple[int, int], list[RolloutRequest]] = {}
         for request in requests:
-            groups.setdefault(request.id.group, []).append(request)
+            groups.setdefault((request.id.step, request.id.group), []).append(request)
         parts: list[list[RolloutRequest]] = [[] for _ in range(len(self._engines))]
-        for i, group in enumerate(groups.values()):
-            parts[i % len(parts)] += group
+        placed = {key: self._placed[key] for key in groups if key in self._placed}
+        for key, engine in placed.items():
+            parts[engine] += groups[key]
+        for key in [key for key in groups if key not in placed]:
+            placed[key] = min(range(len(parts)), key=lambda engine: len(parts[engine]))
+            parts[placed[key]] += groups[key]
+        if self._run.interrupts_rollouts and sampling != "validate":
+            self._placed = placed
         return self._engines.generate(parts, sampling)
+
+    def interrupt(self) -> None:
+        """Let `generate`, which runs in another thread, end soon; see `Engines.interrupt`."""
+        self._engines.interrupt()
 
     def sleep(self, *, discard_weights: bool) -> None:
         """Let the engines release memory for training, including that of their weights with `discard_weights`."""

@@ -62,6 +62,7 @@ ENGINES = Registry(
                 "enable_chunked_prefill",
                 "enable_prefix_caching",
                 "engine_kwargs.vllm",
+                "partial",
             ),
             spans_devices=True,
             memory="pool",
@@ -76,7 +77,7 @@ ENGINES = Registry(
             reads_images=True,
             returns_kept=True,
             max_lora_rank=2**31,
-            reads=("micro_batch_size",),
+            reads=("micro_batch_size", "partial"),
         ),
     ),
 )

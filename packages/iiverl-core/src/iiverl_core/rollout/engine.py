@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from iiverl_core.errors import ConfigError
-from iiverl_core.samples import FinishReason, KeptTokens, SampleId, SequenceImage
+from iiverl_core.samples import FinishReason, KeptTokens, SampleId, SequenceImage, WeightsSpan, joined_spans
 
 if TYPE_CHECKING:  # the controller knows requests and runs without torch
     from torch import Tensor
@@ -31,19 +31,53 @@ class SamplingParams:
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The beginning of a response that was interrupted, as in `Completion`; `spans` say which weights wrote which tokens."""
+
+    token_ids: np.ndarray
+    log_probs: np.ndarray
+    spans: tuple[WeightsSpan, ...]
+    kept: KeptTokens | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationRequest:
     """Ask for one response to one prompt.
 
     `id` is the rollout that the response belongs to. `seed` and `id.member` decide the response's random numbers, so it
     does not depend on what else is in the batch. Requests compare by identity: a rollout may have several at a time.
-    `images` are those of the prompt, in the order of their tokens.
+    `images` are those of the prompt, in the order of their tokens. With `written`, the response begins with that and is
+    continued; it counts towards `SamplingParams.max_tokens` and is part of the completion.
     """
 
     id: SampleId
     prompt_ids: Sequence[int]
     seed: int = 0
     images: Sequence[SequenceImage] = ()
+    written: Written | None = None
+
+    @property
+    def context_ids(self) -> Sequence[int]:
+        """What the model reads before it samples: the prompt, and what is written of the response."""
+        return (
+            self.prompt_ids if self.written is None else [*self.prompt_ids, *self.written.token_ids.tolist()]
+        )
+
+    @property
+    def written_length(self) -> int:
+        """Tokens of the response that are written."""
+        return 0 if self.written is None else len(self.written.token_ids)
+
+    def continued(
+        self, token_ids: np.ndarray, log_probs: np.ndarray, kept: KeptTokens | None, version: int
+    ) -> GenerationRequest:
+        """Return the request to go on from a response so far, what was `written` included; weights of `version` wrote the rest."""
+        if not len(token_ids):
+            return self
+        earlier = self.written.spans if self.written else ()
+        spans = joined_spans(*earlier, WeightsSpan(version, len(token_ids) - self.written_length))
+        return replace(self, written=Written(token_ids, log_probs, spans, kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +95,13 @@ class Completion:
     finish_reason: FinishReason
     weights_version: int
     kept: KeptTokens | None = None
+
+    @property
+    def spans(self) -> tuple[WeightsSpan, ...]:
+        """Which weights sampled which tokens."""
+        earlier = self.request.written.spans if self.request.written else ()
+        own = WeightsSpan(self.weights_version, len(self.token_ids) - self.request.written_length)
+        return joined_spans(*earlier, own)
 
 
 class RolloutEngine(Protocol):
@@ -99,6 +140,14 @@ class RolloutEngine(Protocol):
 
     def abort(self, requests: Collection[GenerationRequest]) -> None:
         """Drop these requests; those that are not pending are ignored."""
+        ...
+
+    def interrupt(self) -> dict[GenerationRequest, GenerationRequest]:
+        """Drop all pending requests, and return for each the request that continues it (`GenerationRequest.written`).
+
+        Raises:
+            RuntimeError: the engine was not built for that (`RunConfig.interrupts_rollouts`).
+        """
         ...
 
     def update_weights(

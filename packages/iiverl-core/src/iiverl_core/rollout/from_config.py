@@ -44,6 +44,7 @@ def vllm_engine(run: RunConfig, device: torch.device) -> RolloutEngine:
         tokenizer_path=run.data.tokenizer,
         adapters=run.actor.model if run.syncs_adapters else None,
         bucket_bytes=run.rollout.update_weights_bucket_megabytes * 2**20,
+        interruptible=run.interrupts_rollouts,
     )
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -26,8 +27,14 @@ from iiverl_core.samples import (
     SampleId,
     SequenceImage,
     TokenSequence,
+    WeightsSpan,
+    joined_spans,
 )
 from iiverl_reward_client import Outcome
+
+WAIT_S = (
+    0.1  # for rollouts that wait for something else than the engine, between two looks for an interruption
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,8 @@ class RolloutTokens:
     sequence, or several if its context was rewritten. Rollouters of several turns also give the conversation
     (`messages`) and what the policy wrote of it (`turns`); `counts` are numbers for metrics by name. `outcome` is the rollout's
     score, if its environment gives one, or the failure of a rollout that could not be completed, whose sequences are not
-    trained on. `images` are those of the prompt or of `messages`, in the order of their placeholders.
+    trained on. `images` are those of the prompt or of `messages`, in the order of their placeholders. `spans` is set by
+    the `RolloutRunner`, as in `Rollout`.
     """
 
     id: SampleId
@@ -65,6 +73,7 @@ class RolloutTokens:
     turns: tuple[SampledTurn, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
     images: tuple[ImageInputs, ...] = ()
+    spans: tuple[WeightsSpan, ...] = ()
 
 
 class Generate(Protocol):
@@ -163,64 +172,112 @@ def run_rollouts(
             before their rollouts were taken.
         Exception: what a rollouter raises, with a note that names the rollout.
     """
-    runner = _Runner(engine, params, in_lockstep)
+    runner = RolloutRunner(engine, rollouter, params, in_lockstep=in_lockstep)
     try:
-        yield from runner.run(rollouter, requests)
+        yield from runner.run(requests)
     finally:
         runner.close()
 
 
-class _Runner:
-    """The event loop that rollouts share, and their requests. The loop runs only between two yields."""
+class RolloutRunner:
+    """Runs rollouts as `run_rollouts` does, and can be interrupted: rollouts then wait where they are until the next `run`.
 
-    def __init__(self, engine: RolloutEngine, params: SamplingParams, in_lockstep: bool) -> None:
-        self._engine, self._params, self.version = engine, params, engine.weights_version
+    So the engine can be given newer weights, or other requests in between. It holds the event loop that rollouts share, and
+    their requests; the loop runs only between two yields.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        rollouter: Rollouter,
+        params: SamplingParams,
+        *,
+        in_lockstep: bool = False,
+    ) -> None:
+        self._engine, self._rollouter, self._params = engine, rollouter, params
+        self.version = engine.weights_version
         self._in_lockstep = in_lockstep
         self._loop = asyncio.new_event_loop()
         self._progress = asyncio.Event()  # a rollout finished, or a request was submitted
-        self._rollouts: dict[asyncio.Task[RolloutTokens], SampleId] = {}
+        self._rollouts: dict[asyncio.Task[RolloutTokens], _Generate] = {}
         self._finished: list[asyncio.Task[RolloutTokens]] = []
         self._queued: list[_Queued] = []
-        self._responses: dict[GenerationRequest, asyncio.Future[Completion]] = {}
+        self._pending: dict[GenerationRequest, _Queued] = {}
 
-    def run(self, rollouter: Rollouter, requests: Sequence[RolloutRequest]) -> Generator[RolloutTokens]:
-        waiting = deque(enumerate(requests))
+    def run(
+        self, requests: Sequence[RolloutRequest], interrupted: Callable[[], bool] = lambda: False
+    ) -> Generator[RolloutTokens]:
+        """Yield the rollouts of `requests` as they finish, until all have, or `interrupted` returns True.
+
+        That is asked before each step of the engine. Rollouts of earlier calls that `requests` name go on from where they
+        are; others are cancelled.
+
+        Raises as `run_rollouts` does; `close` is to be called then.
+        """
+        self.version = self._engine.weights_version
+        running = {generate.rollout.id for generate in self._rollouts.values()}
+        self._cancel(running - {each.id for each in requests})
+        waiting = deque((i, each) for i, each in enumerate(requests) if each.id not in running)
         while self._rollouts or waiting:
             self._progress.clear()
-            while waiting and len(self._rollouts) < (rollouter.concurrency or len(requests)):
+            while waiting and len(self._rollouts) < (self._rollouter.concurrency or len(requests)):
                 position, request = waiting.popleft()
                 generate = _Generate(self, request, position)
-                task = self._loop.create_task(rollouter.rollout(request, generate))
+                task = self._loop.create_task(self._rollouter.rollout(request, generate))
                 task.add_done_callback(self._finish)
-                self._rollouts[task] = request.id
+                self._rollouts[task] = generate
             self._loop.run_until_complete(asyncio.sleep(0))  # run everything that is ready, once
             finished, self._finished = self._finished, []
             for task in finished:
                 yield self._result(task)
             if finished and waiting:
                 continue  # others take their places before the next step
+            if interrupted():
+                return self._interrupt()
             if self._may_step():
                 self._submit()
-                check_unfinished(self._engine, len(self._responses), self.version)
+                check_unfinished(self._engine, len(self._pending), self.version)
                 activity.advance()
                 for done in self._engine.step():
-                    response = self._responses.pop(done.request)
+                    response = self._pending.pop(done.request).response
                     if not response.cancelled():
                         response.set_result(done)
             elif not finished:
-                self._loop.run_until_complete(self._progress.wait())
+                self._loop.run_until_complete(self._wait())
+
+    @property
+    def unfinished(self) -> int:
+        """Rollouts that wait for the next `run`."""
+        return len(self._rollouts)
 
     def close(self) -> None:
-        self._engine.abort(self._responses.keys())
-        for task in self._rollouts:
-            task.cancel()
+        """Cancel what is unfinished."""
+        self._engine.abort(self._pending.keys())
         try:
-            self._loop.run_until_complete(
-                asyncio.wait(self._rollouts) if self._rollouts else asyncio.sleep(0)
-            )
+            self._cancel({generate.rollout.id for generate in self._rollouts.values()})
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         finally:
             self._loop.close()
+
+    def _cancel(self, ids: Set[SampleId]) -> None:
+        """Cancel rollouts, and wait until they have ended."""
+        tasks = [task for task, generate in self._rollouts.items() if generate.rollout.id in ids]
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.wait(tasks) if tasks else asyncio.sleep(0))
+        self._finished = [task for task in self._finished if task not in tasks]
+        for task in tasks:
+            del self._rollouts[task]
+
+    def _interrupt(self) -> None:
+        """Take the engine's requests back, to be submitted as they are continued."""
+        for request, continued in self._engine.interrupt().items():
+            self._queued.append(replace(self._pending.pop(request), request=continued))
+
+    async def _wait(self) -> None:
+        """Wait for progress, or a moment, after which an interruption may have come."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._progress.wait(), WAIT_S)
 
     async def generate(self, request: GenerationRequest, position: int, max_tokens: int | None) -> Completion:
         """Queue a request of the rollout at `position`, and await its response."""
@@ -231,15 +288,16 @@ class _Runner:
         try:
             return await response
         except asyncio.CancelledError:
-            self._queued = [each for each in self._queued if each.request is not request]
-            if self._responses.pop(request, None) is not None:
-                self._engine.abort({request})
+            self._queued = [each for each in self._queued if each.response is not response]
+            for pending in [each.request for each in self._pending.values() if each.response is response]:
+                del self._pending[pending]
+                self._engine.abort({pending})
             raise
 
     def _may_step(self) -> bool:
         if not self._in_lockstep:
-            return bool(self._responses or self._queued)
-        waiting = {request.id for request in self._responses} | {each.request.id for each in self._queued}
+            return bool(self._pending or self._queued)
+        waiting = {request.id for request in self._pending} | {each.request.id for each in self._queued}
         return bool(waiting) and len(waiting) == len(self._rollouts)
 
     def _submit(self) -> None:
@@ -251,19 +309,23 @@ class _Runner:
             except (ValueError, RuntimeError) as error:
                 each.response.set_exception(error)
             else:
-                self._responses[each.request] = each.response
+                self._pending[each.request] = each
 
     def _finish(self, task: asyncio.Task[RolloutTokens]) -> None:
         self._finished.append(task)
         self._progress.set()
 
     def _result(self, task: asyncio.Task[RolloutTokens]) -> RolloutTokens:
-        id = self._rollouts.pop(task)
+        generate = self._rollouts.pop(task)
         try:
-            return task.result()
+            done = task.result()
         except BaseException as error:
-            error.add_note(f"in the rollout {id}")
+            error.add_note(f"in the rollout {generate.rollout.id}")
             raise
+        versions = {each.version for each in generate.spans}
+        if len(versions) < 2:
+            return done
+        return replace(done, spans=joined_spans(*generate.spans), weights_version=generate.spans[-1].version)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,12 +339,20 @@ class _Queued:
 
 
 class _Generate:
-    """Implements `Generate` for the rollout at `position`; each of its requests has a seed of its own."""
+    """Implements `Generate` for the rollout at `position`; each of its requests has a seed of its own.
 
-    def __init__(self, runner: _Runner, rollout: RolloutRequest, position: int) -> None:
-        self._runner, self._rollout, self._position = runner, rollout, position
+    `spans` say which weights sampled its tokens so far.
+    """
+
+    def __init__(self, runner: RolloutRunner, rollout: RolloutRequest, position: int) -> None:
+        self._runner, self.rollout, self._position = runner, rollout, position
         self._turns = 0
-        self.weights_version = runner.version
+        self.spans = list[WeightsSpan]()
+
+    @property
+    def weights_version(self) -> int:
+        """See `Generate.weights_version`."""
+        return self._runner.version
 
     async def __call__(
         self,
@@ -292,11 +362,13 @@ class _Generate:
         images: Sequence[SequenceImage] | None = None,
     ) -> Completion:
         """See `Generate.__call__`."""
-        seed = turn_seed(self._rollout.seed, self._turns)
+        seed = turn_seed(self.rollout.seed, self._turns)
         self._turns += 1
-        images = self._rollout.images if images is None else images
-        request = GenerationRequest(self._rollout.id, prompt_ids, seed, images)
-        return await self._runner.generate(request, self._position, max_tokens)
+        images = self.rollout.images if images is None else images
+        request = GenerationRequest(self.rollout.id, prompt_ids, seed, images)
+        done = await self._runner.generate(request, self._position, max_tokens)
+        self.spans += done.spans
+        return done
 
 
 def turn_seed(seed: int, turn: int) -> int:

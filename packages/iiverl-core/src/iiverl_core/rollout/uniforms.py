@@ -19,7 +19,7 @@ class Uniforms:
     """
 
     def __init__(self, seeds: Sequence[int], members: Sequence[int], device: torch.device) -> None:
-        self._streams = _streams(seeds, members)
+        self._streams = _streams(seeds, members, [0] * len(seeds))
         self._device = device
         self._chunk = torch.empty(CHUNK, len(self._streams), dtype=torch.float64, device=device)
         self._used = CHUNK
@@ -32,9 +32,9 @@ class Uniforms:
         self._used += 1
         return self._chunk[self._used - 1]
 
-    def join(self, seeds: Sequence[int], members: Sequence[int]) -> None:
-        """Append sequences, each at the start of its stream."""
-        streams = _streams(seeds, members)
+    def join(self, seeds: Sequence[int], members: Sequence[int], used: Sequence[int]) -> None:
+        """Append sequences, each after the first `used` numbers of its stream."""
+        streams = _streams(seeds, members, used)
         chunk = self._chunk.new_empty(CHUNK, len(streams))
         chunk[self._used :] = self._draw(streams, CHUNK - self._used)
         self._chunk = torch.cat([self._chunk, chunk], dim=1)
@@ -50,8 +50,11 @@ class Uniforms:
         return torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).to(self._device)
 
 
-def _streams(seeds: Sequence[int], members: Sequence[int]) -> list[np.random.Philox]:
-    return [
+def _streams(seeds: Sequence[int], members: Sequence[int], used: Sequence[int]) -> list[np.random.Philox]:
+    streams = [
         np.random.Philox(key=np.array([seed % WORD, member], dtype=np.uint64))
         for seed, member in zip(seeds, members, strict=True)
     ]
+    for stream, count in zip(streams, used, strict=True):
+        stream.random_raw(count)
+    return streams

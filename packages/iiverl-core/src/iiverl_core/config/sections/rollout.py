@@ -81,6 +81,10 @@ class RolloutConfig(Section):
     """Sample from the most likely tokens whose total probability is p. The trainer computes log-probs over the same tokens."""
     seed: Int = 0
     """Seed of the sampling."""
+    partial: Annotated[bool, only_engines("partial")] = False
+    """With `trainer.max_staleness`, let engines take new weights while they write responses, which they then continue.
+
+    Responses of several steps are written side by side, so a long one holds up nothing."""
     use_fire_sampling: Annotated[bool, NotYet("FIRE sampling", (False,))] = False
     """Sample the first token at a very high temperature."""
     prompt_length: Count = follows("data.max_prompt_length")

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iiverl_core.errors import NonFiniteError
-from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams
+from iiverl_core.rollout.engine import Completion, GenerationRequest, SamplingParams, Written
 from iiverl_core.rollout.hf.forward import Forward
 from iiverl_core.rollout.sampling import sample_kept
 from iiverl_core.rollout.uniforms import Uniforms
-from iiverl_core.samples import KeptTokens
+from iiverl_core.samples import FinishReason, KeptTokens
 
 STATE = np.dtype([("row", "i8"), ("length", "i8"), ("limit", "i8"), ("stops", "?"), ("sampling", "i8")])
 """A sequence: row in the buffers, tokens so far and at most, whether stop tokens end it, index of its sampling."""
@@ -31,7 +31,7 @@ class Submission:
     def prompt(self) -> tuple[object, ...]:
         """A key that is equal for submissions of one group with the same prompt, images included."""
         images = ((start, image.digest) for start, image in self.request.images)
-        return *self.request.id[:-1], *images, *self.request.prompt_ids
+        return *self.request.id[:-1], *images, *self.request.context_ids
 
 
 Batch: TypeAlias = list[list[Submission]]
@@ -98,23 +98,35 @@ class Decoding:
         self._check_finite(host[1])
         stopped_B = self._stop_ids[tokens_B] & state_B["stops"]
         ended_B = stopped_B | (state_B["length"] == state_B["limit"])
-        completions = [
-            Completion(
-                request=self._submissions[i].request,
-                token_ids=self._tokens[state_B["row"][i], : state_B["length"][i]].copy(),
-                log_probs=self._log_probs[state_B["row"][i], : state_B["length"][i]].copy(),
-                finish_reason="stop" if stopped_B[i] else "length",
-                weights_version=weights_version,
-                kept=_joined(self._kept[state_B["row"][i]]),
+        completions: list[Completion] = []
+        for i in np.flatnonzero(ended_B).tolist():
+            token_ids, log_probs, kept_tokens = self._written(i)
+            reason: FinishReason = "stop" if stopped_B[i] else "length"
+            request = self._submissions[i].request
+            completions.append(
+                Completion(request, token_ids, log_probs, reason, weights_version, kept_tokens)
             )
-            for i in np.flatnonzero(ended_B)
-        ]
         self._token_B = token_B
         if ended_B.all():
             self.clear()
         elif ended_B.any():
             self._keep(~ended_B)
         return completions
+
+    def continued(self, weights_version: int) -> dict[GenerationRequest, GenerationRequest]:
+        """Return for each sequence the request that continues it; see `RolloutEngine.interrupt`."""
+        return {
+            each.request: each.request.continued(*self._written(i), weights_version)
+            for i, each in enumerate(self._submissions)
+        }
+
+    def _written(self, i: int) -> tuple[np.ndarray, np.ndarray, KeptTokens | None]:
+        row, length = self._state_B["row"][i], self._state_B["length"][i]
+        return (
+            self._tokens[row, :length].copy(),
+            self._log_probs[row, :length].copy(),
+            _joined(self._kept[row]),
+        )
 
     def abort(self, requests: Collection[GenerationRequest]) -> None:
         """Drop the sequences of these requests."""
@@ -130,17 +142,18 @@ class Decoding:
         samplings = [_sampling(each.params) for each in submissions]
         self._samplings += [each for each in dict.fromkeys(samplings) if each not in self._samplings]
         old, width = len(self), max(each.params.max_tokens for each in submissions)
+        written = [each.request.written_length for each in submissions]
         forward = Forward(
             self._model,
-            [prompt[0].request.prompt_ids for prompt in batch],
+            [prompt[0].request.context_ids for prompt in batch],
             len(batch[0]),
-            width,
+            width - min(written),
             direct_mask=self._direct_mask,
             images=[prompt[0].request.images for prompt in batch],
         )
         logits_BV = forward.prompts()
         new_B = np.empty(len(submissions), dtype=STATE)
-        new_B["length"] = 0
+        new_B["length"] = written
         new_B["limit"] = [each.params.max_tokens for each in submissions]
         new_B["stops"] = [not each.params.ignore_eos for each in submissions]
         new_B["sampling"] = [self._samplings.index(each) for each in samplings]
@@ -149,15 +162,28 @@ class Decoding:
         self._kept = [*(self._kept[row] for row in self._state_B["row"]), *([] for _ in submissions)]
         self._state_B = np.concatenate([self._state_B, new_B])
         self._state_B["row"] = np.arange(len(self._state_B))
+        for row, each in enumerate(submissions, old):
+            self._set_written(row, each.request.written)
         self._submissions = [*self._submissions, *submissions]
         self._uniforms.join(
-            [each.request.seed for each in submissions], [each.request.id.member for each in submissions]
+            [each.request.seed for each in submissions],
+            [each.request.id.member for each in submissions],
+            written,
         )
         if self._forward is None:
             self._forward = forward
         else:
             self._forward.join(forward, int((self._state_B["limit"] - self._state_B["length"]).max()))
         return logits_BV
+
+    def _set_written(self, row: int, written: Written | None) -> None:
+        if written is None:
+            return
+        length = len(written.token_ids)
+        self._tokens[row, :length] = written.token_ids
+        self._log_probs[row, :length] = written.log_probs
+        if written.kept is not None:
+            self._kept[row] = np.split(written.kept.ids, np.cumsum(written.kept.counts)[:-1])
 
     def _sample(self, logits_BV: Tensor) -> tuple[Tensor, Tensor, dict[int, np.ndarray]]:
         """Sample a token for each sequence with its parameters.

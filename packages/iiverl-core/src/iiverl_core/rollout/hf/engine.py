@@ -129,6 +129,14 @@ class HFEngine:
         self._joining = [each for each in self._joining if each.request not in requests]
         self._decoding.abort(requests)
 
+    @torch.inference_mode()
+    def interrupt(self) -> dict[GenerationRequest, GenerationRequest]:
+        """Drop all pending requests, and return those that continue them; see `RolloutEngine.interrupt`."""
+        waiting = {each.request: each.request for each in (*self._waiting, *self._joining)}
+        continued = waiting | self._decoding.continued(self.weights_version)
+        self._drop_all()
+        return continued
+
     def _drop_all(self) -> None:
         self._waiting, self._joining = [], []
         self._decoding.clear()
@@ -150,7 +158,9 @@ class HFEngine:
             prompts: dict[tuple[object, ...], list[Submission]] = {}
             for each in source:
                 prompts.setdefault(each.prompt, []).append(each)
-            ordered = sorted(prompts.values(), key=lambda each: len(each[0].request.prompt_ids), reverse=True)
+            ordered = sorted(
+                prompts.values(), key=lambda each: len(each[0].request.context_ids), reverse=True
+            )
             count = min(len(ordered[0]), self._max_sequences)
             alike = [each[:count] for each in ordered if min(len(each), self._max_sequences) == count]
             room = (self._max_sequences - n_sequences) // count

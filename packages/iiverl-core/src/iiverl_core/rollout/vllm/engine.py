@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -30,6 +31,37 @@ BUCKET_BYTES = 2**29
 WEIGHTS, CACHE = "weights", "kv_cache"  # vLLM's names for what sleeps
 
 
+@dataclass
+class _Pending:
+    """An unfinished request, and if the engine may be interrupted, what is written of its response since it was submitted."""
+
+    request: GenerationRequest
+    params: SamplingParams
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    kept: list[Sequence[int]] = field(default_factory=list)
+
+    def add(self, response: Any) -> None:
+        """Append what vLLM has written."""
+        self.token_ids += response.token_ids
+        self.log_probs += response.logprobs.logprobs
+        if response.sampling_mask:
+            self.kept += response.sampling_mask.token_ids
+
+    def response(self) -> tuple[np.ndarray, np.ndarray, KeptTokens | None]:
+        """Return tokens, log-probs, and the tokens that top-k and top-p kept, of the whole response so far."""
+        token_ids = np.array(self.token_ids, dtype=np.int64)
+        log_probs = np.array(self.log_probs, dtype=np.float32)
+        if self.params.temperature == 0:
+            log_probs = np.zeros_like(log_probs)
+        kept = _kept(self.kept) if self.params.truncates and self.kept else None
+        if (before := self.request.written) is not None:
+            token_ids = np.concatenate([before.token_ids, token_ids])
+            log_probs = np.concatenate([before.log_probs, log_probs])
+            kept = before.kept if kept is None else _joined(before.kept, kept)
+        return token_ids, log_probs, kept
+
+
 class VLLMEngine:
     """Sample with vLLM. Implements `iiverl_core.rollout.RolloutEngine`.
 
@@ -51,6 +83,7 @@ class VLLMEngine:
         tokenizer_path: str | None = None,
         adapters: ModelConfig | None = None,
         bucket_bytes: int = BUCKET_BYTES,
+        interruptible: bool = False,
     ) -> None:
         """Start vLLM.
 
@@ -60,6 +93,7 @@ class VLLMEngine:
             tokenizer_path: folder or Hub name of the tokenizer, by default the model's; its end-of-sentence token ends responses.
             adapters: the model with the LoRA adapters that the engine has beside its weights; None for an engine without.
             bucket_bytes: weights are handed over together once they have this many bytes.
+            interruptible: `interrupt` may be called, for which vLLM reports every token as it is sampled.
 
         Raises:
             ConfigError: vLLM is missing or not supported, or cannot run the model with these arguments.
@@ -68,8 +102,9 @@ class VLLMEngine:
         self._listed_unclaimed = False
         self._bucket_bytes = bucket_bytes
         self._submitted = 0
-        self._pending: dict[str, tuple[GenerationRequest, SamplingParams]] = {}
+        self._pending: dict[str, _Pending] = {}
         """Unfinished requests by their id in vLLM."""
+        self._interruptible = interruptible
         self._returns_kept = bool(arguments.get("return_sampling_mask"))
         self._can_sleep: bool = arguments.get("enable_sleep_mode", False)
         self._asleep: set[str] = set()
@@ -135,7 +170,7 @@ class VLLMEngine:
         temperature, top_k = params.temperature, max(params.top_k, 0)
         if self._returns_kept:  # for which vLLM wants both to be set
             temperature, top_k = (1.0, 1) if greedy else (temperature, top_k or self._vocabulary)
-        name = str(self._submitted)
+        name, output_kind = str(self._submitted), self._vllm.sampling_params.RequestOutputKind
         self._llm.llm_engine.add_request(
             name,
             self._input(request),
@@ -143,23 +178,23 @@ class VLLMEngine:
                 temperature=temperature,
                 top_k=top_k if self._returns_kept or not greedy else 0,
                 top_p=1.0 if greedy else params.top_p,
-                max_tokens=params.max_tokens,
-                seed=None if greedy else _seed(request.seed, request.id.member),
+                max_tokens=params.max_tokens - request.written_length,
+                seed=None if greedy else _seed(request.seed, request.id.member, request.written_length),
                 stop_token_ids=[] if params.ignore_eos else self._stop_ids,
                 ignore_eos=True,  # the ids above are complete
                 logprobs=0,  # of the sampled token alone
                 flat_logprobs=True,
                 detokenize=False,
-                output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+                output_kind=output_kind.DELTA if self._interruptible else output_kind.FINAL_ONLY,
             ),
             lora_request=self._adapter,
         )
         self._submitted += 1
-        self._pending[name] = request, params
+        self._pending[name] = _Pending(request, params)
 
     def _input(self, request: GenerationRequest) -> Any:
         """Return a prompt as vLLM's own processor would, so that its tokens and pixels are exactly those of the trainer."""
-        ids, images = list(request.prompt_ids), [each.image for each in request.images]
+        ids, images = list(request.context_ids), [each.image for each in request.images]
         if not images:
             return self._vllm.inputs.tokens_input(ids)
         from vllm.inputs.engine import mm_input
@@ -192,34 +227,47 @@ class VLLMEngine:
         if not self._pending:
             return []
         try:
-            return [self._completion(output) for output in self._step()]
+            outputs = self._step()
+            for each in outputs:
+                self._pending[each.request_id].add(each.outputs[0])
+            return [self._completion(each) for each in outputs if each.finished]
         except BaseException:
             self._drop_all()
             raise
 
     def abort(self, requests: Collection[GenerationRequest]) -> None:
         """Drop these requests; see `RolloutEngine.abort`."""
-        names = [name for name, (request, _) in self._pending.items() if request in requests]
+        names = [name for name, each in self._pending.items() if each.request in requests]
         if names:
             self._llm.llm_engine.abort_request(names)
             for name in names:
                 del self._pending[name]
 
+    def interrupt(self) -> dict[GenerationRequest, GenerationRequest]:
+        """Drop all pending requests, and return those that continue them; see `RolloutEngine.interrupt`."""
+        if not self._interruptible:
+            raise RuntimeError("the engine was not built to be interrupted")
+        continued = {
+            each.request: each.request.continued(*each.response(), self.weights_version)
+            for each in self._pending.values()
+        }
+        self._drop_all()
+        return continued
+
     def _drop_all(self) -> None:
-        self.abort({request for request, _ in self._pending.values()})
+        self.abort({each.request for each in self._pending.values()})
 
     def _step(self) -> list[Any]:
         # vLLM draws from the generators of torch and numpy even if every request has a seed.
         with _restored_generators(devices=[]):
-            return [output for output in self._llm.llm_engine.step() if output.finished]
+            return self._llm.llm_engine.step()
 
     def _completion(self, output: Any) -> Completion:
-        request, params = self._pending.pop(output.request_id)
-        response = output.outputs[0]
-        if response.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM aborted the response to request {request.id}: {response.finish_reason}")
-        token_ids = np.array(response.token_ids, dtype=np.int64)
-        log_probs = np.array(response.logprobs.logprobs, dtype=np.float32)
+        pending = self._pending.pop(output.request_id)
+        request, reason = pending.request, output.outputs[0].finish_reason
+        if reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM aborted the response to request {request.id}: {reason}")
+        token_ids, log_probs, kept = pending.response()
         if not np.isfinite(log_probs).all():
             self._drop_all()
             # Attention multiplies masked values by zero, so a NaN left in the cache would spread to the next user of its block.
@@ -229,16 +277,7 @@ class VLLMEngine:
                 f"response to request {request.id}. The weights may have diverged, or their dtype may be too narrow: "
                 "look at actor/grad_norm, try rollout.dtype: bfloat16 or float32."
             )
-        return Completion(
-            request=request,
-            token_ids=token_ids,
-            log_probs=np.zeros_like(log_probs) if params.temperature == 0 else log_probs,
-            finish_reason=response.finish_reason,
-            weights_version=self.weights_version,
-            kept=_kept(response.sampling_mask.token_ids)
-            if params.truncates and response.sampling_mask
-            else None,
-        )
+        return Completion(request, token_ids, log_probs, reason, self.weights_version, kept)
 
     def update_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int, *, verify: bool = True
@@ -386,9 +425,19 @@ def _kept(token_ids: Sequence[Sequence[int]]) -> KeptTokens:
     )
 
 
-def _seed(seed: int, member: int) -> int:
-    """Derive the seed of one response, so that neighbouring seeds and members do not collide."""
-    return int.from_bytes(blake2b(f"{seed}/{member}".encode(), digest_size=8).digest()) >> 1
+def _joined(before: KeptTokens | None, after: KeptTokens) -> KeptTokens:
+    if before is None:
+        return after
+    return KeptTokens(np.concatenate([before.ids, after.ids]), np.concatenate([before.counts, after.counts]))
+
+
+def _seed(seed: int, member: int, written: int) -> int:
+    """Derive the seed of one response, so that neighbouring seeds and members do not collide.
+
+    A response that goes on after `written` tokens has another one: vLLM starts its generator again.
+    """
+    name = f"{seed}/{member}" + (f"/{written}" if written else "")
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) >> 1
 
 
 @contextmanager
