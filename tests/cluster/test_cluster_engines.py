@@ -181,22 +181,28 @@ def test_a_run_that_generates_beside_training_repeats_bit_by_bit(
 def test_an_engine_that_dies_beside_training_writes_the_rest_with_newer_weights(
     quickstart: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Engines are interrupted for the weights after each step, and several steps' responses are written side by side."""
     from iiverl_core.cluster import ray_engines
 
     generate = ray_engines.RayEngines.generate
-    deaths = []
+    calls: list[set[int]] = []  # the steps of each
 
     def disturbed(self, questions, sampling):
-        step = questions[0][0].id.step
+        calls.append({each.id.step for part in questions for each in part})
+        number = len(calls)
         for samples in generate(self, questions, sampling):
             yield samples
-            if step in (3, 5) and step not in deaths:
-                deaths.append(step)
+            if number in (2, 4):
                 killed(self, 0)
+                number = 0
 
     monkeypatch.setattr(ray_engines.RayEngines, "generate", disturbed)
-    train(quickstart(*BESIDE, *LONG, "trainer.max_staleness=2", runtime="ray"))
-    assert deaths == [3, 5]
+    options = ("trainer.max_staleness=2", "actor_rollout_ref.rollout.partial=true", "trainer.val_before_train=false")
+    train(quickstart(*BESIDE, *LONG, *options, runtime="ray"))
+    assert len(calls) > 5
+    assert max(map(len, calls)) > 1
+    several = [record["staleness/several_versions"] for record in history(tmp_path / "run")]
+    assert max(several) > 0
     for step in range(1, 7):
         rows = answers(tmp_path / "run", step)
         assert len({row[:2] for row in rows}) == len(rows) == 32

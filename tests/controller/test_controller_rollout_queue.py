@@ -289,6 +289,7 @@ def test_saved_rollouts_are_the_same_when_read(
             raw_text=draw(texts),
             finish_reason=draw(st.sampled_from(["stop", "length"])),
             weights_version=draw(st.integers(0, 9)),
+            spans=draw(st.sampled_from([(), (WeightsSpan(3, 2), WeightsSpan(4, 1))])),
             log_prob=draw(st.floats(allow_nan=False)),
             sequences=refs,
             outcome=draw(outcomes),

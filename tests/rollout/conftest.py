@@ -177,7 +177,9 @@ def make_vllm_of(make_model, vllm_engines) -> Callable[..., "VLLMEngine"]:
     def make(name: str, dtype: str = "float32") -> VLLMEngine:
         if (name, dtype) not in started:
             arguments = {"model": str(make_model(name)[0]), **VLLM_ARGUMENTS, **FIXED, "dtype": dtype}
-            started[name, dtype] = VLLMEngine(arguments, bucket_bytes=2**14)
+            # One of those that tests share reports every token, the others the whole response.
+            interruptible = name == "llama-wide-tied"
+            started[name, dtype] = VLLMEngine(arguments, bucket_bytes=2**14, interruptible=interruptible)
             vllm_engines.append(started[name, dtype])
         return started[name, dtype]
 

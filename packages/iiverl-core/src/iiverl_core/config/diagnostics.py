@@ -189,6 +189,7 @@ DIAGNOSTICS = {
     "C712": "profiled-rank-missing",
     "C713": "too-few-cpus-for-ray",
     "C714": "staleness-without-rollout-devices",
+    "C715": "partial-rollouts-in-turns",
     # layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",

@@ -253,6 +253,12 @@ METRICS = Registry(
             _QUEUE,
         ),
         _metric(
+            "staleness/several_versions",
+            "fraction",
+            "rollouts that were written by the weights of several versions; with rollout.partial",
+            _QUEUE,
+        ),
+        _metric(
             "perf/rollouts_ready",
             "steps",
             "further steps whose rollouts are ready; with max_staleness",

@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
         ("response_length", pa.int64()),
         ("finish_reason", pa.string()),
         ("weights_version", pa.int64()),
+        ("weights_spans", pa.string()),
         ("messages", pa.string()),
         ("images", pa.list_(pa.string())),
     ]
@@ -90,9 +91,10 @@ def write_samples(
 
     `source` and `row` are the dataset and the row there, counted from 0. `outcome` is `scored`, the kind of the failure, or null if the sample was not scored; a failed sample has no score.
     `ground_truth` is the string, or JSON if it is not a string; `components` is JSON. `messages`, of rollouts of several
-    turns, is JSON: the conversation, with `tokens` and `reward` in the messages that the policy wrote. The file is written
-    atomically and replaces the one of the same step. `images` are the names of thumbnails (`IMAGES`), each of which is
-    written once.
+    turns, is JSON: the conversation, with `tokens` and `reward` in the messages that the policy wrote.
+    `weights_spans`, of responses that newer weights continued, is JSON: version and number of tokens, in the order in which
+    they were sampled. The file is written atomically and replaces the one of the same step. `images` are the names of
+    thumbnails (`IMAGES`), each of which is written once.
     """
     numbers = numbers or {}
     ordered = sorted(rollouts, key=lambda rollout: rollout.id)
@@ -162,6 +164,7 @@ def _row(step: int, rollout: Rollout, numbers: SampleNumbers) -> dict[str, Any]:
         "response_length": rollout.response_length,
         "finish_reason": rollout.finish_reason,
         "weights_version": rollout.weights_version,
+        "weights_spans": to_json([each._asdict() for each in rollout.spans]) if rollout.spans else None,
         "messages": None if rollout.messages is None else to_json(_conversation(rollout)),
         "images": [image.name for image in rollout.images] or None,
     }

@@ -23,7 +23,7 @@ checks = Checks()
 PROFILE, PROFILE_TOOL, PROFILE_STEPS = f"{PROFILER}.enable", "global_profiler.tool", "global_profiler.steps"
 RUNTIME, NODES, PER_NODE = "trainer.runtime", "trainer.nnodes", "trainer.n_gpus_per_node"
 MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.override_config"
-STALENESS = "trainer.max_staleness"
+STALENESS, PARTIAL = "trainer.max_staleness", "actor_rollout_ref.rollout.partial"
 ROLLOUT_DEVICES, CPUS = "trainer.rollout_devices", "ray_kwargs.ray_init.num_cpus"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
 
@@ -109,6 +109,13 @@ def _generation_beside_training_has_devices(view: ConfigView) -> str | None:
     if not view[STALENESS] or view[ROLLOUT_DEVICES] is not None:
         return None
     return f"needs devices that only generate; set {ROLLOUT_DEVICES}, or leave it out to generate and train in turn"
+
+
+@checks.add("C715", "warning", PARTIAL, STALENESS)
+def _weights_come_while_responses_are_written(view: ConfigView) -> str | None:
+    if not view[PARTIAL] or view[STALENESS]:
+        return None
+    return f"has no effect while generating and training take turns; set {STALENESS}, or leave it out"
 
 
 @checks.add("C713", "error", CPUS, RUNTIME, NODES, PER_NODE, ROLLOUT_DEVICES)
