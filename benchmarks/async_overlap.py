@@ -1,11 +1,12 @@
 """How much shorter is a step whose responses are generated beside training?
 
-    python benchmarks/async_overlap.py [--seconds 0.1] [--steps 60] [--json FILE]
+    python benchmarks/async_overlap.py [--token-ms 2] [--steps 60] [--json FILE]
 
-The real loop (`Trainer`, `RolloutQueue`) runs over an engine and a trainer that sleep: as long as each other on average,
-always the same time or, for the engine, times from a distribution with a long tail. Steps in turn
-(`max_staleness: 0`) and beside each other alternate, three times. `ratio` is the time of a step compared with that in turn;
-`ideal` is what the slower side would take without ever waiting.
+The real loop (`Trainer`, `RolloutQueue`) runs over an engine that writes all responses in hand side by side, token by token,
+and sleeps for each; half of that time grows with their number. The trainer sleeps for as long as the engine needs for a
+step on average. All responses are of the same length, or lengths are log-normal with σ = 0.8. Steps in turn
+(`max_staleness: 0`) and beside each other, without and with `rollout.partial`, alternate, three times. `ratio` is the time of
+a step compared with that in turn; `ideal` is what a trainer that never waits would take.
 """
 
 import argparse
@@ -31,40 +32,75 @@ from iiverl_core.controller.trainer import Trainer
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder
 from iiverl_core.rollout import RolloutRequest
-from iiverl_core.samples import Handle, Prompt, Rollout, SequenceRef
+from iiverl_core.samples import (
+    Handle,
+    Prompt,
+    Rollout,
+    SampleId,
+    SequenceRef,
+    WeightsSpan,
+    joined_spans,
+)
 from iiverl_core.stopping import Stop
 from iiverl_core.telemetry import Progress
 
-PROMPTS, GROUP = 4, 2
-STALENESS = (0, 1, 2, 4)
+PROMPTS, GROUP = 4, 4
+LENGTH = 50  # tokens of a response, on average
+SIGMA = 0.8
+SETTINGS = ((0, False), (1, False), (2, False), (4, False), (1, True), (2, True), (4, True))
 ALTERNATIONS = 3
 
 
-class SleepingEngines:
-    """An engine that sleeps for the time of a step, and responds. Implements `Engines`."""
+def same(id: SampleId) -> int:
+    """Return the same length for each response."""
+    return LENGTH
 
-    def __init__(self, seconds: Callable[[int], float]) -> None:
-        self._seconds, self._version = seconds, -1
+
+def long_tailed(id: SampleId) -> int:
+    """Return a length by response, from a distribution in which one in twenty is over three times the median."""
+    chance = random.Random(f"{id.step}/{id.group}/{id.member}")
+    return max(1, round(LENGTH * chance.lognormvariate(-(SIGMA**2) / 2, SIGMA)))
+
+
+class WritingEngines:
+    """An engine that writes responses of given lengths, a token of each in `token_s` seconds. Implements `Engines`.
+
+    That is the time with all responses of a step; with fewer, it is down to half as long.
+    """
+
+    def __init__(self, length: Callable[[SampleId], int], token_s: float) -> None:
+        self._length, self._token_s, self._version = length, token_s, -1
+        self._written: dict[SampleId, list[WeightsSpan]] = {}
+        self._interrupted = False
 
     def generate(
         self, requests: Sequence[Sequence[RolloutRequest]], sampling: str
     ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
         (own,) = requests
-        time.sleep(self._seconds(own[0].id.step))
-        yield [
-            Rollout(
-                each.id,
-                each.prompt,
-                "text",
-                "text",
-                "stop",
-                self._version,
-                -1.0,
-                (SequenceRef(each.id, Handle(None), 8, 4),),
-            )
-            for each in own
-        ]
+        writing = {each.id: (each, self._written.pop(each.id, [])) for each in own}
+        self._interrupted = False
+        while writing and not self._interrupted:
+            time.sleep(self._token_s * (1 + len(writing) / (PROMPTS * GROUP)) / 2)
+            finished: list[Rollout] = []
+            for id, (request, spans) in list(writing.items()):
+                spans[:] = joined_spans(*spans, WeightsSpan(self._version, 1))
+                if sum(each.tokens for each in spans) >= self._length(id):
+                    del writing[id]
+                    finished.append(self._rollout(request, tuple(spans)))
+            if finished:
+                yield finished
+        self._written = {id: spans for id, (_, spans) in writing.items()}
+
+    def _rollout(self, request: RolloutRequest, spans: tuple[WeightsSpan, ...]) -> Rollout:
+        sequence = SequenceRef(request.id, Handle(None), 8, 4)
+        return Rollout(
+            request.id, request.prompt, "text", "text", "stop", self._version, -1.0, (sequence,), spans=spans
+        )
+
+    def interrupt(self) -> None:
+        """See `Engines.interrupt`."""
+        self._interrupted = True
 
     def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
         """See `Engines.update_weights`."""
@@ -76,6 +112,20 @@ class SleepingEngines:
 
     def __len__(self) -> int:
         return 1
+
+
+def seconds_in_turn(length: Callable[[SampleId], int], token_s: float, steps: int) -> float:
+    """Return how long the engine takes for a step's responses alone, on average."""
+    total = 0.0
+    for step in range(1, steps + 1):
+        lengths = [
+            length(SampleId("train", step, group, member))
+            for group in range(PROMPTS)
+            for member in range(GROUP)
+        ]
+        writing = [sum(each > token for each in lengths) for token in range(max(lengths))]
+        total += sum(token_s * (1 + count / (PROMPTS * GROUP)) / 2 for count in writing)
+    return total / steps
 
 
 class SleepingGroup(MadeUpGroup):
@@ -94,7 +144,7 @@ class SleepingGroup(MadeUpGroup):
         return super().run(method, arguments)
 
 
-def configuration(staleness: int) -> RunConfig:
+def configuration(staleness: int, *, partial: bool) -> RunConfig:
     """Configure GRPO with one update per step."""
     return run_config(
         build(
@@ -103,7 +153,7 @@ def configuration(staleness: int) -> RunConfig:
                 "algorithm": {"adv_estimator": "grpo"},
                 "actor_rollout_ref": {
                     "actor": {"ppo_mini_batch_size": PROMPTS},
-                    "rollout": {"n": GROUP},
+                    "rollout": {"n": GROUP, "partial": partial},
                     "model": {"path": "model"},
                 },
                 "trainer": {"max_staleness": staleness, "rollout_devices": 1},
@@ -112,12 +162,20 @@ def configuration(staleness: int) -> RunConfig:
     )
 
 
-def measure(staleness: int, generating: Callable[[int], float], training: float, steps: int) -> float:
+def measure(
+    staleness: int,
+    length: Callable[[SampleId], int],
+    token_s: float,
+    training: float,
+    steps: int,
+    *,
+    partial: bool,
+) -> float:
     """Run the loop, and return the seconds per step."""
-    run, state = configuration(staleness), TrainState(kl_coef=0.0)
+    run, state = configuration(staleness, partial=partial), TrainState(kl_coef=0.0)
     prompts: Any = [Prompt(row=row, ids=(1, 2, 3, 4), text="p") for row in range(PROMPTS)]
     group: Any = SleepingGroup(training, state)
-    engines: Any = SleepingEngines(generating)
+    engines: Any = WritingEngines(length, token_s)
     scorer: Any = RandomScores()
     checkpoints: Any = NoCheckpoints()
     shapes = {"actor": ModelShape(1000, 1, 1, 1)}
@@ -137,45 +195,43 @@ def measure(staleness: int, generating: Callable[[int], float], training: float,
     return seconds
 
 
-def long_tailed(mean: float) -> Callable[[int], float]:
-    """Return a time by step: log-normal with σ = 0.8, so that one step in twenty takes over three times the median."""
-    sigma = 0.8
-    return lambda step: mean * random.Random(step).lognormvariate(-(sigma**2) / 2, sigma)
-
-
 def main() -> int:
-    """Measure both kinds of times, and print the table."""
+    """Measure both kinds of lengths, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=0.1, help="that each side takes on average")
+    parser.add_argument("--token-ms", type=float, default=2.0, help="that the engine takes per token")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for name, generating in {
-        "equal": lambda step: given.seconds,
-        "long-tailed": long_tailed(given.seconds),
-    }.items():
-        times: dict[int, list[float]] = {k: [] for k in STALENESS}
-        for _ in range(ALTERNATIONS):
-            for k in STALENESS:
-                times[k].append(measure(k, generating, given.seconds, given.steps))
-        mean = statistics.fmean(generating(step) for step in range(1, given.steps + 1))
-        ideal = max(mean, given.seconds)
-        in_turn = statistics.median(times[0])
+    token_s, rows = given.token_ms / 1000, list[dict[str, Any]]()
+    for length in (same, long_tailed):
+        training = seconds_in_turn(length, token_s, given.steps)
+        times: dict[tuple[int, bool], list[float]] = {each: [] for each in SETTINGS}
+        for number in range(ALTERNATIONS):
+            for k, partial in SETTINGS:
+                print(
+                    f"\r{length.__name__}, {number + 1} of {ALTERNATIONS}: k={k}, partial={partial} ",
+                    end="",
+                    file=sys.stderr,
+                )
+                seconds = measure(k, length, token_s, training, given.steps, partial=partial)
+                times[k, partial].append(seconds)
+        in_turn = statistics.median(times[0, False])
         rows += [
             {
-                "times": name,
+                "lengths": length.__name__,
                 "max_staleness": k,
+                "partial": partial,
                 "step_s": round(statistics.median(each), 4),
                 "ratio": round(statistics.median(each) / in_turn, 3),
-                "ideal": round(ideal / (mean + given.seconds), 3),
+                "ideal": round(training / in_turn, 3),
             }
-            for k, each in times.items()
+            for (k, partial), each in times.items()
         ]
-    print("| generating takes | max_staleness | step | ratio | ideal |\n|---|---|---|---|---|")
+    print("\n| lengths | max_staleness | partial | step | ratio | ideal |\n|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['times']} | {row['max_staleness']} | {row['step_s']:.3f} s | {row['ratio']:.2f} | {row['ideal']:.2f} |"
+            f"| {row['lengths']} | {row['max_staleness']} | {str(row['partial']).lower()} | {row['step_s']:.3f} s | "
+            f"{row['ratio']:.2f} | {row['ideal']:.2f} |"
         )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -197,7 +197,11 @@ def test_an_engine_that_dies_beside_training_writes_the_rest_with_newer_weights(
                 number = 0
 
     monkeypatch.setattr(ray_engines.RayEngines, "generate", disturbed)
-    options = ("trainer.max_staleness=2", "actor_rollout_ref.rollout.partial=true", "trainer.val_before_train=false")
+    options = (
+        "trainer.max_staleness=2",
+        "actor_rollout_ref.rollout.partial=true",
+        "trainer.val_before_train=false",
+    )
     train(quickstart(*BESIDE, *LONG, *options, runtime="ray"))
     assert len(calls) > 5
     assert max(map(len, calls)) > 1

@@ -20,8 +20,8 @@ def test_the_controller_is_measured_over_made_up_workers() -> None:
     assert controller_scale.problems([row, row]) == []
 
 
-@pytest.mark.parametrize("staleness", [0, 2])
-def test_the_loop_runs_beside_an_engine_that_sleeps(staleness: int) -> None:
+@pytest.mark.parametrize(("staleness", "partial"), [(0, False), (2, False), (2, True)])
+def test_the_loop_runs_beside_an_engine_that_sleeps(staleness: int, partial: bool) -> None:
     import async_overlap
 
-    assert async_overlap.measure(staleness, lambda step: 0.0, 0.0, steps=5) > 0
+    assert async_overlap.measure(staleness, lambda id: 3, 1e-4, 0.0, steps=5, partial=partial) > 0
