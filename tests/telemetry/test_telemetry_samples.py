@@ -17,7 +17,7 @@ Make = Callable[..., Rollout]
 COLUMNS = (
     "step data_source source row group member prompt response ground_truth score outcome failure_detail components reward "
     "baseline advantage rollout_log_prob_sum old_log_prob_sum ref_log_prob_sum response_length finish_reason weights_version "
-    "messages images"
+    "weights_spans messages images"
 )
 
 
@@ -62,6 +62,7 @@ def test_a_scored_and_a_failed_sample(tmp_path: Path, make_sample: Make):
         "response_length": 5,
         "finish_reason": "stop",
         "weights_version": 4,
+        "weights_spans": None,
     }
     assert (second["group"], second["response"], second["ground_truth"]) == (1, "x = ½\n\0", "42")
     assert (second["score"], second["outcome"], second["finish_reason"]) == (0.5, "scored", "length")

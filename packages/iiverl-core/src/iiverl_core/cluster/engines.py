@@ -81,6 +81,10 @@ class NoEngines:
         """Raise RuntimeError."""
         raise RuntimeError("this run has no engine")
 
+    def interrupt(self) -> None:
+        """Raise RuntimeError."""
+        raise RuntimeError("this run has no engine")
+
     def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
         """Give nobody the weights."""
         return []
