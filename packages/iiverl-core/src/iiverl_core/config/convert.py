@@ -10,8 +10,9 @@ from iiverl_core.config.diagnostics import render
 from iiverl_core.config.listing import written
 from iiverl_core.config.loading import Collected, Loaded, collect, load_text, validate_values
 from iiverl_core.config.omegaconf_values import resolved
+from iiverl_core.config.resolve import INVALID_VALUE, UNRESOLVED
 from iiverl_core.config.schema import keys, shared_sections
-from iiverl_core.config.unused_keys import ignored_keys
+from iiverl_core.config.unused_keys import UNSUPPORTED_VALUE, UNSUPPORTED_VERL_KEY, ignored_keys
 from iiverl_core.config.user_values import UNKNOWN_KEY, UserValues
 from iiverl_core.errors import ConfigError
 
@@ -25,6 +26,9 @@ A configuration of verl that leaves them out means these. Other defaults that di
 """
 
 COMPOSITION = ("defaults", "hydra")  # what Hydra, not verl, reads
+
+LEAVES_OUT = (UNRESOLVED, INVALID_VALUE, UNSUPPORTED_VALUE, UNSUPPORTED_VERL_KEY)
+"""Codes of problems of one value, which is left out."""
 
 _WIDTH = 116
 
@@ -127,8 +131,7 @@ def _invalid(loaded: Loaded, user: UserValues) -> dict[str, str]:
     return {
         problem.key: f"{problem.message} [{problem.code}]"
         for problem in loaded.problems
-        if problem.code in ("C014", "C015", "C032", "C033")
-        and (problem.key in user.values or problem.key in user.unread)
+        if problem.code in LEAVES_OUT and (problem.key in user.values or problem.key in user.unread)
     }
 
 

@@ -17,6 +17,8 @@ from iiverl_core.config.sections.root import Config
 from iiverl_core.config.suggest import nearest
 from iiverl_core.config.user_values import UserValues
 
+UNRESOLVED, INVALID_VALUE = "C014", "C015"
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -91,7 +93,7 @@ class _Resolver:
                 return values
             for error in unresolved.values():
                 faulty = [path for path in error.paths if path in self.set_keys]
-                self.report("C014", faulty[0], str(error))
+                self.report(UNRESOLVED, faulty[0], str(error))
                 self.use_defaults(faulty)
 
     def report_invalid(self, errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> None:
@@ -104,7 +106,7 @@ class _Resolver:
             sources = self.sources(path)
             if by_key.keys().isdisjoint(sources):
                 faulty = next(source for source in (path, *sources) if source in self.set_keys)
-                self.report("C015", faulty, _message(path, values[path], self.raw[path], details))
+                self.report(INVALID_VALUE, faulty, _message(path, values[path], self.raw[path], details))
                 at_fault.append(faulty)
         self.use_defaults(at_fault)
 

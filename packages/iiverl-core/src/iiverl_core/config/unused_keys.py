@@ -13,6 +13,7 @@ from iiverl_core.config.sections.section import BACKEND, ENGINE, NoEffect, NotYe
 from iiverl_core.config.user_values import UnreadValue
 from iiverl_core.registry import BACKENDS
 
+UNSUPPORTED_VALUE, UNSUPPORTED_VERL_KEY = "C032", "C033"
 MAX_LISTED_KEYS = 8
 NOT_SUPPORTED = "not supported in this version: "
 
@@ -29,13 +30,15 @@ def unused_keys(view: ConfigView, unread: Iterable[UnreadValue]) -> list[Problem
         if path in view.invalid_keys or _reason(view, key):
             continue
         if any(isinstance(m, NotYet) and m.blocks and view[path] not in m.ready for m in key.marks):
-            problems.append(view.problem("C032", "unsupported", path, _missing(view, key)))
+            problems.append(view.problem(UNSUPPORTED_VALUE, "unsupported", path, _missing(view, key)))
     for found in unread:
         match found.mark:
             case NotYet(what, ready, blocks=True) if not _is_ready(view, found.value, ready):
                 message = NOT_SUPPORTED + what + (f"; {_set_to(ready)}" if ready else "; remove it")
                 place = found.location
-                problems.append(Problem("C033", "unsupported", found.path, message, place.file, place.line))
+                problems.append(
+                    Problem(UNSUPPORTED_VERL_KEY, "unsupported", found.path, message, place.file, place.line)
+                )
     for reason, paths in ignored_keys(view, unread).items():
         place = locations[min(paths, key=lambda path: locations[path].line or 0)]
         message = f"has no effect: {reason}"
