@@ -178,9 +178,8 @@ def _classification(
     name = family.__name__.removesuffix("PreTrainedModel") + suffix
     attributes = {"base_model_prefix": family.base_model_prefix, "__module__": __name__}
     made: Any = type(name, (generic, family), attributes)
-    if reads_images(
-        config
-    ):  # checkpoints have other names than the model's class, which are those of the policy's
+    if reads_images(config):
+        # Checkpoints may have other names than the modules, which transformers converts for the policy's class alone.
         policy: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
         names = get_checkpoint_conversion_mapping(policy.__name__) or get_checkpoint_conversion_mapping(
             config.model_type
