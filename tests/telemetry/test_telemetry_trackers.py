@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from iiverl_core.errors import ConfigError, IIVerlError
 from iiverl_core.registry import TRACKERS
+from iiverl_core.telemetry.generations import Generation
 from iiverl_core.telemetry.trackers import Trackers, make_trackers, number
 
 CONFIG = {"trainer": {"nnodes": 1, "logger": ["wandb"]}, "data": {"seed": 1}}
@@ -199,7 +200,7 @@ def test_mlflow_is_given_flat_params_in_requests_that_it_takes(
     tracker.close()
     assert mlflow.calls[:2] == [
         ("set_experiment", ("project",), {}),
-        ("start_run", (), {"run_name": "experiment"}),
+        ("start_run", (), {"run_name": "experiment", "tags": None}),
     ]
     requests = [args[0] for name, args, _ in mlflow.calls if name == "log_params"]
     assert [len(request) for request in requests] == [100, 31]
@@ -226,6 +227,68 @@ def test_swanlab_is_given_names_config_and_steps(tmp_path: Path, monkeypatch: py
         ("log", ({"a": 0.5},), {"step": 3}),
         ("finish", (), {}),
     ]
+
+
+def log_twice(name: str, folder: Path) -> None:
+    """Log two steps of a run that is resumed between them, responses, and a file."""
+    report = folder / "report.html"
+    report.write_text("<p>report")
+    row = Generation("val.jsonl", 12, 0, "org/set", "What is 8·9?", "It is 72.", 1.0, None, "72")
+    for step in (3, 4):
+        tracker = make([name], folder, run_id="7c1e")
+        tracker.log({"critic/score/mean": step / 8, "val/test_score/org/set/mean@4": 0.5}, step)
+        tracker.log_generations([row], step)
+        assert tracker.keeps_files
+        tracker.log_files({"report": report, "samples": folder / "none.parquet"})
+        tracker.close()
+
+
+def test_trackio_keeps_a_run_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # is read when it is imported
+    for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)
+    storage = pytest.importorskip("trackio").SQLiteStorage
+    log_twice("trackio", tmp_path)
+    assert not [each for each in caplog.records if each.name.startswith("iiverl")]
+    assert (tmp_path / "trackio" / "project.db").is_file()
+    assert storage.get_runs("project") == ["experiment-7c1e"]
+    logged = [each for each in storage.get_logs("project", "experiment-7c1e") if "critic/score/mean" in each]
+    assert [(each["step"], each["critic/score/mean"]) for each in logged] == [(3, 0.375), (4, 0.5)]
+    assert storage.get_run_config("project", "experiment-7c1e")["data"] == {"seed": 1}
+    blobs = [each.read_text() for each in (tmp_path / "trackio" / "artifacts").rglob("*") if each.is_file()]
+    assert "<p>report" in blobs
+
+
+def test_mlflow_keeps_a_run_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    log_twice("mlflow", tmp_path)
+    assert not [each for each in caplog.records if each.name.startswith("iiverl")]
+    (run,) = mlflow.search_runs(experiment_names=["project"], output_format="list")
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(run.info.run_id, "critic/score/mean")
+    assert [(each.step, each.value) for each in history] == [(3, 0.375), (4, 0.5)]
+    assert run.data.params["data.seed"] == "1" and "val/test_score/org/set/mean_at_4" in run.data.metrics
+    assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["generations", "report"]
+
+
+def test_wandb_keeps_a_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log_twice("wandb", tmp_path)
+    assert not [each for each in caplog.records if each.name.startswith("iiverl")]
+    written = sorted((tmp_path / "wandb").glob("offline-run-*-7c1e/run-7c1e.wandb"))
+    assert b"critic/score/mean" in b"".join(file.read_bytes() for file in written)
+    (table, *_) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/val/generations_*.json")
+    assert json.loads(table.read_text())["data"][0][1:4] == ["What is 8·9?", "It is 72.", 1.0]
 
 
 @pytest.mark.parametrize("name", ["wandb", "swanlab"])

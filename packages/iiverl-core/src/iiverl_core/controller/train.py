@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,10 @@ from iiverl_core.telemetry import (
     make_trackers,
     read_history,
     report,
+    sample_files,
 )
+from iiverl_core.telemetry.html_report import HTML_REPORT, ReportedRun, write_html_report
+from iiverl_core.telemetry.trackers import Trackers
 
 
 def train(loaded: Loaded, stop: Stop | None = None) -> None:
@@ -156,6 +159,8 @@ def _run(
             run_id=start.state.run_id,
         )
         exit_stack.callback(tracker.close)
+        if tracker.keeps_files:
+            exit_stack.callback(_keep_files, run, tracker)
         scorer = make_scorer(run)
         if scorer is not None:
             exit_stack.callback(scorer.close)
@@ -175,6 +180,17 @@ def _run(
         parts = progress, watchdog, stop, tracker, generated
         with started(run, plan, start, recorded, *parts) as trainer:
             trainer.fit()
+
+
+def _keep_files(run: RunConfig, tracker: Trackers) -> None:
+    """Give the report, and the samples of the newest step, to trackers whose services keep files."""
+    report_file = run.folder / HTML_REPORT
+    with suppress(OSError):
+        write_html_report(report_file, [ReportedRun(run.trainer.experiment_name, run.folder)])
+    files = {"report": report_file}
+    if run.trainer.rollout_data_dir and (dumps := sample_files(Path(run.trainer.rollout_data_dir))):
+        files["samples"] = dumps[max(dumps)]
+    tracker.log_files(files)
 
 
 def _way_back(run: RunConfig) -> str:

@@ -55,6 +55,12 @@ TRACKERS = Registry(
             package="wandb",
         ),
         TrackerInfo(
+            name="trackio",
+            summary="trackio, in a folder of this machine or on the Hugging Face Hub",
+            code="iiverl_core.telemetry.services:Trackio",
+            package="trackio",
+        ),
+        TrackerInfo(
             name="mlflow",
             summary="MLflow",
             code="iiverl_core.telemetry.services:MLflow",

@@ -1,4 +1,4 @@
-"""Trackers for TensorBoard, Weights & Biases, MLflow and SwanLab. Each imports its package when it is built."""
+"""Trackers for TensorBoard, Weights & Biases, trackio, MLflow and SwanLab. Each imports its package when it is built."""
 
 import re
 import time
@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from iiverl_core.telemetry.generations import Generation, as_markdown
 from iiverl_core.telemetry.trackers import TrackerSetup
 
 GENERATIONS = "val/generations"
+GENERATION_COLUMNS = ("step", "input", "output", "score", "failure", "ground_truth", "data_source", "row")
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -85,15 +87,54 @@ class Wandb:
 
     def log_generations(self, rows: Sequence[Generation], step: int) -> None:
         """Log the responses of the step as a table."""
-        columns = ["step", "input", "output", "score", "failure", "ground_truth", "data_source", "row"]
-        data = [
-            [step, r.prompt, r.response, r.score, r.failure, r.ground_truth, r.data_source, r.name]
-            for r in rows
-        ]
-        self._run.log({GENERATIONS: self._wandb.Table(columns=columns, data=data)}, step=step)
+        table = self._wandb.Table(columns=list(GENERATION_COLUMNS), data=_table(rows, step))
+        self._run.log({GENERATIONS: table}, step=step)
+
+    def log_files(self, files: Mapping[str, Path]) -> None:
+        """Save each file as an artifact, of its name as the type."""
+        for name, path in files.items():
+            artifact = self._wandb.Artifact(f"{name}-{self._run.id}", type=name)
+            artifact.add_file(str(path))
+            self._run.log_artifact(artifact)
 
     def close(self) -> None:
         """Send pending metrics and end the run."""
+        self._run.finish()
+
+
+class Trackio:
+    """A run of trackio, in its folder (`TRACKIO_DIR`), or where `TRACKIO_SPACE_ID` and the like say."""
+
+    def __init__(self, setup: TrackerSetup) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        self._trackio = trackio
+        # Runs of trackio are continued by their name.
+        name = f"{setup.experiment}-{setup.run_id[:8]}" if setup.run_id else setup.experiment
+        self._run = trackio.init(
+            project=setup.project,
+            name=name,
+            config=dict(setup.config),
+            resume="allow" if setup.run_id else "never",
+            embed=False,
+        )
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the step."""
+        self._run.log(dict(metrics), step=step)
+
+    def log_generations(self, rows: Sequence[Generation], step: int) -> None:
+        """Log the responses of the step as a table."""
+        table = self._trackio.Table(columns=list(GENERATION_COLUMNS), data=_table(rows, step))
+        self._run.log({GENERATIONS: table}, step=step)
+
+    def log_files(self, files: Mapping[str, Path]) -> None:
+        """Save each file as an artifact, of its name as the type."""
+        for name, path in files.items():
+            self._run.log_artifact(str(path), name=f"{self._run.name}-{name}", type=name)
+
+    def close(self) -> None:
+        """Write pending metrics and end the run."""
         self._run.finish()
 
 
@@ -112,8 +153,9 @@ class MLflow:
         if setup.run_id and (known := self._known(setup)):
             mlflow.start_run(run_id=known)
             return  # parameters cannot be changed
-        tags = {"tags": {self.RUN_ID: setup.run_id}} if setup.run_id else {}
-        mlflow.start_run(run_name=setup.experiment, **tags)
+        mlflow.start_run(
+            run_name=setup.experiment, tags={self.RUN_ID: setup.run_id} if setup.run_id else None
+        )
         params = ((key, str(value)[: self.PARAM_LENGTH]) for key, value in _flatten(setup.config))
         while chunk := dict(islice(params, self.PARAMS_PER_REQUEST)):
             mlflow.log_params(chunk)
@@ -138,6 +180,11 @@ class MLflow:
         """Save the responses as the artifact `generations/step_N.json`."""
         content = {"step": step, "generations": [asdict(row) for row in rows]}
         self._mlflow.log_dict(content, f"generations/step_{step}.json")
+
+    def log_files(self, files: Mapping[str, Path]) -> None:
+        """Save each file as an artifact in a folder of its name."""
+        for name, path in files.items():
+            self._mlflow.log_artifact(str(path), name)
 
     def close(self) -> None:
         """End the run."""
@@ -173,6 +220,13 @@ class SwanLab:
     def close(self) -> None:
         """Send pending metrics and end the experiment."""
         self._swanlab.finish()
+
+
+def _table(rows: Sequence[Generation], step: int) -> list[Any]:
+    """Return the cells of a table with `GENERATION_COLUMNS`."""
+    return [
+        [step, r.prompt, r.response, r.score, r.failure, r.ground_truth, r.data_source, r.name] for r in rows
+    ]
 
 
 def _continued(setup: TrackerSetup) -> dict[str, Any]:

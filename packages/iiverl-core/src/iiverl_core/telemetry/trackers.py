@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from iiverl_core.errors import IIVerlError
 from iiverl_core.installation import install_command
@@ -49,6 +49,15 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Flush and close; nothing is logged afterwards."""
+        ...
+
+
+@runtime_checkable
+class FileTracker(Tracker, Protocol):
+    """A tracker whose service keeps files of a run."""
+
+    def log_files(self, files: Mapping[str, Path]) -> None:
+        """Save files of a run that is about to end, by a name of what they are."""
         ...
 
 
@@ -142,6 +151,21 @@ class Trackers:
         action = f"could not log the responses of step {step}"
         self._each("responses", action, lambda tracker: tracker.log_generations(rows, step))
 
+    @property
+    def keeps_files(self) -> bool:
+        """Whether a tracker's service keeps files."""
+        return any(isinstance(tracker, FileTracker) for tracker in self._trackers.values())
+
+    def log_files(self, files: Mapping[str, Path]) -> None:
+        """Save the files with each tracker whose service keeps some."""
+        there = {name: path for name, path in files.items() if path.is_file()}
+
+        def save(tracker: Tracker) -> None:
+            if isinstance(tracker, FileTracker):
+                tracker.log_files(there)
+
+        self._each("files", "could not save the run's files", save)
+
     def close(self) -> None:
         """Close each tracker."""
         self._each("metrics", "could not be closed", lambda tracker: tracker.close())
@@ -176,7 +200,7 @@ def make_trackers(
     log: Callable[[str], None] = print,
     total_steps: int | None = None,
     run_id: str = "",
-) -> Tracker:
+) -> Trackers:
     """Build the trackers with these names and combine them; see `TrackerSetup`.
 
     Raises:
