@@ -51,10 +51,15 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
 }
 
 BESIDE = ("algorithm.adv_estimator=grpo", "trainer.runtime=ray", "trainer.rollout_devices=1")
+PARTIAL = "actor_rollout_ref.rollout.partial=true"
 UNCORRECTED = "algorithm.rollout_correction.bypass_old_log_prob=false"
 STALENESS: dict[str, tuple[str, ...]] = {
     "GRPO in turn": BESIDE,
     **{f"GRPO, max_staleness {k}": (*BESIDE, f"trainer.max_staleness={k}") for k in (1, 2, 4)},
+    **{
+        f"GRPO, max_staleness {k}, partial": (*BESIDE, f"trainer.max_staleness={k}", PARTIAL)
+        for k in (1, 2, 4)
+    },
     "GRPO, max_staleness 4, uncorrected": (*BESIDE, "trainer.max_staleness=4", UNCORRECTED),
 }
 

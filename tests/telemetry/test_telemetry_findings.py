@@ -25,6 +25,12 @@ def history(steps: int = STEPS, **curves: float | Curve) -> list[dict[str, Any]]
         "rollout/kl": 1e-4,
         "reward/failed": 0.0,
         "actor/skipped_updates": 0.0,
+        "response/duplicates": 0.2,
+        "critic/score/length_correlation": 0.3,
+        "response_length/mean": lambda part: 100 * (1 + part),
+        "timing_s/step": 10.0,
+        "timing_s/wait_rollouts": 1.0,
+        "timing_s/engines_wait": 1.0,
     }
     usual |= {name.replace("__", "/"): curve for name, curve in curves.items()}
     return [
@@ -63,6 +69,18 @@ FAULTS: list[tuple[str, str, dict[str, float | Curve]]] = [
     ("critic/kl", "has grown from", {"critic__kl": lambda part: 0.02 if part < 0.7 else 5.0}),
     ("actor/ppo_kl", "within a step", {"actor__ppo_kl": 0.4}),
     ("rollout/kl", "engine's probabilities", {"rollout__kl": 0.05}),
+    (
+        "response/duplicates",
+        "90% of the responses",
+        {
+            "response__duplicates": 0.9,
+            "actor__entropy_loss": 1.0,
+            "critic__score__mean": lambda part: 0.8 if 0.3 < part < 0.5 else 0.1,
+        },
+    ),
+    ("critic/score/length_correlation", "from 104 to 196", {"critic__score__length_correlation": 0.8}),
+    ("timing_s/wait_rollouts", "40% of the time", {"timing_s__wait_rollouts": 4.0}),
+    ("timing_s/engines_wait", "30% of the time", {"timing_s__engines_wait": 3.0}),
     ("reward/failed", "120 responses of 60 steps", {"reward__failed": 2.0}),
     ("actor/skipped_updates", "60 of 60", {"actor__skipped_updates": 0.5}),
 ]
@@ -81,6 +99,7 @@ def test_a_run_that_learns_is_not_blamed() -> None:
 
 def test_a_policy_that_is_sure_of_what_it_has_learned_is_not_blamed() -> None:
     assert find_problems(history(actor__entropy_loss=lambda part: 3.0 * (1 - part) + 0.01)) == []
+    assert find_problems(history(response__duplicates=lambda part: part)) == []
 
 
 def test_a_few_steps_say_nothing() -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,26 @@ def test_lengths_and_clip_ratios(make_sample: Make):
         "prompt_length/min": 2.0,
         "prompt_length/clip_ratio": 0.5,
     }
+
+
+def test_equal_responses_and_scores_that_follow_length(make_sample: Make):
+    samples = [
+        replace(make_sample(group, member, response=length, outcome=Scored(score)), raw_text=text)
+        for group, member, length, score, text in [
+            (0, 0, 1, 0.0, "a"),
+            (0, 1, 2, 0.5, "a"),
+            (0, 2, 3, 1.0, "b"),
+            (1, 0, 4, 1.5, "b"),  # of another prompt
+        ]
+    ]
+    metrics = batch_metrics(samples, max_prompt_length=4)
+    assert metrics["response/duplicates"] == 0.5
+    assert metrics["critic/score/length_correlation"] == pytest.approx(1.0)
+    shorter = [replace(each, outcome=Scored(-each.outcome.score)) for each in samples]
+    assert batch_metrics(shorter, max_prompt_length=4)["critic/score/length_correlation"] == pytest.approx(-1)
+    huge = [replace(each, outcome=Scored(1e300 * each.outcome.score)) for each in samples]
+    for others in (samples[:1], [replace(each, outcome=Scored(1.0)) for each in samples], huge):
+        assert "critic/score/length_correlation" not in batch_metrics(others, max_prompt_length=4)
 
 
 def test_stats_of_workers_are_passed_on_and_rewards_default_to_scores(make_sample: Make):

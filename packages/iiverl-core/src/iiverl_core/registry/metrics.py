@@ -208,6 +208,15 @@ METRICS = Registry(
         ),
         _metric(f"response_length/{_STATS}", "tokens", "tokens of a response", _BATCH),
         _metric("response_length/clip_ratio", "fraction", "responses that the length limit ended", _BATCH),
+        _metric(
+            "response/duplicates", "fraction", "responses that another one to the same prompt equals", _BATCH
+        ),
+        _metric(
+            "critic/score/length_correlation",
+            "",
+            "Pearson's coefficient of score and tokens of a response; if neither is always the same",
+            _BATCH,
+        ),
         _metric(f"prompt_length/{_STATS}", "tokens", "tokens of a prompt", _BATCH),
         _metric("prompt_length/clip_ratio", "fraction", "prompts of data.max_prompt_length tokens", _BATCH),
         _metric(

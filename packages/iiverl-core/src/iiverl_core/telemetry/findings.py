@@ -37,7 +37,10 @@ def find_problems(history: Sequence[Mapping[str, Any]]) -> list[Finding]:
         return lambda name: [each[name] for each in records if is_finite_number(each.get(name))]
 
     first, last, whole = column(trained[:size]), column(trained[-size:]), column(trained)
-    checks = (_equal_rewards, _cut_off, _entropy, _kl, _mismatch, _failures, _skipped)
+    checks = (
+        *(_equal_rewards, _cut_off, _duplicates, _length, _entropy, _kl, _mismatch, _failures, _skipped),
+        _waiting,
+    )
     return [finding for check in checks for finding in check(first, last, whole)]
 
 
@@ -65,14 +68,46 @@ def _cut_off(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
         )
 
 
+def _below_best(last: Column, whole: Column) -> bool:
+    """Whether the reward is well below its best: a policy that has learned a task is sure of itself for a good reason."""
+    scores = whole(SCORE)
+    best = max(scores) - min(scores)
+    return best <= 0 or fmean(last(SCORE)) < max(scores) - 0.3 * best
+
+
+def _duplicates(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
+    equal = last("response/duplicates")
+    if equal and last(SCORE) and fmean(equal) > 0.5 and _below_best(last, whole):
+        yield Finding(
+            f"{fmean(equal):.0%} of the responses equal another one to the same prompt, and the reward is below its best.",
+            "Equal responses teach nothing. Raise rollout.temperature, lower actor.optim.lr, or look for a reward that one "
+            "answer to everything satisfies.",
+            "response/duplicates",
+        )
+
+
+def _length(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
+    correlation, before, now = (
+        last("critic/score/length_correlation"),
+        first("response_length/mean"),
+        last("response_length/mean"),
+    )
+    if correlation and before and now and fmean(correlation) > 0.5 and fmean(now) > 1.3 * fmean(before):
+        yield Finding(
+            f"The reward follows the length of responses (correlation {fmean(correlation):.2f}), which has grown from "
+            f"{fmean(before):.0f} to {fmean(now):.0f} tokens.",
+            "The policy may have learned to write more, and nothing else. Read long samples; reward_model.overlong_buffer "
+            "charges for length.",
+            "critic/score/length_correlation",
+        )
+
+
 def _entropy(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
     entropy, scores = whole("actor/entropy_loss"), whole(SCORE)
     before, now = first("actor/entropy_loss"), last("actor/entropy_loss")
     if not before or not now or len(scores) < MIN_STEPS:
         return
-    # A policy that has learned a task is sure of itself; one that stopped learning long before its best is not that.
-    best = max(scores) - min(scores)
-    stuck = best <= 0 or fmean(last(SCORE)) < max(scores) - 0.3 * best
+    stuck = _below_best(last, whole)
     if fmean(now) < 0.1 * fmean(before) and fmean(before) > 0 and stuck:
         yield Finding(
             f"The entropy has fallen from {fmean(before):.3g} to {fmean(now):.3g}, and the reward is below its best.",
@@ -140,4 +175,25 @@ def _skipped(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
             "finite.",
             "Lower actor.optim.lr or actor.grad_clip; in half precision, look for very large log-probs.",
             "actor/skipped_updates",
+        )
+
+
+def _waiting(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
+    seconds = sum(whole("timing_s/step"))
+    trainer, engines = (
+        sum(whole(name)) / seconds if seconds else 0.0
+        for name in ("timing_s/wait_rollouts", "timing_s/engines_wait")
+    )
+    if trainer > 0.2 and trainer > engines:
+        yield Finding(
+            f"The trainer waits for rollouts {trainer:.0%} of the time.",
+            "Give more devices to trainer.rollout_devices, and fewer to the trainer; if some responses are much longer than "
+            "others, set rollout.partial and a trainer.max_staleness of 2 or more.",
+            "timing_s/wait_rollouts",
+        )
+    elif engines > 0.2:
+        yield Finding(
+            f"The engines wait for new weights {engines:.0%} of the time.",
+            "Give fewer devices to trainer.rollout_devices, and more to the trainer.",
+            "timing_s/engines_wait",
         )

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+import numpy as np
+
 from iiverl_core.registry import METRICS
 from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Failed, Outcome, Scored
@@ -32,8 +34,10 @@ def batch_metrics(
     `rewards` holds the reward after KL of each scored rollout, by default the score. `token_stats` are the workers'
     statistics of per-token arrays (`advantages`, `returns`, `values`), logged as `critic/{name}/…`. `reward/failed`
     counts failed rollouts, which have no score; if all failed there is no `critic/score`. `clip_ratio` is the fraction
-    of responses ended by the length limit, and of prompts of `max_prompt_length` tokens. Metrics of other packages come
-    last. Rollouts of several turns also have `rollout/…`.
+    of responses ended by the length limit, and of prompts of `max_prompt_length` tokens; `response/duplicates` that of
+    responses whose text another one to the same prompt has, too. `critic/score/length_correlation` is Pearson's
+    coefficient of the score and the response's tokens, if neither is always the same. Metrics of other packages come last.
+    Rollouts of several turns also have `rollout/…`.
     """
     scored = {r.id: r.outcome for r in rollouts if isinstance(r.outcome, Scored)}
     scores = {id: outcome.score for id, outcome in scored.items()}
@@ -50,6 +54,14 @@ def batch_metrics(
         metrics["prompt_length/clip_ratio"] = _fraction(
             [r.prompt_length >= max_prompt_length for r in rollouts]
         )
+        texts = Counter((r.id.group, r.raw_text) for r in rollouts)
+        metrics["response/duplicates"] = _fraction([texts[r.id.group, r.raw_text] > 1 for r in rollouts])
+    lengths = [r.response_length for r in rollouts if r.id in scores]
+    if len(set(lengths)) > 1 and len(set(scores.values())) > 1:
+        with np.errstate(over="ignore", invalid="ignore"):
+            correlations = np.corrcoef(lengths, list(scores.values()))
+        if np.isfinite(correlations).all():  # scores may be so large that their squares are not
+            metrics["critic/score/length_correlation"] = float(correlations[0, 1])
     return metrics | _turns([r for r in rollouts if r.messages is not None]) | _external(rollouts)
 
 
