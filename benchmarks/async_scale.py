@@ -9,7 +9,7 @@ shares are arguments. Lengths are log-normal with σ = 1, a quarter of the limit
 *In turn*, all devices generate and then train. *Beside*, a part of them generates, the part that is best out of 1/2, 5/8
 and 3/4: without `rollout.partial` an engine begins with the next step's responses when the step before has ended on all
 of them; with it, engines are interrupted by the weights after every step, compute the caches of what they are writing
-again, and get the responses of one more step.
+again, and get the responses of one more step. Weight transfers are left out, and memory for keys and values is not bounded.
 """
 
 import argparse
