@@ -6,11 +6,10 @@ from iiverl_core.rollout.rollouter import (
     Generate,
     Rollouter,
     RolloutRequest,
-    RolloutRunner,
     RolloutTokens,
     SingleTurn,
-    run_rollouts,
 )
+from iiverl_core.rollout.runner import RolloutRunner, run_rollouts
 
 __all__ = [
     "Completion",
