@@ -101,9 +101,11 @@ def test_an_earlier_run_in_the_same_folder_is_kept_apart(quickstart: Make, tmp_p
     train(quickstart("trainer.total_training_steps=1"))
     assert len(history(tmp_path / "run")) == 1
     assert len(list((tmp_path / "run").glob("metrics-*.jsonl"))) == 1
-    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["1.parquet"]
+    recorded = [".json", ".parquet", ".safetensors"]
+    files = {f"1{suffix}" for suffix in recorded} | {"tokenizer.json"}
+    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == files
     (kept,) = (tmp_path / "run").glob("samples-*")
-    assert sorted(path.name for path in kept.iterdir()) == ["1.parquet", "2.parquet"]
+    assert {path.name for path in kept.iterdir()} == files | {f"2{suffix}" for suffix in recorded}
 
 
 def test_old_and_reference_log_probs_agree_with_the_engine_at_the_start(
