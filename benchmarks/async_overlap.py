@@ -1,6 +1,6 @@
 """How much shorter is a step whose responses are generated beside training?
 
-    python benchmarks/async_overlap.py [--token-ms 2] [--steps 60] [--json FILE]
+    python benchmarks/async_overlap.py [--token-ms 3] [--steps 36] [--json FILE]
 
 The real loop (`Trainer`, `RolloutQueue`) runs over an engine that writes all responses in hand side by side, token by token,
 and sleeps for each; half of that time grows with their number. The trainer sleeps for as long as the engine needs for a
@@ -49,6 +49,7 @@ LENGTH = 50  # tokens of a response, on average
 SIGMA = 0.8
 SETTINGS = ((0, False), (1, False), (2, False), (4, False), (1, True), (2, True), (4, True))
 ALTERNATIONS = 3
+WARM_UP = 6  # steps, of which the first is generated while there is nothing to train on
 
 
 def same(id: SampleId) -> int:
@@ -171,7 +172,7 @@ def measure(
     *,
     partial: bool,
 ) -> float:
-    """Run the loop, and return the seconds per step."""
+    """Run the loop, and return the seconds per step, once engine and trainer are both at work."""
     run, state = configuration(staleness, partial=partial), TrainState(kl_coef=0.0)
     prompts: Any = [Prompt(row=row, ids=(1, 2, 3, 4), text="p") for row in range(PROMPTS)]
     group: Any = SleepingGroup(training, state)
@@ -179,13 +180,15 @@ def measure(
     scorer: Any = RandomScores()
     checkpoints: Any = NoCheckpoints()
     shapes = {"actor": ModelShape(1000, 1, 1, 1)}
-    with Progress(steps, step_lines=False, stream=io.StringIO()) as progress:
+    with Progress(WARM_UP + steps, step_lines=False, stream=io.StringIO()) as progress:
         observer = Observer(run, group.infos, shapes, progress, NoTracker())  # type: ignore[arg-type]
         workers = WorkerClient(group, engines, run)
-        plan = Plan(prompts, PromptOrder(PROMPTS, PROMPTS, seed=1), None, steps)
+        plan = Plan(prompts, PromptOrder(PROMPTS, PROMPTS, seed=1), None, WARM_UP + steps)
         rollouts = RolloutQueue(run, plan, workers, scorer, observer, state)
         trainer = Trainer(run, plan, workers, rollouts, observer, checkpoints, state, Stop())
         rollouts.start()
+        for _ in range(WARM_UP):
+            trainer.next_step()
         began = time.perf_counter()
         for _ in range(steps):
             trainer.next_step()
@@ -198,13 +201,13 @@ def measure(
 def main() -> int:
     """Measure both kinds of lengths, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--token-ms", type=float, default=2.0, help="that the engine takes per token")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--token-ms", type=float, default=3.0, help="that the engine takes per token")
+    parser.add_argument("--steps", type=int, default=36)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     token_s, rows = given.token_ms / 1000, list[dict[str, Any]]()
     for length in (same, long_tailed):
-        training = seconds_in_turn(length, token_s, given.steps)
+        training = seconds_in_turn(length, token_s, WARM_UP + given.steps)
         times: dict[tuple[int, bool], list[float]] = {each: [] for each in SETTINGS}
         for number in range(ALTERNATIONS):
             for k, partial in SETTINGS:

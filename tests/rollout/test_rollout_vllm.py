@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from iiverl_core.errors import NonFiniteError
 from iiverl_core.rollout import Completion, SamplingParams
-from rollout.responses import ask, group, place, respond
+from rollout.responses import ask, check_spans, group, interrupted, place, respond
 
 pytestmark = [
     pytest.mark.vllm,
@@ -154,6 +154,20 @@ def test_a_response_does_not_depend_on_its_company(engine, prompts) -> None:
     assert alone == together
     fewer = tokens(respond(engine, prompts, SamplingParams(temperature=0.8, max_tokens=16), n=2))
     assert fewer == {(key, member): ids for (key, member), ids in together.items() if member < 2}
+
+
+def test_interrupted_responses_go_on_with_the_weights_that_came(
+    make_vllm_of, make_model, moved, prompts, teacher_forced, monkeypatch
+) -> None:
+    """Each token has the log-prob of the weights that wrote it; with the same weights, it is the same response."""
+    model = make_model("llama-wide-tied")[1]
+    engine = make_vllm_of("llama-wide-tied")
+    ends = [258, *range(0, 320, 10)]
+    monkeypatch.setattr(engine, "_stop_ids", ends)
+    models = [model, moved(model, 1), moved(model, 2)]
+    check_spans(engine, models, SamplingParams(temperature=0.9, max_tokens=20), prompts, teacher_forced, ends)
+    engine.update_weights(model.named_parameters(), 0)
+    assert tokens(interrupted(engine, prompts, GREEDY)) == tokens(respond(engine, prompts, GREEDY))
 
 
 def test_random_numbers_of_the_process_are_left_alone(engine, prompts) -> None:

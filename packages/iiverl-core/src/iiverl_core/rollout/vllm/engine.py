@@ -247,6 +247,8 @@ class VLLMEngine:
         """Drop all pending requests, and return those that continue them; see `RolloutEngine.interrupt`."""
         if not self._interruptible:
             raise RuntimeError("the engine was not built to be interrupted")
+        for each in list(self._pending.values()):
+            self._check_finite(each)
         continued = {
             each.request: each.request.continued(*each.response(), self.weights_version)
             for each in self._pending.values()
@@ -267,17 +269,22 @@ class VLLMEngine:
         request, reason = pending.request, output.outputs[0].finish_reason
         if reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM aborted the response to request {request.id}: {reason}")
+        self._check_finite(pending)
         token_ids, log_probs, kept = pending.response()
-        if not np.isfinite(log_probs).all():
+        return Completion(request, token_ids, log_probs, reason, self.weights_version, kept)
+
+    def _check_finite(self, pending: _Pending) -> None:
+        finite = np.isfinite(pending.log_probs)
+        if not finite.all():
             self._drop_all()
             # Attention multiplies masked values by zero, so a NaN left in the cache would spread to the next user of its block.
             self._llm.collective_rpc("iiverl_clear_cache")
+            token = pending.request.written_length + int(finite.argmin()) + 1
             raise NonFiniteError(
-                f"The model gives logits that are not finite, at token {int(np.isfinite(log_probs).argmin()) + 1} of the "
-                f"response to request {request.id}. The weights may have diverged, or their dtype may be too narrow: "
-                "look at actor/grad_norm, try rollout.dtype: bfloat16 or float32."
+                f"The model gives logits that are not finite, at token {token} of the response to request "
+                f"{pending.request.id}. The weights may have diverged, or their dtype may be too narrow: look at "
+                "actor/grad_norm, try rollout.dtype: bfloat16 or float32."
             )
-        return Completion(request, token_ids, log_probs, reason, self.weights_version, kept)
 
     def update_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int, *, verify: bool = True
