@@ -168,6 +168,14 @@ def test_interrupted_responses_go_on_with_the_weights_that_came(
     check_spans(engine, models, SamplingParams(temperature=0.9, max_tokens=20), prompts, teacher_forced, ends)
     engine.update_weights(model.named_parameters(), 0)
     assert tokens(interrupted(engine, prompts, GREEDY)) == tokens(respond(engine, prompts, GREEDY))
+    broken = {name: weight * float("nan") for name, weight in model.named_parameters() if "norm" in name}
+    engine.update_weights((dict(model.named_parameters()) | broken).items(), 1, verify=False)
+    for each in prompts:
+        engine.submit(each, GREEDY)
+    engine.step()
+    with pytest.raises(NonFiniteError, match="not finite, at token 1 of the response"):
+        engine.interrupt()
+    assert engine.pending == 0
 
 
 def test_random_numbers_of_the_process_are_left_alone(engine, prompts) -> None:
