@@ -1,11 +1,11 @@
 """Does every algorithm learn? The quickstart's task under each, from several seeds.
 
     python benchmarks/learning.py [--seeds 3] [--steps 120] [--jobs 2] [--only NAME …] [--json FILE]
-    python benchmarks/learning.py --staleness --jobs 1
+    python benchmarks/learning.py --staleness [--jobs 8] [--json FILE]
 
 A transformer of 80 000 random weights is to say a word of four letters back; the reward is the share of letters that
 are right and in their place (`examples/quickstart`). A seed decides the order of the prompts and the sampling. Each run
-is `iiverl train-ppo` on one process without Ray. `first` and `last` are the mean reward (`critic/score/mean`, without
+is `iiverl train-ppo` on the CPU, on one process without Ray. `first` and `last` are the mean reward (`critic/score/mean`, without
 DAPO's penalty for length) of the first and the last five steps; what counts is their ratio.
 
 With `--staleness`, GRPO trains beside an engine under Ray, with responses of older and older weights; the same without a
@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,7 +50,13 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-BESIDE = ("algorithm.adv_estimator=grpo", "trainer.runtime=ray", "trainer.rollout_devices=1")
+# Ray starts a process per CPU that it may use, and every run has a Ray of its own.
+BESIDE = (
+    "algorithm.adv_estimator=grpo",
+    "trainer.runtime=ray",
+    "trainer.rollout_devices=1",
+    "ray_kwargs.ray_init.num_cpus=2",
+)
 PARTIAL = "actor_rollout_ref.rollout.partial=true"
 UNCORRECTED = "algorithm.rollout_correction.bypass_old_log_prob=false"
 STALENESS: dict[str, tuple[str, ...]] = {
@@ -74,6 +80,7 @@ def overrides(name: str, inputs: Path, folder: Path, seed: int, steps: int) -> l
         f"actor_rollout_ref.rollout.seed={seed}",
         f"custom_reward_function.path={QUICKSTART}/reward.py",
         "trainer.runtime=local",
+        "trainer.device=cpu",
         "trainer.n_gpus_per_node=1",
         "trainer.save_freq=-1",
         f"trainer.total_training_steps={steps}",
@@ -94,7 +101,7 @@ def ends(folder: Path) -> tuple[float, float]:
 
 
 def run(name: str, inputs: Path, folder: Path, seed: int, steps: int) -> dict:
-    """Train by one algorithm from one seed."""
+    """Train by one algorithm from one seed; raises RuntimeError with what the run printed if it fails."""
     command = [Path(sys.executable).with_name("iiverl"), "train-ppo", QUICKSTART / "quickstart.yaml"]
     started = time.perf_counter()
     done = subprocess.run(
@@ -104,13 +111,10 @@ def run(name: str, inputs: Path, folder: Path, seed: int, steps: int) -> dict:
         text=True,
     )
     if done.returncode:
-        raise SystemExit(f"{name}, seed {seed}, ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        printed = f"{done.stdout}\n{done.stderr}"
+        raise RuntimeError(f"{name}, seed {seed}, ended with {done.returncode}:\n{printed}")
     first, last = ends(folder)
     seconds = time.perf_counter() - started
-    print(
-        f"{name:12} seed {seed}: {first:.3f} -> {last:.3f} (x{last / first:.1f}) in {seconds:.0f} s",
-        flush=True,
-    )
     return {"algorithm": name, "seed": seed, "first": first, "last": last, "seconds": seconds}
 
 
@@ -132,7 +136,7 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
-def main() -> None:
+def main() -> int:
     """Run all algorithms from all seeds, a few at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -151,18 +155,45 @@ def main() -> None:
 
         make_inputs.make_data(inputs)
         make_inputs.make_model(inputs / "model")
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            jobs = [
-                pool.submit(run, name, inputs, inputs / f"{name}-{seed}", seed, arguments.steps)
-                for name in (STALENESS if arguments.staleness else arguments.only or ALGORITHMS)
-                for seed in range(1, arguments.seeds + 1)
-            ]
-            runs = [job.result() for job in jobs]
-    print(f"\n{table(runs)}")
-    if arguments.json:
-        machine = {"python": platform.python_version(), "cpus": os.cpu_count(), "jobs": arguments.jobs}
-        arguments.json.write_text(json.dumps({"machine": machine, "runs": runs}, indent=2) + "\n")
+        wanted = [
+            (name, inputs, inputs / f"{name}-{seed}", seed, arguments.steps)
+            for name in (STALENESS if arguments.staleness else arguments.only or ALGORITHMS)
+            for seed in range(1, arguments.seeds + 1)
+        ]
+        print(f"{len(wanted)} runs of {arguments.steps} steps, {arguments.jobs} at a time", flush=True)
+        runs, failures = run_all(wanted, arguments.jobs, arguments.json)
+    if runs:
+        print(f"\n{table(runs)}")
+    return 1 if failures else 0
+
+
+def run_all(wanted: list[tuple], jobs: int, file: Path | None) -> tuple[list[dict], int]:
+    """Train `jobs` runs at a time, and write those that have ended to a file whenever one does.
+
+    Returns them in the order in which they were wanted, and how many failed.
+    """
+    machine = {"python": platform.python_version(), "cpus": os.cpu_count(), "jobs": jobs}
+    ended: dict[int, dict] = {}
+    failures = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, *each): position for position, each in enumerate(wanted)}
+        for count, future in enumerate(as_completed(futures), 1):
+            try:
+                done = ended[futures[future]] = future.result()
+            except RuntimeError as error:
+                failures += 1
+                print(f"[{count}/{len(wanted)}] {error}", flush=True)
+                continue
+            rewards = f"{done['first']:.3f} -> {done['last']:.3f} (x{done['last'] / done['first']:.1f})"
+            print(
+                f"[{count}/{len(wanted)}] {done['algorithm']}, seed {done['seed']}: {rewards} in {done['seconds']:.0f} s",
+                flush=True,
+            )
+            if file:
+                runs = [ended[position] for position in sorted(ended)]
+                file.write_text(json.dumps({"machine": machine, "runs": runs}, indent=2) + "\n")
+    return [ended[position] for position in sorted(ended)], failures
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
