@@ -115,3 +115,20 @@ def test_a_context_longer_than_the_models(
     assert re.search(told, done.stderr)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_package_that_vllm_needs_is_missing(
+    quickstart: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM imports some of what it needs only when it builds an engine."""
+    import vllm
+
+    def build(**_: object) -> None:
+        raise ModuleNotFoundError("No module named 'flashinfer'")
+
+    monkeypatch.setattr(vllm, "LLM", build)
+    told = (
+        r"vLLM cannot start with the model .*: No module named 'flashinfer'; install vLLM with what it needs"
+    )
+    with pytest.raises(ConfigError, match=told):
+        make_engine(quickstart(*VLLM).run, "cpu")

@@ -32,6 +32,7 @@ HINTS = {
     "max_model_len": f"set {ROLLOUT}.max_model_len (or data.max_prompt_length and data.max_response_length) lower",
     "tensor parallel size": f"set {ROLLOUT}.tensor_model_parallel_size lower",
     "memory": f"change {ROLLOUT}.gpu_memory_utilization",
+    "No module named": "install vLLM with what it needs: pip install 'iiverl[vllm]'",
     "architectures": f"set {ROLLOUT}.name to hf, or {KEY_OF_ARGUMENT['model']} to another model",
 }
 
@@ -78,7 +79,7 @@ def start(vllm: ModuleType, arguments: Mapping[str, Any], *, colocated: bool) ->
                 _check_head_size(model_config, path)
                 _check_experts(model_config, arguments, path)
             return vllm.LLM(**arguments, weight_transfer_config=WeightTransferConfig(backend=BACKEND))
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         reason = _reason(error)
         hint = next(
             (hint for word, hint in HINTS.items() if word in reason), f"see {ROLLOUT} for its settings"
