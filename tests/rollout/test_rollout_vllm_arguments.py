@@ -107,6 +107,21 @@ def test_what_a_key_does_not_decide(config) -> None:
     assert arguments["skip_tokenizer_init"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        ([], False),
+        ([f"{ROLLOUT}.top_p=0.8"], True),
+        ([f"{ROLLOUT}.top_k=20"], True),
+        ([f"{ROLLOUT}.top_k=20", f"{ROLLOUT}.do_sample=false"], False),
+        ([f"{ROLLOUT}.top_k=20", f"{ROLLOUT}.engine_kwargs.vllm.return_sampling_mask=false"], False),
+    ],
+)
+def test_the_trainer_is_to_know_which_tokens_were_kept(config, overrides: list[str], asked: bool) -> None:
+    assert engine_arguments(config(*overrides), "cuda")["return_sampling_mask"] is asked
+    assert not engine_arguments(config(*overrides), "cpu")["return_sampling_mask"]
+
+
 def test_engines_apart_keep_their_memory(config) -> None:
     apart = config("trainer.rollout_devices=1", f"{ROLLOUT}.tensor_model_parallel_size=1")
     assert not engine_arguments(apart, "cuda")["enable_sleep_mode"]

@@ -4,6 +4,7 @@ from iiverl_core.config.checks.check import Checks, ConfigView
 from iiverl_core.config.schema import keys
 from iiverl_core.config.sections.algorithm import CORRECTION
 from iiverl_core.config.sections.section import ADV_ESTIMATOR, LOSS_MODE
+from iiverl_core.config.vllm import built_for_cpu
 from iiverl_core.registry import AGGREGATIONS, ENGINES, ESTIMATORS, POLICY_LOSSES
 
 checks = Checks()
@@ -180,15 +181,16 @@ def _trainer_knows_what_was_kept(view: ConfigView) -> str | None:
     cut = view[DO_SAMPLE] and (view[f"{ROLLOUT}.top_p"] < 1 or top_k > 0)
     if not cut or ENGINES[engine].returns_kept:
         return None
-    kept = view[VLLM_KWARGS].get("return_sampling_mask") if engine == "vllm" else None
-    if kept and top_k > 0:
+    asked = view[VLLM_KWARGS].get("return_sampling_mask", True) if engine == "vllm" else False
+    if asked and not built_for_cpu():
         return None
-    on_gpu = f"; on GPUs, set {VLLM_KWARGS}.return_sampling_mask: true" + (
-        " and a top_k" if top_k <= 0 else ""
-    )
+    reason = {
+        (True, "vllm"): "; vLLM reports them on GPUs only",
+        (False, "vllm"): f"; leave {VLLM_KWARGS}.return_sampling_mask out",
+    }
     return (
-        f"the engine {engine} samples from a distribution that is cut off, and the trainer's is not: rollout/ratio is "
-        f"below 1{on_gpu if engine == 'vllm' else ''}"
+        f"the trainer does not know which tokens the engine {engine} samples from, and computes over all of them, so "
+        f"rollout/ratio is below 1{reason.get((bool(asked), engine), '')}"
     )
 
 

@@ -84,6 +84,8 @@ def engine_arguments(run: RunConfig, device_type: str) -> dict[str, Any]:
         "enable_prefix_caching": rollout.enable_prefix_caching,
         **_memory(run, device_type),
         **_adapters(run),
+        # Which tokens top-k and top-p kept, for the trainer to compute over the same ones.
+        "return_sampling_mask": device_type != "cpu" and _truncates(rollout),
         **FIXED,
         **(OVER_DEVICES if run.engine_devices > 1 else {}),
         **passed_on,
@@ -109,6 +111,10 @@ def _memory(run: RunConfig, device_type: str) -> dict[str, Any]:
         # Engines in processes of their own have their devices to themselves.
         "enable_sleep_mode": rollout.free_cache_engine and not run.trainer.rollout_devices,
     }
+
+
+def _truncates(rollout: RolloutConfig) -> bool:
+    return rollout.do_sample and (rollout.top_k > 0 or rollout.top_p < 1)
 
 
 def _adapters(run: RunConfig) -> dict[str, Any]:
