@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -59,6 +58,7 @@ class FSDPBackend:
         self.layout: LayoutKind
         self._model, self.layout = build_sharded(spec)
         self._optimizer = make_optimizer(self._model, spec.optim) if spec.optim else None
+        self._saver: checkpoint.Saver | None = None  # made by the first save
 
     def forward(
         self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False, adapter: bool = True
@@ -101,6 +101,8 @@ class FSDPBackend:
         if taken:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
+            if self._saver is not None:
+                self._saver.before_change()
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(grad_norm=grad_norm, taken=taken)
@@ -158,18 +160,18 @@ class FSDPBackend:
         counted = trained_parameters(self._model) if trained else self._model.named_parameters()
         return sum(parameter.numel() for _, parameter in counted)
 
-    @cached_property
-    def _saver(self) -> checkpoint.Saver:
-        group = dist.new_group(backend="gloo")
-        assert isinstance(group, dist.ProcessGroup)
-        return checkpoint.Saver(self._model, group)
-
     def save(self, folder: Path, *, optimizer: bool = True) -> Callable[[], None]:
         """See `TrainingBackend.save`. There are no random states, since nothing draws random numbers."""
+        if self._saver is None:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._saver = checkpoint.Saver(self._model, group)
         return self._saver.save(folder, self._optimizer if optimizer else None)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
+        if self._saver is not None:
+            self._saver.before_change()
         checkpoint.load(folder, self._model, self._optimizer)
 
     @staticmethod

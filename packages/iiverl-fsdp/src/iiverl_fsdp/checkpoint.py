@@ -5,7 +5,8 @@ named after the model's parameters, whatever their sharding. There are no random
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from iiverl_core.errors import CheckpointError
 from iiverl_core.training.saved_tensors import SavedTensors
+from iiverl_fsdp.host_copies import HostCopies
 from iiverl_fsdp.optimizer import forget, trained_parameters
 
 MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of names
@@ -30,12 +32,12 @@ KIND = "optimizer"  # the entry that says which optimizer it is
 
 
 class _CopiedState(DefaultSavePlanner):
-    """Writes copies of tensors by a plan for the tensors themselves, so that a step waits for nothing but the copies."""
+    """Writes copies of tensors by a plan for the tensors themselves."""
 
-    def __init__(self, local_plan: SavePlan, state: Mapping[str, Any]) -> None:
+    def __init__(self, local_plan: SavePlan, copies: Mapping[str, Any]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._local_plan = local_plan
-        self._copies = {name: _copied(value) for name, value in state.items()}
+        self._copies = copies
 
     def create_local_plan(self) -> SavePlan:
         """Return the plan of this process."""
@@ -55,9 +57,17 @@ class Saver:
     def __init__(self, model: nn.Module, group: dist.ProcessGroup) -> None:
         self._model, self._group = model, group
         self._plans: dict[tuple[str, ...], SavePlan] = {}  # by the names of what is saved
+        self._copies = HostCopies()
+        self._writing: Future[None] | None = None
+
+    def before_change(self) -> None:
+        """Call this before the model or the optimizer changes: a save may still be copying them."""
+        self._copies.before_change()
 
     def save(self, folder: Path, optimizer: torch.optim.AdamW | None) -> Callable[[], None]:
         """Copy the model's state, and write it into `folder`, which is made, in the background; all processes take part.
+
+        On a CUDA device, copying goes on in the background too. A save that is still being written is waited for.
 
         Returns:
             A function that waits for the files of all processes, and raises CheckpointError if some cannot be written.
@@ -73,18 +83,24 @@ class Saver:
         if names not in self._plans:
             first = dist.get_rank(self._group) == 0
             self._plans[names] = create_default_local_save_plan(state, first)
-        planner = _CopiedState(self._plans[names], state)
+        if self._writing is not None:
+            wait_for([self._writing])  # it writes the copies that are replaced
+        tensors = {name: _shard(value) for name, value in state.items() if isinstance(value, Tensor)}
+        copies, copied = self._copies.make(tensors)
+        planner = _CopiedState(self._plans[names], state | copies)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
 
         def write() -> None:
-            writer = FileSystemWriter(folder)
+            copied()
+            # Copying ahead would wait for the device between files, though all is in the host's memory.
+            writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
             state_dict_saver.save({}, storage_writer=writer, planner=planner, process_group=self._group)
 
         thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        writing = thread.submit(write)
+        writing = self._writing = thread.submit(write)
         thread.shutdown(wait=False)
 
         def wait() -> None:
@@ -140,11 +156,9 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {f"{MODEL}{name}": value for name, value in model.state_dict().items() if name in once}
 
 
-def _copied(value: Any) -> Any:
-    """Copy this process's shard of a tensor to the CPU; return other values as they are."""
-    if isinstance(value, DTensor):
-        value = value.to_local()
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+def _shard(value: Tensor) -> Tensor:
+    """Return this process's shard of a tensor."""
+    return (value.to_local() if isinstance(value, DTensor) else value).detach()
 
 
 def _check(folder: Path, state: dict[str, Tensor], saved: SavedTensors) -> None:
