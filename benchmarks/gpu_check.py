@@ -16,9 +16,15 @@ megatron-core are used where they are installed. For each size:
 - `reference`: log-probs of a model whose weights are in bf16.
 - `rollout …`: an engine's speed, the time of a weight update from trainer to engine, and how far their log-probs are
   apart on what the engine sampled (`rollout/kl`, in nats a token, and the largest ratio of probabilities).
+- `head`: a forward and a backward pass of the policy's head for 32 k tokens, in tiles and with all logits at once: time,
+  memory beyond inputs and gradients, and how far the gradients are apart.
+- `save`: steps with and without a checkpoint that is copied and written in the background, in turn; what is loaded must
+  be what was saved.
 
-And with the tiny model: gradients, values and scores against transformers by hand, whole runs of the quickstart, whose
-reward must rise, and one that is resumed, whose metrics must not differ from the whole run's. Numbers are medians of `--repeats` measurements after a warm-up, in this order and not in turn:
+And with tiny models: gradients, values and scores against transformers by hand; an engine's log-probs of what it
+answers to images; whole runs of examples, whose reward must rise: the quickstart's, one with images and one with several
+turns. A run that is resumed, a step that is replayed and a run whose worker is killed must have the metrics of the
+whole run. Numbers are medians of `--repeats` measurements after a warm-up, in this order and not in turn:
 they say what this device did, and their ratios say little.
 
 Each part runs in a process of its own. One that fails, or is not possible here, becomes a row that says why; the exit
@@ -37,9 +43,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,11 +57,14 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import torch
 from gpu_check_parts.correctness import gradients, value_models
-from gpu_check_parts.plan import MODEL, Planned, choose, estimate, lines
+from gpu_check_parts.head import head
+from gpu_check_parts.plan import MODEL, ORDER, Planned, choose, estimate, lines
 from gpu_check_parts.rollout import rollout
-from gpu_check_parts.runs import learn, resume
+from gpu_check_parts.runs import learn, learn_example, replay, resume, survive
+from gpu_check_parts.saving import save
 from gpu_check_parts.setting import GIB, SIZES, NotPossibleError, Numbers, Setting, make_model
 from gpu_check_parts.training import reference, shared_prompts, train
+from gpu_check_parts.vision import vision
 from transformers.utils.logging import disable_progress_bar
 
 from iiverl_core.config.vllm import installed_version
@@ -73,6 +83,9 @@ PARTS: dict[str, Callable[[Setting], Numbers]] = {
     "reference": reference,
     "rollout hf": partial(rollout, engine="hf"),
     "rollout vllm": partial(rollout, engine="vllm"),
+    "head": head,
+    "save": save,
+    "save megatron": partial(save, backend="megatron"),
     # Proved with the tiny model:
     "gradients": gradients,
     "value models": value_models,
@@ -83,7 +96,15 @@ PARTS: dict[str, Callable[[Setting], Numbers]] = {
     "learn GRPO vllm": partial(learn, algorithm="GRPO", engine="vllm"),
     "learn GRPO megatron": partial(learn, algorithm="GRPO", backend="megatron"),
     "learn GRPO ray": partial(learn, algorithm="GRPO", runtime="ray"),
+    "learn GRPO lora": partial(learn, algorithm="GRPO", lora=True),
+    "learn GRPO megatron lora": partial(learn, algorithm="GRPO", backend="megatron", lora=True),
+    "learn vision": partial(learn_example, task="vision"),
+    "learn turns": partial(learn_example, task="turns"),
+    "vision": partial(vision, engine="hf"),
+    "vision vllm": partial(vision, engine="vllm"),
     "resume": resume,
+    "replay": replay,
+    "survive": survive,
 }
 """The parts by name; `plan` has their order and the sizes of their models."""
 
@@ -191,7 +212,7 @@ def rows(
     end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
     over = "not run", f"the {arguments.minutes or 0:g} minutes are over"
     useless: dict[str, tuple[str, str]] = {}
-    for part, size, _ in map(astuple, chosen):
+    for part, size in ((each.part, each.size) for each in chosen):
         needed = SIZES[size].needed_bytes() if part == MODEL and device.type == "cuda" else 0
         if needed > memory:
             reason = f"training needs about {needed / GIB:.0f} GiB, and the device has {memory / GIB:.0f}"
@@ -242,7 +263,9 @@ def main() -> int:
     if cuda and arguments.minutes is None and not (arguments.only or arguments.sizes):
         arguments.minutes = MINUTES
     seconds = arguments.minutes and 60 * arguments.minutes
-    chosen = choose(arguments.sizes or (list(SIZES) if cuda else ["tiny"]), arguments.only, seconds)
+    missing = {each.needs for each in ORDER if each.needs and find_spec(each.needs) is None}
+    sizes = arguments.sizes or (list(SIZES) if cuda else ["tiny"])
+    chosen = choose(sizes, arguments.only, seconds, missing=missing)
     print("\n".join(lines(chosen)), flush=True)
     if arguments.plan:
         return 0

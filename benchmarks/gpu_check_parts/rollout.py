@@ -53,20 +53,20 @@ def rollout(setting: Setting, *, engine: str) -> Numbers:
             TokenSequence.single_turn(prompts[each.request.id.group], each.token_ids, each.log_probs)
             for each in done
         ]
-        apart = _apart(setting, trainer, sampled)
-    if not apart["rollout/kl"] < HIGHEST_KL:
-        raise ValueError(f"engine and trainer are apart: rollout/kl is {apart['rollout/kl']:.3g} nats")
+        differences = apart(setting, trainer, sampled)
+    if not differences["rollout/kl"] < HIGHEST_KL:
+        raise ValueError(f"engine and trainer are apart: rollout/kl is {differences['rollout/kl']:.3g} nats")
     tokens = sum(len(each.token_ids) for each in done)
     return {
         "generated tokens/s": tokens / seconds,
         "weight update s": seconds_update,
-        **apart,
+        **differences,
         **({"freed by sleep GiB": freed / GIB} if freed else {}),
         **peak,
     }
 
 
-def _apart(setting: Setting, trainer: TrainingBackend, sampled: list[TokenSequence]) -> Numbers:
+def apart(setting: Setting, trainer: TrainingBackend, sampled: list[TokenSequence]) -> Numbers:
     """Compare the engine's log-probs of what it sampled with the trainer's."""
     batches = cut(setting, sampled, packed=True)
     ratios = [
@@ -74,8 +74,8 @@ def _apart(setting: Setting, trainer: TrainingBackend, sampled: list[TokenSequen
         for output, batch in zip(trainer.forward(batches), batches, strict=True)
         if output.log_probs_T is not None
     ]
-    apart = mismatch(torch.cat(ratios))
-    return {"rollout/kl": apart["kl"].mean().item(), "rollout/ratio/max": apart["ratio"].max().item()}
+    found = mismatch(torch.cat(ratios))
+    return {"rollout/kl": found["kl"].mean().item(), "rollout/ratio/max": found["ratio"].max().item()}
 
 
 def _free(setting: Setting) -> int:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -197,6 +198,15 @@ def make_model(setting: Setting) -> Numbers:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<end>")
     tokenizer.save_pretrained(setting.model)
     return {"parameters M": sum(parameter.numel() for parameter in model.parameters()) / 1e6}
+
+
+def inputs_of(example: Path) -> Any:
+    """Import the module of an example that makes its model and data."""
+    spec = spec_from_file_location(f"inputs_of_{example.name}", example / "make_inputs.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager

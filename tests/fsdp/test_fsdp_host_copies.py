@@ -10,7 +10,9 @@ BLOCK = 1024
 
 
 @given(st.lists(st.integers(0, 3 * BLOCK), min_size=1, max_size=40))
-def test_arrays_have_places_of_their_own_and_blocks_are_not_larger_than_needed(given_sizes: list[int]) -> None:
+def test_arrays_have_places_of_their_own_and_blocks_are_not_larger_than_needed(
+    given_sizes: list[int],
+) -> None:
     sizes = {str(i): size for i, size in enumerate(given_sizes)}
     blocks, places = place(sizes, BLOCK)
     taken = [[False] * size for size in blocks]

@@ -35,6 +35,16 @@ NUMBERS = {
     "value models": VALUES,
     "gradients megatron": GRADIENTS,
     "value models megatron": VALUES,
+    "head": {"gradients off by", "at once s", "in tiles s"},
+    "save": {
+        *("step s", "step with save s", "ratio", "waited s", "waited at first s"),
+        *("written after s", "saved GiB"),
+    },
+    "vision": {
+        f"{model} {number}"
+        for model in ("Qwen2.5-VL", "Qwen3-VL")
+        for number in ("rollout/kl", "rollout/ratio/max", "kl with other images")
+    },
     "learn GRPO": {"reward at first", "reward at last", "run s"},
 }
 
@@ -74,6 +84,14 @@ def test_a_plan_is_in_order_and_makes_each_model_first(seconds: int | None) -> N
         assert measured == list(PLAN.ORDER)
     else:
         assert PLAN.estimate(chosen) <= seconds
+
+
+def test_parts_without_their_package_leave_their_time_to_others() -> None:
+    chosen = PLAN.choose(SIZES, None, 60 * MINUTES, missing={"vllm", "megatron"})
+    assert PLAN.estimate(chosen) <= 60 * MINUTES
+    assert ("rollout vllm", 0) in [(each.part, each.seconds) for each in chosen]
+    with_all = PLAN.choose(SIZES, None, 60 * MINUTES)
+    assert sum(each.seconds > 0 for each in chosen) > len(with_all)
 
 
 def test_a_plan_has_the_sizes_and_the_parts_that_were_asked_for() -> None:
@@ -162,7 +180,7 @@ def test_all_parts_run_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_when_the_time_is_over_what_is_left_is_not_run(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    code = "import sys, gpu_check; gpu_check.choose = lambda *_: gpu_check_plan.ORDER; sys.exit(gpu_check.main())"
+    code = "import sys, gpu_check; gpu_check.choose = lambda *_, **__: gpu_check_plan.ORDER; sys.exit(gpu_check.main())"
     code = code.replace("gpu_check_plan", "sys.modules['gpu_check_parts.plan']")
     done = subprocess.run(
         [sys.executable, "-c", code, "--device", "cpu", "--minutes", "1e-9", "--json", str(file)],
