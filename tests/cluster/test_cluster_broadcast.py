@@ -42,7 +42,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 def connect(rendezvous: BroadcastRendezvous, receivers: int) -> tuple[Any, list[Any]]:
     """All ends of one transport in this process, as if each were in its own."""
-    transport = rendezvous.transport(receivers)
+    transport = rendezvous.transport(range(receivers))
     sender = transport.open_sender(LocalStore(), CPU)
     return sender, [transport.open_receiver(number, LocalStore(), CPU) for number in range(receivers)]
 
@@ -76,11 +76,11 @@ def test_a_packed_weight_is_a_copy(rendezvous: BroadcastRendezvous) -> None:
 
 
 def test_the_transport_is_the_same_until_it_is_aborted(rendezvous: BroadcastRendezvous) -> None:
-    first = rendezvous.transport(2)
-    assert rendezvous.transport(2) == first
+    first = rendezvous.transport([0, 1])
+    assert rendezvous.transport([0, 1]) == first
     rendezvous.abort("a member died")
     rendezvous.abort("a member died")
-    assert rendezvous.transport(2) != first
+    assert rendezvous.transport([0, 1]) != first
 
 
 def test_an_abort_ends_the_wait_for_a_bucket(
@@ -101,7 +101,7 @@ def test_an_abort_ends_the_wait_for_a_bucket(
 def test_an_abort_ends_the_wait_for_members_to_join(
     rendezvous: BroadcastRendezvous, threads: ThreadPoolExecutor
 ) -> None:
-    sender = rendezvous.transport(1).open_sender(LocalStore(), CPU)
+    sender = rendezvous.transport([0]).open_sender(LocalStore(), CPU)
     waiting = threads.submit(sender.flush)
     time.sleep(0.3)
     assert not waiting.done()
@@ -122,7 +122,7 @@ def test_a_member_that_dies_blocks_nobody(
     rendezvous: BroadcastRendezvous, threads: ThreadPoolExecutor, received: int
 ) -> None:
     """If a connection closes, the processes at its other end abort; else the controller has to."""
-    transport = rendezvous.transport(2)
+    transport = rendezvous.transport([0, 1])
     metadata = [("w", "float32", (2**20,))]
     victim = SPAWN.Process(target=_dies_after, args=(transport, received, metadata))
     victim.start()

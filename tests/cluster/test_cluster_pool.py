@@ -1,16 +1,19 @@
 """A pool of processes under Ray, without models: who failed first, and what is started again."""
 
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
-from iiverl_core.cluster.runtime import WorkerError
+from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
 from iiverl_core.errors import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -75,7 +78,9 @@ def make() -> Iterator[Callable]:
 
     pools: list[RayPool] = []
 
-    def make(replicas: int, size: int, max_restarts: int = 0, **options) -> RayPool:
+    def make(
+        replicas: int, size: int, max_restarts: int = 0, min_replicas: int | None = None, **options
+    ) -> RayPool:
         spec = PoolSpec(
             Echo,
             lambda rank, init_method: (rank, init_method),
@@ -86,6 +91,7 @@ def make() -> Iterator[Callable]:
             label=lambda rank: f"echo {rank}",
             death_hint="Speak up.",
             max_restarts=max_restarts,
+            min_replicas=min_replicas,
         )
         pools.append(RayPool(spec, **options))
         return pools[-1]
@@ -115,7 +121,7 @@ def test_exceptions_keep_their_traceback_and_those_for_users_their_type(make) ->
 
 def test_a_replica_that_died_is_left_out_and_started_again(make) -> None:
     deaths: list[str] = []
-    pool = make(2, 2, max_restarts=1, on_death=deaths.append)
+    pool = make(2, 2, max_restarts=1, on_death=lambda message, _: deaths.append(message))
     pids = [info.pid for info in pool.infos]
     started = time.monotonic()
     with_the_dead = dict.fromkeys((2, 3), (3,))
@@ -130,6 +136,44 @@ def test_a_replica_that_died_is_left_out_and_started_again(make) -> None:
     assert not {info.pid for info in pool.infos[2:]} & {*pids}
     with pytest.raises(WorkerError, match=r"echo 3 .* died 2 times in a row in hang"):
         pool.call(Echo.hang, with_the_dead)
+
+
+def test_what_cannot_be_started_again_is_retired_until_it_has_another_machine(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from iiverl_core.cluster import ray_pool
+
+    places: list[tuple[str] | None] = [("a",), ("b",)]
+    monkeypatch.setattr(ray_pool, "find_machines", lambda *_: list(places))
+    deaths: list[tuple[str, bool]] = []
+    lines: list[str] = []
+    options: Any = {"on_death": lambda *each: deaths.append(each), "log": lines.append}
+    pool = make(2, 1, max_restarts=1, min_replicas=1, **options)
+    pool.call(Echo.hang, {1: (1,)})
+    places[1] = None
+    pool.start()
+    assert pool.replicas == pool.running == [0]
+    assert [retired for _, retired in deaths] == [False, True] and deaths[1][
+        0
+    ] == "echo 1 has lost its machine"
+    places[1] = ("c",)
+    for _ in range(2):
+        pool.start()
+        assert pool.replicas == pool.running == [0, 1]
+        pool.call(Echo.hang, {1: (1,)})
+    assert lines == ["echo 1 is started again, on another machine"]
+    assert [retired for _, retired in deaths[2:]] == [False, True]
+    assert re.match(r"echo 1 \(process .*\) died 2 times in a row in hang$", deaths[3][0])
+    pool.start()  # which leaves it out, since it would be the same machine
+    assert pool.replicas == pool.running == [0]
+    places[:] = None, None
+    pool.call(Echo.hang, {0: (0,)})
+    clock = iter(range(0, 10**6, 10))
+    times = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
+    monkeypatch.setattr(ray_pool, "time", times)
+    with pytest.raises(WorkerDiedError, match=r"the machine of echo 0 was lost, and the Ray cluster has"):
+        pool.start()
+    assert lines[1] == "waiting for another machine for echo 0"
 
 
 def test_a_stream_goes_on_without_those_that_died(make) -> None:

@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_read_is_told_without_a_traceback(quickstart: Mak
 
 
 def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iiverl_core.cluster import ray_group, ray_pool
+    from iiverl_core.cluster import ray_group, ray_placement
 
     run, lines = quickstart(runtime="ray").run, list[str]()
 
@@ -158,7 +158,7 @@ def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="asks for 2 GPUs, and the Ray cluster has 0"):
         start(device="cuda")
     assert not lines
-    monkeypatch.setattr(ray_pool, "REPORT_S", 0.4)
+    monkeypatch.setattr(ray_placement, "REPORT_S", 0.4)
     with pytest.raises(ConfigError, match=r"could not place 1 × .*CPU.*64.* within 1 s"):
         start(n_gpus_per_node=64, placement_timeout=1)
     assert "CPU': 64" in lines[0] and "it has {'CPU': 4.0}" in lines[0]
@@ -169,11 +169,11 @@ def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.Monke
 def test_devices_that_come_free_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.util.placement_group import remove_placement_group
 
-    from iiverl_core.cluster import ray_pool
+    from iiverl_core.cluster import ray_placement
 
-    monkeypatch.setattr(ray_pool, "REPORT_S", 0.2)
+    monkeypatch.setattr(ray_placement, "REPORT_S", 0.2)
     options: dict[str, Any] = {"strategy": "PACK", "timeout_s": 60}
-    other = ray_pool.reserve([4], "cpu", log=lambda line: None, **options)
+    other = ray_placement.reserve([4], "cpu", log=lambda line: None, **options)
     lines = list[str]()
 
     def log(line: str) -> None:
@@ -181,5 +181,5 @@ def test_devices_that_come_free_are_waited_for(monkeypatch: pytest.MonkeyPatch) 
         if len(lines) == 2:
             remove_placement_group(other)
 
-    remove_placement_group(ray_pool.reserve([3], "cpu", log=log, **options))
+    remove_placement_group(ray_placement.reserve([3], "cpu", log=log, **options))
     assert len(lines) >= 2

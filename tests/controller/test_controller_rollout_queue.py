@@ -18,6 +18,7 @@ from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.saved_rollouts import read_rollouts, write_rollouts
 from iiverl_core.controller.state import TrainState
+from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder
 from iiverl_core.samples import (
     Handle,
@@ -217,6 +218,45 @@ def test_killed_anywhere_each_prompt_is_used_once(
         queue.join()
         state, saved = kept
     assert used == {step: rows_of(step) for step in range(1, 31)}
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_requests_of_an_engine_that_is_retired_go_to_others(data: st.DataObject) -> None:
+    """Groups that others have begun with stay there; each is asked of one engine that is in use."""
+    numbers, asked = [0, 1, 2, 3], dict[int, list[SampleId]]()
+
+    def generate(requests, sampling):
+        asked.clear()
+        asked.update({number: [each.id for each in part] for number, part in requests.items()})
+        return iter(())
+
+    engines: Any = SimpleNamespace(numbers=numbers, generate=generate)
+    info = SimpleNamespace(parallel_ranks={}, layouts={})
+    group: Any = SimpleNamespace(infos=[info])
+    client = WorkerClient(group, engines, run_with(2, partial=True))
+    requests: Any = [
+        SimpleNamespace(id=SampleId("train", 1, number, member))
+        for number in range(9)
+        for member in range(MEMBERS)
+    ]
+    where: dict[int, int] = {}
+    while requests:
+        list(client.generate(requests, "train"))
+        assert sorted(asked) == numbers
+        assert sorted(id for part in asked.values() for id in part) == sorted(each.id for each in requests)
+        now = {id.group: number for number, part in asked.items() for id in part}
+        assert all(
+            now[number] == engine for number, engine in where.items() if number in now and engine in numbers
+        )
+        sizes = [len(part) for part in asked.values()]
+        assert where or max(sizes) - min(sizes) <= MEMBERS
+        where = now
+        finished = data.draw(st.integers(1, len(requests)))
+        requests = data.draw(st.permutations(requests))[finished:]
+        if len(numbers) > 1 and data.draw(st.booleans()):
+            numbers.remove(data.draw(st.sampled_from(numbers)))
+        assert client.engines == len(numbers)
 
 
 def test_an_error_beside_training_ends_the_run() -> None:

@@ -130,7 +130,7 @@ def test_only_the_runtime_on_ray_knows_ray() -> None:
     knowing = [
         file.name for file in CORE.rglob("*.py") if any(m.split(".")[0] == "ray" for m in imports(file))
     ]
-    parts = ("actor", "connection", "engines", "group", "pool", "start")
+    parts = ("actor", "connection", "engines", "group", "placement", "pool", "start")
     assert sorted(knowing) == [f"ray_{part}.py" for part in parts]
 
 

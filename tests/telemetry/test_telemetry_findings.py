@@ -31,6 +31,7 @@ def history(steps: int = STEPS, **curves: float | Curve) -> list[dict[str, Any]]
         "timing_s/step": 10.0,
         "timing_s/wait_rollouts": 1.0,
         "timing_s/engines_wait": 1.0,
+        "perf/engines": 4.0,
     }
     usual |= {name.replace("__", "/"): curve for name, curve in curves.items()}
     return [
@@ -81,6 +82,7 @@ FAULTS: list[tuple[str, str, dict[str, float | Curve]]] = [
     ("critic/score/length_correlation", "from 104 to 196", {"critic__score__length_correlation": 0.8}),
     ("timing_s/wait_rollouts", "40% of the time", {"timing_s__wait_rollouts": 4.0}),
     ("timing_s/engines_wait", "30% of the time", {"timing_s__engines_wait": 3.0}),
+    ("perf/engines", "Of 4 engines, 1", {"perf__engines": lambda part: 4.0 if part < 0.3 else 3.0}),
     ("reward/failed", "120 responses of 60 steps", {"reward__failed": 2.0}),
     ("actor/skipped_updates", "60 of 60", {"actor__skipped_updates": 0.5}),
 ]

@@ -47,7 +47,7 @@ EFFECTS: tuple[tuple[str, Effect, str], ...] = (
     (r"trainer\.critic_warmup", "numbers", ""),
     (r"trainer\..*|data\.(trust_remote_code|return_raw_\w+|reward_fn_key)", "harmless", ""),
     (r"reward_api\.(api_url|max_workers|timeout|save_\w+|token_env|cache_dir|outage_patience|max_failed_fraction)", "harmless", ""),
-    (r"(\w+\.)*rollout\.(disable_log_stats|verify_weights|lora_sync|update_weights_bucket_megabytes|load_format|layer_name_map\..*)", "harmless", ""),
+    (r"(\w+\.)*rollout\.(disable_log_stats|verify_weights|min_engines|lora_sync|update_weights_bucket_megabytes|load_format|layer_name_map\..*)", "harmless", ""),
     (r"(\w+\.)*rollout\.(name|mode|micro_batch_size|max_num_seqs|gpu_memory_utilization|enforce_eager|free_cache_engine"
      r"|tensor_model_parallel_size|max_num_batched_tokens|max_model_len|enable_chunked_prefill|enable_prefix_caching|engine_kwargs\..*)", "layout", ""),
     (rf"{PARALLEL}(model_dtype|dtype|mixed_precision\.\w+|seed)", "numbers", ""),

@@ -1,6 +1,6 @@
 """The protocol between the training loop and the rollout engines, wherever those run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
@@ -15,9 +15,9 @@ class Engines(Protocol):
     """The rollout engines of a run."""
 
     def generate(
-        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+        self, requests: Mapping[int, Sequence[RolloutRequest]], sampling: Sampling
     ) -> Iterator[list[Rollout]]:
-        """Let each engine make the rollouts of its requests; yield them as they finish, each once.
+        """Let each engine, given by its number, make the rollouts of its requests; yield them as they finish, each once.
 
         An engine that dies is left out from then on; its unfinished rollouts are missing. Those that are interrupted are
         missing too, and go on in the next call with the same `sampling` that gives their requests to the same engine.
@@ -36,7 +36,7 @@ class Engines(Protocol):
         ...
 
     def update_weights(self, version: int, *, verify: bool) -> list[ReceivedWeights]:
-        """Give every engine the actor's weights; those that died are started again.
+        """Give every engine the actor's weights; those that died are started again, or retired if that is in vain.
 
         With `verify`, each checks that it computes with what it was given. Returns what each process was given.
 
@@ -53,8 +53,9 @@ class Engines(Protocol):
         """
         ...
 
-    def __len__(self) -> int:
-        """Return the number of engines."""
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The numbers of the engines that are in use. One that cannot be started again is retired; others keep theirs."""
         ...
 
 
@@ -76,7 +77,7 @@ class NoEngines:
     """The engines of a run whose responses are recorded. Implements `Engines`."""
 
     def generate(
-        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+        self, requests: Mapping[int, Sequence[RolloutRequest]], sampling: Sampling
     ) -> Iterator[list[Rollout]]:
         """Raise RuntimeError."""
         raise RuntimeError("this run has no engine")
@@ -92,8 +93,10 @@ class NoEngines:
     def sleep(self, *, discard_weights: bool) -> None:
         """Do nothing."""
 
-    def __len__(self) -> int:
-        return 0
+    @property
+    def numbers(self) -> Sequence[int]:
+        """There are none."""
+        return ()
 
 
 class ColocatedEngines:
@@ -110,7 +113,7 @@ class ColocatedEngines:
         self._ranks = range(len(group.infos))
 
     def generate(
-        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+        self, requests: Mapping[int, Sequence[RolloutRequest]], sampling: Sampling
     ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
         arguments = [(requests[rank // self._size], sampling) for rank in self._ranks]
@@ -132,5 +135,7 @@ class ColocatedEngines:
         discard = discard_weights and not self._have_base
         self._group.run(TrainerWorker.sleep, [(discard,) for _ in self._ranks])
 
-    def __len__(self) -> int:
-        return len(self._ranks) // self._size
+    @property
+    def numbers(self) -> Sequence[int]:
+        """See `Engines.numbers`; none is ever retired."""
+        return range(len(self._ranks) // self._size)

@@ -1,6 +1,6 @@
 """Engines on devices of their own, in processes that are started again when they die."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ray
 
@@ -9,7 +9,8 @@ from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.interruption import Interrupter
 from iiverl_core.cluster.messages import ReceivedWeights, WeightSync
 from iiverl_core.cluster.ray_group import device_of
-from iiverl_core.cluster.ray_pool import PLACEMENT_TIMEOUT_S, PoolSpec, RayPool, RayStore
+from iiverl_core.cluster.ray_placement import PLACEMENT_TIMEOUT_S
+from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
 from iiverl_core.cluster.rollout_worker import RolloutWorker, RolloutWorkerInfo
 from iiverl_core.cluster.runtime import WorkerError, WorkerGroup
 from iiverl_core.cluster.weight_transport import (
@@ -37,7 +38,7 @@ class RayEngines:
     """Engines under Ray on `trainer.rollout_devices` processes that only generate. Implements `Engines`.
 
     An engine is spread over `RunConfig.engine_devices` consecutive processes. One that dies is left out, and started
-    again at the next `update_weights`. Weights come from the processes of `group` in buckets, by the transport of
+    again at the next `update_weights`. If that is in vain, it is retired, as long as `rollout.min_engines` are left. Weights come from the processes of `group` in buckets, by the transport of
     `transport_factory`.
     """
 
@@ -56,7 +57,6 @@ class RayEngines:
         """
         self._run, self._group, self._log = run, group, log
         self._size = size = run.engine_devices
-        self._count = (run.trainer.rollout_devices or 0) // size
         self._death: str | None = None  # in the current weight sync
         self._have_base = set[int]()  # the processes that keep weights of the base model
         self._calls = 0  # of `generate`
@@ -69,7 +69,7 @@ class RayEngines:
                 RolloutWorker,
                 lambda rank, init_method: (run, rank, device, RayStore(), init_method, address),
                 device,
-                bundles=[size] * self._count,
+                bundles=[size] * ((run.trainer.rollout_devices or 0) // size),
                 strategy="PACK",
                 replica_size=size,
                 label=lambda rank: f"rollout engine {rank // size}",
@@ -78,6 +78,7 @@ class RayEngines:
                     f"{ROLLOUT}.gpu_memory_utilization or max_num_seqs."
                 ),
                 max_restarts=MAX_RESTARTS,
+                min_replicas=run.rollout.min_engines,
                 placement_timeout_s=run.trainer.placement_timeout or PLACEMENT_TIMEOUT_S,
             ),
             on_death=self._on_death,
@@ -91,10 +92,10 @@ class RayEngines:
         return self._pool.infos
 
     def generate(
-        self, requests: Sequence[Sequence[RolloutRequest]], sampling: Sampling
+        self, requests: Mapping[int, Sequence[RolloutRequest]], sampling: Sampling
     ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
-        by_rank = {rank: requests[rank // self._size] for rank in self._pool.running}
+        by_rank = {rank: requests.get(rank // self._size, ()) for rank in self._pool.running}
         self._calls += 1
         arguments = {rank: (each, sampling, self._calls) for rank, each in by_rank.items() if each}
         for reference, rollouts in self._pool.stream(RolloutWorker.generate, arguments):
@@ -119,8 +120,10 @@ class RayEngines:
     def sleep(self, *, discard_weights: bool) -> None:
         """Do nothing: no one else needs these devices' memory."""
 
-    def __len__(self) -> int:
-        return self._count
+    @property
+    def numbers(self) -> Sequence[int]:
+        """See `Engines.numbers`."""
+        return self._pool.replicas
 
     def close(self) -> None:
         """End all engines and free their devices. May be called twice."""
@@ -132,7 +135,7 @@ class RayEngines:
         self._death = None
         running = {info.pid for info in self.infos if info is not None}
         sync = WeightSync(version, verify, base=not running <= self._have_base)
-        transport = self._transports.transport(len(self.infos))
+        transport = self._transports.transport(self._pool.running)
         self._group.run(Worker.begin_weight_sync, [(sync, transport)] * len(self._group.infos))
         reason = self._on_all(RolloutWorker.begin_weight_sync, sync, transport)
         while reason is None and (bucket := self._next_bucket()) is not None:
@@ -154,8 +157,18 @@ class RayEngines:
         reasons = self._pool.call(method, dict.fromkeys(self._pool.running, arguments))
         return self._death or next(filter(None, reasons.values()), None)
 
-    def _on_death(self, message: str) -> None:
+    def _on_death(self, message: str, retired: bool) -> None:
         # The trainer and the other engines may be waiting for the dead one in a broadcast.
         self._transports.abort(message)
         self._death = message
-        self._log(f"warning: {message}; it is started again, and its unfinished responses are regenerated")
+        if not retired:
+            self._log(
+                f"warning: {message}; it is started again, and its unfinished responses are regenerated"
+            )
+            return
+        count = len(self.numbers)
+        self._log(
+            f"warning: {message}; it is retired, and its unfinished responses are regenerated by the {count} "
+            f"engine{'s' * (count != 1)} that {'are' if count != 1 else 'is'} left (rollout.min_engines: "
+            f"{self._run.rollout.min_engines})"
+        )

@@ -8,7 +8,8 @@ import ray
 
 from iiverl_core.cluster.heartbeats import Heartbeats
 from iiverl_core.cluster.messages import WorkerInfo
-from iiverl_core.cluster.ray_pool import PLACEMENT_TIMEOUT_S, PoolSpec, RayPool, RayStore
+from iiverl_core.cluster.ray_placement import PLACEMENT_TIMEOUT_S
+from iiverl_core.cluster.ray_pool import PoolSpec, RayPool, RayStore
 from iiverl_core.cluster.worker import Worker
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import ConfigError

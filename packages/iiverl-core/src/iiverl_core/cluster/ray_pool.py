@@ -1,4 +1,4 @@
-"""Processes under Ray: their placement, start and calls, and what happens when one of them dies."""
+"""Processes under Ray: their start and calls, and what happens when one of them dies."""
 
 import re
 import time
@@ -10,20 +10,27 @@ from typing import Any, TypeVar
 import ray
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from iiverl_core import activity
 from iiverl_core.cluster.heartbeats import HeartbeatAddress, Heartbeats
 from iiverl_core.cluster.ray_actor import WorkerActor
+from iiverl_core.cluster.ray_placement import (
+    PLACEMENT_TIMEOUT_S,
+    REPORT_S,
+    Machines,
+    find_machines,
+    reserve,
+)
 from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
-from iiverl_core.errors import ConfigError, IIVerlError
+from iiverl_core.errors import IIVerlError
 from iiverl_core.stopping import undisturbed
 
 T = TypeVar("T")
-PLACEMENT_TIMEOUT_S = 60  # for resources of a shared cluster to come free, by default
-REPORT_S = 15  # between lines about a placement that is waited for
+POLL_S = 0.5  # between looks for a machine
 GRACE_S = 3  # how long to wait for news of a death after an exception that may be its consequence
+START = "its start"
 
 
 class RayStore:
@@ -44,7 +51,8 @@ class PoolSpec:
 
     Consecutive ranks form replicas of `replica_size` processes, which are of no use without each other: when one dies,
     so does its replica. Up to `max_restarts` deaths of a replica in a row, with nothing streamed in between, leave it
-    out until `RayPool.start` starts it again; one more raises. With 0, every death does.
+    out until `RayPool.start` starts it again; with one more it is retired, if `min_replicas` others are left, and else
+    that raises. So it is if the machine of a replica is gone.
     """
 
     worker: Callable[..., Any]
@@ -61,6 +69,8 @@ class PoolSpec:
     death_hint: str
     """What to do about deaths, for the last message."""
     max_restarts: int = 0
+    min_replicas: int | None = None
+    """Replicas without which the pool is of no use; null for all."""
     placement_timeout_s: float = PLACEMENT_TIMEOUT_S
     """Seconds to wait for the devices."""
 
@@ -76,24 +86,26 @@ class RayPool:
     def __init__(
         self,
         spec: PoolSpec,
-        on_death: Callable[[str], None] = lambda message: None,
+        on_death: Callable[[str, bool], None] = lambda message, retired: None,
         heartbeats: Heartbeats | None = None,
         log: Callable[[str], None] = lambda message: None,
     ) -> None:
         """Reserve devices, start the processes, and build the workers.
 
-        `on_death` is called with a message as soon as a replica that can be started again died. The processes report
-        what they do to `heartbeats`. `log` gets a line now and then while devices are waited for.
+        `on_death` is called with a message as soon as a replica died that can be started again, or is retired, and with
+        which of both it is. The processes report what they do to `heartbeats`. `log` gets a line now and then while
+        devices are waited for.
 
         Raises:
             ConfigError: the cluster does not have the devices.
             WorkerError: a worker could not be built.
         """
-        self._spec, self._on_death, self._heartbeats = spec, on_death, heartbeats
+        self._spec, self._on_death, self._heartbeats, self._log = spec, on_death, heartbeats, log
         self._bundle = [bundle for bundle, size in enumerate(spec.bundles) for _ in range(size)]
         self._actors: dict[int, Any] = {}
         self._addresses: dict[int, HeartbeatAddress] = {}
         self._deaths = [0] * (len(self._bundle) // spec.replica_size)  # of each replica, in a row
+        self._retired: dict[int, Machines | None] = {}  # where each replica was that is retired
         self._started = False
         self._placement: PlacementGroup | None = None
         self.infos: list[Any] = [None] * len(self._bundle)
@@ -113,23 +125,31 @@ class RayPool:
         """The ranks of the processes that are running."""
         return sorted(self._actors)
 
+    @property
+    def replicas(self) -> list[int]:
+        """The replicas that are not retired."""
+        return [replica for replica in range(len(self._deaths)) if replica not in self._retired]
+
     def start(self) -> None:
         """Start the processes that are not running, side by side.
 
+        A replica whose machine is gone is retired if `min_replicas` others are left, and else waited for. It comes back
+        when Ray has found another machine for it.
+
         Raises:
-            WorkerError: a worker could not be built, or a replica died too often.
+            WorkerError: a worker could not be built, or a replica died too often, or has no machine.
         """
-        while missing := [rank for rank in range(len(self.infos)) if rank not in self._actors]:
-            size = self._spec.replica_size
+        size = self._spec.replica_size
+        while missing := self._find_missing():
             self._actors |= {rank: self._make_actor(rank) for rank in missing}
             first = {self._actors[rank].init_method.remote(): rank for rank in missing if rank % size == 0}
-            init_methods = self._gather(first, "its start")
+            init_methods = self._gather(first, START)
             builds: dict[Any, int] = {}
             for rank in missing:
                 if rank in self._actors:
                     arguments = self._spec.arguments(rank, init_methods[rank // size * size])
                     builds[self._actors[rank].build.remote(arguments)] = rank
-            for rank, info in self._gather(builds, "its start").items():
+            for rank, info in self._gather(builds, START).items():
                 if rank in self._actors:
                     self.infos[rank] = info
 
@@ -216,19 +236,80 @@ class RayPool:
         """Raise the first cause of a failure, unless that is a death of a replica that can be started again."""
         replica = rank // self._spec.replica_size
         death = (rank, error) if isinstance(error, RayActorError) else self._find_death(replica)
+        ours = isinstance(error, RayTaskError) and isinstance(error.cause, IIVerlError)
+        verb = "died"
+        if death is None and self._started and doing == START and not ours:
+            death, verb = (rank, error), "raised"  # where it once could be built: the device may be broken
         if death is None:
             if isinstance(error, RayTaskError) and isinstance(error.cause, IIVerlError):
                 raise error.cause from None
             raise WorkerError(f"{self._describe(rank)} raised in {doing}:\n{_plain(error)}") from None
         who = self._describe(death[0])
         self._deaths[replica] += 1
-        if not self._started or self._deaths[replica] > self._spec.max_restarts:
-            times = f" {self._deaths[replica]} times in a row" if self._deaths[replica] > 1 else ""
-            raise WorkerDiedError(
-                f"{who} died{times} in {doing}. {self._spec.death_hint}\n{death[1]}"
-            ) from None
+        if self._started and self._deaths[replica] <= self._spec.max_restarts:
+            self._end(replica)
+            self._on_death(f"{who} {verb}", False)
+            return
+        times = f" {self._deaths[replica]} times in a row" if self._deaths[replica] > 1 else ""
+        what = f"{who} {verb}{times} in {doing}"
+        if not self._started or not self._may_retire():
+            raise WorkerDiedError(f"{what}. {self._spec.death_hint}\n{_plain(death[1])}") from None
+        self._retire(replica, what, self._find_machines()[replica])
+
+    def _may_retire(self) -> bool:
+        """Whether the pool can do without one more replica."""
+        needed = len(self._deaths) if self._spec.min_replicas is None else self._spec.min_replicas
+        return len(self.replicas) > needed
+
+    def _retire(self, replica: int, what: str, machines: Machines | None) -> None:
         self._end(replica)
-        self._on_death(f"{who} died")
+        self._retired[replica] = machines
+        self._on_death(what, True)
+
+    def _find_missing(self) -> list[int]:
+        """Find the ranks to start, after what is to be done about replicas whose machine is gone or another one."""
+        began = reported = time.monotonic()
+        while self._started and len(self._actors) < len(self.infos) and (gone := self._review_machines()):
+            names = ", ".join(map(self._label, gone))
+            waited = time.monotonic() - began
+            if waited > self._spec.placement_timeout_s:
+                raise WorkerDiedError(
+                    f"the machine of {names} was lost, and the Ray cluster has had no other one for {waited:.0f} s"
+                )
+            if time.monotonic() - reported > REPORT_S:
+                reported = time.monotonic()
+                self._log(f"waiting for another machine for {names}")
+            activity.advance()
+            time.sleep(POLL_S)
+        size = self._spec.replica_size
+        return [
+            rank
+            for each in self.replicas
+            for rank in range(each * size, (each + 1) * size)
+            if rank not in self._actors
+        ]
+
+    def _review_machines(self) -> list[int]:
+        """Take back the replicas that have another machine, and retire those that have none; returns the indispensable ones."""
+        machines = self._find_machines()
+        for replica, before in list(self._retired.items()):
+            if machines[replica] not in (None, before):
+                del self._retired[replica]
+                self._deaths[replica] = 0
+                self._log(f"{self._label(replica)} is started again, on another machine")
+        gone = [each for each in self.replicas if machines[each] is None and not self._ranks(each)]
+        while gone and self._may_retire():
+            replica = gone.pop()
+            self._retire(replica, f"{self._label(replica)} has lost its machine", None)
+        return gone
+
+    def _find_machines(self) -> list[Machines | None]:
+        """Find the machines of each replica; None if one of them is gone."""
+        if self._placement is None:
+            raise RuntimeError("the pool has been closed")
+        size = self._spec.replica_size
+        bundles = [self._bundle[rank : rank + size] for rank in range(0, len(self._bundle), size)]
+        return find_machines(self._placement, bundles)
 
     def _find_death(self, replica: int) -> tuple[int, RayActorError] | None:
         """Find a process of a replica that died, or of which the news arrives within `GRACE_S`."""
@@ -254,47 +335,12 @@ class RayPool:
         size = self._spec.replica_size
         return [rank for rank in range(replica * size, (replica + 1) * size) if rank in self._actors]
 
+    def _label(self, replica: int) -> str:
+        return self._spec.label(replica * self._spec.replica_size)
+
     def _describe(self, rank: int) -> str:
         info = self.infos[rank]
         return self._spec.label(rank) + (f" (process {info.pid} on {info.host})" if info else "")
-
-
-def reserve(
-    bundles: Sequence[int], device: str, *, strategy: str, timeout_s: float, log: Callable[[str], None]
-) -> PlacementGroup:
-    """Reserve bundles of devices, each on one machine; `log` gets a line every `REPORT_S` seconds of waiting.
-
-    A cluster that scales adds machines for what is waiting.
-
-    Raises:
-        ConfigError: they do not come free in time.
-    """
-    wanted = [{"CPU": float(n)} | ({"GPU": float(n)} if device == "cuda" else {}) for n in bundles]
-    group = placement_group(wanted, strategy=strategy)
-    began = time.monotonic()
-    try:
-        while not group.wait(min(REPORT_S, max(began + timeout_s - time.monotonic(), 0.0))):
-            waited = time.monotonic() - began
-            free = _devices(ray.available_resources())
-            if waited >= timeout_s:
-                raise ConfigError(
-                    f"the Ray cluster could not place {len(wanted)} × {wanted[0]} within {timeout_s:g} s; free now: "
-                    f"{free}. Wait for other jobs, ask for less in trainer.nnodes, trainer.n_gpus_per_node and "
-                    "trainer.rollout_devices, or raise trainer.placement_timeout if the cluster is still adding machines"
-                )
-            activity.advance()
-            log(
-                f"waiting for the Ray cluster to place {len(wanted)} × {wanted[0]}, {waited:.0f} of {timeout_s:g} s; it has "
-                f"{_devices(ray.cluster_resources())}, free are {free}"
-            )
-    except BaseException:
-        remove_placement_group(group)
-        raise
-    return group
-
-
-def _devices(resources: Mapping[str, float]) -> dict[str, float]:
-    return {name: amount for name, amount in resources.items() if name in ("CPU", "GPU")}
 
 
 def _plain(error: Exception) -> str:

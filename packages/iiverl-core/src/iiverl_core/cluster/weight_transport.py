@@ -87,8 +87,8 @@ class WeightTransport(Protocol):
 class WeightTransportFactory(Protocol):
     """Makes and aborts transports, in the controller's process."""
 
-    def transport(self, receivers: int) -> WeightTransport:
-        """Return the transport to this many receivers: the same as before, unless that was aborted."""
+    def transport(self, receivers: Sequence[int]) -> WeightTransport:
+        """Return the transport to receivers, given by index: the same as before, unless that was aborted or had others."""
         ...
 
     def abort(self, reason: str) -> None:
@@ -125,7 +125,7 @@ class StoreTransport:
     Implements `WeightTransport` and `WeightTransportFactory`: there is nothing to connect or to abort.
     """
 
-    def transport(self, receivers: int) -> WeightTransport:
+    def transport(self, receivers: Sequence[int]) -> WeightTransport:
         """See `WeightTransportFactory.transport`."""
         return self
 
@@ -175,8 +175,11 @@ class BroadcastRendezvous:
         self._aborted: TCPStore | None = None
         """The store of the last transport that was aborted, whose endpoints may still have to read the reason."""
 
-    def transport(self, receivers: int) -> WeightTransport:
+    def transport(self, receivers: Sequence[int]) -> WeightTransport:
         """See `WeightTransportFactory.transport`."""
+        receivers = tuple(receivers)
+        if self._current is not None and self._current[0].receivers != receivers:
+            self.abort("other processes receive the weights from now on")
         if self._current is None:
             store = TCPStore(self._host, 0, is_master=True, wait_for_workers=False)
             self._generation += 1
@@ -193,14 +196,14 @@ class BroadcastRendezvous:
 
 @dataclass(frozen=True)
 class BroadcastTransport:
-    """Broadcasts from one sender to `receivers`, which find each other at `host` and `port`.
+    """Broadcasts from one sender to `receivers`, given by index, which find each other at `host` and `port`.
 
     `generation` distinguishes it from earlier ones, which may have had the same port. Implements `WeightTransport`.
     """
 
     host: str
     port: int
-    receivers: int
+    receivers: tuple[int, ...]
     generation: int
 
     def open_sender(self, store: Store, device: torch.device) -> BucketSender:
@@ -209,7 +212,7 @@ class BroadcastTransport:
 
     def open_receiver(self, index: int, store: Store, device: torch.device) -> BucketReceiver:
         """See `WeightTransport.open_receiver`."""
-        return BroadcastEndpoint(self, 1 + index, device)
+        return BroadcastEndpoint(self, 1 + self.receivers.index(index), device)
 
     def connect(self) -> TCPStore:
         """Connect to the rendezvous."""
@@ -289,7 +292,7 @@ class BroadcastEndpoint:
         self._thread.start()
 
     def _join(self) -> None:
-        store, size = self._transport.connect(), 1 + self._transport.receivers
+        store, size = self._transport.connect(), 1 + len(self._transport.receivers)
         make = _nccl if self._device.type == "cuda" else _gloo
         self._group = make(PrefixStore("group", store), self._rank, size)
         if self._closed:

@@ -190,6 +190,7 @@ DIAGNOSTICS = {
     "C713": "too-few-cpus-for-ray",
     "C714": "staleness-without-rollout-devices",
     "C715": "partial-rollouts-in-turns",
+    "C716": "more-engines-needed-than-exist",
     # layouts
     "C801": "copies-not-divisible",
     "C802": "experts-not-divisible-over-devices",

@@ -69,6 +69,7 @@ class RolloutQueue:
         estimator = estimator_info(run.algorithm.adv_estimator)
         self._collector = RolloutCollector(run, plan, workers, scorer, observer, estimator, self)
         self._interrupts = run.interrupts_rollouts
+        self._may_retire = run.rollout.min_engines is not None
         # How far a step gets in the data is known before its rollouts are, unless groups are replaced.
         replaced = run.algorithm.filter_groups.enable or estimator.greedy_baseline
         self._side_by_side = self._interrupts and not replaced
@@ -120,14 +121,15 @@ class RolloutQueue:
     def trained(self, step: int) -> dict[str, float]:
         """Note that a step's updates are done, and give engines that are between two steps the new weights.
 
-        Returns metrics of the weights that were given since the last call.
+        Returns metrics of the weights that were given since the last call, and of the engines that are in use.
         """
         with self._changed:
             self._trained = step
             self._take_engines_for_weights()
             self._give_weights_if_due()
         given, self._given_bytes = self._given_bytes, None
-        return {} if given is None else {"perf/weight_sync_gb": given / 2**30}
+        metrics = {} if given is None else {"perf/weight_sync_gb": given / 2**30}
+        return metrics | ({"perf/engines": float(self._workers.engines)} if self._may_retire else {})
 
     def validate(self, step: int) -> list[Rollout]:
         """Collect scored responses to the validation prompts by the newest weights."""

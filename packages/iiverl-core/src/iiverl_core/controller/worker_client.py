@@ -62,16 +62,21 @@ class WorkerClient:
         groups: dict[tuple[int, int], list[RolloutRequest]] = {}
         for request in requests:
             groups.setdefault((request.id.step, request.id.group), []).append(request)
-        parts: list[list[RolloutRequest]] = [[] for _ in range(len(self._engines))]
-        placed = {key: self._placed[key] for key in groups if key in self._placed}
+        parts: dict[int, list[RolloutRequest]] = {number: [] for number in self._engines.numbers}
+        placed = {key: self._placed[key] for key in groups if self._placed.get(key) in parts}
         for key, engine in placed.items():
             parts[engine] += groups[key]
         for key in [key for key in groups if key not in placed]:
-            placed[key] = min(range(len(parts)), key=lambda engine: len(parts[engine]))
+            placed[key] = min(parts, key=lambda engine: len(parts[engine]))
             parts[placed[key]] += groups[key]
         if self._run.interrupts_rollouts and sampling != "validate":
             self._placed = placed
         return self._engines.generate(parts, sampling)
+
+    @property
+    def engines(self) -> int:
+        """The number of engines that are in use; see `Engines.numbers`."""
+        return len(self._engines.numbers)
 
     def interrupt(self) -> None:
         """Let `generate`, which runs in another thread, end soon; see `Engines.interrupt`."""

@@ -274,6 +274,12 @@ METRICS = Registry(
             _QUEUE,
         ),
         _metric(
+            "perf/engines",
+            "engines",
+            "engines that are in use after the step, and not retired; with rollout.min_engines",
+            _QUEUE,
+        ),
+        _metric(
             "timing_s/engines_wait",
             "s",
             "time in which the engines waited for weights before the step's rollouts; with max_staleness",

@@ -39,7 +39,7 @@ def find_problems(history: Sequence[Mapping[str, Any]]) -> list[Finding]:
     first, last, whole = column(trained[:size]), column(trained[-size:]), column(trained)
     checks = (
         *(_equal_rewards, _cut_off, _duplicates, _length, _entropy, _kl, _mismatch, _failures, _skipped),
-        _waiting,
+        *(_waiting, _retired),
     )
     return [finding for check in checks for finding in check(first, last, whole)]
 
@@ -196,4 +196,15 @@ def _waiting(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
             f"The engines wait for new weights {engines:.0%} of the time.",
             "Give fewer devices to trainer.rollout_devices, and more to the trainer.",
             "timing_s/engines_wait",
+        )
+
+
+def _retired(first: Column, last: Column, whole: Column) -> Iterator[Finding]:
+    engines = whole("perf/engines")
+    if engines and engines[-1] < max(engines):
+        yield Finding(
+            f"Of {max(engines):.0f} engines, {max(engines) - engines[-1]:.0f} could not be started again; the others have "
+            "generated everything since.",
+            "The run's log has the reason of each. A run that is resumed asks for all trainer.rollout_devices again.",
+            "perf/engines",
         )

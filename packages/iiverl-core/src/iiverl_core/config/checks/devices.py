@@ -26,6 +26,7 @@ MODEL, OVERRIDE = "actor_rollout_ref.model.path", "actor_rollout_ref.model.overr
 STALENESS, PARTIAL = "trainer.max_staleness", "actor_rollout_ref.rollout.partial"
 ROLLOUT_DEVICES, CPUS = "trainer.rollout_devices", "ray_kwargs.ray_init.num_cpus"
 TENSOR_PARALLEL = "actor_rollout_ref.rollout.tensor_model_parallel_size"
+MIN_ENGINES = "actor_rollout_ref.rollout.min_engines"
 
 
 @checks.add("C701", "unsupported", BACKEND)
@@ -155,6 +156,19 @@ def _engines_divide_over_devices(view: ConfigView) -> str | None:
     where = f"{NODES} × {PER_NODE}" if apart is None else ROLLOUT_DEVICES
     near = nearest_sizes(size, devices, lambda n: devices % n == 0)
     return f"{devices} devices ({where}) cannot be divided into engines of {size} ({TENSOR_PARALLEL}); use {near}"
+
+
+@checks.add("C716", "error", MIN_ENGINES, ROLLOUT_DEVICES, TENSOR_PARALLEL, ENGINE)
+def _engines_that_are_needed_exist(view: ConfigView) -> str | None:
+    needed, devices = view[MIN_ENGINES], view[ROLLOUT_DEVICES]
+    if needed is None:
+        return None
+    if devices is None:
+        return f"only engines on devices of their own can be retired; set {ROLLOUT_DEVICES}, or leave it out"
+    count = devices // view.config.engine_devices
+    if needed <= count:
+        return None
+    return f"{ROLLOUT_DEVICES} has {count} engine{'s' * (count != 1)} of {view.config.engine_devices}, fewer than {needed}; lower it"
 
 
 @checks.add("C711", "warning", PROFILE, PROFILE_TOOL, PROFILE_STEPS)

@@ -85,6 +85,8 @@ class RolloutConfig(Section):
     """With `trainer.max_staleness`, let engines take new weights while they write responses, which they then continue.
 
     Responses of several steps are written side by side, so a long one holds up nothing."""
+    min_engines: Count | None = None
+    """Engines on `trainer.rollout_devices` that a run needs; others that cannot be started again are retired. Null for all."""
     use_fire_sampling: Annotated[bool, NotYet("FIRE sampling", (False,))] = False
     """Sample the first token at a very high temperature."""
     prompt_length: Count = follows("data.max_prompt_length")
