@@ -12,6 +12,7 @@ megatron-core are used where they are installed. For each size:
   checkpointing, log-normal lengths in micro-batches of at most 8192 tokens; its log-probs alone; and the most memory that
   torch had allocated in training. `offload` keeps weights and optimizer in the host's memory; `megatron` is the same on
   the backend megatron, where that is installed; `lora` trains adapters of rank 32. Planned is what `iiverl plan` says.
+- `train compiled`: training and log-probs with `compile_blocks` and without, in turn, and the time that compiling takes.
 - `shared prompts`: training with one copy of the prompt of eight responses, and with one per response, in turn.
 - `reference`: log-probs of a model whose weights are in bf16.
 - `rollout …`: an engine's speed, the time of a weight update from trainer to engine, and how far their log-probs are
@@ -63,7 +64,7 @@ from gpu_check_parts.rollout import rollout
 from gpu_check_parts.runs import learn, learn_example, replay, resume, survive
 from gpu_check_parts.saving import save
 from gpu_check_parts.setting import GIB, SIZES, NotPossibleError, Numbers, Setting, make_model
-from gpu_check_parts.training import reference, shared_prompts, train
+from gpu_check_parts.training import compiled, reference, shared_prompts, train
 from gpu_check_parts.vision import vision
 from transformers.utils.logging import disable_progress_bar
 
@@ -79,6 +80,7 @@ PARTS: dict[str, Callable[[Setting], Numbers]] = {
     "train offload": partial(train, packed=True, offload=True),
     "train megatron": partial(train, packed=True, backend="megatron"),
     "train lora": partial(train, packed=True, lora_rank=32),
+    "train compiled": compiled,
     "shared prompts": shared_prompts,
     "reference": reference,
     "rollout hf": partial(rollout, engine="hf"),

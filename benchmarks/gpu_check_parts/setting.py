@@ -106,6 +106,7 @@ class Setting:
         engine: str = "hf",
         model: Path | None = None,
         lora_rank: int = 0,
+        compile_blocks: bool = False,
     ) -> RunConfig:
         """Make a run's configuration, one with all roles: defaults but for what is said here; `model` is everyone's.
 
@@ -116,7 +117,7 @@ class Setting:
             raise NotPossibleError(missing)
         path = str(model or self.model)
         offloaded = {"param_offload": offload, "optimizer_offload": offload}
-        parallel = {"fsdp_config": offloaded}
+        parallel = {"fsdp_config": {**offloaded, "compile_blocks": compile_blocks}}
         if backend == "megatron":
             parallel = {**offloaded, "megatron": {"tensor_model_parallel_size": 1}}
         section = {"path": path, "use_remove_padding": packed}
@@ -185,6 +186,11 @@ class Setting:
         if self.device.type != "cuda":
             return {}
         return {"peak GiB": torch.cuda.max_memory_allocated() / GIB}
+
+    def forget_peak(self) -> None:
+        """Let `peak` begin again with what is allocated now."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
 
 
 def make_model(setting: Setting) -> Numbers:

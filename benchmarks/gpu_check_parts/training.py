@@ -1,6 +1,7 @@
 """How fast a backend trains, how fast it computes log-probs, and how much memory that takes."""
 
 import statistics
+import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -96,6 +97,52 @@ def shared_prompts(setting: Setting) -> Numbers:
         "ratio": median["apart"] / median["shared"],
         "log-probs off by %": 100 * off,
         **setting.peak(),
+    }
+
+
+def compiled(setting: Setting) -> Numbers:
+    """Measure training and log-probs with compiled blocks and without, in turn, and how long compiling takes.
+
+    Log-probs must agree within bf16's rounding.
+    """
+    runs = {"eager": setting.configure(), "compiled": setting.configure(compile_blocks=True)}
+    sequences, numbers = setting.sequences(), {}
+    tokens = sum(lengths(sequences))
+    batches = cut(setting, sequences, packed=True)
+    train_s: dict[str, list[float]] = {name: [] for name in runs}
+    forward_s: dict[str, list[float]] = {name: [] for name in runs}
+    with one_process(setting.device):
+        actors: dict[str, TrainingBackend] = {}
+        for name, run in runs.items():
+            started = time.perf_counter()
+            actors[name] = make_backend(run, "actor", setting.device)
+            numbers[f"s to build, {name}"] = time.perf_counter() - started
+        log_probs = {name: _log_probs(actor, batches, sequences) for name, actor in actors.items()}
+        for name, actor in actors.items():
+            setting.forget_peak()
+            before = setting.peak()
+            step(runs[name], actor, batches)
+            for key, peak in setting.peak().items():
+                numbers[f"{key} of a step, {name}"] = peak - before[key]
+        for _ in range(setting.repeats):
+            for name, actor in actors.items():
+                train = partial(step, runs[name], actor, batches)
+                train_s[name].append(setting.seconds(train, warm_up=False, times=1))
+                forward = partial(actor.forward, batches)
+                forward_s[name].append(setting.seconds(forward, warm_up=not forward_s[name], times=1))
+    off = np.abs(log_probs["compiled"] - log_probs["eager"]).max() / np.abs(log_probs["eager"]).max()
+    if not off < TOLERANCE:
+        raise ValueError(f"log-probs of compiled blocks are off by {off:.2%}")
+    train_median = {name: statistics.median(each) for name, each in train_s.items()}
+    forward_median = {name: statistics.median(each) for name, each in forward_s.items()}
+    return {
+        **{f"train tokens/s, {name}": tokens / each for name, each in train_median.items()},
+        "ratio": train_median["eager"] / train_median["compiled"],
+        **{f"log-prob tokens/s, {name}": tokens / each for name, each in forward_median.items()},
+        "log-prob ratio": forward_median["eager"] / forward_median["compiled"],
+        "compiling s": numbers["s to build, compiled"] - numbers["s to build, eager"],
+        **numbers,
+        "log-probs off by %": 100 * float(off),
     }
 
 

@@ -70,5 +70,5 @@ def test_tokens_attend_to_the_prefix_and_within_their_segment(
 
 def test_bounds_are_those_of_the_kernels_for_variable_lengths() -> None:
     attention = PackedAttention(row([3, 1, 5]), CPU)
-    assert attention.bounds.tolist() == [0, 3, 4, 9] and attention.bounds.dtype == torch.int32
-    assert attention.longest == 5
+    assert attention.kernel.bounds.tolist() == [0, 3, 4, 9] and attention.kernel.bounds.dtype == torch.int32
+    assert attention.kernel.longest == 5

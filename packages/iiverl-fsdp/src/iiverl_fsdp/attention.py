@@ -2,6 +2,9 @@
 
 No function for masks is registered under that name, so transformers makes none. The segments of the row come once per
 micro-batch as a keyword argument of the model, which its layers hand on to `packed_attention`.
+
+A model with compiled blocks has one of two other names: `COMPILED` if attention can be a part of compiled code, since
+torch's kernel computes it, or `APART` if it is called between compiled parts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from iiverl_core.training.attention import PackedAttention, Segment
+from iiverl_core.training.attention import KernelAttention, PackedAttention, Segment, has_kernel
 from iiverl_core.training.vision import text_model
 from iiverl_fsdp.ulysses import SequenceGroup, SplitAttention
 
 PADDED = "sdpa"
 PACKED = "iiverl_packed"
+COMPILED = "iiverl_packed_compiled"
+APART = "iiverl_packed_apart"
 FLASH = "flash_attention_2"
 ARGUMENT = "packed_attention"  # keyword argument of models and their layers
 UNSUPPORTED = {
@@ -31,12 +36,16 @@ UNSUPPORTED = {
 
 
 class Observations:
-    """What `packed_attention` was called with: what it cannot compute, windows, and keys of the last token."""
+    """What `packed_attention` was called with: what it cannot compute, windows, and keys of the last token.
+
+    `kernels` says of each call whether torch's kernel computes it.
+    """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.windows: list[int | None] = []
         self.last_keys: list[Tensor] = []
+        self.kernels: list[bool] = []
 
 
 _OBSERVED: ContextVar[Observations | None] = ContextVar("_OBSERVED", default=None)
@@ -61,7 +70,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    packed_attention: PackedAttention | SplitAttention | None = None,
+    packed_attention: PackedAttention | KernelAttention | SplitAttention | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend within the segments of a row, as transformers calls it: query (1, H, T, D) to output (1, T, H, D).
@@ -76,20 +85,33 @@ def packed_attention(
         problems.append("makes an attention mask of its own")
     if not options.get("is_causal", getattr(module, "is_causal", True)):
         problems.append("has attention that is not causal")
-    observed = _OBSERVED.get()
+    observed = None if torch.compiler.is_compiling() else _OBSERVED.get()
     if observed is not None:
         observed.problems += problems
         observed.windows.append(sliding_window)
         observed.last_keys.append(key[0, :, -1])
+        observed.kernels.append(has_kernel(query, value))
     if problems or packed_attention is None:
         if observed is None:
             raise RuntimeError(f"{type(module).__name__} {problems[0]}, unlike when the model was built")
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-    rows = (x[0].transpose(0, 1) for x in (query, key, value))
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
     return packed_attention.attend(*rows, scale=scaling, window=sliding_window)[None], None
 
 
+def _apart(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
+    """Call `packed_attention` between compiled parts, which would be specialized to the base of a view."""
+    output, _ = packed_attention(*arguments, **options)
+    return output.clone(), None
+
+
 AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(COMPILED, packed_attention)
+
+
+def register_apart() -> None:
+    """Register `APART`, which imports torch's compiler."""
+    AttentionInterface.register(APART, torch.compiler.disable(_apart))
 
 
 def attention_arguments(
@@ -104,8 +126,11 @@ def attention_arguments(
     """
     if segments is None:
         return {}
-    packed = PackedAttention(segments, device)
-    if text_model(transformer).config._attn_implementation == PACKED:
+    packed, name = PackedAttention(segments, device), text_model(transformer).config._attn_implementation
+    if name == COMPILED:
+        return {ARGUMENT: packed.compiled}
+    if name in (PACKED, APART):
         return {ARGUMENT: SplitAttention(packed, group) if group else packed}
-    lengths = {"max_length_q": packed.longest, "max_length_k": packed.longest}
-    return {"cu_seq_lens_q": packed.bounds, "cu_seq_lens_k": packed.bounds, **lengths}
+    bounds, longest = packed.kernel.bounds, packed.kernel.longest
+    lengths = {"max_length_q": longest, "max_length_k": longest}
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, **lengths}

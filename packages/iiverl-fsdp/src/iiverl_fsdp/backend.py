@@ -1,5 +1,7 @@
 """The FSDP2 backend: forward, backward, clip, step, and weights by name."""
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from iiverl_core import activity
 from iiverl_core.training import (
     AdapterWeights,
     LayoutKind,
@@ -31,10 +34,21 @@ from iiverl_core.training.layout import WHOLE, lay_out
 from iiverl_core.training.metrics import merge
 from iiverl_core.training.vision import reads_images, sequence_vision
 from iiverl_fsdp import checkpoint
-from iiverl_fsdp.attention import attention_arguments
-from iiverl_fsdp.model import build_empty, build_sharded, reshard, split_joined, starting_weights, transformer
+from iiverl_fsdp.attention import attention_arguments, observe
+from iiverl_fsdp.compiling import compile_blocks, compiling, rehearsals
+from iiverl_fsdp.model import (
+    build_empty,
+    build_sharded,
+    parallel_config,
+    reshard,
+    split_joined,
+    starting_weights,
+    transformer,
+)
 from iiverl_fsdp.optimizer import make_optimizer, trained_parameters
 from iiverl_fsdp.ulysses import SequenceGroup
+
+logger = logging.getLogger(__name__)
 
 
 class FSDPBackend:
@@ -57,8 +71,31 @@ class FSDPBackend:
         self._spec = spec
         self.layout: LayoutKind
         self._model, self.layout = build_sharded(spec)
+        if parallel_config(spec).compile_blocks:
+            self._compile()
         self._optimizer = make_optimizer(self._model, spec.optim) if spec.optim else None
         self._saver: checkpoint.Saver | None = None  # made by the first save
+
+    def _compile(self) -> None:
+        """Compile the blocks, by running them as a training step does, and report how long that takes."""
+        spec, batches = self._spec, rehearsals(self.layout, self._spec.device)
+        with observe() as seen:
+            self.forward(batches)
+        compile_blocks(transformer(self._model), kernel=all(seen.kernels) and self._sequence_group is None)
+        started = time.monotonic()
+        with activity.call(f"compiling the {spec.role} model"), compiling(spec):
+            for batch in batches:
+                for adapter in (True, False) if spec.model.lora_rank else (True,):
+                    self.forward([batch], adapter=adapter)
+                    activity.advance()
+                if spec.optim is not None:
+                    self.forward_backward([batch], _sum)
+                    activity.advance()
+        self._model.zero_grad(set_to_none=True)
+        reshard(self._model)
+        if dist.get_rank() == 0:
+            seconds = time.monotonic() - started
+            logger.info("the blocks of the %s model are compiled, which took %.0f s", spec.role, seconds)
 
     def forward(
         self, micro_batches: Sequence[MicroBatch], *, entropy: bool = False, adapter: bool = True
@@ -225,3 +262,10 @@ class FSDPBackend:
     def _gather(self, results: Tensor, places: Tensor, count: int) -> Tensor:
         """Get the results of all parts of a row."""
         return self._sequence_group.gather(results, places, count) if self._sequence_group else results
+
+
+def _sum(outputs: Outputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add up what a model computes, as a loss."""
+    results = outputs.values_T if outputs.log_probs_T is None else outputs.log_probs_T
+    assert results is not None  # only policies and critics are trained
+    return results.sum(), {}

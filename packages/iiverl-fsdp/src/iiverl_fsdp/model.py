@@ -55,7 +55,7 @@ def build_sharded(spec: ModelSpec) -> tuple[ShardedModel, LayoutKind]:
         ConfigError: there is no model for this role at `spec.model.path`, or it does not support packing, which is
             demanded.
     """
-    parallel = _parallel(spec)
+    parallel = parallel_config(spec)
     # FSDP2 moves weights, gradients and the optimizer's state together.
     offload = spec.offload.parameters or spec.offload.optimizer
     model, config, dtype = _build_empty(spec)
@@ -98,7 +98,7 @@ def build_empty(spec: ModelSpec) -> ShardedModel:
 
 
 def _build_empty(spec: ModelSpec) -> tuple[ShardedModel, PreTrainedConfig, torch.dtype]:
-    parallel = _parallel(spec)
+    parallel = parallel_config(spec)
     config = _model_config(spec)
     dtype = torch_dtype(parallel.model_dtype or spec.default_dtype)
     build, _ = BUILDERS[spec.role]
@@ -140,7 +140,8 @@ def split_joined(model: nn.Module, name: str, value: torch.Tensor) -> Iterator[t
     yield from whole.items()
 
 
-def _parallel(spec: ModelSpec) -> FSDPConfig:
+def parallel_config(spec: ModelSpec) -> FSDPConfig:
+    """Return the layout of a model, which is FSDP's."""
     if not isinstance(spec.parallel, FSDPConfig):
         raise TypeError(f"FSDP reads fsdp_config, not {type(spec.parallel).__name__}")
     return spec.parallel

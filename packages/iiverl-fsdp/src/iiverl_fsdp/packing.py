@@ -47,8 +47,8 @@ def attention_candidates(transformer: PreTrainedModel, spec: ModelSpec) -> list[
     flash = flash and not reads_images(
         transformer.config
     )  # its bounds of sequences would go to the tower too
-    usable = [name for name in ([PACKED, FLASH] if flash else [PACKED]) if _use(transformer, name)]
-    _use(transformer, PADDED)
+    usable = [name for name in ([PACKED, FLASH] if flash else [PACKED]) if use_attention(transformer, name)]
+    use_attention(transformer, PADDED)
     return usable
 
 
@@ -66,12 +66,12 @@ def choose_layout(
     if spec.model.use_remove_padding is False:
         problem = "has use_remove_padding: false"
     for name in candidates:
-        _use(transformer, name)
+        use_attention(transformer, name)
         found = _problem(model, transformer, spec.device)
         if found is None:
             return "shared" if name == PACKED else "packed"
         problem = found
-    _use(transformer, PADDED)
+    use_attention(transformer, PADDED)
     if spec.model.use_remove_padding is False and spec.sequence_split == 1:
         return "padded"
     message = (
@@ -88,7 +88,14 @@ def choose_layout(
     return "padded"
 
 
-def _use(transformer: PreTrainedModel, name: str) -> bool:
+def transformer_blocks(transformer: PreTrainedModel) -> list[nn.Module]:
+    """List the blocks of a model, sharded or not."""
+    names = set(transformer._no_split_modules or ())
+    # Sharding prepends a class of FSDP to a block's own.
+    return [m for m in transformer.modules() if names & {base.__name__ for base in type(m).__mro__}]
+
+
+def use_attention(transformer: PreTrainedModel, name: str) -> bool:
     """Set the attention function of a model, except for its vision tower; return whether the model can use it."""
     try:
         transformer.set_attn_implementation(name)
@@ -104,9 +111,7 @@ def _problem(model: nn.Module, transformer: PreTrainedModel, device: torch.devic
 
     Rounding is tolerated: experts of a mixture may get other batches of tokens.
     """
-    names = set(transformer._no_split_modules or ())
-    # Sharding prepends a class of FSDP to a block's own.
-    blocks = [m for m in transformer.modules() if names & {base.__name__ for base in type(m).__mro__}]
+    blocks = transformer_blocks(transformer)
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: Any) -> None:

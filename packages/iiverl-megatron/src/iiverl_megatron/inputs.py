@@ -48,7 +48,7 @@ class PackedRow(PackedSeqParams):
     def of(cls, segments: Sequence[Segment], device: torch.device) -> "PackedRow":
         """Describe a row of `segments`."""
         attention = PackedAttention(segments, device)
-        bounds_S, positions_L = attention.bounds, None
+        bounds_S, positions_L = attention.kernel.bounds, None
         if any(segment.prefix_length for segment in segments):
             bounds_S = bounds_S[[0, -1]]
             positions_L = torch.cat(

@@ -39,6 +39,7 @@ LOGITS = "log-probs and entropy are always computed without the logits of a whol
 HUGGING_FACE = "weights are read from and written to Hugging Face files by iiverl itself"
 FUSIONS = "fused kernels are chosen by what is installed"
 STAGES = "stages of different sizes"
+LOSS = "the loss is not compiled; fsdp_config.compile_blocks compiles transformer blocks"
 
 Mark = NoEffect | NotYet
 
@@ -117,7 +118,7 @@ _LAYOUT: dict[str, Mark] = {
         entropy_checkpointing=NoEffect(LOGITS),
         entropy_from_logits_with_chunking=NoEffect(LOGITS),
         entropy_from_logits_chunk_size=NoEffect(LOGITS),
-        use_torch_compile=NoEffect("nothing is compiled"),
+        use_torch_compile=NoEffect(LOSS),
         dtype=NoEffect("mixed_precision.param_dtype is the dtype of forward and backward passes"),
         forward_only=NoEffect("the role of a model decides whether it is trained"),
         seed=NoEffect("data.seed and actor_rollout_ref.rollout.seed decide all random numbers"),
@@ -264,7 +265,7 @@ _TRAINING: dict[str, Mark] = {
             "read only with calculate_sum_pi_squared, which is not supported"
         ),
     ),
-    f"{REF}.use_torch_compile": NoEffect("nothing is compiled"),
+    f"{REF}.use_torch_compile": NoEffect(LOSS),
     f"{REF}.model": NotYet("a reference that is not the initial policy", (None,)),
     f"{REF}.model.**": NotYet("a reference that is not the initial policy", (None,)),
     f"{ACTOR}.policy_loss.dro_beta": NotYet("the policy loss DRO", (None,), blocks=False),

@@ -7,8 +7,8 @@ of similar length in one padded batch. The plan for either is made once per micr
 Suffixes: `_THD` tokens of the row, heads, features of a head; `_BHLD` segments of a block, heads, tokens, features.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cached_property
 from inspect import signature
 from itertools import groupby
 from math import log2
@@ -65,73 +65,86 @@ class PackedAttention:
         Returns:
             The attended values, with the heads of `query_THD` and the features of `value_THD`.
         """
-        if _has_kernel(query_THD, value_THD):
-            return self._by_kernel(query_THD, key_THD, value_THD, scale, window)
+        if has_kernel(query_THD, value_THD):
+            return self.kernel.attend(query_THD, key_THD, value_THD, scale=scale, window=window)
         parts = [block.attend(query_THD, key_THD, value_THD, scale, window) for block in self._blocks]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest segment."""
-        return max(segment.length for segment in self._segments)
-
     @cached_property
-    def bounds(self) -> Tensor:
-        """The row's first token of each segment, and the row's length, int32."""
-        return self._ends(segment.length for segment in self._segments)
+    def kernel(self) -> "KernelAttention":
+        """The same by torch's kernel, for states that it computes (`has_kernel`)."""
+        return KernelAttention(self._segments, self._device)
 
-    def _ends(self, lengths: Iterable[int]) -> Tensor:
-        return to_device(np.cumsum([0, *lengths], dtype=np.int32), self._device)
+    @property
+    def compiled(self) -> "KernelAttention":
+        """`kernel` for compiled code."""
+        return KernelAttention(self._segments, self._device, gathers=True)
 
     @cached_property
     def _blocks(self) -> list["_Block"]:
         return [_Block(list(run), self._device) for _, run in groupby(self._segments, key=_size_class)]
 
-    @cached_property
-    def _keys(self) -> Tensor | None:
-        """The tokens that each segment attends to, prefix first, segment by segment; None if no segment has a prefix."""
-        if not any(segment.prefix_length for segment in self._segments):
-            return None
-        parts = [
-            part
-            for start, length, prefix_start, prefix_length in self._segments
-            for part in (
-                np.arange(prefix_start, prefix_start + prefix_length),
-                np.arange(start, start + length),
-            )
-        ]
-        return to_device(np.concatenate(parts), self._device)
 
-    @cached_property
-    def _key_bounds(self) -> Tensor:
-        return self._ends(segment.prefix_length + segment.length for segment in self._segments)
+class KernelAttention:
+    """`PackedAttention` by torch's kernel for variable lengths.
 
-    def _by_kernel(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
-    ) -> Tensor:
+    Its methods depend on lengths only by tensors and integers. With `gathers`, keys and values are gathered whether a
+    segment has a prefix or not, so that the same compiled code serves all rows.
+
+    Attributes:
+        bounds: the row's first token of each segment, and the row's length, int32.
+        longest: tokens of the longest segment.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device, *, gathers: bool = False) -> None:
         from torch.nn.attention.varlen import varlen_attn
 
-        grouped: dict[str, Any] = {"enable_gqa": True} if _kernel_asks_for_groups() else {}
-        left = -1 if window is None else window - 1
-        key_bounds, longest = self.bounds, self.longest
+        self._function = varlen_attn
+        grouped = (
+            "enable_gqa" in signature(varlen_attn).parameters
+        )  # announced or not, depending on torch's version
+        self._options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
+        starts, lengths, prefix_starts, prefixes = np.array(segments).T
+        self.bounds, self.longest = _ends(lengths, device), int(lengths.max())
+        # The tokens that each segment attends to, prefix first, segment by segment; None if no segment has a prefix.
+        self._keys: Tensor | None = None
+        self._key_bounds, self._longest_keys = self.bounds, self.longest
+        if gathers or prefixes.any():
+            pieces = np.stack([prefix_starts, starts], 1).ravel(), np.stack([prefixes, lengths], 1).ravel()
+            parts = [np.arange(start, start + length) for start, length in zip(*pieces, strict=True)]
+            self._keys = to_device(np.concatenate(parts), device)
+            self._key_bounds = _ends(prefixes + lengths, device)
+            self._longest_keys = int((prefixes + lengths).max())
+
+    def attend(
+        self,
+        query_THD: Tensor,
+        key_THD: Tensor,
+        value_THD: Tensor,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """See `PackedAttention.attend`."""
         if self._keys is not None:
-            key, value = key.index_select(0, self._keys), value.index_select(0, self._keys)
-            totals = [segment.prefix_length + segment.length for segment in self._segments]
-            key_bounds, longest = self._key_bounds, max(totals)
-        attended = varlen_attn(
-            query,
-            key,
-            value,
+            key_THD, value_THD = (x.index_select(0, self._keys) for x in (key_THD, value_THD))
+        attended: Any = self._function(
+            query_THD,
+            key_THD,
+            value_THD,
             self.bounds,
-            key_bounds,
+            self._key_bounds,
             self.longest,
-            longest,
+            self._longest_keys,
             scale=scale,
-            window_size=(left, 0),
-            **grouped,
+            window_size=(-1 if window is None else window - 1, 0),
+            **self._options,
         )
-        assert isinstance(attended, Tensor)  # nothing else is requested
         return attended
+
+
+def _ends(lengths: np.ndarray, device: torch.device) -> Tensor:
+    return to_device(np.cumsum([0, *lengths], dtype=np.int32), device)
 
 
 class _Block:
@@ -214,8 +227,8 @@ def _size_class(segment: Segment) -> tuple[bool, int, int]:
     return segment.prefix_length > 0, prefix, own
 
 
-def _has_kernel(query: Tensor, value: Tensor) -> bool:
-    """Whether torch's kernels for variable lengths compute this: half precision on CUDA, from Ampere on."""
+def has_kernel(query: Tensor, value: Tensor) -> bool:
+    """Return whether torch's kernels for variable lengths compute this: half precision on CUDA, from Ampere on."""
     if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     width = query.shape[-1]
@@ -225,11 +238,3 @@ def _has_kernel(query: Tensor, value: Tensor) -> bool:
         and width % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
-
-
-@cache
-def _kernel_asks_for_groups() -> bool:
-    """Whether grouped queries have to be announced to the kernel, which depends on torch's version."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in signature(varlen_attn).parameters

@@ -116,7 +116,9 @@ class ActorConfig(Section):
     """Coefficient of the KL loss."""
     kl_loss_type: KLKind = "low_var_kl"
     """Estimator of the KL divergence in the loss; with `+`, its gradient is unbiased."""
-    use_torch_compile: Annotated[bool, NoEffect("nothing is compiled")] = True
+    use_torch_compile: Annotated[
+        bool, NoEffect("the loss is not compiled; fsdp_config.compile_blocks compiles transformer blocks")
+    ] = True
     """Compile the loss."""
     ppo_epochs: Count = 1
     """Passes over the samples of a step."""

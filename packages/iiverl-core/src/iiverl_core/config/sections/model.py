@@ -138,6 +138,8 @@ class FSDPConfig(Section):
     """FSDP2's name for `param_offload` and `optimizer_offload` together."""
     reshard_after_forward: bool = True
     """Free the gathered weights of a layer after its forward pass, and gather them again for its backward pass."""
+    compile_blocks: bool = False
+    """Compile the transformer blocks at the start of a run; `iiverl plan` says what that costs and saves."""
     fsdp_size: Annotated[Int, Field(ge=-1)] = -1
     """Devices over which a model is sharded; -1 for all."""
     model_dtype: Dtype | None = None
