@@ -171,6 +171,28 @@ def test_trainer_engine_and_transformers_agree(family: str, saved, one_rank: Non
     torch.testing.assert_close(kept, reference, atol=1e-5, rtol=0)
 
 
+def test_features_may_be_joined_as_older_transformers_did(
+    saved, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+    path = saved("qwen3_vl")
+    backend, made = FSDPBackend(spec(path)), sequences(path)
+    batch = make_micro_batch(made, {}, [0.0] * len(made), device=CPU)
+    (apart,) = backend.forward([batch])
+    features = Qwen3VLModel.get_image_features
+
+    def joined(self: Any, *arguments: Any, **options: Any) -> Any:
+        seen = features(self, *arguments, **options)
+        seen.pooler_output = torch.cat(tuple(seen.pooler_output))
+        seen.deepstack_features = [torch.cat(tuple(layer)) for layer in seen.deepstack_features]
+        return seen
+
+    monkeypatch.setattr(Qwen3VLModel, "get_image_features", joined)
+    (together,) = backend.forward([batch])
+    assert torch.equal(together.log_probs_T, apart.log_probs_T)
+
+
 def answers(engine: Any, path: Path, max_tokens: int = 6) -> list[TokenSequence]:
     """Three sampled responses to each prompt, as sequences in the order of prompts and members."""
     processor, all_prompts = prompts(path)

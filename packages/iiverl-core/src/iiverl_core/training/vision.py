@@ -160,8 +160,10 @@ def _base(model: PreTrainedModel) -> Any:
     return model.base_model
 
 
-def _first(features: Sequence[Tensor], count: int) -> Tensor:
-    """Join the features (…, D) of images, and return the first `count`."""
+def _first(features: Tensor | Sequence[Tensor], count: int) -> Tensor:
+    """Join the features (…, D) of images, and return the first `count`. Older transformers have joined some of them."""
+    if isinstance(features, Tensor):
+        features = [features]
     return torch.cat([each.flatten(0, -2) for each in features])[:count]
 
 
