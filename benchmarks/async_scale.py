@@ -1,189 +1,232 @@
 """What does generation beside training gain on 64 and 512 GPUs? A simulation.
 
-    python benchmarks/async_scale.py [--parameters 7e9] [--mfu 0.4] [--steps 16] [--json FILE]
+    python benchmarks/async_scale.py [--measured FILE] [--parameters 7e9] [--mfu 0.4] [--steps 16] [--json FILE]
 
-Nothing of that size was measured. A decoding step of an engine reads its weights and the keys and values of all sequences
-once, at a share of the memory's bandwidth; training takes 6 FLOPs per parameter and token, at a share of the peak. Both
-shares are arguments. Lengths are log-normal with σ = 1, a quarter of the limit on average, and cut off at it.
+Nothing of that size was measured. `iiverl_core.division` simulates steps, as for `iiverl plan --divide`: a decoding step of an
+engine reads its weights and the keys and values of all sequences once, at a share of the memory's bandwidth; training takes 6
+FLOPs per parameter and token, at a share of the peak. Lengths are log-normal with σ = 1, a quarter of the limit on average,
+and cut off at it. The division of the devices is the best one for each row.
 
-*In turn*, all devices generate and then train. *Beside*, a part of them generates, the part that is best out of 1/2, 5/8
-and 3/4: without `rollout.partial` an engine begins with the next step's responses when the step before has ended on all
-of them; with it, engines are interrupted by the weights after every step, compute the caches of what they are writing
-again, and get the responses of one more step. Weight transfers are left out, and memory for keys and values is not bounded.
+With `--measured`, a JSON file of `benchmarks/gpu_check.py`, figures of one GPU take the place of assumptions where it has them:
+
+- the share of the peak in training, and in passes without gradients, of its largest model;
+- the time of an engine's step in excess of what the bandwidth explains, which a larger model has too; from models of two
+  sizes, the share of the bandwidth as well;
+- the time of a weight update, in proportion to the parameters.
+
+What was measured, scaled and assumed is printed, and in the results.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from iiverl_core.config.model_facts import ModelFacts
+from iiverl_core.division import MODES, Costs, Lengths, ModelSize, best_division, estimate_costs
+from iiverl_core.division.costs import BANDWIDTH_SHARE, BANDWIDTHS, BF16, FORWARD, MFU
+from iiverl_core.telemetry.flops import by_device_name, peak_flops
 
-PEAK_FLOPS, BANDWIDTH = 989e12, 4.8e12  # NVIDIA H200: bf16 without sparsity; bytes per second
 PROMPT, GROUP = 512, 16
 PER_DEVICE = 32  # responses per device and step
-SHARES = (1 / 2, 5 / 8, 3 / 4)
-MODES = (
-    ("in turn", 0, False),
-    ("beside", 1, False),
-    ("beside, partial", 2, True),
-    ("beside, partial", 4, True),
-)
+LIMITS = (4096, 32768)
+NAMES = {(0, False): "in turn", (1, False): "beside"}
+TRAINING = ("train megatron", "train packed", "train padded")
+ENGINES = ("rollout vllm",)
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Times in seconds of a model with `parameters` weights in bf16 on one device."""
+class Figures:
+    """What costs are made of; `origins` says of each where it comes from."""
 
-    parameters: float
+    device: str
     mfu: float
+    forward_mfu: float
     bandwidth_share: float
+    overhead: float  # seconds of each step of an engine
+    transfer: float  # seconds per parameter
+    origins: dict[str, str]
 
-    @property
-    def kv_bytes(self) -> float:
-        """Bytes of keys and values per token: those of Qwen2.5-7B, in proportion."""
-        return 57344 * self.parameters / 7.6e9
-
-    def decode(self, sequences: int, context: float) -> float:
-        """Return the time of one step of an engine, for sequences of `context` tokens in all."""
-        memory = (2 * self.parameters + self.kv_bytes * context) / (BANDWIDTH * self.bandwidth_share)
-        return max(memory, self.compute(sequences))
-
-    def compute(self, tokens: float) -> float:
-        """Return the time of a forward pass over tokens."""
-        return 2 * self.parameters * tokens / (PEAK_FLOPS * self.mfu)
-
-
-class Engine:
-    """Writes responses of given lengths side by side; each belongs to a step."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine, self.time = machine, 0.0
-        self.left = np.empty(0)
-        self.written = np.empty(0)
-        self.steps = np.empty(0, dtype=int)
-
-    def add(self, step: int, lengths: np.ndarray) -> None:
-        """Begin with the responses of a step."""
-        self.time += self.machine.compute(PROMPT * len(lengths) / GROUP)
-        self.left = np.concatenate([self.left, lengths])
-        self.written = np.concatenate([self.written, np.zeros(len(lengths))])
-        self.steps = np.concatenate([self.steps, np.full(len(lengths), step)])
-
-    def interrupt(self) -> None:
-        """Compute the caches of all sequences again."""
-        self.time += self.machine.compute(float((self.written + PROMPT).sum()))
-
-    def run(self, until: Callable[["Engine"], float]) -> None:
-        """Write until the clock is at `until`, which is asked again whenever a response ends."""
-        while len(self.left) and self.time < (end := until(self)):
-            count = float(self.left.min())
-            middle = float((self.written + PROMPT).sum()) + count * len(self.left) / 2
-            each = self.machine.decode(len(self.left), middle)
-            count = min(count, np.ceil((end - self.time) / each))
-            self.time += count * each
-            self.left, self.written = self.left - count, self.written + count
-            going = self.left > 0
-            self.left, self.written, self.steps = self.left[going], self.written[going], self.steps[going]
-
-    def finish(self, step: int) -> None:
-        """Write until the step's responses have ended."""
-        self.run(lambda engine: np.inf if (engine.steps <= step).any() else -np.inf)
+    def costs(self, size: ModelSize) -> Costs:
+        """Return the costs of a model; raises ValueError for an unknown device."""
+        costs = estimate_costs(size, self.device, mfu=self.mfu, bandwidth_share=self.bandwidth_share)
+        if costs is None:
+            raise ValueError(f"nothing is known of {self.device}")
+        return replace(
+            costs,
+            read=costs.read + self.overhead,
+            computed=costs.computed * self.mfu / self.forward_mfu,
+            transfer=self.transfer * size.parameters,
+        )
 
 
-def lengths_of(step: int, limit: int, count: int) -> np.ndarray:
-    """Draw the lengths of a step's responses."""
-    drawn = np.random.default_rng([step, limit]).lognormal(np.log(limit / 4) - 0.5, 1.0, count)
-    return np.clip(np.ceil(drawn), 1, limit)
+def assumed(device: str, mfu: float, bandwidth_share: float) -> Figures:
+    """Return figures of which none was measured."""
+    origins = {
+        "mfu": f"assumed: {mfu:.0%} of the peak",
+        "forward_mfu": "assumed: as in training",
+        "bandwidth_share": f"assumed: {bandwidth_share:.0%} of the memory's bandwidth",
+        "overhead": "assumed: none",
+        "transfer": "left out",
+    }
+    return Figures(device, mfu, mfu, bandwidth_share, 0.0, 0.0, origins)
 
 
-def step_seconds(
-    machine: Machine, devices: int, limit: int, steps: int, k: int, partial: bool, share: float
-) -> float:
-    """Simulate a run, and return the time of a step; `share` of the devices generate, all of them if `k` is 0."""
-    count = round(devices * share) if k else devices
-    engines = [Engine(machine) for _ in range(count)]
-    trainers = devices - count if k else devices
-    responses = PER_DEVICE * devices
+def measured(file: Path, figures: Figures) -> Figures:
+    """Replace figures by those of a file of `gpu_check.py`, as far as it has them for models that suit a GPU."""
+    content = json.loads(file.read_text())
+    device = content["machine"]["device"]
+    peak, bandwidth = peak_flops(device), by_device_name(BANDWIDTHS, device)
+    if peak is None or bandwidth is None:
+        raise SystemExit(f"{file}: nothing is known of {device}")
+    figures = replace(figures, device=device, origins=dict(figures.origins))
+    sizes = {name: _facts(name) for name in ("0.5b", "1.5b")}  # the tiny model says nothing
+    parts = {
+        (part["part"], part["size"]): part["numbers"]
+        for part in content["parts"]
+        if part["state"] == "ok" and part["size"] in sizes
+    }
+    for part, size in ((part, size) for size in reversed(sizes) for part in TRAINING):
+        if (numbers := parts.get((part, size))) and "MFU %" in numbers:
+            forward = FORWARD * sizes[size].parameters * numbers["log-prob tokens/s"] / peak
+            figures = replace(figures, mfu=numbers["MFU %"] / 100, forward_mfu=forward)
+            where = f"of {size} on one {device} ({part})"
+            figures.origins["mfu"] = (
+                f"measured: {figures.mfu:.1%} of the peak, {where}; the same for the larger model"
+            )
+            figures.origins["forward_mfu"] = (
+                f"measured: {forward:.1%}, {where}; the same for the larger model"
+            )
+            break
+    found = {size: parts[part, size] for part in ENGINES for size in sizes if (part, size) in parts}
+    return _of_engines(found, sizes, figures, bandwidth) if found else figures
 
-    def start(step: int) -> None:
-        if step <= steps:
-            parts = np.array_split(lengths_of(step, limit, responses), count)
-            for engine, part in zip(engines, parts, strict=True):
-                engine.add(step, part)
 
-    trained = 0.0  # when the last step was
-    for step in range(1, (k + 1 if partial else 1) + 1):
-        start(step)
-    ends: list[float] = []
-    for step in range(1, steps + 1):
-        for engine in engines:
-            engine.finish(step)
-        generated = max(engine.time for engine in engines)
-        tokens = lengths_of(step, limit, responses).sum() + PROMPT * responses / GROUP
-        seconds = 3 * machine.compute(tokens) / trainers
-        began = max(trained, generated)
-        before, trained = trained, began + seconds
-        ends.append(trained)
-        if partial:
-            for engine in engines:
-                engine.run(lambda _, end=trained: end)
-                engine.time = max(engine.time, trained)
-                engine.interrupt()
-            start(step + 1 + k)
-        else:  # beside training, the next step's responses come from the weights after the step before
-            for engine in engines:
-                engine.time = max(generated, before) if k else trained
-            start(step + 1)
-    warm = steps // 4
-    return (ends[-1] - ends[warm - 1]) / (steps - warm)
+def _of_engines(
+    found: dict[str, dict[str, float]], sizes: dict[str, ModelFacts], figures: Figures, bandwidth: float
+) -> Figures:
+    """Take over the time of an engine's step, and that of a weight update."""
+    from gpu_check_parts.rollout import RESPONSES
+    from gpu_check_parts.setting import SIZES
+
+    points = []  # bytes and seconds of a step
+    for name, numbers in found.items():
+        shape, model = SIZES[name], _size(sizes[name])
+        sequences = shape.sequences * RESPONSES
+        read = BF16 * model.parameters + model.cache_bytes * sequences * (
+            shape.longest_prompt / 2 + shape.generated / 2
+        )
+        points.append((read, sequences / numbers["generated tokens/s"]))
+    (read, seconds), last = points[-1], list(found)[-1]
+    share, origin = figures.bandwidth_share, figures.origins["bandwidth_share"]
+    if len(points) > 1 and points[-1][1] > points[0][1]:
+        slope = (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+        share = min(1 / (slope * bandwidth), 1.0)
+        origin = f"measured: {share:.0%}, from {' and '.join(found)} on one {figures.device}"
+    overhead = max(seconds - read / (bandwidth * share), 0.0)
+    parameters = sizes[last].parameters
+    transfer = found[last]["weight update s"] / parameters
+    return replace(
+        figures,
+        bandwidth_share=share,
+        overhead=overhead,
+        transfer=transfer,
+        origins=figures.origins
+        | {
+            "bandwidth_share": origin,
+            "overhead": f"measured: {1000 * overhead:.2f} ms of a step of {1000 * seconds:.2f} ms, of {last} on one "
+            f"{figures.device}; the same for the larger model",
+            "transfer": f"measured: {found[last]['weight update s']:.2f} s, of {last} within one {figures.device}; scaled "
+            "by the parameters",
+        },
+    )
+
+
+def _facts(name: str) -> ModelFacts:
+    from gpu_check_parts.setting import SIZES
+
+    shape = SIZES[name].shape
+    return ModelFacts(
+        model_type="qwen2",
+        vocabulary=shape["vocab_size"],
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["intermediate_size"],
+        layers=shape["num_hidden_layers"],
+        heads=shape["num_attention_heads"],
+        kv_heads=shape["num_key_value_heads"],
+        head_dim=shape["hidden_size"] // shape["num_attention_heads"],
+        tied_embeddings=shape["tie_word_embeddings"],
+        qkv_bias=True,
+    )
+
+
+def _size(facts: ModelFacts) -> ModelSize:
+    return ModelSize(facts.parameters, facts.active_parameters, 2 * facts.layers * facts.kv_size * BF16)
 
 
 def main() -> int:
     """Simulate both sizes and both limits, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measured", type=Path, help="results of benchmarks/gpu_check.py")
+    parser.add_argument("--device", default="NVIDIA H200")
     parser.add_argument("--parameters", type=float, default=7.6e9)
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak FLOP/s, 0 to 1")
+    parser.add_argument("--mfu", type=float, default=MFU, help="share of the peak FLOP/s, 0 to 1")
     parser.add_argument(
-        "--bandwidth-share", type=float, default=0.6, help="of the memory's bandwidth, 0 to 1"
+        "--bandwidth-share", type=float, default=BANDWIDTH_SHARE, help="of the memory's bandwidth, 0 to 1"
     )
     parser.add_argument("--devices", type=int, nargs="*", default=[64, 512])
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    machine, rows = Machine(given.parameters, given.mfu, given.bandwidth_share), []
-    print("| GPUs | limit | | max_staleness | generating | step | gain |\n|---|---|---|---|---|---|---|")
+    figures = assumed(given.device, given.mfu, given.bandwidth_share)
+    if given.measured:
+        figures = measured(given.measured, figures)
+    # Keys and values are those of Qwen2.5-7B, in proportion.
+    costs = figures.costs(ModelSize(given.parameters, given.parameters, 57344 * given.parameters / 7.6e9))
+    print("\n".join(f"- {name}: {origin}" for name, origin in figures.origins.items()))
+    print("\n| GPUs | limit | | max_staleness | generating | step | gain | idle: training | generating |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
     for devices in given.devices:
-        for limit in (4096, 32768):
-            in_turn = 0.0
-            for name, k, partial in MODES:
-                found = {
-                    share: step_seconds(machine, devices, limit, given.steps, k, partial, share)
-                    for share in (SHARES if k else (1.0,))
-                }
-                share = min(found, key=found.__getitem__)
-                in_turn = in_turn or found[share]
-                row = {
-                    "devices": devices,
-                    "limit": limit,
-                    "mode": name,
-                    "max_staleness": k,
-                    "generating": round(devices * share),
-                    "step_s": round(found[share], 2),
-                    "gain": round(in_turn / found[share], 2),
-                }
-                rows.append(row)
-                print(
-                    f"| {devices} | {limit} | {name} | {k} | {row['generating']} | {row['step_s']:.1f} s | {row['gain']:.2f} |",
-                    flush=True,
-                )
+        for limit in LIMITS:
+            rows += simulated(costs, devices, limit, given.steps)
     if given.json:
-        given.json.write_text(
-            json.dumps({"arguments": vars(given) | {"json": None}, "rows": rows}, indent=1) + "\n"
-        )
+        arguments = {
+            name: str(each) if isinstance(each, Path) else each for name, each in vars(given).items()
+        }
+        content = {"arguments": arguments | {"json": None}, "figures": figures.origins, "rows": rows}
+        given.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def simulated(costs: Costs, devices: int, limit: int, steps: int) -> list[dict[str, Any]]:
+    """Simulate all modes, and print their rows."""
+    lengths, rows = Lengths.assumed(limit, PROMPT, GROUP), []
+    for k, partial in MODES:
+        best = best_division(costs, lengths, PER_DEVICE * devices, devices, k=k, partial=partial, steps=steps)
+        if best is None:
+            raise SystemExit(f"{devices} devices cannot be divided")
+        times = best.times
+        row = {
+            "devices": devices,
+            "limit": limit,
+            "mode": NAMES.get((k, partial), "beside, partial"),
+            "max_staleness": k,
+            "generating": best.generating,
+            "step_s": round(times.step, 2),
+            "gain": round((rows[0]["step_s"] if rows else times.step) / times.step, 2),
+            "training_idle": round(times.training_idle, 3),
+            "generating_idle": round(times.generating_idle, 3),
+        }
+        rows.append(row)
+        print(
+            f"| {devices} | {limit} | {row['mode']} | {k} | {best.generating} | {times.step:.1f} s | {row['gain']:.2f} | "
+            f"{times.training_idle:.0%} | {times.generating_idle:.0%} |",
+            flush=True,
+        )
+    return rows
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def blocks(example: Path) -> list[tuple[str, str]]:
 
 BLOCKS = blocks(EXAMPLE)
 MODEL = "actor_rollout_ref.model.path"
+ENGINES_OF_TWO = "actor_rollout_ref.rollout.tensor_model_parallel_size=2"
 SMALL = f"{MODEL}=models/Qwen2.5-7B-Instruct"
 
 
@@ -177,3 +178,44 @@ def test_the_table_of_the_page_on_checkpoints_is_what_is_printed() -> None:
         assert f"{checkpoint['bytes'] / 1e9:.0f}" == total
         assert f"{checkpoint['bytes_per_rank'] / 1e9:.0f}" == per_rank
         assert f"{checkpoint['bytes'] / 1e9 / 10:.0f}" == seconds
+
+
+def test_devices_are_divided_by_an_estimate_or_by_a_run(tmp_path: Path) -> None:
+    plan = ("plan", "grpo_megatron.yaml", SMALL, f"trainer.default_local_dir={tmp_path}/none")
+    assert "divided" not in iiverl(*plan).stdout
+    estimated = iiverl(*plan, "--divide", "16")
+    assert estimated.exit_code == 0, estimated.output
+    assert "16 devices, divided between training and generating" in estimated.stdout
+    assert "Estimated for H100, at 40% of its FLOP/s" in estimated.stdout
+    assert max(map(len, estimated.stdout.splitlines())) <= 80
+    usual = {"timing_s/gen": 40.0, "response_length/mean": 300.0, "response_length/max": 1500.0}
+    steps = [{"step": i, "timing_s/step": 60.0, "prompt_length/mean": 99.0, **usual} for i in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)) + "\n")
+    measured = iiverl(*plan, "--divide", "16", "--run", str(tmp_path))
+    assert "By the medians of 7 steps" in measured.stdout
+    assert "40 s of generating and 20 s of training" in " ".join(measured.stdout.split())
+    divided = (
+        "trainer.rollout_devices=8",
+        "trainer.max_staleness=1",
+        f"trainer.default_local_dir={tmp_path}",
+    )
+    printed = json.loads(iiverl(*plan, *divided, "--json").stdout)["division"]
+    assert printed["devices"] == 16 and printed["measured"]["steps"] == 7
+    assert printed["current"]["training"] == printed["current"]["generating"] == 8
+    for each in printed["divisions"][1:]:
+        assert each["training"] + each["generating"] == 16 and each["training"] % 2 == 0
+        assert 0 <= each["times"]["training_idle"] <= 1 and 0 <= each["times"]["generating_idle"] <= 1
+    beside = [each["times"]["step"] for each in printed["divisions"] if each["max_staleness"] == 1]
+    assert beside[0] <= printed["current"]["times"]["step"]
+
+
+def test_what_cannot_be_divided_is_an_error(tmp_path: Path) -> None:
+    plan = ("plan", "grpo_megatron.yaml", SMALL)
+    for options, message in (
+        (("--divide", "16", "--run", str(tmp_path)), "0 steps after the first, and 3 are needed"),
+        (("--divide", "16", "--device", "abacus"), "--device: nothing is known of abacus"),
+        ((ENGINES_OF_TWO, "--divide", "3"), "3 devices cannot be divided: an engine has 2"),
+    ):
+        result = iiverl(*plan, *options)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr and result.stderr.count("\n") == 1

@@ -1,7 +1,8 @@
-"""The command `iiverl plan`: count the memory that a run needs per device, without a device."""
+"""The command `iiverl plan`: memory per device, and devices to train and to generate, without a device."""
 
 import json
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,10 @@ from iiverl_cli.arguments import (
 from iiverl_cli.output import format_table, report_problems
 
 if TYPE_CHECKING:
-    from iiverl_core.config import RunConfig
+    from iiverl_core.config import Loaded, RunConfig
+    from iiverl_core.config.model_facts import ModelFacts
+    from iiverl_core.config.roles import Role
+    from iiverl_core.division import DivisionPlan
     from iiverl_core.memory import MemoryPlan, Pass, RoleMemory
 
 GB = 10**9
@@ -43,9 +47,30 @@ def plan(
             metavar="GB/s", min=0.001, help="Write bandwidth of the file system, all processes together."
         ),
     ] = 1,
+    divide: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DEVICES",
+            min=2,
+            help="Divide so many devices between training and generating; by default those of a run with trainer.rollout_devices.",
+        ),
+    ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="FOLDER",
+            help="Divide by the times of a run with this configuration; by default that in trainer.default_local_dir.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="The device for which other times are estimated.")
+    ] = "H100",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
 ) -> None:
     """Estimate the memory that a run needs per device, and the size of a checkpoint, from each model's config.json.
+
+    Also says how to divide devices between training and generating, and how long both then wait.
 
     Exits with 2 if the configuration is invalid, with 3 if the run does not fit.
     """
@@ -62,19 +87,121 @@ def plan(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     planned = plan_memory(loaded.run, facts, round(device_memory * GB))
+    division = _divide(loaded, facts, device, divide, run_folder)
     saved = checkpoint_size(loaded.run, facts)
     seconds = saved.total / (disk_bandwidth * GB)
     if as_json:
         checkpoint = {"bytes": saved.total, "bytes_per_rank": saved.per_rank, "seconds": seconds}
-        typer.echo(json.dumps({**_as_json(planned), "checkpoint": checkpoint}, indent=2))
+        divided = {"division": _division_as_json(division)} if division else {}
+        typer.echo(json.dumps({**_as_json(planned), "checkpoint": checkpoint, **divided}, indent=2))
     else:
         written = (
             f"A checkpoint has {_gb(saved.total)} GB, at most {_gb(saved.per_rank)} GB from one process: {seconds:.0f} s at "
             f"{disk_bandwidth:g} GB/s"
         )
         _show(loaded.run, planned, written)
+        if division:
+            folder = run_folder or Path(loaded.run.trainer.default_local_dir)
+            typer.echo(f"\n{_division(loaded.run, division, device, folder)}")
     if not planned.fits:
         raise typer.Exit(EXIT_TOO_LARGE)
+
+
+def _divide(
+    loaded: "Loaded", facts: "dict[Role, ModelFacts]", device: str, divide: int | None, folder: Path | None
+) -> "DivisionPlan | None":
+    """Plan the division of devices, if that is asked for or the run has some that only generate."""
+    from iiverl_core.division import plan_division
+    from iiverl_core.errors import ConfigError
+
+    run = loaded.run
+    if divide is None and folder is None and run.trainer.rollout_devices is None:
+        return None
+    try:
+        if folder is None:
+            try:
+                own = Path(run.trainer.default_local_dir)
+                return plan_division(run, facts, device, devices=divide, folder=own)
+            except ConfigError:
+                pass  # there is no run yet, or one too short: estimate
+        return plan_division(run, facts, device, devices=divide, folder=folder)
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _division(run: "RunConfig", found: "DivisionPlan", device: str, folder: Path) -> str:
+    from iiverl_core.division.costs import BANDWIDTH_SHARE, MFU
+
+    rows = [("max_staleness", "partial", "train", "generate", "step", "gain", "idle: train", "generate")]
+    in_turn = found.in_turn.times.step if found.in_turn else None
+    for each in found.divisions:
+        rows.append(
+            (
+                str(each.max_staleness),
+                "yes" if each.partial else "no",
+                str(each.training) if each.max_staleness else "all",
+                str(each.generating) if each.max_staleness else "all",
+                f"{each.times.step:.3g} s",
+                f"{in_turn / each.times.step:.2f}" if in_turn else "–",
+                f"{each.times.training_idle:.0%}",
+                f"{each.times.generating_idle:.0%}",
+            )
+        )
+    lengths = found.lengths
+    if found.measured:
+        source = (
+            f"By the medians of {found.measured.steps} steps in {folder}: {found.measured.generating:.3g} s of generating and "
+            f"{found.measured.training:.3g} s of training, each scaled to other numbers of devices by a simulation."
+        )
+        spread = "as in that run"
+    else:
+        source = (
+            f"Estimated for {device}, at {MFU:.0%} of its FLOP/s and {BANDWIDTH_SHARE:.0%} of its memory's bandwidth; --run "
+            "with the folder of a few steps is better."
+        )
+        spread = "with a long tail, as is assumed"
+    lines = [
+        source,
+        f"Responses of {lengths.mean:,.0f} tokens on average, up to {lengths.limit:,}, {spread}.",
+        *_shortest(run, found),
+    ]
+    heading = f"{found.devices} devices, divided between training and generating (docs/async.md):"
+    table = format_table(rows, align="<<>>>>>>", rule=True)
+    return "\n".join([heading, table, "", *map(_wrapped, lines)])
+
+
+def _shortest(run: "RunConfig", found: "DivisionPlan") -> list[str]:
+    """Say what to set for the shortest step, and what the run's own division takes."""
+    from iiverl_core.config import ROLLOUT
+
+    best = min(found.divisions, key=lambda each: each.times.step)
+    if not best.max_staleness:
+        return ["In turn is as fast as any division."]
+    partial = f", {ROLLOUT}.partial: true" if best.partial else ""
+    lines = [
+        f"The shortest step: trainer.rollout_devices: {best.generating}, {best.training} devices that train, "
+        f"trainer.max_staleness: {best.max_staleness}{partial}"
+    ]
+    if found.current:
+        now = found.current
+        lines.append(
+            f"Now, with rollout_devices: {now.generating}: {now.times.step:.3g} s, training idle {now.times.training_idle:.0%}, "
+            f"generating {now.times.generating_idle:.0%}"
+        )
+    return lines
+
+
+def _division_as_json(found: "DivisionPlan") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "devices": found.devices,
+        "measured": asdict(found.measured) if found.measured else None,
+        "lengths": asdict(found.lengths),
+        "divisions": [asdict(each) for each in found.divisions],
+        "current": asdict(found.current) if found.current else None,
+    }
 
 
 def _show(run: "RunConfig", planned: "MemoryPlan", checkpoint: str) -> None:

@@ -49,10 +49,15 @@ def peak_flops(device_name: str) -> float | None:
 
     A MIG slice's name does not give its fraction of the peak, so it is unknown.
     """
+    return by_device_name(PEAKS, device_name)
+
+
+def by_device_name(table: Iterable[tuple[str, float]], device_name: str) -> float | None:
+    """Return the value of the first entry of a table all of whose words are in a device's name; None if there is none."""
     words = set(re.split(r"[^A-Z0-9]+", device_name.upper()))
     if "MIG" in words:
         return None
-    return next((peak for name, peak in PEAKS if words.issuperset(name.split())), None)
+    return next((value for name, value in table if words.issuperset(name.split())), None)
 
 
 def mfu(flops: float, seconds: float, device_name: str, devices: int) -> float | None:
