@@ -172,6 +172,36 @@ def test_a_thousand_steps_keep_the_bound_and_use_each_prompt_once(k: int, kind: 
     queue.join()
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("kind", [Engines, InterruptibleEngines])
+@pytest.mark.parametrize("updates", [1, 3])
+def test_a_thread_that_is_held_up_after_a_step_holds_up_nothing_else(
+    k: int, kind: type[Engines], updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop may go on with the step before the thread says that it wants weights; and not every step has an update."""
+    wait = RolloutQueue._wait_for_weights
+
+    def held_up(self: RolloutQueue) -> float | None:
+        time.sleep(chance.choice((0, 0.01)))
+        return wait(self)
+
+    monkeypatch.setattr(RolloutQueue, "_wait_for_weights", held_up)
+    chance, steps, state = random.Random(k), 40, TrainState(kl_coef=0.0)
+    queue = queue_of(k, kind(chance), steps, state)
+    queue.start()
+    for step in range(1, steps + 1):
+        data = queue.take(step)
+        assert data.metrics["staleness/max"] <= k
+        if step % updates == 0:
+            state.weights_version = step
+        queue.trained(step)
+        state.step = step
+    assert state.batches_consumed == steps
+    queue.close()
+    queue.join()
+
+
 @pytest.mark.parametrize("k", [0, 1])
 def test_with_one_step_of_staleness_time_decides_nothing(k: int) -> None:
     """Nor do a validation, or a checkpoint from which another queue goes on."""

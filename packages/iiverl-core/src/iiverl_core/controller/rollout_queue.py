@@ -238,6 +238,8 @@ class RolloutQueue:
             data.timings["timing_s/engines_wait"] = flying.waited
             with self._changed:
                 del self._flying[flying.step]
+                # Whoever sees that the step is collected also sees that the engines are free for the weights it waits for.
+                self._collecting = bool(self._flying)
                 self._note_collected(data, after)
                 self._ready[data.step] = data
                 self._changed.notify_all()
