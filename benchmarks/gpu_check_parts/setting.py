@@ -225,4 +225,5 @@ def one_process(device: torch.device) -> Iterator[None]:
         meeting = (Path(folder) / "meeting").as_uri()
         dist.init_process_group(kind, init_method=meeting, rank=0, world_size=1)
         yield
-        dist.destroy_process_group()
+        if dist.is_initialized():  # vLLM takes it down with its engine
+            dist.destroy_process_group()

@@ -76,6 +76,15 @@ def test_the_engine_takes_its_share_and_sleeps() -> None:
     assert phases(awake)["update: actor"] == phases(plan)["update: actor"] + 40 * GB
 
 
+def test_the_engine_keeps_its_weights_while_a_reward_model_scores() -> None:
+    scored = {"enable": True, "model": {"path": str(SHAPES / "Qwen2.5-7B-Instruct")}}
+    plan = planned(run_of(reward_model=scored))
+    alone = planned(run_of(reward_model=scored, trainer={"rollout_devices": 4}))
+    engine = plan.engine.total - plan.engine.cache
+    assert phases(plan)["forward: reward"] == phases(alone)["forward: reward"] + engine
+    assert phases(plan)["forward: actor"] == phases(alone)["forward: actor"]
+
+
 def test_graphs_take_from_the_cache() -> None:
     eager, graphs = (planned(run_of(rollout={"enforce_eager": eager})).engine for eager in (True, False))
     assert eager.total == graphs.total

@@ -77,6 +77,9 @@ class ScriptedEngine:
     def sleep(self, *, discard_weights: bool = False) -> None:
         pass
 
+    def release_cache(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

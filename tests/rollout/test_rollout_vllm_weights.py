@@ -301,6 +301,14 @@ class EngineMachine(RuleBasedStateMachine):
             self.current, self.fresh = None, False
 
     @rule()
+    def release_cache(self) -> None:
+        awake = not self.engine._asleep
+        self.engine.release_cache()
+        if self.engine._can_sleep and awake:
+            core = self.engine._llm.llm_engine.engine_core.engine_core
+            assert core.model_executor.sleeping_tags == {"kv_cache"}
+
+    @rule()
     def wake(self) -> None:
         self.engine.wake()
 
@@ -339,7 +347,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.stream = None
 
 
-def test_any_order_of_sleep_wake_update_and_generate_is_defined(make_vllm_of, weights, prompts) -> None:
+def test_any_order_of_sleep_wake_update_and_generate_is_defined(
+    make_vllm_of, weights, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    monkeypatch.setattr(CPUWorker, "discard", lambda self, tags: None)  # on a CPU there is nothing to discard
     engine = make_vllm_of("qwen2-wide")
     other = {name: weight.flip(0) for name, weight in weights.items()}
     expected = []

@@ -53,6 +53,10 @@ class Engines(Protocol):
         """
         ...
 
+    def release_cache(self) -> None:
+        """Release the memory of keys and values alone, if a model that works between two generations needs it."""
+        ...
+
     @property
     def numbers(self) -> Sequence[int]:
         """The numbers of the engines that are in use. One that cannot be started again is retired; others keep theirs."""
@@ -91,6 +95,9 @@ class NoEngines:
         return []
 
     def sleep(self, *, discard_weights: bool) -> None:
+        """Do nothing."""
+
+    def release_cache(self) -> None:
         """Do nothing."""
 
     @property
@@ -134,6 +141,10 @@ class ColocatedEngines:
         """See `Engines.sleep`. Weights of the base model that engines keep are not discarded."""
         discard = discard_weights and not self._have_base
         self._group.run(TrainerWorker.sleep, [(discard,) for _ in self._ranks])
+
+    def release_cache(self) -> None:
+        """See `Engines.release_cache`."""
+        self._group.run(TrainerWorker.release_cache, [() for _ in self._ranks])
 
     @property
     def numbers(self) -> Sequence[int]:

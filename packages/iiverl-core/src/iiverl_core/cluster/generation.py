@@ -81,6 +81,10 @@ class Generator:
         """Let the engine release the memory that only generating needs, and with `discard_weights` its weights'."""
         self._engine.sleep(discard_weights=discard_weights)
 
+    def release_cache(self) -> None:
+        """Let the engine release the memory of keys and values alone."""
+        self._engine.release_cache()
+
     def close(self) -> None:
         """End the rollouter and the engine; see `RolloutEngine.close`."""
         for runner in self._interrupted.values():

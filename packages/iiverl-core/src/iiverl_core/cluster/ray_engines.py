@@ -120,6 +120,9 @@ class RayEngines:
     def sleep(self, *, discard_weights: bool) -> None:
         """Do nothing: no one else needs these devices' memory."""
 
+    def release_cache(self) -> None:
+        """Do nothing, as in `sleep`."""
+
     @property
     def numbers(self) -> Sequence[int]:
         """See `Engines.numbers`."""

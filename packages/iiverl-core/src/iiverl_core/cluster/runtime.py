@@ -90,6 +90,10 @@ class TrainerWorker(Protocol):
         """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
         ...
 
+    def release_cache(self) -> None:
+        """Let the engine that lives here release the memory of keys and values alone."""
+        ...
+
     def update_rollout_weights(self, sync: WeightSync) -> ReceivedWeights:
         """Give the engine that lives here the actor's weights."""
         ...

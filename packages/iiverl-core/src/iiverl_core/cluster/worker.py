@@ -138,6 +138,10 @@ class Worker(TrainerWorker):
         """Let the engine that lives here release the memory that only generating needs; see `Generator.sleep`."""
         self._generating().sleep(discard_weights)
 
+    def release_cache(self) -> None:
+        """Let the engine that lives here release the memory of keys and values alone."""
+        self._generating().release_cache()
+
     def update_rollout_weights(self, sync: WeightSync) -> ReceivedWeights:
         """Give the engine that lives here the actor's weights; see `Generator.update_weights`."""
         with self._profiler.span("update rollout weights"):

@@ -98,7 +98,11 @@ class WorkerClient:
         )
 
     def score(self, sequences: Mapping[SampleId, SequenceRef | TokenSequence]) -> list[float]:
-        """Score sequences with the reward model, in their order; put sequences into the store that are not there."""
+        """Score sequences with the reward model, in their order; put sequences into the store that are not there.
+
+        Engines give it the memory of their cache first. They keep their weights, since more may have to be generated.
+        """
+        self._engines.release_cache()
         new = {id: each for id, each in sequences.items() if isinstance(each, TokenSequence)}
         handles = dict(zip(new, put_all(self._group.store, list(new.values())) if new else [], strict=True))
         references = [

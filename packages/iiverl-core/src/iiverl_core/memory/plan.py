@@ -200,10 +200,13 @@ def _phases(run: RunConfig, roles: tuple[RoleMemory, ...], engine: EngineMemory)
         ("engine", "cache"): engine.cache,
     }
     asleep: dict[Item, int] = {}
+    scoring: dict[Item, int] = {}  # of the engine, while a reward model works between two generations
     if not separate and ENGINES[rollout.name].memory == "sequences":
-        asleep = {("engine", "weights"): engine.weights}
+        asleep = scoring = {("engine", "weights"): engine.weights}
     elif not separate and not rollout.free_cache_engine:
-        asleep = awake
+        asleep = scoring = awake
+    elif not separate:
+        scoring = {item: size for item, size in awake.items() if item != ("engine", "cache")}
     resident: dict[Item, int] = {
         (model.role, kind): size for model in roles for kind, size in model.resident.items()
     }
@@ -212,7 +215,7 @@ def _phases(run: RunConfig, roles: tuple[RoleMemory, ...], engine: EngineMemory)
         using: dict[Item, int] = {
             (model.role, kind): size for kind, size in model.using(work, train=train).items()
         }
-        return Phase(name, {**resident, **asleep, **using})
+        return Phase(name, {**resident, **(scoring if model.role == "reward" else asleep), **using})
 
     found = [Phase("generate", awake if separate else {**resident, **awake})]
     found += [phase(f"forward: {model.role}", model, model.forward, train=False) for model in roles]

@@ -171,6 +171,13 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def release_cache(self) -> None:
+        """Release the memory of keys and values alone, for a model that works between two generations; as in `sleep`.
+
+        Weights stay where they are, and the next request takes the memory again. Pending requests are dropped.
+        """
+        ...
+
     def close(self) -> None:
         """End the engine, also while requests are pending. May be called twice.
 

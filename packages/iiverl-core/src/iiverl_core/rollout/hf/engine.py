@@ -200,6 +200,10 @@ class HFEngine:
     def _set(self, slot: Tensor, value: Tensor) -> None:
         slot.copy_(value)
 
+    def release_cache(self) -> None:
+        """Drop pending requests with their keys and values; see `RolloutEngine.release_cache`."""
+        self.sleep()
+
     def sleep(self, *, discard_weights: bool = False) -> None:
         """Drop pending requests with their keys and values; see `RolloutEngine.sleep`."""
         self._drop_all()

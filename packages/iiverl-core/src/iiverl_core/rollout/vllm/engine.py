@@ -392,6 +392,25 @@ class VLLMEngine:
             self._llm.sleep(level=2 if discard_weights else 1)
         self._asleep = {WEIGHTS, CACHE}
 
+    def release_cache(self) -> None:
+        """Release the device memory of keys and values; see `RolloutEngine.release_cache`.
+
+        The cache of prompts is cleared. As with `sleep`, nothing is released where vLLM cannot sleep.
+        """
+        self._drop_all()
+        self._llm.reset_prefix_cache()
+        if self._can_sleep and not self._asleep:
+            self._finish_steps()
+            self._llm.sleep(level=0)
+            self._llm.release_kv_cache_memory()
+        self._asleep |= {CACHE}
+
+    def _finish_steps(self) -> None:
+        """Let vLLM take the results of steps that it has begun, and forget requests that have ended, without which it refuses."""
+        core = self._llm.llm_engine.engine_core.engine_core
+        while core.scheduler.has_requests() or core.batch_queue:
+            self._step()
+
     def wake(self) -> None:
         """Reallocate the memory that `sleep` released; weights that were discarded have to be updated."""
         self._wake(WEIGHTS, CACHE)
