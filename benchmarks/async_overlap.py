@@ -16,7 +16,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ class WritingEngines:
         self._interrupted = False
 
     def generate(
-        self, requests: Sequence[Sequence[RolloutRequest]], sampling: str
+        self, requests: Mapping[int, Sequence[RolloutRequest]], sampling: str
     ) -> Iterator[list[Rollout]]:
         """See `Engines.generate`."""
-        (own,) = requests
+        (own,) = requests.values()
         writing = {each.id: (each, self._written.pop(each.id, [])) for each in own}
         self._interrupted = False
         while writing and not self._interrupted:
@@ -111,8 +111,10 @@ class WritingEngines:
     def sleep(self, *, discard_weights: bool) -> None:
         """See `Engines.sleep`."""
 
-    def __len__(self) -> int:
-        return 1
+    @property
+    def numbers(self) -> Sequence[int]:
+        """See `Engines.numbers`."""
+        return (0,)
 
 
 def seconds_in_turn(length: Callable[[SampleId], int], token_s: float, steps: int) -> float:
