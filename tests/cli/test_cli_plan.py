@@ -128,6 +128,28 @@ def test_fsdp_collects_layers() -> None:
     assert "gathered" in result.stdout
 
 
+def test_whole_gradients_are_offered_where_they_fit_and_counted() -> None:
+    strategy, key = (
+        "actor_rollout_ref.actor.strategy=fsdp",
+        "actor_rollout_ref.actor.fsdp_config.gradient_sync",
+    )
+    command = ["plan", "grpo_megatron.yaml", SMALL, strategy]
+
+    def gradients(*more: str) -> float:
+        printed = iiverl(*command, *more).stdout
+        return float(re.findall(r"^gradients +([0-9.]+)", printed, re.MULTILINE)[0])
+
+    assert f"With {key}: mini_batch" in iiverl(*command).stdout
+    assert "takes 30.5 GB more" in " ".join(iiverl(*command).stdout.split())
+    assert gradients(f"{key}=mini_batch") - gradients() == pytest.approx(30.5, abs=0.11)
+    assert "mini_batch" not in iiverl(*command, f"{key}=mini_batch").stdout
+    small = ["--device-memory", "50", "actor_rollout_ref.rollout.gpu_memory_utilization=0.6"]
+    assert "mini_batch" not in iiverl(*command, *small).stdout
+    refused = iiverl(*command, f"{key}=mini_batch", *small)
+    assert refused.exit_code == 3
+    assert f"set {key} to micro_batch" in " ".join(refused.stdout.split())
+
+
 def test_a_model_that_is_not_at_hand_is_one_line() -> None:
     result = iiverl("plan", "grpo_megatron.yaml", f"{MODEL}=org/name")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -1,8 +1,9 @@
-"""Sequences split over several processes give the outputs and gradients of one process."""
+"""Sequences split over several processes give the outputs and gradients of one process, reduced whenever they are."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -25,6 +26,7 @@ from fsdp.test_fsdp_gradients import (
 )
 from iiverl_core.algorithms import find_policy_loss
 from iiverl_core.algorithms.rollout_correction import RolloutCorrection
+from iiverl_core.config import ModelConfig
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import Role
 from iiverl_core.training.batching import dummy_micro_batch
@@ -166,3 +168,55 @@ def test_sequences_that_are_not_packed_cannot_be_split(one_rank, architecture_pa
         pytest.raises(ConfigError, match="nor be split over 2"),
     ):
         FSDPBackend(replace(spec(path), sequence_split=2))
+
+
+# Devices that share sequences, keys of the model, and groups of weights that FSDP reduces: two blocks, and the others.
+CASES = {
+    "all weights": (1, {"enable_gradient_checkpointing": True}, 3),
+    "adapters": (1, {"lora_rank": 2}, 2),
+    "split sequences": (2, {}, 3),
+}
+REDUCE = next(name for name in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(dist, name))
+
+
+def updates(path: str, names: list[str]) -> dict[str, tuple[int, list[int], float, float]]:
+    """Of each of these cases: micro-batches, reductions by either setting, the gradient's largest entry and difference."""
+    found = {}
+    loss = actor_loss(
+        loss_config(use_kl_loss=True, kl_loss_coef=0.1), find_policy_loss("vanilla"), RolloutCorrection()
+    )
+    for name in names:
+        split, options, _ = CASES[name]
+        gradients, counts = [], []
+        for sync in ("micro_batch", "mini_batch"):
+            base = spec(path, gradient_sync=sync)
+            model = ModelConfig(path=path, **{"enable_gradient_checkpointing": False, **options})
+            backend = FSDPBackend(replace(base, model=model, sequence_split=split))
+            with as_data_rank(backend):
+                batches = plan(Packing(tokens=24), "token-mean", IN_ORDER)
+            for _ in range(2):  # nothing is left of the first
+                with mock.patch.object(dist, REDUCE, wraps=getattr(dist, REDUCE)) as reduce:
+                    backend.forward_backward(batches, loss, entropy=True)
+                named = dict(backend.named_gradients())
+            gradients.append(torch.cat([each.flatten() for each in named.values()]))
+            counts.append(reduce.call_count)
+        off = (gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max()
+        found[name] = (len(batches), counts, gradients[0].abs().max().item(), off.item())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [(2, ["all weights", "adapters"]), pytest.param(4, ["split sequences"], marks=pytest.mark.slow)],
+)
+def test_gradients_reduced_once_are_the_same(
+    ranks, tiny_model_path: Path, size: int, names: list[str]
+) -> None:
+    for found in ranks(size).run(updates, str(tiny_model_path), names):
+        assert list(found) == names
+        for name, (batches, counts, largest, off) in found.items():
+            assert batches > 1, name
+            groups = CASES[name][2]
+            assert counts == [groups * batches, groups], name
+            assert largest > 1e-3, name
+            assert off < 1e-6, name

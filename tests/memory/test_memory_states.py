@@ -1,5 +1,7 @@
 """Weights, gradients and optimizer state: what all devices hold together is the model, as often as it is copied."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,6 +113,9 @@ def test_fsdp_divides_everything_and_collects_a_layer() -> None:
     kept = states(DENSE, Layout(8, sharded=True, stays_gathered=True), "first", language=True, trained=True)
     rest = DENSE.parameters - ends - 2 * layer
     assert kept.gathered == own.gathered + 2 * rest
+    whole = Layout(8, sharded=True, master_bytes=4, whole_gradient_bytes=2)
+    once = states(DENSE, whole, "first", language=True, trained=True)
+    assert once == replace(own, gradients=shard + 2 * DENSE.parameters)
     offloaded = Layout(8, sharded=True, offloaded=frozenset({"weights", "gradients", "optimizer"}))
     waiting = states(DENSE, offloaded, "first", language=True, trained=True)
     assert (waiting.weights, waiting.gradients, waiting.optimizer, waiting.gathered) == (

@@ -205,13 +205,17 @@ def _division_as_json(found: "DivisionPlan") -> dict[str, Any]:
 
 
 def _show(run: "RunConfig", planned: "MemoryPlan", checkpoint: str) -> None:
+    from iiverl_core.memory import gradient_sync_tradeoff
+
+    tradeoffs = gradient_sync_tradeoff(run, planned)
     paragraphs = [
         "\n".join(map(_wrapped, _heading(run, planned))),
         _models(planned),
         _phases(planned),
         "\n".join(map(_wrapped, [*_engine(run, planned), checkpoint, *_verdict(run, planned)])),
+        "\n".join(map(_wrapped, tradeoffs)),
     ]
-    typer.echo("\n\n".join(paragraphs))
+    typer.echo("\n\n".join(filter(None, paragraphs)))
 
 
 def _wrapped(line: str) -> str:

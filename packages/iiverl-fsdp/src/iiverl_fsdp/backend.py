@@ -41,6 +41,7 @@ from iiverl_fsdp.model import (
     build_sharded,
     parallel_config,
     reshard,
+    set_gradient_sync,
     split_joined,
     starting_weights,
     transformer,
@@ -71,7 +72,9 @@ class FSDPBackend:
         self._spec = spec
         self.layout: LayoutKind
         self._model, self.layout = build_sharded(spec)
-        if parallel_config(spec).compile_blocks:
+        parallel = parallel_config(spec)
+        self._syncs_once = parallel.gradient_sync == "mini_batch" and dist.get_world_size() > 1
+        if parallel.compile_blocks:
             self._compile()
         self._optimizer = make_optimizer(self._model, spec.optim) if spec.optim else None
         self._saver: checkpoint.Saver | None = None  # made by the first save
@@ -120,6 +123,8 @@ class FSDPBackend:
         """See `TrainingBackend.forward_backward`."""
         totals: dict[str, Tensor] = {}
         for batch in micro_batches:
+            if self._syncs_once:
+                set_gradient_sync(self._model, batch is micro_batches[-1])
             outputs = self._run(batch, entropy=entropy, entropy_gradient=entropy_gradient)
             value, metrics = loss(outputs, batch)
             # FSDP averages gradients over the processes, while the losses of all ranks add up to the batch's loss.

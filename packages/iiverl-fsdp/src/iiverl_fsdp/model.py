@@ -81,11 +81,22 @@ def build_sharded(spec: ModelSpec) -> tuple[ShardedModel, LayoutKind]:
 
 def reshard(model: nn.Module) -> None:
     """Free gathered weights that FSDP keeps after a forward pass for the backward pass: the root's, or all."""
-    if not isinstance(model, FSDPModule):
-        raise TypeError(f"{type(model).__name__} is not sharded")
+    _sharded(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def set_gradient_sync(model: nn.Module, sync: bool) -> None:
+    """Let the next backward passes reduce gradients over devices, with those kept from earlier passes, or keep them."""
+    _sharded(model).set_requires_gradient_sync(sync)
+
+
+def _sharded(model: nn.Module) -> FSDPModule:
+    """Return a model of whose methods some are FSDP's."""
+    if not isinstance(model, FSDPModule):
+        raise TypeError(f"{type(model).__name__} is not sharded")
+    return model
 
 
 def build_empty(spec: ModelSpec) -> ShardedModel:

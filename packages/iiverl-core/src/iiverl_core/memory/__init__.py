@@ -10,6 +10,7 @@ from iiverl_core.memory.engine import EngineMemory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
 from iiverl_core.memory.plan import Item, MemoryPlan, Pass, Phase, RoleMemory, find_facts, plan_memory
 from iiverl_core.memory.states import trained_parameters
+from iiverl_core.memory.tradeoffs import gradient_sync_tradeoff
 
 __all__ = [
     "CheckpointSize",
@@ -25,6 +26,7 @@ __all__ = [
     "checkpoint_bytes",
     "checkpoint_size",
     "find_facts",
+    "gradient_sync_tradeoff",
     "layout_of",
     "plan_memory",
     "suggest_for_engine",

@@ -44,6 +44,8 @@ def _states(run: RunConfig, plan: MemoryPlan, owner: Role, kind: str, *, working
     """Suggest offloading for an idle model, and more devices for a working one."""
     layout = next(model.layout for model in plan.roles if model.role == owner)
     if layout.sharded:
+        if kind == "gradients" and layout.whole_gradient_bytes:
+            return f"set {run.roles[owner].key('parallel.gradient_sync')} to micro_batch"
         if layout.offloaded:
             return "raise trainer.nnodes, which spreads each model over more devices"
         return f"set {run.roles[owner].key('offload.parameters')}, or raise trainer.nnodes"

@@ -20,7 +20,8 @@ class Layout:
     `weight_bytes` is the size of a weight in forward and backward, `master_bytes` the size of one that the optimizer
     updates, and `offloaded` the kinds of state in CPU memory while the model is idle; FSDP offloads all three together,
     and keeps them there while the model is in use too. With `stays_gathered`, FSDP keeps the gathered weights of all
-    layers until their backward pass.
+    layers until their backward pass. `whole_gradient_bytes` is the size of a number of the whole gradients that FSDP keeps
+    until a mini-batch's last micro-batch, or 0 if it reduces them after each.
     """
 
     devices: int
@@ -35,6 +36,7 @@ class Layout:
     master_bytes: int = 4
     offloaded: frozenset[str] = frozenset()
     stays_gathered: bool = False
+    whole_gradient_bytes: int = 0
 
     @property
     def data(self) -> int:
@@ -71,6 +73,7 @@ def _megatron(devices: int, sizes: MegatronConfig, offload: Offload) -> Layout:
 
 def _fsdp(devices: int, fsdp: FSDPConfig, offload: Offload, master: str, split: int) -> Layout:
     away = offload.parameters or offload.optimizer
+    whole = fsdp.gradient_sync == "mini_batch" and devices > 1
     return Layout(
         devices=devices,
         context=split,
@@ -79,4 +82,5 @@ def _fsdp(devices: int, fsdp: FSDPConfig, offload: Offload, master: str, split: 
         master_bytes=BYTES[fsdp.model_dtype or master],
         offloaded=frozenset({"weights", "gradients", "optimizer"} if away else ()),
         stays_gathered=not fsdp.reshard_after_forward,
+        whole_gradient_bytes=BYTES[fsdp.mixed_precision.reduce_dtype] if whole else 0,
     )

@@ -137,7 +137,7 @@ def _sharded(
     Embedding and head are gathered for a whole pass, together with the current layer and the prefetched next one; in
     the backward pass their gradients in the dtype of the weights are added. If weights stay gathered after a forward
     pass, all layers are. With offloading, the shards are in CPU memory even while in use. Frozen weights have no
-    gradients; an adapter beside them is in fp32.
+    gradients; an adapter beside them is in fp32. Whole gradients are on the device until they are reduced.
     """
     experts = facts.router_parameters + facts.experts * facts.expert_parameters
     layer = facts.attention_parameters + facts.norm_parameters
@@ -153,14 +153,16 @@ def _sharded(
     on_device = 0 if layout.offloaded else shard
     if adapter is not None:
         own = 0 if layout.offloaded else ceil(adapter / layout.devices) * FP32
+        whole = adapter * layout.whole_gradient_bytes
         return (
-            States(on_device + own, own, MOMENTS * own, gathered)
+            States(on_device + own, own + whole, MOMENTS * own, gathered)
             if trained
             else States(on_device + own, gathered=gathered)
         )
     if not trained:
         return States(on_device, gathered=gathered)
-    return States(on_device, on_device, MOMENTS * on_device, gathered)
+    whole = parameters * layout.whole_gradient_bytes
+    return States(on_device, on_device + whole, MOMENTS * on_device, gathered)
 
 
 def _head(facts: ModelFacts) -> int:

@@ -138,6 +138,8 @@ class FSDPConfig(Section):
     """FSDP2's name for `param_offload` and `optimizer_offload` together."""
     reshard_after_forward: bool = True
     """Free the gathered weights of a layer after its forward pass, and gather them again for its backward pass."""
+    gradient_sync: Literal["micro_batch", "mini_batch"] = "micro_batch"
+    """Reduce gradients over devices after each micro-batch, or after the last one of a mini-batch, which keeps whole gradients on every device until then."""
     compile_blocks: bool = False
     """Compile the transformer blocks at the start of a run; `iiverl plan` says what that costs and saves."""
     fsdp_size: Annotated[Int, Field(ge=-1)] = -1
