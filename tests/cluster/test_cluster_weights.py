@@ -111,21 +111,61 @@ def test_a_bucket_is_sent_before_the_next_is_gathered() -> None:
     assert transport.log == ["send", "flush", "send", "flush"]
 
 
-def test_a_bucket_is_gone_once_it_has_been_fed() -> None:
-    """Except for the weight that the engine itself holds: the last one, until it asks for another."""
+def test_a_bucket_arrives_while_the_one_before_is_loaded_and_no_third_is_there() -> None:
+    loading, go_on = threading.Semaphore(0), threading.Semaphore(0)
 
     def update(weights) -> None:
-        for _, value in weights:
-            value.sum()
+        for _ in weights:
+            loading.release()
+            assert go_on.acquire(timeout=30)
 
     running = StreamedUpdate(update)
-    for _ in range(2):
-        values = [torch.zeros(2), torch.zeros(2)]
-        held = weakref.ref(values[0])
-        running.feed(zip(("v", "w"), values, strict=True))
-        del values
-        assert held() is None
+    buckets = [[torch.zeros(2)] for _ in range(4)]
+    held = [weakref.ref(bucket[0]) for bucket in buckets]
+
+    def alive() -> list[int]:
+        return [i for i, each in enumerate(held) if each() is not None and not buckets[i]]
+
+    def feed(i: int) -> None:
+        running.feed(zip(["w"], [buckets[i].pop()], strict=True))
+
+    feed(0)
+    assert loading.acquire(timeout=30)
+    for i in range(1, 4):
+        second = threading.Thread(target=feed, args=(i,))  # it came while the one before is being loaded
+        second.start()
+        second.join(0.05)
+        assert second.is_alive() and alive() == [i - 1, i]
+        go_on.release()
+        second.join(30)
+        assert loading.acquire(timeout=30)
+    assert alive() == [3]
+    go_on.release()
     running.finish()
+    assert alive() == []
+
+
+def test_gathering_overlaps_with_loading() -> None:
+    """The sender is asked for a second bucket, and the receiver takes it, before the first is loaded."""
+    loaded, go_on = [], threading.Event()
+
+    def update(received: Iterable[tuple[str, Tensor]], sync: WeightSync) -> ReceivedWeights:
+        for name, _ in received:
+            assert go_on.wait(30)
+            loaded.append(name)
+        return ReceivedWeights(sync, 0, {})
+
+    sender = sender_of([(f"w{i}", torch.zeros(4)) for i in range(3)], StoreTransport())
+    receiver = WeightReceiver(0, STORE, CPU, update)
+    receiver.begin(WeightSync(1), StoreTransport())
+    assert receiver.load(sender.next_bucket(1)) is None
+    second = sender.next_bucket(1)
+    assert second is not None and loaded == []
+    go_on.set()
+    assert receiver.load(second) is None
+    assert receiver.load(sender.next_bucket(1)) is None
+    receiver.finish()
+    assert loaded == ["w0", "w1", "w2"]
 
 
 def test_an_update_that_is_aborted_fails_and_leaves_no_thread() -> None:

@@ -1,4 +1,7 @@
-"""Weight sync: the actor's weights go from trainer workers to engines in rollout workers, in buckets of bounded size."""
+"""Weight sync: the actor's weights go from trainer workers to engines in rollout workers, in buckets of bounded size.
+
+While an engine loads a bucket, the next one is gathered and sent, so a rollout worker has at most two.
+"""
 
 import queue
 import threading
@@ -102,9 +105,9 @@ class WeightReceiver:
         self._running = StreamedUpdate(lambda weights: self._update(weights, sync))
 
     def load(self, bucket: BucketMetadata) -> str | None:
-        """Receive a bucket and feed it to the engine; returns the reason if it cannot arrive.
+        """Receive a bucket, and hand it over once the engine has loaded the one before; returns the reason if it cannot arrive.
 
-        Raises what the engine's update raised.
+        Raises what the engine's update raised, maybe with an earlier bucket.
         """
         if self._endpoint is None:
             raise RuntimeError("no weights are expected: call begin first")
@@ -130,8 +133,8 @@ class WeightReceiver:
 class StreamedUpdate(Generic[T]):
     """Feeds buckets, which come one call at a time, to an `update` that iterates over all weights.
 
-    The update runs on a thread and waits for the next bucket. `feed` returns once all of a bucket has been taken, so
-    there is no more than one at a time.
+    The update runs on a thread and waits for the next bucket. `feed` returns once all of the bucket before has been taken,
+    so there are at most two: one that is being loaded, and one that arrives meanwhile.
     """
 
     def __init__(self, update: Callable[[Iterator[tuple[str, Tensor]]], T]) -> None:
@@ -140,18 +143,18 @@ class StreamedUpdate(Generic[T]):
             maxsize=1
         )
         self._taken = threading.Event()
+        self._taken.set()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(update,), name="weights", daemon=True)
         self._thread.start()
 
     def feed(self, bucket: Iterable[tuple[str, Tensor]]) -> None:
-        """Hand over a bucket; raises what the update raised."""
-        self._check()
-        self._taken.clear()
-        self._put(bucket)
+        """Hand over a bucket once the one before is taken; raises what the update raised."""
         while not self._taken.wait(0.1):
             self._check()
         self._check()
+        self._taken.clear()
+        self._put(bucket)
 
     def finish(self) -> T:
         """Wait until the update has all weights, and return its result; raises what it raised."""
@@ -194,5 +197,8 @@ class StreamedUpdate(Generic[T]):
             if isinstance(bucket, SyncAbortedError):
                 raise bucket
             yield from bucket
+            if torch.cuda.is_initialized():
+                # The next bucket may get this one's memory, from another thread and on another stream.
+                torch.cuda.synchronize()
             del bucket  # nothing of it stays while the next one is awaited
             self._taken.set()

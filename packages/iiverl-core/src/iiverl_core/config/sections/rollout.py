@@ -126,7 +126,8 @@ class RolloutConfig(Section):
     lora_sync: Literal["merged", "adapter"] = "merged"
     """What engines get of LoRA adapters: whole weights into which they are merged, or after the first sync the adapters alone."""
     update_weights_bucket_megabytes: Count = 512
-    """Size of a bucket of weights in a weight sync, in MiB: the additional memory that it needs."""
+    """Size of a bucket of weights in a weight sync, in MiB: the additional memory that it needs. Engines on devices of their own
+    need two: the next bucket arrives while one is loaded."""
     engine_kwargs: EngineKwargs = EngineKwargs()
     agent: AgentConfig = AgentConfig()
     multi_turn: MultiTurnConfig = MultiTurnConfig()
