@@ -66,9 +66,10 @@ def save(folder: Path, chunks: Sequence[Any], optimizer: Any) -> Callable[[], No
     if request.preload_fn is not None:  # this process has something to write
         write: Any = request.async_fn
         transforms, *_ = write.args
-        *_, results = request.async_fn_args
+        _, originals, results = request.async_fn_args
         threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        writing = threads.submit(_write, transforms, _copied(request.preload_fn()), results)
+        copies = _copied(request.preload_fn(), originals)
+        writing = threads.submit(_write, transforms, copies, results)
         threads.shutdown(wait=False)
 
     def wait() -> None:
@@ -84,11 +85,20 @@ def save(folder: Path, chunks: Sequence[Any], optimizer: Any) -> Callable[[], No
     return wait
 
 
-def _copied(buckets: Sequence[Any]) -> list[Any]:
-    """Copy what is to be written: from a CPU, megatron-core writes the very tensors that training goes on with."""
+def _copied(buckets: Sequence[Any], originals: Sequence[Any]) -> list[Any]:
+    """Copy what megatron-core has not copied off a device: from a CPU, it writes the very tensors that training goes on with."""
     return [
-        (*where, (data, [(item, tensor.clone()) for item, tensor in tensors]))
-        for *where, (data, tensors) in buckets
+        (
+            *where,
+            (
+                data,
+                [
+                    (item, tensor.clone() if original.is_cpu else tensor)
+                    for (item, tensor), (_, original) in zip(tensors, sources, strict=True)
+                ],
+            ),
+        )
+        for (*where, (data, tensors)), (*_, (_, sources)) in zip(buckets, originals, strict=True)
     ]
 
 
