@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from iiverl_cli.main import app
 from iiverl_core.config import load
+from iiverl_core.memory import tradeoffs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE, ADAPTERS = EXAMPLES / "grpo_megatron", EXAMPLES / "grpo_lora"
@@ -148,6 +149,28 @@ def test_whole_gradients_are_offered_where_they_fit_and_counted() -> None:
     refused = iiverl(*command, f"{key}=mini_batch", *small)
     assert refused.exit_code == 3
     assert f"set {key} to micro_batch" in " ".join(refused.stdout.split())
+
+
+def test_compiled_blocks_pay_from_some_step_on_or_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy, key = (
+        "actor_rollout_ref.actor.strategy=fsdp",
+        "actor_rollout_ref.actor.fsdp_config.compile_blocks",
+    )
+
+    def printed(*more: str) -> str:
+        return " ".join(iiverl("plan", "grpo_megatron.yaml", SMALL, strategy, *more).stdout.split())
+
+    assert f"blocks are not compiled ({key}): on a CPU" in printed()
+    assert "which never pays" in printed()
+    assert f"blocks are compiled ({key})" in printed(f"{key}=true")
+    assert "blocks" not in iiverl("plan", "grpo_megatron.yaml", SMALL).stdout
+    # 6 FLOPs per weight and token of full length, over 8 devices, half of which are saved at twice the speed.
+    run = load(EXAMPLE / "grpo_megatron.yaml").run
+    tokens = run.data.train_batch_size * run.rollout.n * 2048
+    step = 6 * 7.6e9 * tokens / 8 / 1e12
+    monkeypatch.setitem(tradeoffs.MEASURED, "GPU", tradeoffs.Measured(10 * step, 2.0, 1e12))
+    assert "2.00 times as fast, which pays from 20 steps on" in printed()
+    assert "not measured" not in printed()
 
 
 def test_a_model_that_is_not_at_hand_is_one_line() -> None:

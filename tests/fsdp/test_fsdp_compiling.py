@@ -1,7 +1,7 @@
 """Compiled blocks compute what others do, and are compiled once, when a model is built.
 
 torch.compile traces, differentiates and guards, but does not generate code (`aot_eager`), which takes minutes on a CPU.
-`benchmarks/compiled_blocks.py` generates it.
+The part `train compiled` of `benchmarks/gpu_check.py` generates it.
 """
 
 from collections.abc import Iterator

@@ -205,9 +205,9 @@ def _division_as_json(found: "DivisionPlan") -> dict[str, Any]:
 
 
 def _show(run: "RunConfig", planned: "MemoryPlan", checkpoint: str) -> None:
-    from iiverl_core.memory import gradient_sync_tradeoff
+    from iiverl_core.memory import compiling_tradeoff, gradient_sync_tradeoff
 
-    tradeoffs = gradient_sync_tradeoff(run, planned)
+    tradeoffs = [*gradient_sync_tradeoff(run, planned), *compiling_tradeoff(run, planned)]
     paragraphs = [
         "\n".join(map(_wrapped, _heading(run, planned))),
         _models(planned),

@@ -10,7 +10,7 @@ from iiverl_core.memory.engine import EngineMemory
 from iiverl_core.memory.layout import Layout, Stage, layout_of
 from iiverl_core.memory.plan import Item, MemoryPlan, Pass, Phase, RoleMemory, find_facts, plan_memory
 from iiverl_core.memory.states import trained_parameters
-from iiverl_core.memory.tradeoffs import gradient_sync_tradeoff
+from iiverl_core.memory.tradeoffs import compiling_tradeoff, gradient_sync_tradeoff
 
 __all__ = [
     "CheckpointSize",
@@ -25,6 +25,7 @@ __all__ = [
     "advice",
     "checkpoint_bytes",
     "checkpoint_size",
+    "compiling_tradeoff",
     "find_facts",
     "gradient_sync_tradeoff",
     "layout_of",
