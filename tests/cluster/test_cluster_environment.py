@@ -97,12 +97,23 @@ def test_a_deterministic_run_asks_all_libraries_for_it() -> None:
         torch.use_deterministic_algorithms(before)
 
 
-def test_on_a_cpu_nothing_is_asked_for() -> None:
-    before = torch.are_deterministic_algorithms_enabled()
-    with mock.patch.dict(os.environ, {}, clear=True):
-        make_deterministic("cpu")
-        assert not os.environ
-    assert torch.are_deterministic_algorithms_enabled() == before
+def test_on_a_cpu_several_threads_add_up_in_one_order() -> None:
+    """The gradient of an indexed tensor, such as that of hidden states at some tokens, has the same bits each time."""
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    states_TD, other_TD = torch.randn(2000, 64, requires_grad=True), torch.randn(2000, 64)
+    tokens = torch.randint(0, 30, (2000,))
+    try:
+        torch.set_num_threads(4)
+        with mock.patch.dict(os.environ, {}, clear=True):
+            make_deterministic("cpu")
+            assert not os.environ
+        gradients = [
+            torch.autograd.grad((states_TD[tokens] * other_TD).sum(), states_TD)[0] for _ in range(20)
+        ]
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, gradients[0]) for each in gradients)
 
 
 @pytest.mark.parametrize(("offload", "threads"), [(True, [4]), (False, [])])

@@ -26,16 +26,19 @@ def configure_allocator() -> None:
 
 
 def make_deterministic(device_type: str) -> None:
-    """Let libraries compute in the same order each time on a GPU, as far as they can; what they cannot, torch warns of.
+    """Let libraries compute in the same order each time, as far as they can; what they cannot on a GPU, torch warns of.
 
-    On a CPU they do anyway, and vLLM's build for CPUs has nothing for its variable. Variables that the user has set stay
+    On a CPU that costs little: torch adds up in one order anyway, but for `index_put_` on several threads, such as the
+    gradient of an indexed tensor. vLLM's build for CPUs has nothing for its variable. Variables that the user has set stay
     as they are.
     """
-    if device_type == "cpu":
-        return
-    for name, value in DETERMINISTIC.items():
-        os.environ.setdefault(name, value)
+    if device_type != "cpu":
+        for name, value in DETERMINISTIC.items():
+            os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # nothing here reads memory before it is written
+    )
 
 
 def use_idle_cores(run: RunConfig) -> None:

@@ -58,7 +58,7 @@ class RolloutWorker:
             ConfigError: the engine cannot run the model, or there is no tokenizer.
         """
         disable_progress_bar()
-        if run.trainer.deterministic:
+        if run.trainer.deterministic or device_type == "cpu":
             make_deterministic(device_type)
         size = run.engine_devices
         if size > 1:

@@ -62,7 +62,7 @@ class Worker(TrainerWorker):
         if device_type == "cuda":
             configure_allocator()
             use_idle_cores(run)
-        if run.trainer.deterministic:
+        if run.trainer.deterministic or device_type == "cpu":
             make_deterministic(device_type)
         self._run, self._store = run, store
         self._device = torch.device(device_type)
