@@ -36,9 +36,8 @@ def make_deterministic(device_type: str) -> None:
         for name, value in DETERMINISTIC.items():
             os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # nothing here reads memory before it is written
-    )
+    # Nothing here reads memory before it is written. Torch's types do not have this property of the module.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
 
 
 def use_idle_cores(run: RunConfig) -> None:
