@@ -112,7 +112,7 @@ def test_workers_get_less_than_a_kilobyte_per_sample_and_no_text(
     )
     methods = {
         "generate", "score", "evaluate", "advantages", "select_tokens", "update", "update_rollout_weights",
-        "weight_digests", "sleep", "memory", "write_sequences",
+        "weight_digests", "sleep", "release_cache", "memory", "write_sequences",
     }  # fmt: skip
     names = [name for name, _ in calls]
     assert set(names) == methods
