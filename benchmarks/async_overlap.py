@@ -5,7 +5,8 @@
 The real loop (`Trainer`, `RolloutQueue`) runs over an engine that writes all responses in hand side by side, token by token,
 and sleeps for each; half of that time grows with their number. The trainer sleeps for as long as the engine needs for a
 step on average. All responses are of the same length, or lengths are log-normal with σ = 0.8. Steps in turn
-(`max_staleness: 0`) and beside each other, without and with `rollout.partial`, alternate, three times. `ratio` is the time of
+(`max_staleness: 0`) and beside each other, without and with `rollout.partial`, alternate, three times; with several mini-batches
+per step, each is trained as soon as its responses are there. `ratio` is the time of
 a step compared with that in turn; `ideal` is what a trainer that never waits would take.
 """
 
@@ -47,7 +48,11 @@ from iiverl_core.telemetry import Progress
 PROMPTS, GROUP = 4, 4
 LENGTH = 50  # tokens of a response, on average
 SIGMA = 0.8
-SETTINGS = ((0, False), (1, False), (2, False), (4, False), (1, True), (2, True), (4, True))
+SETTINGS = (
+    *((0, False, 1), (1, False, 1), (2, False, 1), (4, False, 1)),
+    *((1, True, 1), (2, True, 1), (4, True, 1), (1, True, 4), (2, True, 4)),
+)
+"""Values of `max_staleness` and `rollout.partial`, and the mini-batches of a step."""
 ALTERNATIONS = 3
 WARM_UP = 6  # steps, of which the first is generated while there is nothing to train on
 
@@ -132,7 +137,7 @@ def seconds_in_turn(length: Callable[[SampleId], int], token_s: float, steps: in
 
 
 class SleepingGroup(MadeUpGroup):
-    """A trainer that sleeps in its update, of which a step has one."""
+    """A trainer that sleeps in its updates."""
 
     def __init__(self, seconds: float, state: TrainState) -> None:
         super().__init__(1, Meter())
@@ -147,15 +152,15 @@ class SleepingGroup(MadeUpGroup):
         return super().run(method, arguments)
 
 
-def configuration(staleness: int, *, partial: bool) -> RunConfig:
-    """Configure GRPO with one update per step."""
+def configuration(staleness: int, mini_batches: int, *, partial: bool) -> RunConfig:
+    """Configure GRPO with some updates per step."""
     return run_config(
         build(
             {
                 "data": {"train_batch_size": PROMPTS},
-                "algorithm": {"adv_estimator": "grpo"},
+                "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False},
                 "actor_rollout_ref": {
-                    "actor": {"ppo_mini_batch_size": PROMPTS},
+                    "actor": {"ppo_mini_batch_size": PROMPTS // mini_batches},
                     "rollout": {"n": GROUP, "partial": partial},
                     "model": {"path": "model"},
                 },
@@ -173,11 +178,12 @@ def measure(
     steps: int,
     *,
     partial: bool,
+    mini_batches: int = 1,
 ) -> float:
     """Run the loop, and return the seconds per step, once engine and trainer are both at work."""
-    run, state = configuration(staleness, partial=partial), TrainState(kl_coef=0.0)
+    run, state = configuration(staleness, mini_batches, partial=partial), TrainState(kl_coef=0.0)
     prompts: Any = [Prompt(row=row, ids=(1, 2, 3, 4), text="p") for row in range(PROMPTS)]
-    group: Any = SleepingGroup(training, state)
+    group: Any = SleepingGroup(training / mini_batches, state)
     engines: Any = WritingEngines(length, token_s)
     scorer: Any = RandomScores()
     checkpoints: Any = NoCheckpoints()
@@ -210,32 +216,38 @@ def main() -> int:
     token_s, rows = given.token_ms / 1000, list[dict[str, Any]]()
     for length in (same, long_tailed):
         training = seconds_in_turn(length, token_s, WARM_UP + given.steps)
-        times: dict[tuple[int, bool], list[float]] = {each: [] for each in SETTINGS}
+        times: dict[tuple[int, bool, int], list[float]] = {each: [] for each in SETTINGS}
         for number in range(ALTERNATIONS):
-            for k, partial in SETTINGS:
+            for k, partial, mini_batches in SETTINGS:
                 print(
-                    f"\r{length.__name__}, {number + 1} of {ALTERNATIONS}: k={k}, partial={partial} ",
+                    f"\r{length.__name__}, {number + 1} of {ALTERNATIONS}: k={k}, partial={partial}, {mini_batches} ",
                     end="",
                     file=sys.stderr,
                 )
-                seconds = measure(k, length, token_s, training, given.steps, partial=partial)
-                times[k, partial].append(seconds)
-        in_turn = statistics.median(times[0, False])
+                how: Any = {"partial": partial, "mini_batches": mini_batches}
+                times[k, partial, mini_batches].append(
+                    measure(k, length, token_s, training, given.steps, **how)
+                )
+        in_turn = statistics.median(times[0, False, 1])
         rows += [
             {
                 "lengths": length.__name__,
                 "max_staleness": k,
                 "partial": partial,
+                "mini_batches": mini_batches,
                 "step_s": round(statistics.median(each), 4),
                 "ratio": round(statistics.median(each) / in_turn, 3),
                 "ideal": round(training / in_turn, 3),
             }
-            for (k, partial), each in times.items()
+            for (k, partial, mini_batches), each in times.items()
         ]
-    print("\n| lengths | max_staleness | partial | step | ratio | ideal |\n|---|---|---|---|---|---|")
+    print(
+        "\n| lengths | max_staleness | partial | mini-batches | step | ratio | ideal |\n|---|---|---|---|---|---|---|"
+    )
     for row in rows:
         print(
-            f"| {row['lengths']} | {row['max_staleness']} | {str(row['partial']).lower()} | {row['step_s']:.3f} s | "
+            f"| {row['lengths']} | {row['max_staleness']} | {str(row['partial']).lower()} | {row['mini_batches']} | "
+            f"{row['step_s']:.3f} s | "
             f"{row['ratio']:.2f} | {row['ideal']:.2f} |"
         )
     if given.json:

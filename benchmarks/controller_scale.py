@@ -17,7 +17,7 @@ import pickle
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -233,10 +233,9 @@ class RandomScores:
         """See `Scorer.submit`."""
         self._outcomes[rollout.id] = Scored(float(rollout.id.member % 2), {"format": 1.0})
 
-    def collect(self) -> dict[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId]) -> dict[SampleId, Outcome]:
         """See `Scorer.collect`."""
-        found, self._outcomes = self._outcomes, {}
-        return found
+        return {id: self._outcomes.pop(id) for id in ids}
 
     def close(self) -> None:
         """See `Scorer.close`."""

@@ -23,7 +23,7 @@ import statistics
 import string
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -79,13 +79,13 @@ class TakingTurns:
         else:
             self._scorer.submit(rollout)
 
-    def collect(self) -> Mapping[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
         """See `Scorer.collect`."""
         for rollout in self._kept:
             self._scorer.submit(rollout)
         self._kept.clear()
         self._step += 1
-        return self._scorer.collect()
+        return self._scorer.collect(ids)
 
     @property
     def busy_seconds(self) -> float:

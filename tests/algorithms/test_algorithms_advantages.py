@@ -295,6 +295,17 @@ def test_whitening_after_a_baseline_moves_a_group_without_variance() -> None:
     assert level[0] == pytest.approx([0.0])
 
 
+@pytest.mark.parametrize("name", [name for name, each in ESTIMATORS.items() if each.per_group])
+@quick
+@given(rows=rows(), options=options)
+def test_a_group_alone_has_the_same_advantages(name: str, rows: list[Row], options) -> None:
+    """To the last bit, so that a mini-batch can be trained before the step's other groups are there."""
+    whole = estimate(name, rows, options)
+    for group in {row.group for row in rows}:
+        own = [i for i, row in enumerate(rows) if row.group == group]
+        assert estimate(name, [rows[i] for i in own], options) == [whole[i] for i in own]
+
+
 @every_comparing_estimator
 @quick
 @given(rows=rows(), options=options, constant=st.integers(-3, 3))

@@ -15,6 +15,8 @@ import pytest
 from iiverl_core.cluster.runtime import WorkerError
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
+from iiverl_core.controller.observer import StepRecord
+from iiverl_core.controller.replay import load_run, replay
 from iiverl_core.controller.trainer import Trainer
 
 Make = Callable[..., Loaded]
@@ -146,10 +148,10 @@ def test_a_run_that_generates_beside_training_repeats_bit_by_bit(
 
     update = Trainer.update
 
-    def stop(self: Trainer, role: Any, sequences: Any, groups: Any, record: Any) -> None:
-        if record.step == 6:
+    def stop(self: Trainer, *arguments: Any) -> None:
+        if any(isinstance(each, StepRecord) and each.step == 6 for each in arguments):
             raise Killed
-        update(self, role, sequences, groups, record)
+        update(self, *arguments)
 
     loaded = quickstart(*options, runtime="ray", folder="killed")
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -202,7 +204,10 @@ def test_an_engine_that_dies_again_and_again_is_retired_and_the_last_one_ends_th
 def test_an_engine_that_dies_beside_training_writes_the_rest_with_newer_weights(
     quickstart: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Engines are interrupted for the weights after each step, and several steps' responses are written side by side."""
+    """Engines are interrupted for the weights after each step, and several steps' responses are written side by side.
+
+    A mini-batch is trained as soon as it is there; in which order they were is recorded, and a replay follows it.
+    """
     from iiverl_core.cluster import ray_engines
 
     generate = ray_engines.RayEngines.generate
@@ -222,9 +227,15 @@ def test_an_engine_that_dies_beside_training_writes_the_rest_with_newer_weights(
         "trainer.max_staleness=2",
         "actor_rollout_ref.rollout.partial=true",
         "trainer.val_before_train=false",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_epochs=2",
+        "actor_rollout_ref.actor.shuffle=true",
+        "actor_rollout_ref.actor.use_kl_loss=true",
     )
-    train(quickstart(*BESIDE, *LONG, *options, runtime="ray"))
+    loaded = quickstart(*BESIDE, *LONG, *options, runtime="ray")
+    train(loaded)
     assert len(calls) > 5
+    assert sum(record["perf/early_mini_batches"] for record in history(tmp_path / "run")) > 0
     assert max(map(len, calls)) > 1
     several = [record["staleness/several_versions"] for record in history(tmp_path / "run")]
     assert max(several) > 0
@@ -232,6 +243,15 @@ def test_an_engine_that_dies_beside_training_writes_the_rest_with_newer_weights(
         rows = answers(tmp_path / "run", step)
         assert len({row[:2] for row in rows}) == len(rows) == 32
         assert {row[3] for row in rows} <= set(range(max(0, step - 3), step))
+    recorded = load_run(tmp_path / "run")
+    for replayed in replay(tmp_path / "run", recorded, 6, first=1):
+        assert replayed.recorded is not None and not replayed.different, replayed.different
+    parts = [
+        json.loads((tmp_path / "run" / "samples" / f"{step}.json").read_text())[0]["parts"]
+        for step in range(1, 7)
+    ]
+    assert all(sorted(group for part in each for group in part) == list(range(8)) for each in parts)
+    assert {len(each) for each in parts} == {4}
 
 
 VLLM = (

@@ -21,6 +21,7 @@ from iiverl_core.cluster.model_runner import ModelRunner
 from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.collector import RolloutCollector
+from iiverl_core.controller.observer import StepRecord
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.trainer import Trainer
 from iiverl_core.errors import CheckpointError, NonFiniteError
@@ -63,10 +64,10 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Non
     """Train until the actor, or before its turn the critic, is about to be updated at a step."""
     update = Trainer.update
 
-    def stop(self: Trainer, role: Any, sequences: Any, groups: Any, record: Any) -> None:
-        if record.step == step:
+    def stop(self: Trainer, *arguments: Any) -> None:
+        if any(isinstance(each, StepRecord) and each.step == step for each in arguments):
             raise Killed
-        update(self, role, sequences, groups, record)
+        update(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "update", stop)

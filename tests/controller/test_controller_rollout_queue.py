@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +38,7 @@ from iiverl_core.samples import (
 from iiverl_core.sequence_files import read_sequences, write_sequences
 from iiverl_reward_client import Failed, Scored
 
-ROWS, BATCH, MEMBERS = 12, 4, 2
+ROWS, BATCH, MINI_BATCH, MEMBERS = 12, 4, 2, 2
 
 
 def run_with(k: int, *, partial: bool = False) -> Any:
@@ -45,8 +46,11 @@ def run_with(k: int, *, partial: bool = False) -> Any:
         build(
             {
                 "data": {"train_batch_size": BATCH},
-                "algorithm": {"adv_estimator": "grpo"},
-                "actor_rollout_ref": {"rollout": {"n": MEMBERS, "partial": partial}},
+                "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False},
+                "actor_rollout_ref": {
+                    "actor": {"ppo_mini_batch_size": MINI_BATCH},
+                    "rollout": {"n": MEMBERS, "partial": partial},
+                },
                 "trainer": {"max_staleness": k, "rollout_devices": 1},
             }
         )
@@ -126,13 +130,26 @@ def queue_of(k: int, engines: Engines, steps: int, state: TrainState, saved=()) 
     return RolloutQueue(run, plan(steps), workers, Scores(), observer, state, saved)
 
 
+def take(queue: RolloutQueue, step: int, train: Callable[[], None] = lambda: None) -> StepData:
+    """Take the rollouts of a step; train on each part as soon as it is there."""
+    data = StepData(step)
+    for part in queue.stream(step):
+        data.add(part)
+        assert all(isinstance(each.outcome, Scored) for each in part.rollouts)
+        assert sorted(each.id[-2:] for each in part.rollouts) == [
+            (group, member) for group in sorted(part.groups) for member in range(MEMBERS)
+        ]
+        train()
+    return data
+
+
 def train_to(step: int, queue: RolloutQueue, state: TrainState, chance: random.Random) -> list[StepData]:
     """Train as the loop does, for a random time per step; the actor is trained from the third step on."""
     taken: list[StepData] = []
     for number in range(state.step + 1, step + 1):
-        taken.append(queue.take(number))
         slow = number // 50 % 2  # than the engines, every other fifty steps
-        time.sleep(chance.choice((0, 0, 0.002)) + 0.002 * slow)
+        pause = chance.choice((0, 0, 0.001)) + 0.001 * slow
+        taken.append(take(queue, number, lambda pause=pause: time.sleep(pause)))
         if number >= 3:
             state.weights_version = number
         queue.trained(number)
@@ -168,6 +185,10 @@ def test_a_thousand_steps_keep_the_bound_and_use_each_prompt_once(k: int, kind: 
     assert k - 1 <= ahead <= k  # engines that are faster use the bound
     mixed = [data.metrics.get("staleness/several_versions", 0.0) for data in taken]
     assert (sum(mixed) > 0.1 * steps) == (kind is InterruptibleEngines)
+    in_parts = kind is InterruptibleEngines
+    assert all(sorted(data.parts) == ([[0, 1], [2, 3]] if in_parts else []) for data in taken)
+    early = [data.metrics.get("perf/early_mini_batches", 0.0) for data in taken]
+    assert (sum(early) > 0.02 * steps) == in_parts
     queue.close()
     queue.join()
 
@@ -191,7 +212,7 @@ def test_a_thread_that_is_held_up_after_a_step_holds_up_nothing_else(
     queue = queue_of(k, kind(chance), steps, state)
     queue.start()
     for step in range(1, steps + 1):
-        data = queue.take(step)
+        data = take(queue, step)
         assert data.metrics["staleness/max"] <= k
         if step % updates == 0:
             state.weights_version = step

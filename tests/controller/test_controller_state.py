@@ -82,13 +82,13 @@ class Scores:
     busy_seconds = 0.0
 
     def __init__(self) -> None:
-        self.ids: list[SampleId] = []
+        self.ids: set[SampleId] = set()
 
     def submit(self, rollout: Rollout) -> None:
-        self.ids.append(rollout.id)
+        self.ids.add(rollout.id)
 
-    def collect(self):
-        ids, self.ids = self.ids, []
+    def collect(self, ids):
+        self.ids -= set(ids)
         return {id: Scored(2.0) for id in ids}
 
 

@@ -31,6 +31,6 @@ def test_a_name_is_described_by_its_pattern(name: str, described_by: str | None)
 def test_units_are_those_of_the_documentation() -> None:
     assert {metric.unit for metric in METRICS.values()} <= {
         "", "score", "score²", "nats", "nats/token", "fraction", "ratio", "responses", "turns", "calls", "rollouts", "groups",
-        "batches", "steps", "tokens", "engines",
+        "batches", "mini-batches", "steps", "tokens", "engines",
         "tokens/s/device", "GiB", "s", "ms/token",
     }  # fmt: skip

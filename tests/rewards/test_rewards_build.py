@@ -25,7 +25,7 @@ def scores(config, *samples):
     try:
         for sample in samples:
             scorer.submit(sample)
-        return scorer.collect()
+        return scorer.collect([sample.id for sample in samples])
     finally:
         scorer.close()
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from iiverl_core.rewards import FunctionScorer
 from iiverl_core.rewards.scorer import covered
 from iiverl_reward_client import Scored
+from rollouts import id_of
 
 
 def test_a_function_is_busy_while_it_scores(make_sample) -> None:
@@ -20,9 +21,9 @@ def test_a_function_is_busy_while_it_scores(make_sample) -> None:
     scorer.submit(make_sample("a", key=(0, 0)))
     time.sleep(0.2)  # idle by then
     scorer.submit(make_sample("b", key=(0, 1)))
-    scorer.collect()
+    scorer.collect([id_of(0, 0), id_of(0, 1)])
     assert 0.1 <= scorer.busy_seconds < 0.2
-    scorer.collect()
+    scorer.collect([])
     assert scorer.busy_seconds == 0
     scorer.close()
 

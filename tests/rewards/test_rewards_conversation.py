@@ -58,7 +58,7 @@ def collected(scorer: Scorer, *samples: Rollout) -> dict[SampleId, Outcome]:
     try:
         for sample in samples:
             scorer.submit(sample)
-        return dict(scorer.collect())
+        return dict(scorer.collect([sample.id for sample in samples]))
     finally:
         scorer.close()
 

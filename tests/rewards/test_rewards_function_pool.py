@@ -58,7 +58,7 @@ def score(pool: Callable[..., FunctionPool], make_sample: Callable[..., Any]) ->
         scorer = pool(body, **settings)
         for group, text in enumerate(texts):
             scorer.submit(make_sample(text, key=(group, 0)))
-        outcomes = scorer.collect()
+        outcomes = scorer.collect([id_of(group, 0) for group in range(len(texts))])
         assert list(outcomes) == [id_of(group, 0) for group in range(len(texts))]
         return list(outcomes.values())
 
@@ -150,10 +150,11 @@ def test_after_many_timeouts_in_a_row_the_rest_of_the_step_is_not_called(
     scorer = pool("time.sleep(60 if solution_str == 'x' else 0)\nreturn 1.0", timeout=0.1, workers=2)
     for group in range(100):
         scorer.submit(make_sample("x", key=(group, 0)))
-    kinds = [failure(outcome).kind for outcome in scorer.collect().values()]
+    outcomes = scorer.collect([id_of(group, 0) for group in range(100)])
+    kinds = [failure(outcome).kind for outcome in outcomes.values()]
     assert kinds == ["timeout"] * 100
     scorer.submit(make_sample("a"))  # another step, another chance
-    assert list(scorer.collect().values()) == [Scored(1.0)]
+    assert list(scorer.collect([id_of()]).values()) == [Scored(1.0)]
 
 
 def test_signals_work_as_in_a_script(score: Score) -> None:
@@ -237,7 +238,7 @@ from iiverl_core.rewards.function_pool import FunctionPool
 from iiverl_core.samples import Prompt, Rollout, SampleId
 pool = FunctionPool(CustomRewardFunctionConfig(path={file!r}), Path({file!r} + ".log"))
 pool.submit(Rollout(SampleId("train", 1, 0, 0), Prompt(0, (1,), ""), "", "", "stop", 0, 0.0, ()))
-pool.collect()
+pool.collect([SampleId("train", 1, 0, 0)])
 """
 
 

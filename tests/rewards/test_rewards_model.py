@@ -50,7 +50,7 @@ def scorer_of() -> Iterator[Callable[..., ModelScorer]]:
 def collected(scorer: Scorer, *samples: Rollout) -> dict[SampleId, Outcome]:
     for sample in samples:
         scorer.submit(sample)
-    return dict(scorer.collect())
+    return dict(scorer.collect([sample.id for sample in samples]))
 
 
 def by_text(sample: Rollout) -> Outcome:
@@ -70,17 +70,20 @@ def test_the_model_is_asked_once_for_all_in_the_order_of_group_and_member(scorer
     assert outcomes == {id_of(*key): Scored(3.0 + sum(key), {"reward_model": 3.0 + sum(key)}) for key in keys}
 
 
-def test_each_collect_is_about_what_came_since_the_last(scorer_of, make_sample: Make):
+def test_each_collect_is_about_what_it_asks_for(scorer_of, make_sample: Make):
     model = Model()
     scorer = scorer_of(model)
-    assert scorer.collect() == {}
+    assert scorer.collect([]) == {}
     assert model.calls == []  # the workers are left alone
     assert scorer.busy_seconds == 0
     first = collected(scorer, make_sample("a"))
     assert first == {id_of(0, 0): Scored(4.0, {"reward_model": 4.0})}
     assert collected(scorer, make_sample("bb")) == {id_of(0, 0): Scored(5.0, {"reward_model": 5.0})}
-    assert scorer.collect() == {}
-    assert len(model.calls) == 2
+    for group in range(2):
+        scorer.submit(make_sample("c" * (group + 3), key=(group, 0)))
+    assert list(scorer.collect([id_of(1, 0)])) == [id_of(1, 0)]
+    assert list(scorer.collect([id_of(0, 0)])) == [id_of(0, 0)]
+    assert len(model.calls) == 4
 
 
 def test_the_model_reads_what_was_rewritten_and_the_other_scorer_the_rollouts(scorer_of, make_sample: Make):
@@ -188,7 +191,7 @@ def test_a_sample_that_comes_twice_is_refused(scorer_of, make_sample: Make):
     scorer.submit(make_sample("1", key=(3, 1)))
     with pytest.raises(ValueError, match="group 3, member 1 was submitted twice"):
         scorer.submit(make_sample("1", key=(3, 1)))
-    assert list(scorer.collect()) == [id_of(3, 1)]
+    assert list(scorer.collect([id_of(3, 1)])) == [id_of(3, 1)]
     scorer.submit(make_sample("1", key=(3, 1)))  # a new step
 
 
@@ -213,7 +216,7 @@ def test_closed_means_closed_for_both(make_sample: Make):
         with pytest.raises(RuntimeError, match="closed"):
             closed.submit(make_sample("1", key=(1, 0)))
         with pytest.raises(RuntimeError, match="closed"):
-            closed.collect()
+            closed.collect([id_of(1, 0)])
 
 
 def test_the_other_scorer_works_while_the_model_does_and_time_counts_once(scorer_of, make_sample: Make):
@@ -249,5 +252,5 @@ def test_what_the_other_did_before_counts_as_well(scorer_of, make_sample: Make):
     scorer.submit(make_sample())
     assert scored.wait(10)
     time.sleep(0.2)  # idle
-    scorer.collect()
+    scorer.collect([id_of()])
     assert 0.2 <= scorer.busy_seconds < 0.35

@@ -46,7 +46,7 @@ def scoring(make_sample):
         try:
             for i, text in enumerate(texts):
                 scorer.submit(make_sample(text, key=(i, 0), verification_info=INFO))
-            outcomes = scorer.collect()
+            outcomes = scorer.collect([id_of(i, 0) for i in range(len(texts))])
         finally:
             scorer.close()
         return [outcomes[id_of(i, 0)] for i in range(len(texts))]
@@ -87,8 +87,8 @@ def test_samples_are_scored_while_others_are_still_to_come(make_sample) -> None:
         scorer.submit(make_sample("a", key=(0, 0), verification_info=INFO))
         assert arrived.wait(5)  # before collect is called
         scorer.submit(make_sample("b", key=(0, 1), verification_info=INFO))
-        assert len(scorer.collect()) == 2
-        assert scorer.collect() == {}
+        assert list(scorer.collect([id_of(0, 1)])) == [id_of(0, 1)]
+        assert list(scorer.collect([id_of(0, 0)])) == [id_of(0, 0)]
         scorer.close()
 
 

@@ -39,17 +39,38 @@ def test_every_sample_has_its_own_outcome(scorer_of, make_sample):
     keys = [(group, member) for group in range(20) for member in range(3)]
     for group, member in keys:
         scorer.submit(make_sample("x" * (group * 3 + member), key=(group, member)))
-    assert scorer.collect() == {id_of(g, m): Scored(float(g * 3 + m)) for g, m in keys}
+    assert scorer.collect([id_of(g, m) for g, m in keys]) == {
+        id_of(g, m): Scored(float(g * 3 + m)) for g, m in keys
+    }
 
 
-def test_each_collect_gives_what_came_since_the_last(scorer_of, make_sample):
+def test_each_collect_gives_what_it_asks_for_once(scorer_of, make_sample):
     scorer = scorer_of(by_length)
-    assert scorer.collect() == {}
-    scorer.submit(make_sample("a"))
-    assert scorer.collect() == {id_of(0, 0): Scored(1.0)}
-    scorer.submit(make_sample("bb"))
-    assert scorer.collect() == {id_of(0, 0): Scored(2.0)}
-    assert scorer.collect() == {}
+    assert scorer.collect([]) == {}
+    for group in range(3):
+        scorer.submit(make_sample("a" * group, key=(group, 0)))
+    assert scorer.collect([id_of(2, 0), id_of(0, 0)]) == {id_of(2, 0): Scored(2.0), id_of(0, 0): Scored(0.0)}
+    assert scorer.collect([id_of(1, 0)]) == {id_of(1, 0): Scored(1.0)}
+    with pytest.raises(KeyError):
+        scorer.collect([id_of(1, 0)])
+    scorer.submit(make_sample("bb", key=(1, 0)))
+    assert scorer.collect([id_of(1, 0)]) == {id_of(1, 0): Scored(2.0)}
+
+
+def test_some_are_collected_while_others_are_being_scored(scorer_of, make_sample):
+    may_end = threading.Event()
+
+    def function(sample):
+        if sample.id.group:
+            may_end.wait(10)
+        return Scored(float(sample.id.group))
+
+    scorer = scorer_of(function)
+    for group in range(2):
+        scorer.submit(make_sample(key=(group, 0)))
+    assert scorer.collect([id_of(0, 0)]) == {id_of(0, 0): Scored(0.0)}
+    may_end.set()
+    assert scorer.collect([id_of(1, 0)]) == {id_of(1, 0): Scored(1.0)}
 
 
 def test_calls_come_one_at_a_time_from_one_other_thread_in_order(scorer_of, make_sample):
@@ -68,7 +89,7 @@ def test_calls_come_one_at_a_time_from_one_other_thread_in_order(scorer_of, make
     order = [5, 3, 9, 0, 7, 1, 8, 2, 6, 4]
     for group in order:
         scorer.submit(make_sample(key=(group, 0)))
-    scorer.collect()
+    scorer.collect([id_of(group, 0) for group in order])
     assert calls == order
     assert len(threads) == 1
     assert threading.get_ident() not in threads
@@ -91,14 +112,14 @@ def test_scoring_goes_on_while_the_caller_generates(scorer_of, make_sample):
     scorer.submit(make_sample(key=(1, 0)))
     scorer.submit(make_sample(key=(2, 0)))  # at once, although a call is running
     may_end.set()
-    assert len(scorer.collect()) == 3
+    assert len(scorer.collect([id_of(group, 0) for group in range(3)])) == 3
 
 
 def test_collect_waits_without_using_the_processor(scorer_of, make_sample):
     scorer = scorer_of(lambda sample: time.sleep(0.5) or Scored(0.0))
     scorer.submit(make_sample())
     used = time.process_time()
-    scorer.collect()
+    scorer.collect([id_of()])
     assert time.process_time() - used < 0.2
 
 
@@ -120,14 +141,14 @@ def test_an_exception_of_the_program_surfaces_in_collect(scorer_of, make_sample)
         scorer.submit(make_sample(key=(group, 0)))
     for _ in range(2):  # it stays, since no later outcome can come
         with pytest.raises(KeyError, match="a fault of the program"):
-            scorer.collect()
+            scorer.collect([id_of(group, 0) for group in range(3)])
 
 
 def test_a_failure_of_one_sample_leaves_the_others(scorer_of, make_sample):
     scorer = scorer_of(lambda s: Failed("function", detail="no") if s.id.group == 1 else Scored(1.0))
     for group in range(3):
         scorer.submit(make_sample(key=(group, 0)))
-    assert scorer.collect() == {
+    assert scorer.collect([id_of(group, 0) for group in range(3)]) == {
         id_of(0, 0): Scored(1.0),
         id_of(1, 0): Failed("function", detail="no"),
         id_of(2, 0): Scored(1.0),
@@ -145,7 +166,8 @@ def test_what_is_awaited_shares_one_event_loop(scorer_of, make_sample):
     scorer = scorer_of(function)
     for group in range(3):
         scorer.submit(make_sample(key=(group, 0)))
-    assert scorer.collect() == {id_of(group, 0): Scored(float(group)) for group in range(3)}
+    expected = {id_of(group, 0): Scored(float(group)) for group in range(3)}
+    assert scorer.collect(list(expected)) == expected
     assert len(loops) == 3
     assert all(loop is loops[0] for loop in loops)
 
@@ -174,7 +196,7 @@ def test_close_drops_what_waits_and_ends_the_thread(make_sample):
     with pytest.raises(RuntimeError, match="closed"):
         scorer.submit(make_sample())
     with pytest.raises(RuntimeError, match="closed"):
-        scorer.collect()
+        scorer.collect([id_of(0, 0)])
 
 
 def test_close_does_not_wait_for_a_call_that_never_ends(make_sample):
@@ -193,7 +215,7 @@ def test_close_wakes_a_collect_that_waits_in_another_thread(make_sample):
     scorer.submit(make_sample())
     threading.Timer(0.1, scorer.close).start()
     with pytest.raises(RuntimeError, match="closed"):
-        scorer.collect()
+        scorer.collect([id_of()])
     may_end.set()
 
 
@@ -213,10 +235,10 @@ def test_ctrl_c_gets_through_while_collect_waits(scorer_of, make_sample):
     threading.Timer(0.2, _send_interrupt).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        scorer.collect()
+        scorer.collect([id_of()])
     assert time.monotonic() - began < 5
     may_end.set()
-    assert scorer.collect() == {id_of(0, 0): Scored(1.0)}  # and nothing was lost
+    assert scorer.collect([id_of()]) == {id_of(0, 0): Scored(1.0)}  # and nothing was lost
 
 
 def _send_interrupt() -> None:
@@ -248,7 +270,7 @@ def test_a_timeout_made_of_signals_is_a_failure_and_not_a_zero(scorer_of, make_s
     handler = signal.signal
     scorer = scorer_of(load_custom_function(CustomRewardFunctionConfig(path=str(file))))
     scorer.submit(make_sample("42", "42"))
-    outcome = scorer.collect()[id_of()]
+    outcome = scorer.collect([id_of()])[id_of()]
     assert isinstance(outcome, Failed)
     assert "signal.signal" in outcome.detail
     assert "timeout_seconds=None" in outcome.detail

@@ -36,7 +36,7 @@ def find_estimator(name: str) -> Estimator:
     """
     if split_function_name(name) is None:
         info = ESTIMATORS.find(name, ESTIMATOR_KEY, also=USER_FUNCTION)
-        estimator = Estimator(info.load(), info.min_group_size, info.greedy_baseline)
+        estimator = Estimator(info.load(), info.min_group_size, info.greedy_baseline, info.per_group)
     else:
         estimator = _from_file(name, Estimator, ESTIMATOR_KEY, ESTIMATORS.label)
     if estimator.min_group_size < 1:

@@ -1,7 +1,7 @@
 """The arguments and results of worker calls; they are small, since handles name the token arrays."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from iiverl_core.samples import Handle, SequenceRef
@@ -101,3 +101,35 @@ class Advantages:
     kl: float
     token_stats: dict[str, tuple[float, float, float]]
     explained_variance: float | None = None
+
+    def joined(self, other: "Advantages", tokens: Sequence[int]) -> "Advantages":
+        """Append those of other rollouts; `tokens` are the trained tokens of both. None may have a critic."""
+        total = sum(tokens)
+        stats = {
+            name: (
+                (mean * tokens[0] + others[0] * tokens[1]) / total,
+                max(most, others[1]),
+                min(least, others[2]),
+            )
+            for name, (mean, most, least) in self.token_stats.items()
+            if (others := other.token_stats[name])
+        }
+        rollouts = len(self.means), len(other.means)
+        return Advantages(
+            self.advantages + other.advantages,
+            self.returns + other.returns,
+            self.means + other.means,
+            self.rewards + other.rewards,
+            (self.kl * rollouts[0] + other.kl * rollouts[1]) / sum(rollouts),
+            stats,
+        )
+
+    def reordered(self, rollouts: Sequence[int], sequences: Sequence[int]) -> "Advantages":
+        """Put the entries of rollouts and of sequences into another order, given by their positions in this one."""
+        return replace(
+            self,
+            advantages=[self.advantages[i] for i in sequences],
+            returns=[self.returns[i] for i in sequences],
+            means=[self.means[i] for i in rollouts],
+            rewards=[self.rewards[i] for i in rollouts],
+        )

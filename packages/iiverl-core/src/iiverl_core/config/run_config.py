@@ -25,6 +25,7 @@ from iiverl_core.config.sections.rollout import RolloutConfig
 from iiverl_core.config.sections.root import Config
 from iiverl_core.config.sections.trainer import TrainerConfig
 from iiverl_core.registry import ENGINES, ROLLOUTERS
+from iiverl_core.registry.algorithms import estimator_info
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,23 @@ class RunConfig:
         """Whether engines get newer weights while they are writing responses."""
         reads = ENGINES[self.rollout.name].reads
         return self.rollout.partial and self.trainer.max_staleness > 0 and "partial" in reads
+
+    @property
+    def trains_in_parts(self) -> bool:
+        """Whether a mini-batch is trained as soon as its responses are there, while others of the step are written.
+
+        Nothing of it may depend on the rest of the step: neither the prompts that make it up, nor advantages, nor old
+        log-probs, which the trainer would have to compute before the step's first update.
+        """
+        mini_batch_size = self.training("actor").mini_batch_size
+        return (
+            self.interrupts_rollouts
+            and self.data.train_batch_size > mini_batch_size
+            and estimator_info(self.algorithm.adv_estimator).per_group
+            and not self.algorithm.filter_groups.enable
+            and not self.kl_in_reward
+            and self.algorithm.rollout_correction.bypass_old_log_prob
+        )
 
     @property
     def folder(self) -> Path:

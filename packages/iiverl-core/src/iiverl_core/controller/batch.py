@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from iiverl_core.cluster.messages import RankBatch
+from iiverl_core.cluster.messages import RankBatch, Trained
+from iiverl_core.config import RunConfig
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import OVERLONG_PENALTY
 from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs
@@ -101,22 +102,39 @@ def mini_batch_count(groups: int, groups_per_batch: int) -> int:
     return -(-groups // groups_per_batch)
 
 
+def epoch_order(run: RunConfig, role: Trained, step: int, epoch: int) -> np.random.Generator | None:
+    """Return the generator that shuffles the groups of a step in an epoch of its updates; None to keep their order."""
+    shuffles = run.training(role).shuffle
+    return np.random.default_rng([run.data.seed, step, epoch]) if shuffles else None
+
+
+def mini_batch_groups(
+    groups: Sequence[int], groups_per_batch: int, order: np.random.Generator | None
+) -> list[list[int]]:
+    """Split groups into mini-batches, in the order of `groups` or in a random one."""
+    positions = np.arange(len(groups)) if order is None else order.permutation(len(groups))
+    batches: list[list[int]] = [[] for _ in range(mini_batch_count(len(groups), groups_per_batch))]
+    for group, position in zip(groups, positions.tolist(), strict=True):
+        batches[position // groups_per_batch].append(group)
+    return batches
+
+
 def mini_batches(
     sequences: Sequence[SequenceRef],
     groups: Sequence[int],
     groups_per_batch: int,
     order: np.random.Generator | None,
 ) -> list[list[SequenceRef]]:
-    """Split a step's sequences by their groups, in the order of `groups` or in a random one.
+    """Split a step's sequences by their groups (`mini_batch_groups`).
 
     A group without sequences makes its mini-batch smaller and does not affect the others. Empty mini-batches are
     dropped.
     """
-    positions = np.arange(len(groups)) if order is None else order.permutation(len(groups))
-    position = dict(zip(groups, positions.tolist(), strict=True))
-    batches: list[list[SequenceRef]] = [[] for _ in range(mini_batch_count(len(groups), groups_per_batch))]
+    split = mini_batch_groups(groups, groups_per_batch, order)
+    batch_of = {group: i for i, batch in enumerate(split) for group in batch}
+    batches: list[list[SequenceRef]] = [[] for _ in split]
     for sequence in sequences:
-        batches[position[sequence.id.group] // groups_per_batch].append(sequence)
+        batches[batch_of[sequence.id.group]].append(sequence)
     return [batch for batch in batches if batch]
 
 

@@ -1,6 +1,5 @@
 """Collect rollouts and their scores, for a training step and for validation."""
 
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
@@ -8,24 +7,18 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from iiverl_core.config import RunConfig
-from iiverl_core.controller.batch import drop_small_groups, groups_with_reward_variance, with_outcomes
-from iiverl_core.controller.observer import Observer, StepRecord
+from iiverl_core.controller.batch import drop_small_groups, groups_with_reward_variance
+from iiverl_core.controller.observer import Observer
+from iiverl_core.controller.scoring import Scoring
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder, PromptSet
-from iiverl_core.errors import IIVerlError
 from iiverl_core.registry import ROLLOUTERS, EstimatorInfo
-from iiverl_core.rewards import (
-    Scorer,
-    apply_failure_policy,
-    check_failures,
-    shape_overlong,
-    with_environment,
-)
+from iiverl_core.rewards import Scorer
 from iiverl_core.rollout import RolloutRequest, Sampling
 from iiverl_core.samples import Prompt, Rollout, SampleId, Split
 from iiverl_core.telemetry import Timers
-from iiverl_reward_client import Failed, Outcome, Scored
+from iiverl_reward_client import Failed, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +45,7 @@ class StepData:
 
     `rollouts` are all generated rollouts, ordered by group and member; `groups` the groups of the step's batch;
     `baselines` the score of the greedy response per group, if the estimator needs it. `timings` are the seconds that it
-    took to collect them, by metric name.
+    took to collect them, by metric name. If they come in several parts, `parts` are the groups of each, as they came.
     """
 
     step: int
@@ -61,6 +54,26 @@ class StepData:
     baselines: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    parts: list[list[int]] = field(default_factory=list)
+
+    def cut(self) -> "Iterator[StepData]":
+        """Yield the step's parts as they came; the last has what belongs to no group. Without `parts`, yield the step."""
+        if not self.parts:
+            yield self
+            return
+        for groups in self.parts:
+            whole = replace(self, baselines={}, metrics={}, timings={}) if groups != self.parts[-1] else self
+            rollouts = [each for each in self.rollouts if each.id.group in groups]
+            yield replace(whole, rollouts=rollouts, groups=groups, parts=[groups])
+
+    def add(self, part: "StepData") -> None:
+        """Add a part, whose groups may belong anywhere among those that are there."""
+        self.rollouts = sorted([*self.rollouts, *part.rollouts], key=lambda rollout: rollout.id)
+        self.groups = sorted([*self.groups, *part.groups])
+        self.baselines |= part.baselines
+        self.metrics |= part.metrics
+        self.timings |= part.timings
+        self.parts += part.parts
 
     def batch(self, estimator: EstimatorInfo) -> list[Rollout]:
         """List the rollouts for which the estimator can compute advantages."""
@@ -80,7 +93,7 @@ class EngineWeights(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """Responses to be generated: `unfinished` are still to come, and `rollouts` have.
 
@@ -98,6 +111,21 @@ class Generation:
     fruitless: int = (
         0  # calls of the engines in a row in which nothing finished, though their weights were the same
     )
+    finished: set[int] = field(default_factory=set)
+    """The groups of which all responses have come."""
+
+    def __post_init__(self) -> None:
+        self._missing = dict.fromkeys(self.prompts, self.members)
+
+    def add(self, rollout: Rollout) -> None:
+        """Add a finished response."""
+        group = rollout.id.group
+        del self.unfinished[rollout.id]
+        self.rollouts.append(rollout)
+        self.fruitless = 0
+        self._missing[group] -= 1
+        if not self._missing[group]:
+            self.finished.add(group)
 
     @property
     def ended(self) -> bool:
@@ -124,7 +152,6 @@ class RolloutCollector:
         weights: EngineWeights,
     ) -> None:
         self.run, self.plan = run, plan
-        self._scored: dict[SampleId, Outcome] = {}  # of steps whose responses are not all there
         self.workers, self.scorer, self.observer = workers, scorer, observer
         self.estimator, self.weights = estimator, weights
 
@@ -159,10 +186,7 @@ class RolloutCollector:
         overlaps: list[float] = []
         while batches < limit and len(data.groups) < target:
             batches += 1
-            _, rows = self.plan.order.batch(state.batches_consumed)
-            state.batches_consumed += 1
-            first = data.rollouts[-1].id.group + 1 if data.rollouts else 0
-            prompts = {first + i: self.plan.prompts[row] for i, row in enumerate(rows)}
+            prompts = self._next_prompts(state, data.rollouts[-1].id.group + 1 if data.rollouts else 0)
             rollouts, baselines, overlap = yield from self._collect_scored(
                 prompts, step, state.response_lengths, timers
             )
@@ -186,6 +210,21 @@ class RolloutCollector:
         data.timings = timers.drain()
         return data, state
 
+    def answer(self, step: int, state: TrainState) -> Collecting[tuple[StepData, TrainState]]:
+        """Collect what `collect` does without replacing groups or baselines, but leave it unscored."""
+        state, timers = replace(state, response_lengths=dict(state.response_lengths)), Timers()
+        prompts = self._next_prompts(state, 0)
+        with timers("gen"):
+            rollouts = yield from self._generate(prompts, step, "train", state.response_lengths)
+        _remember_lengths(state.response_lengths, rollouts)
+        return StepData(step, rollouts, list(prompts), timings=timers.drain()), state
+
+    def _next_prompts(self, state: TrainState, first: int) -> dict[int, Prompt]:
+        """Take the next batch of prompts, by group from `first` on."""
+        _, rows = self.plan.order.batch(state.batches_consumed)
+        state.batches_consumed += 1
+        return {first + i: self.plan.prompts[row] for i, row in enumerate(rows)}
+
     def _collect_scored(
         self, prompts: Mapping[int, Prompt], step: int, lengths: dict[int, float], timers: Timers
     ) -> Collecting[tuple[list[Rollout], dict[int, float], float]]:
@@ -199,31 +238,20 @@ class RolloutCollector:
             greedy: list[Rollout] = []
             if self.estimator.greedy_baseline:
                 greedy = yield from self._generate(prompts, step, "baseline", lengths)
+        scoring = self.scoring(step, len(rollouts) + len(greedy))
         with timers("reward"), self.observer.phase("scoring"):
-            generated = time.perf_counter()
-            outcomes = self._outcomes((*rollouts, *greedy))
-            exposed, busy = time.perf_counter() - generated, self.scorer.busy_seconds
-        try:
-            outcomes = self._apply_failure_policy(outcomes)
-        except IIVerlError:
-            # The step is not trained on, but its rollouts and scores are kept for inspection.
-            self.observer.write_rollouts(StepRecord(step, with_outcomes(rollouts, outcomes)))
-            raise
-        overlong = self.run.rewards.overlong
-        if overlong.enable:
-            outcomes = shape_overlong(
-                outcomes,
-                {rollout.id: rollout.response_length for rollout in (*rollouts, *greedy)},
-                limit=self.run.rollout.response_length,
-                buffer=overlong.len,
-                factor=overlong.penalty_factor,
-            )
+            scored = scoring.score((*rollouts, *greedy))
+        members = self.run.rollout.n
         baselines = {
             rollout.id.group: rollout.outcome.score
-            for rollout in with_outcomes(greedy, outcomes)
-            if isinstance(rollout.outcome, Scored)
+            for rollout in scored
+            if rollout.id.member >= members and isinstance(rollout.outcome, Scored)
         }
-        return with_outcomes(rollouts, outcomes), baselines, max(0.0, 1 - exposed / busy) if busy else 1.0
+        return [each for each in scored if each.id.member < members], baselines, scoring.hidden_fraction
+
+    def scoring(self, step: int, total: int) -> Scoring:
+        """Start to score `total` rollouts."""
+        return Scoring(self.run, self.scorer, self.observer, step, total)
 
     def validate(self, step: int) -> Collecting[list[Rollout]]:
         """Collect scored responses to the validation prompts."""
@@ -234,20 +262,8 @@ class RolloutCollector:
             part = dict(enumerate(prompts[start : start + size], start))
             generated = yield from self._generate(part, step, "validate", {})
             with self.observer.phase("scoring"):
-                outcomes = self._outcomes(generated)
-            rollouts += with_outcomes(generated, self._apply_failure_policy(outcomes))
+                rollouts += self.scoring(step, len(generated)).score(generated, shaped=False)
         return rollouts
-
-    def _outcomes(self, rollouts: Sequence[Rollout]) -> dict[SampleId, Outcome]:
-        """Wait for the outcomes of rollouts; those that failed on their way were not scored."""
-        self._scored |= self.scorer.collect()  # also of those steps that are collected at the same time
-        scored = {each.id: self._scored.pop(each.id) for each in rollouts if each.id in self._scored}
-        return with_environment(rollouts, scored, add=self.run.rewards.adds_environment)
-
-    def _apply_failure_policy(self, outcomes: Mapping[SampleId, Outcome]) -> dict[SampleId, Outcome]:
-        """Apply the configured failure policy; raises `IIVerlError` if there are too many failures."""
-        check_failures(outcomes, self.run.rewards.api.max_failed_fraction)
-        return apply_failure_policy(outcomes, self.run.rewards.api)
 
     def _generate(
         self, prompts: Mapping[int, Prompt], step: int, sampling: Sampling, lengths: Mapping[int, float]
@@ -277,7 +293,10 @@ class RolloutCollector:
         return wanted.rollouts
 
     def generate(self, wanted: Sequence[Generation]) -> Iterator[Generation]:
-        """Let the engines generate, and submit each response to the scorer as it finishes; yield what has ended by that.
+        """Let the engines generate, and submit each response to the scorer as it finishes.
+
+        Yields which of `wanted` got responses, more than once if they come one after the other; those that ended with the
+        last response, when nothing is generated any more.
 
         All of `wanted` have the same sampling. Responses may be unfinished at the end, if an engine died or was
         interrupted. Then the engines are to be given weights, with which the same is asked for again. They are the same
@@ -288,7 +307,7 @@ class RolloutCollector:
         for each in wanted:
             each.fruitless = each.fruitless + 1 if self.weights.version in each.versions else 0
             each.versions.add(self.weights.version)
-        waiting, last = list(wanted), list[Generation]()
+        waiting = list(wanted)  # to be yielded as ended
         with self.observer.phase(wanted[0].label, len(requests)) as phase:
             for batch in self.workers.generate(list(requests.values()), wanted[0].sampling):
                 for each in batch:
@@ -296,19 +315,13 @@ class RolloutCollector:
                     finished = replace(each, prompt=generation.prompts[each.id.group])
                     if not isinstance(finished.outcome, Failed):
                         self.scorer.submit(finished)
-                    generation.rollouts.append(finished)
-                    del generation.unfinished[each.id]
-                    generation.fruitless = 0
+                    generation.add(finished)
                 phase.advance(len(batch), tokens=sum(each.response_length for each in batch))
-                ended, waiting = (
-                    [each for each in waiting if each.ended],
-                    [each for each in waiting if not each.ended],
-                )
-                if waiting:
-                    yield from ended
-                else:
-                    last = ended  # nothing is generated any more
-        yield from last or [each for each in waiting if each.ended]
+                got = {owner[each.id] for each in batch}
+                if unfinished := [each for each in waiting if not each.ended]:
+                    yield from [each for each in waiting if each.ended or each in got]
+                    waiting = unfinished
+        yield from [each for each in waiting if each.ended]
 
 
 def _longest_first(prompts: Mapping[int, Prompt], known: Mapping[int, float]) -> list[tuple[int, Prompt]]:

@@ -61,6 +61,21 @@ class StepRecord:
     memory: Mapping[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def add(self, batch: Sequence[Rollout], sequences: Sequence[SequenceRef], advantages: Advantages) -> None:
+        """Add rollouts that are trained on, their sequences and advantages, to those that are there."""
+        if self.advantages is not None:
+            tokens = [sum(sequence.trained for sequence in each) for each in (self.sequences, sequences)]
+            batch, sequences = [*self.batch, *batch], [*self.sequences, *sequences]
+            rollouts = sorted(range(len(batch)), key=lambda i: batch[i].id)
+            order = sorted(range(len(sequences)), key=lambda i: sequences[i].id)
+            batch, sequences = [batch[i] for i in rollouts], [sequences[i] for i in order]
+            advantages = self.advantages.joined(advantages, tokens).reordered(rollouts, order)
+        self.batch, self.sequences, self.advantages = batch, sequences, advantages
+
+    def add_log_probs(self, policy: str, sums: Mapping[SampleId, float]) -> None:
+        """Add the log-probs of rollouts under a policy."""
+        self.log_prob_sums[policy] = {**self.log_prob_sums.get(policy, {}), **sums}
+
 
 class Observer:
     """Reports the progress of a run to trackers, terminal and files, with the metric names that dashboards use."""

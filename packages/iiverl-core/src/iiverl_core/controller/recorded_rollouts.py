@@ -1,6 +1,6 @@
 """The rollouts that a run recorded beside its samples, in place of an engine that generates them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,19 +44,21 @@ class RecordedRollouts:
     def start(self) -> None:
         """Do nothing."""
 
-    def take(self, step: int) -> StepData:
-        """Read the rollouts of a step.
+    def stream(self, step: int) -> Iterator[StepData]:
+        """Read the rollouts of a step, and yield them in the parts in which the run trained on them.
 
         Raises:
             CheckpointError: they are not there, or cannot be read.
         """
-        if step in self._saved:
-            return self._saved.pop(step)
-        if step not in self._folders:
+        data = self._saved.pop(step, None)
+        if step in self._folders:
+            (recorded,) = read_rollouts(self._folders[step], self._prompts, self._workers, str(step))
+            if data is None:
+                advance(self._state, recorded)
+            data = recorded
+        if data is None:
             raise CheckpointError(f"the rollouts of step {step} are not recorded")
-        (data,) = read_rollouts(self._folders[step], self._prompts, self._workers, str(step))
-        advance(self._state, data)
-        return data
+        yield from data.cut()
 
     def trained(self, step: int) -> dict[str, float]:
         """Return no metrics, since no engine gets weights."""

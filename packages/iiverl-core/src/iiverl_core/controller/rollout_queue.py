@@ -15,6 +15,10 @@ bit by bit. With larger k, engines that are faster than the trainer go further a
 With `rollout.partial`, engines are interrupted for the weights after every step, and go on with the responses that they
 were writing. The rollouts of all steps that may be started are generated side by side, so engines that wait for the
 longest responses of a step have others to write meanwhile. Which weights write which token then depends on time.
+
+Then the loop need not wait for the longest response of a step either: if its mini-batches can be trained one by one
+(`trains_in_parts`), it gets each of them as soon as its groups are there. Mini-batches have the groups that they would have in turn;
+time decides only which comes first.
 """
 
 import threading
@@ -24,8 +28,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from iiverl_core.config import RunConfig
+from iiverl_core.controller.batch import epoch_order, mini_batch_groups
 from iiverl_core.controller.collector import Collecting, Generation, Plan, RolloutCollector, StepData
 from iiverl_core.controller.observer import Observer
+from iiverl_core.controller.scoring import Scoring
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError
@@ -64,6 +70,7 @@ class RolloutQueue:
         state: TrainState,
         saved: Sequence[StepData] = (),
     ) -> None:
+        self._run = run
         self._max_staleness, self._total = run.trainer.max_staleness, plan.total_steps
         self._workers, self._observer, self._state = workers, observer, state
         estimator = estimator_info(run.algorithm.adv_estimator)
@@ -73,8 +80,11 @@ class RolloutQueue:
         # How far a step gets in the data is known before its rollouts are, unless groups are replaced.
         replaced = run.algorithm.filter_groups.enable or estimator.greedy_baseline
         self._side_by_side = self._interrupts and not replaced
+        # What the thread needs no scores for is scored where the loop waits for it.
+        self._answers = bool(self._max_staleness) and not replaced
         self._flying: dict[int, _Flying] = {}  # the steps that are being collected
         self._ready = {data.step: data for data in saved}
+        self._unscored = set[int]()  # steps that are ready but for their scores
         # Batches of prompts consumed after each step whose rollouts are collected.
         self._consumed = dict.fromkeys(range(state.step, state.step + len(saved) + 1), state.batches_consumed)
         self._next = state.step + 1 + len(saved)  # to be started
@@ -89,6 +99,7 @@ class RolloutQueue:
         self._scoring = False  # the thread waits for scores meanwhile
         self._wanted = False  # the loop wants the engines next
         self._lost = False  # an engine died, and the thread waits until it has weights
+        self._updating = False  # the trainer's weights are between those of two steps
         self._closed = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -99,24 +110,80 @@ class RolloutQueue:
         self.version = self._state.weights_version
         self._note_weights()
 
-    def take(self, step: int) -> StepData:
-        """Return the rollouts of a step, waiting for them if they are not collected yet.
+    def stream(self, step: int) -> Iterator[StepData]:
+        """Yield the rollouts of a step, waiting for them if they are not collected yet.
+
+        With `trains_in_parts`, each mini-batch comes as soon as its groups are scored; otherwise all come together. The
+        last part has the metrics and timings.
 
         Raises what `RolloutCollector.collect` raises.
         """
         if not self._max_staleness:
             data = self._ready.pop(step, None) or self._collect_alone(step)
-        else:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="iiverl-rollouts", daemon=True)
-                self._thread.start()
-            with self._observer.timers("wait_rollouts"), self._observer.phase("waiting for rollouts"):
-                self._await(lambda: step in self._ready)
+            self._observer.timers.add(data.timings)
+            yield data
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="iiverl-rollouts", daemon=True)
+            self._thread.start()
+        yield from self._stream_beside(step)
+
+    def _stream_beside(self, step: int) -> Iterator[StepData]:
+        in_parts = self._run.trains_in_parts
+        self._wait_for(lambda: step in self._ready or (in_parts and step in self._flying))
+        with self._changed:
+            known = self._ready.get(step)
+            groups = known.groups if known else list(self._flying[step].wanted.prompts)
+            scoring = self._scoring_of(step, groups) if known is None or step in self._unscored else None
+        parts, early = self._mini_batches(step, groups) if in_parts else [groups], 0
+        while parts:
+            self._wait_for(lambda: step in self._ready or self._first_to_come(step, parts) is not None)
             with self._changed:
-                data = self._ready.pop(step)
-                data.metrics["perf/rollouts_ready"] = float(len(self._ready))
+                collected = step in self._ready
+                part = parts[0] if collected else self._first_to_come(step, parts)
+                rollouts = self._ready[step].rollouts if collected else self._flying[step].wanted.rollouts
+            assert part is not None
+            parts.remove(part)
+            early += not collected
+            if in_parts:
+                rollouts = [each for each in rollouts if each.id.group in part]
+            if scoring:
+                with self._observer.timers("reward"), self._observer.phase("scoring"):
+                    rollouts = scoring.score(rollouts)
+            data = StepData(step) if parts else self._hand_over(step)
+            if scoring and not parts:
+                data.metrics["reward/hidden_fraction"] = scoring.hidden_fraction
+            if in_parts and not parts:
+                data.metrics["perf/early_mini_batches"] = float(early)
+            self._updating = True
+            if in_parts:
+                data = replace(data, groups=part, parts=[part])
+            yield replace(data, rollouts=rollouts)
+
+    def _mini_batches(self, step: int, groups: Sequence[int]) -> list[list[int]]:
+        order = epoch_order(self._run, "actor", step, 0)
+        return mini_batch_groups(groups, self._run.training("actor").mini_batch_size, order)
+
+    def _first_to_come(self, step: int, parts: Sequence[list[int]]) -> list[int] | None:
+        """Return a part of which all responses are there; None if there is none, or the step ends with it."""
+        finished = self._flying[step].wanted.finished if step in self._flying else frozenset[int]()
+        return next((part for part in parts if len(parts) > 1 and finished.issuperset(part)), None)
+
+    def _hand_over(self, step: int) -> StepData:
+        """Let the loop have the last part of a step, with what belongs to no part."""
+        with self._changed:
+            data = self._ready.pop(step)
+            self._unscored.discard(step)
+            data.metrics["perf/rollouts_ready"] = float(len(self._ready))
         self._observer.timers.add(data.timings)
         return data
+
+    def _scoring_of(self, step: int, groups: Sequence[int]) -> Scoring:
+        return self._collector.scoring(step, len(groups) * self._run.rollout.n)
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        with self._observer.timers("wait_rollouts"), self._observer.phase("waiting for rollouts"):
+            self._await(condition)
 
     def trained(self, step: int) -> dict[str, float]:
         """Note that a step's updates are done, and give engines that are between two steps the new weights.
@@ -124,7 +191,7 @@ class RolloutQueue:
         Returns metrics of the weights that were given since the last call, and of the engines that are in use.
         """
         with self._changed:
-            self._trained = step
+            self._trained, self._updating = step, False
             self._take_engines_for_weights()
             self._give_weights_if_due()
         given, self._given_bytes = self._given_bytes, None
@@ -150,7 +217,18 @@ class RolloutQueue:
             while last + 1 in self._ready:
                 last += 1
             state = replace(self._state, batches_consumed=self._consumed[last])
-            return state, [self._ready[step] for step in range(self._trained + 1, last + 1)]
+            saved = [self._ready[step] for step in range(self._trained + 1, last + 1)]
+        for data in saved:
+            self._complete(data)
+        return state, saved
+
+    def _complete(self, data: StepData) -> None:
+        """Wait for the scores of a step that is collected."""
+        if data.step in self._unscored:
+            scoring = self._scoring_of(data.step, data.groups)
+            data.rollouts = scoring.score(data.rollouts)
+            data.metrics["reward/hidden_fraction"] = scoring.hidden_fraction
+            self._unscored.remove(data.step)
 
     def restore(self) -> None:
         """Give weights to engines that died and were started again, or were interrupted, for the responses that are missing.
@@ -221,16 +299,19 @@ class RolloutQueue:
         """Start what may be started, of which each step takes its prompts."""
         while self._may_start():
             step, self._next = self._next, self._next + 1
-            collecting = self._collector.collect(step, self._state)
+            collects = self._collector.answer if self._answers else self._collector.collect
+            collecting = collects(step, self._state)
             self._flying[step] = _Flying(step, collecting, next(collecting), waited)
             if self._side_by_side:
                 self._state.batches_consumed += 1
 
     def _advance(self, flying: "_Flying") -> None:
-        """Go on with a step whose rollouts have come: wait for their scores, and for more rollouts if it wants them."""
+        """Go on with a step of which rollouts have come: once all have, it is collected, or wants scores and others."""
         with self._changed:
-            self._scoring = True
+            self._scoring = flying.wanted.ended and not self._answers
             self._changed.notify_all()
+        if not flying.wanted.ended:
+            return
         try:
             flying.wanted = next(flying.collecting)
         except StopIteration as end:
@@ -242,6 +323,8 @@ class RolloutQueue:
                 self._collecting = bool(self._flying)
                 self._note_collected(data, after)
                 self._ready[data.step] = data
+                if self._answers:
+                    self._unscored.add(data.step)
                 self._changed.notify_all()
         finally:
             self._scoring = False
@@ -275,7 +358,7 @@ class RolloutQueue:
         """Wait for the thread; give weights to engines that it lost, and the newest ones when the engines allow it."""
         with self._changed:
             self._take_engines_for_weights()
-            self._wanted = self._state.weights_version != self.version
+            self._wanted = self._has_newer_weights
             try:
                 while not condition():
                     if self._error is not None:
@@ -310,12 +393,16 @@ class RolloutQueue:
                 self._wanted = False
                 self._changed.notify_all()
 
+    @property
+    def _has_newer_weights(self) -> bool:
+        return not self._updating and self._state.weights_version != self.version
+
     def _next_is_collected(self) -> bool:
         return min(self._trained + 1, self._total) in self._consumed
 
     def _take_engines_for_weights(self) -> None:
         """Interrupt the engines if they have older weights, unless that would have the loop wait for scores."""
-        if self._state.weights_version != self.version:
+        if self._has_newer_weights:
             self._interrupt(lambda: not self._collecting or self._scoring)
 
     def _interrupt(self, until: Callable[[], bool]) -> None:
@@ -328,9 +415,9 @@ class RolloutQueue:
         busy = self._thread is not None and not self._interrupts and not self._next_is_collected()
         if self._collecting or (busy and not self._lost):
             return
-        if self._lost or self._state.weights_version != self.version:
+        if self._lost or self._has_newer_weights:
             self._give_weights()
-        else:
+        elif self._state.weights_version == self.version:
             self._note_weights()
 
     def _give_weights(self) -> None:

@@ -8,17 +8,16 @@ Unnecessary work is skipped: old log-probs if a step makes a single update (the 
 engine take their place, the reference policy without a KL, the critic if the estimator does not need one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
-
-import numpy as np
 
 from iiverl_core.cluster.messages import Advantages, Trained
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import (
+    epoch_order,
     mini_batch_count,
     mini_batches,
     sums_by_rollout,
@@ -54,8 +53,8 @@ class StepRollouts(Protocol):
         """Get ready for the first step."""
         ...
 
-    def take(self, step: int) -> StepData:
-        """Return the rollouts of a step."""
+    def stream(self, step: int) -> Iterator[StepData]:
+        """Yield the rollouts of a step: all together, or each mini-batch of the first epoch on its own."""
         ...
 
     def trained(self, step: int) -> Mapping[str, float]:
@@ -69,6 +68,23 @@ class StepRollouts(Protocol):
     def checkpoint(self) -> tuple[TrainState, list[StepData]]:
         """Return the state to save after the last trained step, and rollouts of later steps that it includes."""
         ...
+
+
+@dataclass
+class Updates:
+    """The updates of a step so far: the metrics of each, and the work of each rank, by model.
+
+    `sequences` are those that the actor was updated on in the first epoch.
+    """
+
+    metrics: dict[Trained, list[Mapping[str, float]]] = field(default_factory=dict)
+    work: dict[Trained, list[list[Work]]] = field(default_factory=dict)
+    sequences: list[SequenceRef] = field(default_factory=list)
+
+    def add(self, role: Trained, metrics: Mapping[str, float], work: list[Work]) -> None:
+        """Add an update."""
+        self.metrics.setdefault(role, []).append(metrics)
+        self.work.setdefault(role, []).append(work)
 
 
 class Trainer:
@@ -140,19 +156,25 @@ class Trainer:
 
     def step(self, step: int) -> StepRecord:
         """Run one training step: generate, score, estimate advantages, update."""
-        data = self.rollouts.take(step)
-        self.checkpoints.advance()
-        batch = data.batch(self.estimator)
-        record = StepRecord(step, data.rollouts, batch, baselines=data.baselines, metrics=dict(data.metrics))
+        data, record, updates = StepData(step), StepRecord(step, []), Updates()
         trains_actor = step >= self.run.trainer.critic_warmup or not self.run.uses_critic
-        self.workers.sleep(discard_weights=bool(batch) and trains_actor)  # new weights will follow
+        try:
+            for part in self.rollouts.stream(step):
+                batch = part.batch(self.estimator)
+                if not data.rollouts:
+                    self.checkpoints.advance()
+                    # New weights will follow.
+                    self.workers.sleep(discard_weights=bool(batch) and trains_actor)
+                data.add(part)
+                record.rollouts, record.baselines = data.rollouts, data.baselines
+                if batch:
+                    self.train_on(batch, part, record, updates, trains_actor=trains_actor)
+            self.finish_updates(data, record, updates)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}{self.keep(data, record)}") from error
         in_batch = sum(rollout.id.group in data.groups for rollout in data.rollouts)
-        record.metrics["reward/dropped_samples"] = float(in_batch - len(batch))
-        if batch:
-            try:
-                self.train_on(data, record, trains_actor=trains_actor)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error}{self.keep(data, record)}") from error
+        record.metrics["reward/dropped_samples"] = float(in_batch - len(record.batch))
+        record.metrics |= data.metrics
         record.metrics |= self.rollouts.trained(step)
 
         record.memory = self.workers.memory()
@@ -161,37 +183,65 @@ class Trainer:
         self.check_mismatch(record.metrics)
         return record
 
-    def train_on(self, data: StepData, record: StepRecord, *, trains_actor: bool) -> None:
-        """Compute advantages of a step's batch, and update the models."""
-        sequences = self.evaluate(record)
+    def train_on(
+        self,
+        batch: Sequence[Rollout],
+        part: StepData,
+        record: StepRecord,
+        updates: Updates,
+        *,
+        trains_actor: bool,
+    ) -> None:
+        """Compute the advantages of a step, or of a part of it, and update the models: the actor in a first epoch."""
+        sequences = self.evaluate(batch, record)
         with self.timers("adv"), self.observer.phase("advantages"):
-            record.advantages = found = self.estimate(sequences, record.batch, data)
+            found = self.estimate(sequences, batch, part)
             sequences = with_arrays(sequences, advantages=found.advantages, returns=found.returns)
-        record.sequences = sequences
+        record.add(batch, sequences, found)
         if self.kl.coef:
             record.metrics |= {"critic/kl": found.kl, "critic/kl_coeff": self.kl.coef}
-            self.kl.update(found.kl, len(record.batch))
+            self.kl.update(found.kl, len(batch))
             self.state.kl_coef = self.kl.coef
         if self.run.uses_critic:
+            epochs = range(self.run.training("critic").epochs)
             with self.timers("update_critic"):
-                self.update("critic", sequences, data.groups, record)
+                self.update("critic", epochs, sequences, part.groups, record, updates)
         if trains_actor:
+            updates.sequences += sequences
             with self.timers("update_actor"):
-                self.update("actor", sequences, data.groups, record)
-            self.state.weights_version = record.step
+                self.update("actor", range(1), sequences, part.groups, record, updates)
 
-    def evaluate(self, record: StepRecord) -> list[SequenceRef]:
+    def finish_updates(self, data: StepData, record: StepRecord, updates: Updates) -> None:
+        """Update the actor in the epochs after the first, and sum up all updates of the step."""
+        trained = "actor" in updates.metrics
+        if trained and (later := range(1, self.run.training("actor").epochs)):
+            sequences = sorted(updates.sequences, key=lambda sequence: sequence.id)
+            with self.timers("update_actor"):
+                self.update("actor", later, sequences, data.groups, record, updates)
+        for role, metrics in updates.metrics.items():
+            record.work[role] = [sum(of_rank, Work()) for of_rank in zip(*updates.work[role], strict=True)]
+            record.metrics |= over_updates(metrics) | {f"{role}/lr": self.learning_rate(role, record.step)}
+        if trained:
+            self.state.weights_version = record.step
+            if self.bypasses_old_log_probs:
+                # In later updates they compare with a policy that has moved, which is not a mismatch.
+                first = updates.metrics["actor"][0]
+                record.metrics |= {name: x for name, x in first.items() if name.startswith(MISMATCH)}
+            if self.run.loss.use_kl_loss:
+                record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
+
+    def evaluate(self, batch: Sequence[Rollout], record: StepRecord) -> list[SequenceRef]:
         """Compute the log-probs and values of each trained token before the update, if they are needed."""
-        sequences = trained_sequences(record.batch)
+        sequences = trained_sequences(batch)
         if self.needs_old_log_probs:
             with self.timers("old_log_prob"), self.observer.phase("old log-probs"):
                 handles, sums = self.workers.evaluate("actor", sequences)
-                record.log_prob_sums["old"] = sums_by_rollout(sequences, sums)
+                record.add_log_probs("old", sums_by_rollout(sequences, sums))
                 sequences = with_arrays(sequences, old_log_probs=handles)
         if self.run.needs_reference:
             with self.timers("ref"), self.observer.phase("reference log-probs"):
                 handles, sums = self.workers.evaluate("reference", sequences)
-                record.log_prob_sums["ref"] = sums_by_rollout(sequences, sums)
+                record.add_log_probs("ref", sums_by_rollout(sequences, sums))
                 sequences = with_arrays(sequences, ref_log_probs=handles)
         if self.run.uses_critic:
             with self.timers("values"), self.observer.phase("values"):
@@ -199,53 +249,52 @@ class Trainer:
                 sequences = with_arrays(sequences, values=handles)
         return sequences
 
-    def estimate(self, sequences: list[SequenceRef], batch: Sequence[Rollout], data: StepData) -> Advantages:
-        """Compute advantages and returns of a step."""
+    def estimate(self, sequences: list[SequenceRef], batch: Sequence[Rollout], part: StepData) -> Advantages:
+        """Compute advantages and returns."""
         scores = [rollout.outcome.score for rollout in batch if isinstance(rollout.outcome, Scored)]
         baselines = None
         if self.estimator.greedy_baseline:
-            baselines = [data.baselines[rollout.id.group] for rollout in batch]
+            baselines = [part.baselines[rollout.id.group] for rollout in batch]
         return self.workers.advantages(sequences, scores, baselines, self.kl.coef)
 
     def update(
-        self, role: Trained, sequences: Sequence[SequenceRef], groups: Sequence[int], record: StepRecord
+        self,
+        role: Trained,
+        epochs: range,
+        sequences: Sequence[SequenceRef],
+        groups: Sequence[int],
+        record: StepRecord,
+        updates: Updates,
     ) -> None:
-        """Update a model on a step's sequences, mini-batch by mini-batch; metrics are means over updates."""
-        training = self.run.training(role)
-        lr = learning_rate(record.step - 1, self.plan.total_steps, training.optimizer)
-        updates: list[Mapping[str, float]] = []
-        work: list[list[Work]] = []  # of each rank, for each update
-        total = training.epochs * mini_batch_count(len(groups), training.mini_batch_size)
+        """Update a model on sequences, mini-batch by mini-batch, in some of the epochs."""
+        training, lr = self.run.training(role), self.learning_rate(role, record.step)
+        total = len(epochs) * mini_batch_count(len(groups), training.mini_batch_size)
         with self.observer.phase(f"updating the {role}", total) as phase:
-            for epoch in range(training.epochs):
-                seeds = [self.run.data.seed, record.step, epoch]
-                order = np.random.default_rng(seeds) if training.shuffle else None
+            for epoch in epochs:
+                order = epoch_order(self.run, role, record.step, epoch)
                 for mini_batch in mini_batches(sequences, groups, training.mini_batch_size, order):
+                    unchanged = role not in updates.metrics
                     if role == "actor" and self.policy_loss.select_tokens is not None:
-                        mini_batch = self.select_tokens(mini_batch, unchanged=not updates)
-                    keeps = role == "actor" and not updates and self.keeps_log_probs(mini_batch, record)
-                    metrics, rank_work, log_probs = self.workers.update(
+                        mini_batch = self.select_tokens(mini_batch, unchanged=unchanged)
+                    keeps = role == "actor" and unchanged and self.keeps_log_probs(mini_batch)
+                    metrics, work, log_probs = self.workers.update(
                         role, mini_batch, lr, self.arrays(role, mini_batch), keeps_log_probs=keeps
                     )
                     if keeps:
                         record.sequences = with_arrays(mini_batch, old_log_probs=log_probs)
                     if self.must_stop(role, metrics):
                         raise self.not_finite(role, record)
-                    updates.append(metrics)
-                    work.append(rank_work)
+                    updates.add(role, metrics, work)
                     phase.advance()
-        record.work[role] = [sum(of_rank, Work()) for of_rank in zip(*work, strict=True)]
-        record.metrics |= over_updates(updates) | {f"{role}/lr": lr}
-        if role == "actor" and self.bypasses_old_log_probs:
-            # In later updates they compare with a policy that has moved, which is not a mismatch.
-            record.metrics |= {name: x for name, x in updates[0].items() if name.startswith(MISMATCH)}
-        if role == "actor" and self.run.loss.use_kl_loss:
-            record.metrics["actor/kl_coef"] = self.run.loss.kl_loss_coef
 
-    def keeps_log_probs(self, mini_batch: Sequence[SequenceRef], record: StepRecord) -> bool:
+    def learning_rate(self, role: Trained, step: int) -> float:
+        """Compute the learning rate of a step."""
+        return learning_rate(step - 1, self.plan.total_steps, self.run.training(role).optimizer)
+
+    def keeps_log_probs(self, mini_batch: Sequence[SequenceRef]) -> bool:
         """Return whether the log-probs of a step's first update are to be recorded: no others are known of its sequences."""
         known = "old_log_probs" in mini_batch[0].arrays
-        return self.records_rollouts and not known and len(mini_batch) == len(record.sequences)
+        return self.records_rollouts and not known and self.mini_batches == 1
 
     def must_stop(self, role: Trained, metrics: Mapping[str, float]) -> bool:
         """Count consecutive updates that were skipped because their gradient was not finite; say if they are too many."""
@@ -359,13 +408,16 @@ class Trainer:
         return self.run.algorithm.rollout_correction.bypass_old_log_prob
 
     @property
+    def mini_batches(self) -> int:
+        """The most mini-batches that the actor is updated on in an epoch of a step."""
+        return mini_batch_count(self.run.data.train_batch_size, self.run.training("actor").mini_batch_size)
+
+    @property
     def needs_old_log_probs(self) -> bool:
         """Whether the policy changes between generation and the last update, or something else needs them."""
         if self.bypasses_old_log_probs:
             return False
-        training = self.run.training("actor")
-        batches = mini_batch_count(self.run.data.train_batch_size, training.mini_batch_size)
-        updates = training.epochs * batches
+        updates = self.run.training("actor").epochs * self.mini_batches
         return updates > 1 or self.kl.coef != 0 or self.policy_loss.select_tokens is not None
 
 

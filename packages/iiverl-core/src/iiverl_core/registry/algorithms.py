@@ -48,10 +48,11 @@ class EstimatorInfo(AlgorithmInfo):
 
     Groups with fewer than `min_group_size` scored responses are dropped from the step. With `needs_critic`, a critic is
     trained and the batch has its values. With `greedy_baseline`, each prompt gets an additional response, decoded greedily,
-    whose score is the baseline of the group.
+    whose score is the baseline of the group. With `per_group`, the advantages of a group depend on no other one.
     """
 
     min_group_size: int = 1
+    per_group: bool = False
     needs_critic: bool = False
     greedy_baseline: bool = False
 
@@ -108,6 +109,7 @@ ESTIMATORS = Registry(
             code=f"{_ADVANTAGES}.grpo:grpo",
             reads=("norm_by_std",),
             min_group_size=2,
+            per_group=True,
         ),
         EstimatorInfo(
             name="reinforce_plus_plus",
@@ -132,12 +134,14 @@ ESTIMATORS = Registry(
             summary="RLOO: a response is compared with the mean of the other responses to the same prompt",
             code=f"{_ADVANTAGES}.rloo:rloo",
             min_group_size=2,
+            per_group=True,
         ),
         EstimatorInfo(
             name="opo",
             summary="OPO: a response is compared with the length-weighted mean of the responses to the same prompt",
             code=f"{_ADVANTAGES}.opo:opo",
             min_group_size=2,
+            per_group=True,
         ),
         EstimatorInfo(
             name="gpg",
@@ -151,6 +155,7 @@ ESTIMATORS = Registry(
             code=f"{_ADVANTAGES}.grpo_passk:grpo_passk",
             reads=("norm_by_std",),
             min_group_size=2,
+            per_group=True,
         ),
     ),
     siblings=AlgorithmInfo,
@@ -310,8 +315,14 @@ def estimator_info(name: str) -> EstimatorInfo:
     if name in ESTIMATORS:
         return ESTIMATORS[name]
     custom = load_code(f"{_USER_FUNCTIONS}:find_estimator", name)(name)
-    requirements = {"min_group_size": custom.min_group_size, "greedy_baseline": custom.greedy_baseline}
-    return EstimatorInfo(name=name, summary="", code=name, **requirements)
+    return EstimatorInfo(
+        name=name,
+        summary="",
+        code=name,
+        min_group_size=custom.min_group_size,
+        greedy_baseline=custom.greedy_baseline,
+        per_group=custom.per_group,
+    )
 
 
 def policy_loss_info(name: str) -> PolicyLossInfo:

@@ -274,6 +274,12 @@ METRICS = Registry(
             _QUEUE,
         ),
         _metric(
+            "perf/early_mini_batches",
+            "mini-batches",
+            "mini-batches that were trained before the step's last response was there; with rollout.partial",
+            _QUEUE,
+        ),
+        _metric(
             "perf/engines",
             "engines",
             "engines that are in use after the step, and not retired; with rollout.min_engines",

@@ -27,19 +27,22 @@ class TooManyFailures(IIVerlError):  # noqa: N818
 
 
 def check_failures(
-    outcomes: Mapping[SampleId, Outcome], max_failed_fraction: float
+    outcomes: Mapping[SampleId, Outcome], max_failed_fraction: float, total: int | None = None
 ) -> dict[FailureKind, int]:
     """Count a step's failures by kind, most frequent first.
+
+    `total` is the number of the step's samples, if `outcomes` are not yet those of all.
 
     Raises:
         TooManyFailures: a larger fraction than `max_failed_fraction` failed, or every sample did.
     """
     failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
     by_kind: Counter[FailureKind] = Counter(failure.kind for failure in failed)
+    total = total or len(outcomes)
     # With no score at all there is nothing to learn from, whatever fraction may fail.
-    if failed and (len(failed) == len(outcomes) or len(failed) > max_failed_fraction * len(outcomes)):
+    if failed and (len(failed) == total or len(failed) > max_failed_fraction * total):
         raise TooManyFailures(
-            f"{describe_failures(failed, len(outcomes))}\n"
+            f"{describe_failures(failed, total)}\n"
             f"reward_api.max_failed_fraction allows {max_failed_fraction:.1%}. "
             f"What to do: {'; '.join(_NEXT_STEPS[kind] for kind, _ in by_kind.most_common())}."
         )

@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +55,13 @@ class FunctionPool(ThreadScorer):
         self._task: asyncio.Task[None] | None = None
         self._thread.start()
 
-    def collect(self) -> Mapping[SampleId, Outcome]:
-        """Wait for all outcomes; see `Scorer.collect`.
+    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+        """Wait for outcomes; see `Scorer.collect`.
 
         Raises:
             ConfigError: the function cannot be loaded in a process of its own.
         """
-        outcomes = super().collect()
+        outcomes = super().collect(ids)
         self._timeouts_in_a_row = 0
         if not self._printed and _size(self._output) > 0:
             self._printed = True

@@ -1,8 +1,8 @@
-"""Score with a reward model, which the workers run together once all rollouts of a step are finished."""
+"""Score with a reward model, which the workers run together once the rollouts are finished."""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -23,8 +23,8 @@ Rewrite: TypeAlias = Callable[[Rollout], RewardModelInput | Failed]
 class ModelScorer:
     """A `Scorer` that runs a reward model and adds the scores of an optional other scorer.
 
-    The processes of a sharded model work together, so `score` is called once for all rollouts submitted since the last
-    `collect`, ordered by id, and not at all if there are none. It is called with the last sequence of each rollout or,
+    The processes of a sharded model work together, so `score` is called once for all rollouts that are collected
+    together, ordered by id, and not at all if there are none. It is called with the last sequence of each rollout or,
     with `rewrite`, the sequences that `rewrite` returns; that function runs on a thread as rollouts are submitted. The
     other scorer gets the rollouts immediately and works while the model does.
 
@@ -62,8 +62,8 @@ class ModelScorer:
             self._other.submit(rollout)
         self._inputs[rollout.id] = self._thread.submit(self._rewrite, rollout)
 
-    def collect(self) -> Mapping[SampleId, Outcome]:
-        """Run the model on all submitted rollouts, wait for the other scorer, and combine the two.
+    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+        """Run the model on these rollouts, wait for the other scorer, and combine the two.
 
         Raises:
             RuntimeError: the scorer is closed, or the model returned a wrong number of scores.
@@ -71,16 +71,17 @@ class ModelScorer:
         """
         if self._closed:
             raise RuntimeError("the scorer is closed")
-        inputs = {id: self._inputs[id].result() for id in sorted(self._inputs)}
+        inputs = {id: self._inputs[id].result() for id in sorted(ids)}
         began = time.monotonic()
         by_model = self._score_inputs(inputs)
         self.busy_spans = [(began, time.monotonic())] if inputs else []
         outcomes: dict[SampleId, Outcome] = by_model
         if self._other is not None:
-            by_other = self._other.collect()
+            by_other = self._other.collect(list(inputs))
             outcomes = {id: self._combine(by_model[id], by_other[id]) for id in by_model}
             self.busy_spans += self._other.busy_spans
-        self._inputs.clear()
+        for id in inputs:
+            del self._inputs[id]
         return outcomes
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -71,9 +71,9 @@ class RemoteScorer:
             raise ValueError(f"{rollout.id} was submitted twice")
         self._send(rollout.id, reward_sample(rollout, self._config.verification_info_column))
 
-    def collect(self) -> Mapping[SampleId, Outcome]:
-        """Wait for all outcomes; see `Scorer.collect`."""
-        outcomes = self._wait()
+    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+        """Wait for outcomes; see `Scorer.collect`."""
+        outcomes = self._wait(ids)
         deadline = time.monotonic() + self._config.outage_patience
         pause = FIRST_PAUSE
         while unscored := self._unscored(outcomes):
@@ -93,8 +93,8 @@ class RemoteScorer:
                 for id in unscored:
                     self._send(id, self._submitted[id].sample)
                 outcomes |= self._wait(unscored)
-        self.busy_spans = [(sent.at, sent.at + (sent.seconds or 0.0)) for sent in self._submitted.values()]
-        self._submitted.clear()
+        collected = [self._submitted.pop(id) for id in outcomes]
+        self.busy_spans = [(sent.at, sent.at + (sent.seconds or 0.0)) for sent in collected]
         return outcomes
 
     def close(self) -> None:
@@ -107,10 +107,10 @@ class RemoteScorer:
         sent.future.add_done_callback(sent.done)
         self._submitted[id] = sent
 
-    def _wait(self, ids: Iterable[SampleId] | None = None) -> dict[SampleId, Outcome]:
-        """Wait for the outcomes of these samples, or of all; `seconds` in a score's info is the time it took."""
+    def _wait(self, ids: Collection[SampleId]) -> dict[SampleId, Outcome]:
+        """Wait for the outcomes of these samples; `seconds` in a score's info is the time it took."""
         outcomes: dict[SampleId, Outcome] = {}
-        for id in list(ids or self._submitted):
+        for id in ids:
             sent = self._submitted[id]
             outcome = sent.future.result()
             if isinstance(outcome, Scored):
@@ -120,7 +120,7 @@ class RemoteScorer:
         return outcomes
 
     def _unscored(self, outcomes: Mapping[SampleId, Outcome]) -> list[SampleId]:
-        """Return the samples to send again: those an outage left unscored, if they are too many for the step."""
+        """Return the samples to send again: those an outage left unscored, if they are too many."""
         ids = [id for id, each in outcomes.items() if isinstance(each, Failed) and each.outage]
         return ids if len(ids) > self._config.max_failed_fraction * len(outcomes) else []
 

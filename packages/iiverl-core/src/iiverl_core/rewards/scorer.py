@@ -1,6 +1,6 @@
 """The interface between the training loop and scoring."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from iiverl_core.samples import Rollout, SampleId
@@ -27,12 +27,12 @@ class Scorer(Protocol):
         """Queue a finished rollout and return immediately.
 
         Raises:
-            ValueError: a rollout with this id was submitted since the last `collect`.
+            ValueError: a rollout with this id was submitted and is not collected yet.
         """
         ...
 
-    def collect(self) -> Mapping[SampleId, Outcome]:
-        """Wait for the outcomes of all rollouts submitted since the last call.
+    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+        """Wait for the outcomes of these rollouts, which were submitted; others may still be submitted meanwhile.
 
         An error of the scorer itself is raised here, and the scorer cannot be used any more.
         """

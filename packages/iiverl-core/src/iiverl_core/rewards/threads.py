@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from iiverl_core import activity
 from iiverl_core.rewards.scorer import Span, covered
@@ -19,10 +19,9 @@ class ThreadScorer(ABC):
         self.busy_spans: list[Span] = []
         self._changed = threading.Condition()
         # Guarded by the condition's lock. `_pending` are the rollouts that wait or are being scored.
-        self._submitted: list[SampleId] = []
         self._pending: set[SampleId] = set()
         self._outcomes: dict[SampleId, Outcome] = {}
-        self._spans: list[Span] = []
+        self._spans: dict[SampleId, Span] = {}
         self._error: BaseException | None = None
         self._closed = False
         # A daemon, because a function that never returns must not keep the process alive.
@@ -40,12 +39,11 @@ class ThreadScorer(ABC):
                 raise RuntimeError("the scorer is closed")
             if rollout.id in self._pending or rollout.id in self._outcomes:
                 raise ValueError(f"{rollout.id} was submitted twice")
-            self._submitted.append(rollout.id)
             self._pending.add(rollout.id)
             self._take(rollout)
 
-    def collect(self) -> Mapping[SampleId, Outcome]:
-        """Wait for all outcomes, and return them in order of submission; see `Scorer.collect`.
+    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+        """Wait for outcomes, and return them in the order of `ids`; see `Scorer.collect`.
 
         Raises:
             RuntimeError: the scorer is closed, or was closed while this waited.
@@ -53,15 +51,16 @@ class ThreadScorer(ABC):
         """
         with self._changed:
             # Ctrl-C interrupts a wait without a timeout at once.
-            self._changed.wait_for(lambda: not self._pending or self._closed or self._error is not None)
+            wanted = set(ids)
+            self._changed.wait_for(
+                lambda: self._pending.isdisjoint(wanted) or self._closed or self._error is not None
+            )
             if self._error is not None:
                 raise self._error
             if self._closed:
                 raise RuntimeError("the scorer is closed")
-            outcomes = {id: self._outcomes[id] for id in self._submitted}
-            self._outcomes, self._submitted = {}, []
-            self.busy_spans, self._spans = self._spans, []
-            return outcomes
+            self.busy_spans = [self._spans.pop(id) for id in ids]
+            return {id: self._outcomes.pop(id) for id in ids}
 
     def close(self) -> None:
         """Drop pending rollouts and end the thread; it has a second to do so and is then abandoned."""
@@ -94,7 +93,7 @@ class ThreadScorer(ABC):
 
     def _finish(self, id: SampleId, outcome: Outcome, span: Span) -> None:
         with self._changed:
-            self._spans.append(span)
+            self._spans[id] = span
             self._outcomes[id] = outcome
             self._pending.discard(id)
             self._changed.notify_all()

@@ -47,12 +47,14 @@ class Estimator:
     """An advantage estimator and its requirements.
 
     Groups with fewer scored responses than `min_group_size` are dropped from the step. With `greedy_baseline`, each
-    prompt gets an additional response, decoded greedily, whose score is the group's baseline.
+    prompt gets an additional response, decoded greedily, whose score is the group's baseline. With `per_group`, the
+    advantages of a group depend on no other group of the step.
     """
 
     function: EstimatorFunction
     min_group_size: int = 1
     greedy_baseline: bool = False
+    per_group: bool = False
 
     def __call__(self, batch: AdvantageBatch, settings: AdvantageSettings) -> tuple[Tensor, Tensor]:
         """Compute the advantage and the return of each token, (T,) each."""
