@@ -89,7 +89,7 @@ def test_a_deterministic_run_asks_all_libraries_for_it() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     try:
         with mock.patch.dict(os.environ, {name: "own"}, clear=True):
-            make_deterministic("cuda")
+            make_deterministic("cuda", asked=True)
             assert {each: os.environ[each] for each in DETERMINISTIC} == {**DETERMINISTIC, name: "own"}
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
@@ -105,7 +105,7 @@ def test_on_a_cpu_several_threads_add_up_in_one_order() -> None:
     try:
         torch.set_num_threads(4)
         with mock.patch.dict(os.environ, {}, clear=True):
-            make_deterministic("cpu")
+            make_deterministic("cpu", asked=False)
             assert not os.environ
         gradients = [
             torch.autograd.grad((states_TD[tokens] * other_TD).sum(), states_TD)[0] for _ in range(20)

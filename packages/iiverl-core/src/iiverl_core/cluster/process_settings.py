@@ -25,13 +25,15 @@ def configure_allocator() -> None:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
-def make_deterministic(device_type: str) -> None:
+def make_deterministic(device_type: str, *, asked: bool) -> None:
     """Let libraries compute in the same order each time, as far as they can; what they cannot on a GPU, torch warns of.
 
-    On a CPU that costs little: torch adds up in one order anyway, but for `index_put_` on several threads, such as the
-    gradient of an indexed tensor. vLLM's build for CPUs has nothing for its variable. Variables that the user has set stay
-    as they are.
+    GPUs compute like that only if the run asks for it, CPUs always. There it costs little: torch adds up in one order anyway,
+    but for `index_put_` on several threads, such as the gradient of an indexed tensor. vLLM's build for CPUs has nothing for
+    its variable. Variables that the user has set stay as they are.
     """
+    if not asked and device_type != "cpu":
+        return
     if device_type != "cpu":
         for name, value in DETERMINISTIC.items():
             os.environ.setdefault(name, value)

@@ -58,8 +58,7 @@ class RolloutWorker:
             ConfigError: the engine cannot run the model, or there is no tokenizer.
         """
         disable_progress_bar()
-        if run.trainer.deterministic or device_type == "cpu":
-            make_deterministic(device_type)
+        make_deterministic(device_type, asked=run.trainer.deterministic)
         size = run.engine_devices
         if size > 1:
             join_process_group(init_method, rank % size, size, device_type)

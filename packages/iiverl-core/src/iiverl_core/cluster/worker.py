@@ -62,8 +62,7 @@ class Worker(TrainerWorker):
         if device_type == "cuda":
             configure_allocator()
             use_idle_cores(run)
-        if run.trainer.deterministic or device_type == "cpu":
-            make_deterministic(device_type)
+        make_deterministic(device_type, asked=run.trainer.deterministic)
         self._run, self._store = run, store
         self._device = torch.device(device_type)
         self._generator: Generator | None = None

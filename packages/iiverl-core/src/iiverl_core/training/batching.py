@@ -5,7 +5,6 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 
-from iiverl_core.algorithms import Segments
 from iiverl_core.samples import TokenSequence
 from iiverl_core.training.backend import MicroBatch
 from iiverl_core.training.host_memory import to_device
@@ -30,13 +29,13 @@ def make_micro_batch(
     Raises:
         ValueError: there are weights, and a sequence has no trained tokens.
     """
-    weights_T = torch.zeros(0, dtype=torch.float64, device=device)
-    if weights:
-        segments = Segments.of([sequence.trained for sequence in sequences], device)
-        weights_T = segments.expand(torch.tensor(weights, dtype=torch.float64, device=device))
+    trained = [sequence.trained for sequence in sequences]
+    if weights and not all(trained):
+        raise ValueError(f"a sequence without trained tokens is to be left out; they have {trained}")
+    weights_T = np.repeat(np.array(weights, np.float64), trained if weights else 0)
     return MicroBatch(
         sequences=list(sequences),
-        weights_T=weights_T,
+        weights_T=to_device(weights_T, device),
         inv_num_tokens=inv_num_tokens,
         temperature=temperature,
         groups=groups,
