@@ -233,9 +233,13 @@ class RandomScores:
         """See `Scorer.submit`."""
         self._outcomes[rollout.id] = Scored(float(rollout.id.member % 2), {"format": 1.0})
 
-    def collect(self, ids: Collection[SampleId]) -> dict[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId], may_fail: float | None = None) -> dict[SampleId, Outcome]:
         """See `Scorer.collect`."""
         return {id: self._outcomes.pop(id) for id in ids}
+
+    def is_scored(self, ids: Collection[SampleId]) -> bool:
+        """See `Scorer.is_scored`."""
+        return True
 
     def close(self) -> None:
         """See `Scorer.close`."""

@@ -79,13 +79,17 @@ class TakingTurns:
         else:
             self._scorer.submit(rollout)
 
-    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId], may_fail: float | None = None) -> Mapping[SampleId, Outcome]:
         """See `Scorer.collect`."""
         for rollout in self._kept:
             self._scorer.submit(rollout)
         self._kept.clear()
         self._step += 1
-        return self._scorer.collect(ids)
+        return self._scorer.collect(ids, may_fail)
+
+    def is_scored(self, ids: Collection[SampleId]) -> bool:
+        """See `Scorer.is_scored`."""
+        return not self._kept and self._scorer.is_scored(ids)
 
     @property
     def busy_seconds(self) -> float:

@@ -336,3 +336,5 @@ def test_what_is_not_finite_is_one_message_with_step_sample_and_checkpoint(
         train(quickstart(*options))
     newest = {"reward": 1, "weights": 2}[where]
     assert f"The newest checkpoint is {tmp_path}/run/global_step_{newest};" in str(told.value)
+    # There is a step to keep only if its responses are there.
+    assert ("samples are kept" in str(told.value)) == (where == "reward")

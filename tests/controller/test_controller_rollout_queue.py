@@ -1,9 +1,11 @@
 """Rollouts are collected beside training: within the bound on staleness, each prompt once, and the same ones after a resume."""
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +17,14 @@ from test_controller_state import Scores, Silent
 
 from iiverl_core.cluster.store import LocalStore, open_all, put_all
 from iiverl_core.config import build, run_config
+from iiverl_core.controller import recorded_rollouts
 from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.rollout_queue import RolloutQueue
 from iiverl_core.controller.saved_rollouts import read_rollouts, write_rollouts
 from iiverl_core.controller.state import TrainState
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import PromptOrder
+from iiverl_core.rewards import TooManyFailures
 from iiverl_core.samples import (
     Handle,
     ImageInputs,
@@ -37,18 +41,19 @@ from iiverl_core.samples import (
 )
 from iiverl_core.sequence_files import read_sequences, write_sequences
 from iiverl_reward_client import Failed, Scored
+from rollouts import make_rollout
 
 ROWS, BATCH, MINI_BATCH, MEMBERS = 12, 4, 2, 2
 
 
-def run_with(k: int, *, partial: bool = False) -> Any:
+def run_with(k: int, *, partial: bool = False, mini_batch: int = MINI_BATCH, estimator: str = "grpo") -> Any:
     return run_config(
         build(
             {
                 "data": {"train_batch_size": BATCH},
-                "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False},
+                "algorithm": {"adv_estimator": estimator, "use_kl_in_reward": False},
                 "actor_rollout_ref": {
-                    "actor": {"ppo_mini_batch_size": MINI_BATCH},
+                    "actor": {"ppo_mini_batch_size": mini_batch},
                     "rollout": {"n": MEMBERS, "partial": partial},
                 },
                 "trainer": {"max_staleness": k, "rollout_devices": 1},
@@ -123,11 +128,13 @@ def plan(steps: int) -> Plan:
     return Plan(prompts, PromptOrder(ROWS, BATCH, seed=3), prompts[:2], steps)
 
 
-def queue_of(k: int, engines: Engines, steps: int, state: TrainState, saved=()) -> RolloutQueue:
+def queue_of(
+    k: int, engines: Engines, steps: int, state: TrainState, saved=(), scores: Any = None
+) -> RolloutQueue:
     workers: Any = engines
     observer: Any = Silent()
     run = run_with(k, partial=isinstance(engines, InterruptibleEngines))
-    return RolloutQueue(run, plan(steps), workers, Scores(), observer, state, saved)
+    return RolloutQueue(run, plan(steps), workers, scores or Scores(), observer, state, saved)
 
 
 def take(queue: RolloutQueue, step: int, train: Callable[[], None] = lambda: None) -> StepData:
@@ -308,6 +315,133 @@ def test_requests_of_an_engine_that_is_retired_go_to_others(data: st.DataObject)
         if len(numbers) > 1 and data.draw(st.booleans()):
             numbers.remove(data.draw(st.sampled_from(numbers)))
         assert client.engines == len(numbers)
+
+
+class LateScores(Scores):
+    """Scores that are not there when asked for, or will never be."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        super().__init__()
+        self.away, self.waited_for = away, set[int]()
+
+    def is_scored(self, ids):
+        return False
+
+    def collect(self, ids, may_fail=None):
+        self.waited_for |= {id.step for id in ids}
+        failure = Failed("transport", detail="the server is away", outage=True)
+        away = self.away and any(id.step > 1 for id in ids)
+        return {id: failure if away else each for id, each in super().collect(ids).items()}
+
+
+@pytest.mark.parametrize("kind", [Engines, InterruptibleEngines])
+@pytest.mark.parametrize("away", [False, True])
+def test_a_checkpoint_waits_for_scores_without_which_a_run_would_not_repeat(
+    kind: type[Engines], away: bool
+) -> None:
+    """Those of the next step, of one version; and if there are none, what was trained is saved nevertheless."""
+    scores, state = LateScores(away=away), TrainState(kl_coef=0.0)
+    queue = queue_of(2, kind(random.Random(0)), 9, state, scores=scores)
+    queue.start()
+    take(queue, 1)
+    state.weights_version = 1
+    queue.trained(1)
+    state.step = 1
+    queue._await(lambda: 2 in queue._ready)
+    kept, saved = queue.checkpoint()
+    waits = kind is Engines
+    assert scores.waited_for == ({1, 2} if waits else {1})
+    assert [data.step for data in saved] == ([2] if waits and not away else [])
+    assert kept.step == 1 and kept.batches_consumed == 1 + len(saved)
+    assert all(isinstance(each.outcome, Scored) for data in saved for each in data.rollouts)
+    if away:
+        with pytest.raises(TooManyFailures):
+            take(queue, 2)
+    queue.close()
+    queue.join()
+
+
+def test_weights_come_in_the_middle_of_a_step_only_if_the_trainer_waits_for_them() -> None:
+    """The engine dies while it writes a later step; this one is complete, and half updated."""
+    training, given = threading.Event(), list[tuple[int, int]]()
+    updates = 0
+
+    class DyingEngines(InterruptibleEngines):
+        def generate(self, requests, sampling):
+            first = [each for each in requests if each.id.step == 1]
+            for each in first or requests:
+                if each.id == SampleId("train", 1, 2, 0):
+                    training.wait(10)
+                yield [self.rollout(each, [self.version])]  # of step 1 alone: then it has died
+
+        def update_rollout_weights(self, version: int) -> int:
+            given.append((version, updates))
+            return super().update_rollout_weights(version)
+
+    state = TrainState(kl_coef=0.0)
+    queue = queue_of(2, DyingEngines(random.Random(0)), 9, state)
+    queue.start()
+    for _ in queue.stream(1):
+        training.set()
+        while not queue._lost:
+            time.sleep(0.001)
+        updates += 1
+    state.weights_version = 1
+    queue.trained(1)
+    assert given == [(0, 0), (1, MINI_BATCH)]
+    queue.close()
+    queue.join()
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("algorithm", {"adv_estimator": "reinforce_plus_plus_baseline"}),
+        ("algorithm", {"adv_estimator": "remax"}),
+        ("algorithm", {"use_kl_in_reward": True}),
+        ("algorithm", {"filter_groups": {"enable": True}}),
+        ("algorithm", {"rollout_correction": {"bypass_old_log_prob": False}}),
+        ("critic", {"enable": True}),
+        ("data", {"train_batch_size": 8}),
+        ("trainer", {"max_staleness": 0}),
+    ],
+)
+def test_mini_batches_that_depend_on_the_whole_step_wait_for_it(section: str, values: dict[str, Any]) -> None:
+    tree: dict[str, Any] = {
+        "data": {"train_batch_size": 16},
+        "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False},
+        "actor_rollout_ref": {
+            "actor": {"ppo_mini_batch_size": 8},
+            "rollout": {"n": MEMBERS, "partial": True},
+        },
+        "trainer": {"max_staleness": 2, "rollout_devices": 1},
+    }
+    assert run_config(build(tree)).trains_in_parts
+    tree[section] = tree.get(section, {}) | values
+    assert not run_config(build(tree)).trains_in_parts
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({}, [[2, 3], [0, 1]]),
+        ({"mini_batch": 4}, [[0, 1, 2, 3]]),
+        ({"mini_batch": 1}, [[0, 1, 2, 3]]),
+        ({"estimator": "reinforce_plus_plus_baseline"}, [[0, 1, 2, 3]]),
+    ],
+)
+def test_a_recorded_step_comes_in_its_parts_if_they_are_mini_batches_of_the_configuration(
+    settings: dict[str, Any], parts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = StepData(1, [make_rollout(group) for group in range(4)], [0, 1, 2, 3], metrics={"a": 1.0})
+    recorded.parts = [[2, 3], [0, 1]]
+    monkeypatch.setattr(recorded_rollouts, "read_rollouts", lambda *_: [recorded])
+    run, nothing = run_with(2, partial=True, **settings), Any
+    rollouts = recorded_rollouts.RecordedRollouts(run, {1: Path()}, nothing, nothing, TrainState(0.0))
+    streamed = list(rollouts.stream(1))
+    assert [each.groups for each in streamed] == parts
+    assert [[rollout.id.group for rollout in each.rollouts] for each in streamed] == parts
+    assert [each.metrics for each in streamed] == [{}] * (len(parts) - 1) + [{"a": 1.0}]
 
 
 def test_an_error_beside_training_ends_the_run() -> None:

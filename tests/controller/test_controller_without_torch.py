@@ -121,10 +121,10 @@ def one_step() -> list[str]:
     from iiverl_core.stopping import Stop
 
     class DifferentScores(Scores):
-        def collect(self, ids):
+        def collect(self, ids, may_fail=None):
             from iiverl_reward_client import Scored
 
-            return {id: Scored(float(id.member)) for id in super().collect(ids)}
+            return {id: Scored(float(id.member)) for id in super().collect(ids, may_fail)}
 
     prompts: Any = [Prompt(row=row, ids=(1, 2), text="p") for row in range(4)]
     observer: Any = Silent()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -153,8 +154,21 @@ def test_after_many_timeouts_in_a_row_the_rest_of_the_step_is_not_called(
     outcomes = scorer.collect([id_of(group, 0) for group in range(100)])
     kinds = [failure(outcome).kind for outcome in outcomes.values()]
     assert kinds == ["timeout"] * 100
-    scorer.submit(make_sample("a"))  # another step, another chance
+    scorer.submit(make_sample("a"))  # another chance
     assert list(scorer.collect([id_of()]).values()) == [Scored(1.0)]
+
+
+def test_timeouts_of_a_step_fail_no_call_of_the_next_which_is_submitted_already(
+    pool: Callable[..., FunctionPool], make_sample: Callable[..., Any]
+) -> None:
+    scorer = pool("time.sleep(60 if solution_str == 'x' else 0)\nreturn 1.0", timeout=0.1, workers=1)
+    first = [make_sample("x", key=(group, 0)) for group in range(12)]
+    second = [replace(each, id=each.id._replace(step=each.id.step + 1), text="a") for each in first]
+    for each in (*first, *second):
+        scorer.submit(each)
+    kinds = [failure(outcome).kind for outcome in scorer.collect([each.id for each in first]).values()]
+    assert kinds == ["timeout"] * 12
+    assert list(scorer.collect([each.id for each in second]).values()) == [Scored(1.0)] * 12
 
 
 def test_signals_work_as_in_a_script(score: Score) -> None:

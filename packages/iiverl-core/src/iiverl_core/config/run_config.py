@@ -208,16 +208,22 @@ class RunConfig:
 
     @property
     def trains_in_parts(self) -> bool:
-        """Whether a mini-batch is trained as soon as its responses are there, while others of the step are written.
+        """Whether a mini-batch is trained as soon as its responses are there, while others of the step are written."""
+        return self.interrupts_rollouts and self.has_independent_mini_batches
 
-        Nothing of it may depend on the rest of the step: neither the prompts that make it up, nor advantages, nor old
-        log-probs, which the trainer would have to compute before the step's first update.
+    @property
+    def has_independent_mini_batches(self) -> bool:
+        """Whether nothing of a mini-batch depends on the rest of the step, of which there is more.
+
+        Neither the prompts that make it up, nor baselines, nor advantages, nor values and old log-probs, which the trainer
+        would have to compute before the step's first update.
         """
-        mini_batch_size = self.training("actor").mini_batch_size
+        estimator = estimator_info(self.algorithm.adv_estimator)
         return (
-            self.interrupts_rollouts
-            and self.data.train_batch_size > mini_batch_size
-            and estimator_info(self.algorithm.adv_estimator).per_group
+            self.data.train_batch_size > self.training("actor").mini_batch_size
+            and estimator.per_group
+            and not estimator.greedy_baseline
+            and not self.uses_critic
             and not self.algorithm.filter_groups.enable
             and not self.kl_in_reward
             and self.algorithm.rollout_correction.bypass_old_log_prob

@@ -140,16 +140,15 @@ class Observer:
             return None
 
     def _write_samples(self, folder: Path, record: StepRecord) -> Path:
-        numbers: dict[SampleId, SampleNumbers] = {rollout.id: {} for rollout in record.batch}
-        for i, id in enumerate(numbers):
-            if record.advantages:
-                numbers[id] |= {
-                    "reward": record.advantages.rewards[i],
-                    "advantage": record.advantages.means[i],
-                }
-            if "old" in record.log_prob_sums:
+        numbers: dict[SampleId, SampleNumbers] = {rollout.id: {} for rollout in record.rollouts}
+        if record.advantages:
+            found = zip(record.batch, record.advantages.rewards, record.advantages.means, strict=True)
+            for rollout, reward, advantage in found:
+                numbers[rollout.id] |= {"reward": reward, "advantage": advantage}
+        for id in numbers:  # also of a step that ended before its advantages were there
+            if id in record.log_prob_sums.get("old", {}):
                 numbers[id]["old_log_prob_sum"] = record.log_prob_sums["old"][id]
-            if "ref" in record.log_prob_sums:
+            if id in record.log_prob_sums.get("ref", {}):
                 numbers[id]["ref_log_prob_sum"] = record.log_prob_sums["ref"][id]
             if id.group in record.baselines:
                 numbers[id]["baseline"] = record.baselines[id.group]

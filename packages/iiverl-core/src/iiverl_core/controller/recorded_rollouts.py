@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from iiverl_core.config import RunConfig
+from iiverl_core.controller.batch import epoch_order, mini_batch_groups
 from iiverl_core.controller.collector import StepData, advance
 from iiverl_core.controller.saved_rollouts import ROLLOUTS_SUFFIX, read_rollouts
 from iiverl_core.controller.state import TrainState
@@ -31,13 +33,14 @@ class RecordedRollouts:
 
     def __init__(
         self,
+        run: RunConfig,
         folders: Mapping[int, Path],
         prompts: PromptSet,
         workers: WorkerClient,
         state: TrainState,
         saved: Sequence[StepData] = (),
     ) -> None:
-        self._folders, self._prompts = folders, prompts
+        self._run, self._folders, self._prompts = run, folders, prompts
         self._workers, self._state = workers, state
         self._saved = {data.step: data for data in saved}
 
@@ -46,6 +49,8 @@ class RecordedRollouts:
 
     def stream(self, step: int) -> Iterator[StepData]:
         """Read the rollouts of a step, and yield them in the parts in which the run trained on them.
+
+        With another configuration, in which these are not the mini-batches or depend on one another, they come together.
 
         Raises:
             CheckpointError: they are not there, or cannot be read.
@@ -58,7 +63,13 @@ class RecordedRollouts:
             data = recorded
         if data is None:
             raise CheckpointError(f"the rollouts of step {step} are not recorded")
-        yield from data.cut()
+        yield from (data if self._has_its_parts(data) else replace(data, parts=[])).cut()
+
+    def _has_its_parts(self, data: StepData) -> bool:
+        order = epoch_order(self._run, "actor", data.step, 0)
+        size = self._run.training("actor").mini_batch_size
+        batches = mini_batch_groups(range(self._run.data.train_batch_size), size, order)
+        return self._run.has_independent_mini_batches and all(part in batches for part in data.parts)
 
     def trained(self, step: int) -> dict[str, float]:
         """Return no metrics, since no engine gets weights."""

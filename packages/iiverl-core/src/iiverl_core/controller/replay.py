@@ -138,7 +138,7 @@ def replay(
         def recorded(
             workers: WorkerClient, observer: Observer, saved: Sequence[StepData], closing: ExitStack
         ) -> RecordedRollouts:
-            return RecordedRollouts(folders, plan.prompts, workers, start.state, saved)
+            return RecordedRollouts(run, folders, plan.prompts, workers, start.state, saved)
 
         watchdog = Watchdog(run.trainer.stall_timeout, run.folder, progress)
         parts = progress, watchdog, Stop(), tracker, recorded

@@ -38,6 +38,7 @@ from iiverl_core.errors import IIVerlError
 from iiverl_core.registry.algorithms import estimator_info
 from iiverl_core.rewards import Scorer
 from iiverl_core.samples import Rollout
+from iiverl_reward_client import Failed
 
 INTERRUPT_AGAIN_S = 0.1
 _JOIN_S = 10.0  # for the thread to see that its engines have ended
@@ -73,6 +74,7 @@ class RolloutQueue:
         self._run = run
         self._max_staleness, self._total = run.trainer.max_staleness, plan.total_steps
         self._workers, self._observer, self._state = workers, observer, state
+        self._scorer = scorer
         estimator = estimator_info(run.algorithm.adv_estimator)
         self._collector = RolloutCollector(run, plan, workers, scorer, observer, estimator, self)
         self._interrupts = run.interrupts_rollouts
@@ -148,7 +150,8 @@ class RolloutQueue:
             if in_parts:
                 rollouts = [each for each in rollouts if each.id.group in part]
             if scoring:
-                with self._observer.timers("reward"), self._observer.phase("scoring"):
+                timers = self._observer.timers
+                with timers("wait_rollouts"), timers("reward"), self._observer.phase("scoring"):
                     rollouts = scoring.score(rollouts)
             data = StepData(step) if parts else self._hand_over(step)
             if scoring and not parts:
@@ -206,9 +209,9 @@ class RolloutQueue:
     def checkpoint(self) -> tuple[TrainState, list[StepData]]:
         """Return the state to save after the last trained step, and the rollouts that are collected for steps to come.
 
-        Those of the next step are waited for, since the weights that write them are not saved, unless they come from
-        several anyway. Rollouts of steps that are being collected, and of later ones, are left out: a run that resumes asks for
-        them again.
+        Those of the next step are waited for, and for their scores, since the weights that write them are not saved, unless
+        they come from several anyway. Rollouts of later steps are left out from the first step on that is not scored: a run
+        that resumes asks for them again.
         """
         if self._thread is not None and not self._interrupts:
             self._await(self._next_is_collected)
@@ -216,19 +219,37 @@ class RolloutQueue:
             last = self._trained
             while last + 1 in self._ready:
                 last += 1
-            state = replace(self._state, batches_consumed=self._consumed[last])
-            saved = [self._ready[step] for step in range(self._trained + 1, last + 1)]
-        for data in saved:
-            self._complete(data)
-        return state, saved
+            ready = [self._ready[step] for step in range(self._trained + 1, last + 1)]
+            consumed, lengths = dict(self._consumed), dict(self._state.response_lengths)
+        saved: list[StepData] = []
+        for data in ready:
+            waited_for = data.step == self._trained + 1 and not self._interrupts
+            if not (waited_for or self._is_scored(data)) or not self._complete(data):
+                break
+            saved.append(data)
+        batches = consumed[saved[-1].step if saved else self._trained]
+        return replace(self._state, batches_consumed=batches, response_lengths=lengths), saved
 
-    def _complete(self, data: StepData) -> None:
-        """Wait for the scores of a step that is collected."""
-        if data.step in self._unscored:
-            scoring = self._scoring_of(data.step, data.groups)
-            data.rollouts = scoring.score(data.rollouts)
-            data.metrics["reward/hidden_fraction"] = scoring.hidden_fraction
-            self._unscored.remove(data.step)
+    def _is_scored(self, data: StepData) -> bool:
+        submitted = [each.id for each in data.rollouts if not isinstance(each.outcome, Failed)]
+        return data.step not in self._unscored or self._scorer.is_scored(submitted)
+
+    def _complete(self, data: StepData) -> bool:
+        """Wait for the scores of a step that is collected; if too many are missing, the loop has the error in that step."""
+        if data.step not in self._unscored:
+            return True
+        scoring = self._scoring_of(data.step, data.groups)
+        try:
+            with self._observer.phase("scoring"):
+                data.rollouts = scoring.score(data.rollouts)
+        except IIVerlError as error:
+            with self._changed:
+                self._error = self._error or error
+                del self._ready[data.step]
+            return False
+        data.metrics["reward/hidden_fraction"] = scoring.hidden_fraction
+        self._unscored.remove(data.step)
+        return True
 
     def restore(self) -> None:
         """Give weights to engines that died and were started again, or were interrupted, for the responses that are missing.
@@ -415,7 +436,7 @@ class RolloutQueue:
         busy = self._thread is not None and not self._interrupts and not self._next_is_collected()
         if self._collecting or (busy and not self._lost):
             return
-        if self._lost or self._has_newer_weights:
+        if (self._lost and not self._updating) or self._has_newer_weights:
             self._give_weights()
         elif self._state.weights_version == self.version:
             self._note_weights()

@@ -14,6 +14,7 @@ from iiverl_core.rewards import (
     shape_overlong,
     with_environment,
 )
+from iiverl_core.rewards.scorer import Span, covered
 from iiverl_core.samples import Rollout, SampleId
 from iiverl_reward_client import Failed, Outcome
 
@@ -29,7 +30,8 @@ class Scoring:
         self._step, self._total = step, total
         self._rollouts: list[Rollout] = []
         self._outcomes: dict[SampleId, Outcome] = {}  # of those that were collected, as they came
-        self._exposed = self._busy = 0.0
+        self._exposed = 0.0
+        self._spans: list[Span] = []  # in which they were scored; those of several parts overlap
 
     def score(self, rollouts: Sequence[Rollout], *, shaped: bool = True) -> list[Rollout]:
         """Return rollouts with their outcomes, by group and member; with `shaped`, long ones are penalized if configured.
@@ -40,7 +42,7 @@ class Scoring:
         began = time.perf_counter()
         outcomes = self._collect(rollouts)
         self._exposed += time.perf_counter() - began
-        self._busy += self._scorer.busy_seconds
+        self._spans += self._scorer.busy_spans
         self._rollouts += rollouts
         self._outcomes |= outcomes
         api, overlong = self._run.rewards.api, self._run.rewards.overlong
@@ -66,10 +68,14 @@ class Scoring:
     @property
     def hidden_fraction(self) -> float:
         """The fraction of the time of scoring that nothing waited for."""
-        return max(0.0, 1 - self._exposed / self._busy) if self._busy else 1.0
+        busy = covered(self._spans)
+        return max(0.0, 1 - self._exposed / busy) if busy else 1.0
 
     def _collect(self, rollouts: Collection[Rollout]) -> Mapping[SampleId, Outcome]:
         """Wait for the outcomes of rollouts; those that failed on their way were not scored."""
         submitted = [each.id for each in rollouts if not isinstance(each.outcome, Failed)]
-        outcomes = self._scorer.collect(submitted)
+        failed = len(rollouts) - len(submitted)
+        failed += sum(isinstance(each, Failed) for each in self._outcomes.values())
+        allowed = self._run.rewards.api.max_failed_fraction * self._total
+        outcomes = self._scorer.collect(submitted, max(0.0, allowed - failed))
         return with_environment(rollouts, outcomes, add=self._run.rewards.adds_environment)

@@ -9,7 +9,7 @@ engine take their place, the reference policy without a KL, the critic if the es
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -158,20 +158,19 @@ class Trainer:
         """Run one training step: generate, score, estimate advantages, update."""
         data, record, updates = StepData(step), StepRecord(step, []), Updates()
         trains_actor = step >= self.run.trainer.critic_warmup or not self.run.uses_critic
-        try:
-            for part in self.rollouts.stream(step):
-                batch = part.batch(self.estimator)
-                if not data.rollouts:
-                    self.checkpoints.advance()
-                    # New weights will follow.
-                    self.workers.sleep(discard_weights=bool(batch) and trains_actor)
-                data.add(part)
-                record.rollouts, record.baselines = data.rollouts, data.baselines
-                if batch:
+        for part in self.rollouts.stream(step):
+            batch = part.batch(self.estimator)
+            if not data.rollouts:
+                self.checkpoints.advance()
+                # New weights will follow.
+                self.workers.sleep(discard_weights=bool(batch) and trains_actor)
+            data.add(part)
+            record.rollouts, record.baselines = data.rollouts, data.baselines
+            if batch:
+                with self.keeping(data, record):
                     self.train_on(batch, part, record, updates, trains_actor=trains_actor)
+        with self.keeping(data, record):
             self.finish_updates(data, record, updates)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}{self.keep(data, record)}") from error
         in_batch = sum(rollout.id.group in data.groups for rollout in data.rollouts)
         record.metrics["reward/dropped_samples"] = float(in_batch - len(record.batch))
         record.metrics |= data.metrics
@@ -192,7 +191,7 @@ class Trainer:
         *,
         trains_actor: bool,
     ) -> None:
-        """Compute the advantages of a step, or of a part of it, and update the models: the actor in a first epoch."""
+        """Compute the advantages of a step, or of a part of it, and update the models: on a part in the first epoch."""
         sequences = self.evaluate(batch, record)
         with self.timers("adv"), self.observer.phase("advantages"):
             found = self.estimate(sequences, batch, part)
@@ -208,13 +207,14 @@ class Trainer:
                 self.update("critic", epochs, sequences, part.groups, record, updates)
         if trains_actor:
             updates.sequences += sequences
+            epochs = range(1 if part.parts else self.run.training("actor").epochs)
             with self.timers("update_actor"):
-                self.update("actor", range(1), sequences, part.groups, record, updates)
+                self.update("actor", epochs, sequences, part.groups, record, updates)
 
     def finish_updates(self, data: StepData, record: StepRecord, updates: Updates) -> None:
-        """Update the actor in the epochs after the first, and sum up all updates of the step."""
+        """Update the actor in the epochs after the first, if parts have had theirs, and sum up all updates of the step."""
         trained = "actor" in updates.metrics
-        if trained and (later := range(1, self.run.training("actor").epochs)):
+        if trained and data.parts and (later := range(1, self.run.training("actor").epochs)):
             sequences = sorted(updates.sequences, key=lambda sequence: sequence.id)
             with self.timers("update_actor"):
                 self.update("actor", later, sequences, data.groups, record, updates)
@@ -313,6 +313,14 @@ class Trainer:
             f"{record.step} (trainer.max_nonfinite_updates).{extreme}\n"
             "Lower the learning rate, compute in fp32, or look for an extreme reward among the samples."
         )
+
+    @contextmanager
+    def keeping(self, data: StepData, record: StepRecord) -> Iterator[None]:
+        """Keep a step whose computation in the block produces NaN or infinity."""
+        try:
+            yield
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}{self.keep(data, record)}") from error
 
     def keep(self, data: StepData, record: StepRecord) -> str:
         """Keep a step that produced NaN or infinity, and say for the run's last message what is kept; "" for nothing."""

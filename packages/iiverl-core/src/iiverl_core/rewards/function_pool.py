@@ -51,18 +51,19 @@ class FunctionPool(ThreadScorer):
         self._slots: asyncio.Queue[_Process] = asyncio.Queue()  # a process once per call that it can take
         self._processes: set[_Process] = set()
         self._start_s: float | None = None  # that a process takes to start
-        self._timeouts_in_a_row = 0
+        self._timeouts_in_a_row: dict[tuple[Any, ...], int] = {}  # by split and step
         self._task: asyncio.Task[None] | None = None
         self._thread.start()
 
-    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId], may_fail: float | None = None) -> Mapping[SampleId, Outcome]:
         """Wait for outcomes; see `Scorer.collect`.
 
         Raises:
             ConfigError: the function cannot be loaded in a process of its own.
         """
-        outcomes = super().collect(ids)
-        self._timeouts_in_a_row = 0
+        outcomes = super().collect(ids, may_fail)
+        for step in {id[:2] for id in ids}:
+            self._timeouts_in_a_row.pop(step, None)
         if not self._printed and _size(self._output) > 0:
             self._printed = True
             logger.warning("the reward function prints; its output is in %s", self._output)
@@ -95,7 +96,7 @@ class FunctionPool(ThreadScorer):
                 self._start_one()
                 while not self._closed:
                     request = await self._waiting.get()
-                    if self._timeouts_in_a_row < _HOPELESS:
+                    if self._timeouts_in_a_row.get(request.rollout.id[:2], 0) < _HOPELESS:
                         process = await self._free_process(request)
                         self._tasks.create_task(self._score(process, request))
                     else:
@@ -167,7 +168,7 @@ class FunctionPool(ThreadScorer):
             return
         self._slots.put_nowait(process)
         if not reply.problem:
-            self._timeouts_in_a_row = 0
+            self._timeouts_in_a_row.pop(rollout.id[:2], None)
             self._finish_now(request, Scored(reply.score, reply.components, _info(reply.info)))
         else:
             self._fail(request, reply.problem, reply.detail)
@@ -191,13 +192,14 @@ class FunctionPool(ThreadScorer):
             asked.cancel()
 
     def _fail(self, request: "_Request", kind: FailureKind, detail: str) -> None:
+        step = request.rollout.id[:2]
         if kind == "timeout":
-            self._timeouts_in_a_row += 1
+            self._timeouts_in_a_row[step] = self._timeouts_in_a_row.get(step, 0) + 1
             detail = (
                 detail or f"took longer than {self._setup.timeout_s:g} s (custom_reward_function.timeout)"
             )
         else:
-            self._timeouts_in_a_row = 0
+            self._timeouts_in_a_row.pop(step, None)
         if kind == "timeout" or detail.startswith("ended"):
             detail = f"{self._setup.name} {detail}, for {request.rollout.prompt.place}"
         self._finish_now(request, Failed(kind, detail=detail))

@@ -62,7 +62,7 @@ class ModelScorer:
             self._other.submit(rollout)
         self._inputs[rollout.id] = self._thread.submit(self._rewrite, rollout)
 
-    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId], may_fail: float | None = None) -> Mapping[SampleId, Outcome]:
         """Run the model on these rollouts, wait for the other scorer, and combine the two.
 
         Raises:
@@ -77,12 +77,16 @@ class ModelScorer:
         self.busy_spans = [(began, time.monotonic())] if inputs else []
         outcomes: dict[SampleId, Outcome] = by_model
         if self._other is not None:
-            by_other = self._other.collect(list(inputs))
+            by_other = self._other.collect(list(inputs), may_fail)
             outcomes = {id: self._combine(by_model[id], by_other[id]) for id in by_model}
             self.busy_spans += self._other.busy_spans
         for id in inputs:
             del self._inputs[id]
         return outcomes
+
+    def is_scored(self, ids: Collection[SampleId]) -> bool:
+        """See `Scorer.is_scored`: the model scores in `collect`."""
+        return not ids
 
     def close(self) -> None:
         """Drop pending rollouts, and close the other scorer."""

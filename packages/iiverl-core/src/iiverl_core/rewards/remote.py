@@ -71,12 +71,12 @@ class RemoteScorer:
             raise ValueError(f"{rollout.id} was submitted twice")
         self._send(rollout.id, reward_sample(rollout, self._config.verification_info_column))
 
-    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId], may_fail: float | None = None) -> Mapping[SampleId, Outcome]:
         """Wait for outcomes; see `Scorer.collect`."""
         outcomes = self._wait(ids)
         deadline = time.monotonic() + self._config.outage_patience
         pause = FIRST_PAUSE
-        while unscored := self._unscored(outcomes):
+        while unscored := self._unscored(outcomes, may_fail):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -96,6 +96,11 @@ class RemoteScorer:
         collected = [self._submitted.pop(id) for id in outcomes]
         self.busy_spans = [(sent.at, sent.at + (sent.seconds or 0.0)) for sent in collected]
         return outcomes
+
+    def is_scored(self, ids: Collection[SampleId]) -> bool:
+        """See `Scorer.is_scored`; what an outage left without a score may be sent again."""
+        futures = [self._submitted[id].future for id in ids]
+        return all(each.done() and not _outage(each.result()) for each in futures)
 
     def close(self) -> None:
         """See `Scorer.close`."""
@@ -119,10 +124,15 @@ class RemoteScorer:
             outcomes[id] = outcome
         return outcomes
 
-    def _unscored(self, outcomes: Mapping[SampleId, Outcome]) -> list[SampleId]:
+    def _unscored(self, outcomes: Mapping[SampleId, Outcome], may_fail: float | None) -> list[SampleId]:
         """Return the samples to send again: those an outage left unscored, if they are too many."""
-        ids = [id for id, each in outcomes.items() if isinstance(each, Failed) and each.outage]
-        return ids if len(ids) > self._config.max_failed_fraction * len(outcomes) else []
+        ids = [id for id, each in outcomes.items() if _outage(each)]
+        limit = self._config.max_failed_fraction * len(outcomes) if may_fail is None else may_fail
+        return ids if len(ids) > limit else []
+
+
+def _outage(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.outage
 
 
 def reward_sample(rollout: Rollout, column: str) -> RewardSample:

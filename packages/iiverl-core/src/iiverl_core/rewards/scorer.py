@@ -31,11 +31,17 @@ class Scorer(Protocol):
         """
         ...
 
-    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId], may_fail: float | None = None) -> Mapping[SampleId, Outcome]:
         """Wait for the outcomes of these rollouts, which were submitted; others may still be submitted meanwhile.
+
+        `may_fail` of them may be left without a score; by default, the fraction that the configuration allows.
 
         An error of the scorer itself is raised here, and the scorer cannot be used any more.
         """
+        ...
+
+    def is_scored(self, ids: Collection[SampleId]) -> bool:
+        """Return whether `collect` would have nothing to wait for."""
         ...
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class ThreadScorer(ABC):
             self._pending.add(rollout.id)
             self._take(rollout)
 
-    def collect(self, ids: Collection[SampleId]) -> Mapping[SampleId, Outcome]:
+    def collect(self, ids: Collection[SampleId], may_fail: float | None = None) -> Mapping[SampleId, Outcome]:
         """Wait for outcomes, and return them in the order of `ids`; see `Scorer.collect`.
 
         Raises:
@@ -61,6 +61,11 @@ class ThreadScorer(ABC):
                 raise RuntimeError("the scorer is closed")
             self.busy_spans = [self._spans.pop(id) for id in ids]
             return {id: self._outcomes.pop(id) for id in ids}
+
+    def is_scored(self, ids: Collection[SampleId]) -> bool:
+        """See `Scorer.is_scored`."""
+        with self._changed:
+            return self._pending.isdisjoint(ids)
 
     def close(self) -> None:
         """Drop pending rollouts and end the thread; it has a second to do so and is then abandoned."""
