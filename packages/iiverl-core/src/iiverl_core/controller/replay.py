@@ -33,8 +33,8 @@ from iiverl_core.controller.recorded_rollouts import RecordedRollouts, recorded_
 from iiverl_core.controller.resume import Start, compare_run, initial_state, read_state
 from iiverl_core.controller.run_diff import CLOCKS
 from iiverl_core.controller.starting import start_ray, started
+from iiverl_core.controller.step_recorder import NONFINITE
 from iiverl_core.controller.train import make_plan
-from iiverl_core.controller.trainer import NONFINITE
 from iiverl_core.controller.watchdog import Watchdog
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.data import write_tokenizer

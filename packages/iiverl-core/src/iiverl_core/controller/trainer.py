@@ -9,9 +9,8 @@ engine take their place, the reference policy without a KL, the critic if the es
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from iiverl_core.cluster.messages import Advantages, Trained
@@ -27,8 +26,8 @@ from iiverl_core.controller.batch import (
 from iiverl_core.controller.checkpointing import Checkpointer
 from iiverl_core.controller.collector import Plan, StepData
 from iiverl_core.controller.observer import Observer, StepRecord
-from iiverl_core.controller.saved_rollouts import sequences_of, write_rollouts
 from iiverl_core.controller.state import AdaptiveKL, FixedKL, TrainState
+from iiverl_core.controller.step_recorder import StepRecorder
 from iiverl_core.controller.worker_client import WorkerClient
 from iiverl_core.errors import IIVerlError, NonFiniteError
 from iiverl_core.registry.algorithms import estimator_info, policy_loss_info
@@ -39,10 +38,6 @@ from iiverl_core.training.planning import Work
 from iiverl_core.training.schedule import learning_rate
 from iiverl_reward_client import Scored
 
-NONFINITE = "nonfinite"
-"""Folder in the run's folder for a step that produced NaN or infinity."""
-RECORDED = ("advantages", "old_log_probs")
-"""Arrays of a step's sequences that are recorded with their tokens, to be looked at."""
 MISMATCH = ("rollout/kl", "rollout/ratio/")  # metrics that compare engine and trainer
 
 
@@ -107,6 +102,7 @@ class Trainer:
         self.run, self.plan, self.state, self.stop = run, plan, state, stop
         self.workers, self.rollouts = workers, rollouts
         self.observer, self.checkpoints = observer, checkpoints
+        self.recorder = StepRecorder(run, workers, observer, plan.prompts)
         self.timers = observer.timers
         self.skipped = 0  # consecutive skipped updates
         self.estimator = estimator_info(run.algorithm.adv_estimator)
@@ -167,9 +163,9 @@ class Trainer:
             data.add(part)
             record.rollouts, record.baselines = data.rollouts, data.baselines
             if batch:
-                with self.keeping(data, record):
+                with self.recorder.keeping(data, record):
                     self.train_on(batch, part, record, updates, trains_actor=trains_actor)
-        with self.keeping(data, record):
+        with self.recorder.keeping(data, record):
             self.finish_updates(data, record, updates)
         in_batch = sum(rollout.id.group in data.groups for rollout in data.rollouts)
         record.metrics["reward/dropped_samples"] = float(in_batch - len(record.batch))
@@ -178,7 +174,7 @@ class Trainer:
 
         record.memory = self.workers.memory()
         self.observer.write_rollouts(record)
-        self.record_rollouts(data, record)
+        self.recorder.record(data, record)
         self.check_mismatch(record.metrics)
         return record
 
@@ -294,7 +290,7 @@ class Trainer:
     def keeps_log_probs(self, mini_batch: Sequence[SequenceRef]) -> bool:
         """Return whether the log-probs of a step's first update are to be recorded: no others are known of its sequences."""
         known = "old_log_probs" in mini_batch[0].arrays
-        return self.records_rollouts and not known and self.mini_batches == 1
+        return self.recorder.enabled and not known and self.mini_batches == 1
 
     def must_stop(self, role: Trained, metrics: Mapping[str, float]) -> bool:
         """Count consecutive updates that were skipped because their gradient was not finite; say if they are too many."""
@@ -313,46 +309,6 @@ class Trainer:
             f"{record.step} (trainer.max_nonfinite_updates).{extreme}\n"
             "Lower the learning rate, compute in fp32, or look for an extreme reward among the samples."
         )
-
-    @contextmanager
-    def keeping(self, data: StepData, record: StepRecord) -> Iterator[None]:
-        """Keep a step whose computation in the block produces NaN or infinity."""
-        try:
-            yield
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}{self.keep(data, record)}") from error
-
-    def keep(self, data: StepData, record: StepRecord) -> str:
-        """Keep a step that produced NaN or infinity, and say for the run's last message what is kept; "" for nothing."""
-        folder = self.run.folder / NONFINITE
-        samples = self.observer.keep_rollouts(folder, record)
-        kept = f"\nThe step's samples are kept in {samples}." if samples else ""
-        if self._has_images(data):
-            return kept
-        try:
-            write_rollouts(folder, [data], self.workers, str(record.step), _computed(data, record))
-        except (OSError, IIVerlError) as error:
-            self.observer.warn(f"the step's tokens are not kept: {error}")
-            return kept
-        again = f"iiverl replay {self.run.folder} --step {record.step}"
-        return f"{kept}\nIts tokens are kept beside them, and this computes the step again: {again}"
-
-    def record_rollouts(self, data: StepData, record: StepRecord) -> None:
-        """Write what a step was computed from beside its samples, if configured.
-
-        Images are left out: the pixels of a step's sequences may take gigabytes.
-        """
-        if not self.records_rollouts or self._has_images(data):
-            return
-        folder, name = Path(self.run.trainer.rollout_data_dir or ""), str(record.step)
-        computed = _computed(data, record)
-        self.observer.dump(
-            "trainer.record_rollouts", lambda: write_rollouts(folder, [data], self.workers, name, computed)
-        )
-
-    def _has_images(self, data: StepData) -> bool:
-        """Return whether prompts have images, or environments, tools and agents sent some."""
-        return self.plan.prompts.has_images or any(each.images for each in data.rollouts)
 
     def select_tokens(self, mini_batch: list[SequenceRef], *, unchanged: bool) -> list[SequenceRef]:
         """Let the policy loss select tokens of a mini-batch; with `unchanged` weights, reuse the old log-probs."""
@@ -406,11 +362,6 @@ class Trainer:
             )
 
     @property
-    def records_rollouts(self) -> bool:
-        """Whether what a step is computed from is written beside its samples, if it has no images."""
-        return bool(self.run.trainer.rollout_data_dir) and self.run.trainer.record_rollouts
-
-    @property
     def bypasses_old_log_probs(self) -> bool:
         """Whether the engine's log-probs are the old ones."""
         return self.run.algorithm.rollout_correction.bypass_old_log_prob
@@ -427,17 +378,6 @@ class Trainer:
             return False
         updates = self.run.training("actor").epochs * self.mini_batches
         return updates > 1 or self.kl.coef != 0 or self.policy_loss.select_tokens is not None
-
-
-def _computed(data: StepData, record: StepRecord) -> dict[int, SequenceRef]:
-    """Give the trained sequences of a step by their position among all, with the arrays that are recorded of them."""
-    in_batch = {rollout.id for rollout in record.batch}
-    trained = [i for i, each in enumerate(sequences_of([data])) if each.trained and each.id in in_batch]
-    recorded = [
-        replace(each, arrays={name: each.arrays[name] for name in RECORDED if name in each.arrays})
-        for each in record.sequences
-    ]
-    return dict(zip(trained, recorded, strict=True)) if recorded else {}
 
 
 def _kl_controller(run: RunConfig, coef: float) -> FixedKL | AdaptiveKL:
