@@ -264,8 +264,10 @@ class Trainer:
     ) -> None:
         """Update a model on sequences, mini-batch by mini-batch, in some of the epochs."""
         training, lr = self.run.training(role), self.learning_rate(role, record.step)
-        total = len(epochs) * mini_batch_count(len(groups), training.mini_batch_size)
+        in_step = len(groups) if len(epochs) == training.epochs else self.run.data.train_batch_size
+        total = training.epochs * mini_batch_count(in_step, training.mini_batch_size)
         with self.observer.phase(f"updating the {role}", total) as phase:
+            phase.advance(len(updates.metrics.get(role, ())))  # of the parts before
             for epoch in epochs:
                 order = epoch_order(self.run, role, record.step, epoch)
                 for mini_batch in mini_batches(sequences, groups, training.mini_batch_size, order):
