@@ -9,7 +9,7 @@ is `iiverl train-ppo` on the CPU, on one process without Ray. `first` and `last`
 DAPO's penalty for length) of the first and the last five steps; what counts is their ratio.
 
 With `--staleness`, GRPO trains beside an engine under Ray, with responses of older and older weights; the same without a
-correction for their age is beside it. With several mini-batches per step, each is trained as soon as its responses are there.
+correction for their age is beside it.
 """
 
 import argparse
@@ -58,7 +58,6 @@ BESIDE = (
     "ray_kwargs.ray_init.num_cpus=2",
 )
 PARTIAL = "actor_rollout_ref.rollout.partial=true"
-FOUR_UPDATES = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
 UNCORRECTED = "algorithm.rollout_correction.bypass_old_log_prob=false"
 STALENESS: dict[str, tuple[str, ...]] = {
     "GRPO in turn": BESIDE,
@@ -68,11 +67,6 @@ STALENESS: dict[str, tuple[str, ...]] = {
         for k in (1, 2, 4)
     },
     "GRPO, max_staleness 4, uncorrected": (*BESIDE, "trainer.max_staleness=4", UNCORRECTED),
-    "GRPO in turn, 4 mini-batches": (*BESIDE, FOUR_UPDATES),
-    "GRPO, max_staleness 2, partial, 4 mini-batches": (
-        *BESIDE,
-        *("trainer.max_staleness=2", PARTIAL, FOUR_UPDATES),
-    ),
 }
 
 
@@ -148,7 +142,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--only", nargs="*", choices=[*ALGORITHMS, *STALENESS])
+    parser.add_argument("--only", nargs="*", choices=ALGORITHMS)
     parser.add_argument(
         "--staleness", action="store_true", help="GRPO with responses of older weights instead"
     )
@@ -163,7 +157,7 @@ def main() -> int:
         make_inputs.make_model(inputs / "model")
         wanted = [
             (name, inputs, inputs / f"{name}-{seed}", seed, arguments.steps)
-            for name in (arguments.only or (STALENESS if arguments.staleness else ALGORITHMS))
+            for name in (STALENESS if arguments.staleness else arguments.only or ALGORITHMS)
             for seed in range(1, arguments.seeds + 1)
         ]
         print(f"{len(wanted)} runs of {arguments.steps} steps, {arguments.jobs} at a time", flush=True)
