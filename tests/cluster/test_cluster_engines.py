@@ -239,6 +239,8 @@ def test_an_engine_that_dies_beside_training_writes_the_rest_with_newer_weights(
     assert max(map(len, calls)) > 1
     several = [record["staleness/several_versions"] for record in history(tmp_path / "run")]
     assert max(several) > 0
+    told = {name for record in history(tmp_path / "run") for name in record if "kl/staleness" in name}
+    assert {"rollout/kl/staleness_0", "rollout/kl/staleness_1"} <= told
     for step in range(1, 7):
         rows = answers(tmp_path / "run", step)
         assert len({row[:2] for row in rows}) == len(rows) == 32

@@ -18,13 +18,23 @@ from iiverl_core.controller.batch import (
     groups_with_reward_variance,
     loss_weights,
     mini_batches,
+    staleness_runs,
     trained_sequences,
     with_arrays,
     with_outcomes,
 )
 from iiverl_core.errors import IIVerlError
 from iiverl_core.registry import AGGREGATIONS
-from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs, TokenSequence
+from iiverl_core.samples import (
+    Handle,
+    Rollout,
+    SampleId,
+    SequenceRef,
+    SequenceRefs,
+    TokenSequence,
+    WeightsSpan,
+    joined_spans,
+)
 from iiverl_core.training.layout import lay_out
 from iiverl_core.training.planning import Packing
 from iiverl_reward_client import Failed, Outcome, Scored
@@ -289,3 +299,24 @@ def test_arrays_are_added_and_kept() -> None:
     first = with_arrays(sequences_of(make_rollout()), old_log_probs=[Handle("a", 0)])
     second = with_arrays(first, advantages=[Handle("b", 1)])
     assert second[0].arrays == {"old_log_probs": Handle("a", 0), "advantages": Handle("b", 1)}
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    st.data(),
+)
+def test_each_trained_token_has_the_age_of_the_weights_that_sampled_it(
+    trained: list[int], data: st.DataObject
+) -> None:
+    """Over the sequences of a rollout, of which those without trained tokens have none."""
+    total = sum(trained)
+    versions = data.draw(st.lists(st.integers(3, 7), min_size=total, max_size=total).map(sorted))
+    spans = joined_spans(*(WeightsSpan(version, 1) for version in versions))
+    sequences = tuple(SequenceRef(id_of(), Handle(None), 9, each) for each in trained)
+    rollout = make_rollout(sequences=sequences, weights_version=versions[-1] if versions else 7, spans=spans)
+    runs = staleness_runs(rollout, 7)
+    assert [sum(tokens for _, tokens in own) for own in runs] == [each for each in trained if each]
+    ages = [steps for own in runs for steps, tokens in own for _ in range(tokens)]
+    assert ages == [7 - version for version in versions]
+    alone = make_rollout(sequences=sequences, weights_version=5)
+    assert staleness_runs(alone, 7) == [((2, each),) for each in trained if each]

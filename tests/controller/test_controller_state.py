@@ -71,7 +71,7 @@ class Workers:
         kl = sum(sequence.trained for sequence in sequences) / 50
         return Advantages(each, each, [0.0] * len(scores), scores, kl, {})
 
-    def update(self, role, sequences, lr, arrays, *, keeps_log_probs):
+    def update(self, role, sequences, lr, arrays, *, keeps_log_probs, staleness):
         self.asked.append((role, [sequence.id for sequence in sequences], lr))
         return {f"{role}/skipped_updates": 0.0}, [Work(1, 1)], []
 

@@ -8,10 +8,11 @@ from torch import Tensor
 from iiverl_core.algorithms import find_policy_loss
 from iiverl_core.config import RolloutCorrectionConfig, build, run_config
 from iiverl_core.registry import POLICY_LOSSES
-from iiverl_core.samples import ROLLOUT_LOG_PROBS, TokenSequence
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, STALENESS, TokenSequence
 from iiverl_core.training import MicroBatch, Outputs
 from iiverl_core.training.batching import make_micro_batch
 from iiverl_core.training.losses import actor_loss, rollout_correction
+from iiverl_core.training.metrics import merge
 
 LENGTHS = (4, 2)
 CURRENT_T = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.5, -0.25])
@@ -64,3 +65,37 @@ def test_rejection_compares_the_current_policy_with_the_engine() -> None:
     settings = {"rollout_rs": "token", "rollout_rs_threshold": 2.5, "rollout_rs_threshold_lower": 0.4}
     kept = gradient("gpg", known, bypass_old_log_prob=True, **settings)
     assert (kept != 0).tolist() == [True, False, False, True, True, True]
+
+
+def test_the_mismatch_is_told_by_the_age_of_the_weights() -> None:
+    """Weighted by their tokens, the parts make up the whole; also over micro-batches of which some have no such token."""
+    ages = ([0.0, 2, 2, 0], [1.0, 1])
+    counts = {0: 2, 1: 2, 2: 2}
+    zeros = [np.zeros(length, dtype=np.float32) for length in LENGTHS]
+    sequences = [TokenSequence.single_turn([0], x.astype(np.int64), x) for x in zeros]
+    total: dict[str, Tensor] = {}
+    for i, part in enumerate(zip(CURRENT_T.split(LENGTHS), ENGINE_T.split(LENGTHS), strict=True)):
+        current_T, engine_T = part
+        arrays = {
+            "advantages": [np.ones(LENGTHS[i], np.float32)],
+            ROLLOUT_LOG_PROBS: [engine_T.numpy()],
+            STALENESS: [np.array(ages[i], np.float32)],
+        }
+        micro_batch = make_micro_batch(
+            *([sequences[i]], arrays, [1.0]),
+            inv_num_tokens=1 / 6,
+            tokens_by_staleness=counts,
+            device=torch.device("cpu"),
+        )
+        config = run_config(build({})).loss
+        settings = rollout_correction(RolloutCorrectionConfig(), POLICY_LOSSES["vanilla"])
+        outputs = Outputs(log_probs_T=current_T, entropy_T=torch.zeros(LENGTHS[i]))
+        merge(total, actor_loss(config, find_policy_loss("vanilla"), settings)(outputs, micro_batch)[1])
+    x_T = RATIO_T.log()
+    kl_T = x_T.exp() - 1 - x_T
+    by_age = {age: total[f"rollout/kl/staleness_{age}"] for age in counts}
+    torch.testing.assert_close(by_age[0], (kl_T[0] + kl_T[3]) / 2)
+    torch.testing.assert_close(by_age[1], kl_T[4:].mean())
+    torch.testing.assert_close(
+        sum(by_age[age] * count for age, count in counts.items()) / 6, total["rollout/kl"]
+    )

@@ -18,6 +18,8 @@ Split: TypeAlias = Literal["train", "val"]
 
 ROLLOUT_LOG_PROBS = "rollout_log_probs"
 """Name of the log-probs under the distribution that the engine sampled from; they come with the tokens."""
+STALENESS = "staleness"
+"""Name of the array that says by how many steps the weights that sampled a token are older than in turn."""
 
 
 class SampleId(NamedTuple):

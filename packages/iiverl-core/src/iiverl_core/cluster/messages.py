@@ -8,6 +8,8 @@ from iiverl_core.samples import Handle, SequenceRef
 from iiverl_core.training import LayoutKind, ParallelRank, Role, StepResult
 
 Trained: TypeAlias = Literal["actor", "critic"]
+StalenessRuns: TypeAlias = tuple[tuple[int, int], ...]
+"""Steps by which the weights of some tokens are older than in turn, and the number of these tokens; for a sequence."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class RankBatch:
 
     `micro_batches` name sequences by position; an empty one is a dummy. For training, `weights` is the loss weight of
     each sequence's trained tokens, `inv_num_tokens` one over the trained tokens of the whole mini-batch, and `arrays`
-    names the arrays that the loss reads. With `keeps_log_probs`, an update keeps those that it computes.
+    names the arrays that the loss reads. With `keeps_log_probs`, an update keeps those that it computes. `staleness` has, for
+    each sequence, by how many steps the weights that sampled its trained tokens are older than in turn: pairs of steps and
+    a number of tokens, in their order; `tokens_by_staleness` counts those of the whole mini-batch. Both are empty if
+    nothing is to be reported by staleness.
     """
 
     sequences: list[SequenceRef]
@@ -61,6 +66,8 @@ class RankBatch:
     inv_num_tokens: float = 0.0
     arrays: tuple[str, ...] = ()
     keeps_log_probs: bool = False
+    staleness: list[StalenessRuns] = field(default_factory=list)
+    tokens_by_staleness: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import CheckpointError
 from iiverl_core.registry import BACKENDS
 from iiverl_core.registry.algorithms import policy_loss_info
-from iiverl_core.samples import ROLLOUT_LOG_PROBS
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, STALENESS
 from iiverl_core.training import (
     LayoutKind,
     Loss,
@@ -208,6 +208,11 @@ class ModelRunner:
         }
         if ROLLOUT_LOG_PROBS in batch.arrays:
             arrays[ROLLOUT_LOG_PROBS] = [each.trained_log_probs for each in sequences]
+        if batch.staleness:
+            arrays[STALENESS] = [
+                np.repeat(*np.array(runs).T).astype(np.float32)  # steps, and the number of tokens
+                for runs in batch.staleness
+            ]
         return [
             make_micro_batch(
                 [sequences[i] for i in positions],
@@ -216,6 +221,7 @@ class ModelRunner:
                 inv_num_tokens=batch.inv_num_tokens,
                 temperature=self._temperature,
                 groups=[batch.sequences[i].shared for i in positions],
+                tokens_by_staleness=batch.tokens_by_staleness,
                 device=self._device,
             )
             if positions

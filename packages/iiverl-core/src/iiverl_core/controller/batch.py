@@ -3,15 +3,16 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 
-from iiverl_core.cluster.messages import RankBatch, Trained
+from iiverl_core.cluster.messages import RankBatch, StalenessRuns, Trained
 from iiverl_core.config import RunConfig
 from iiverl_core.errors import IIVerlError
 from iiverl_core.rewards import OVERLONG_PENALTY
-from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs
+from iiverl_core.samples import Handle, Rollout, SampleId, SequenceRef, SequenceRefs, WeightsSpan
 from iiverl_core.training.aggregation import token_weights
 from iiverl_core.training.planning import (
     Packing,
@@ -152,6 +153,24 @@ def loss_weights(sequences: Sequence[SequenceRef], loss_agg_mode: str, max_token
     return [weight[sequence.id] for sequence in sequences]
 
 
+def staleness_runs(rollout: Rollout, newest: int) -> list[StalenessRuns]:
+    """List by how many versions before `newest` the weights were that sampled the tokens of each trained sequence."""
+    spans = rollout.spans or (WeightsSpan(rollout.weights_version, rollout.response_length),)
+    sampled = [(newest - each.version, each.tokens) for each in spans]
+    runs: list[StalenessRuns] = []
+    for sequence in rollout.sequences:
+        own, left = list[tuple[int, int]](), sequence.trained
+        while left:
+            steps, tokens = sampled.pop(0)
+            own.append((steps, min(tokens, left)))
+            if tokens > left:
+                sampled.insert(0, (steps, tokens - left))
+            left -= own[-1][1]
+        if own:
+            runs.append(tuple(own))
+    return runs
+
+
 @dataclass(frozen=True)
 class Division:
     """Sequences divided over the data-parallel ranks: rank batches, the original positions of their sequences, and work."""
@@ -185,6 +204,7 @@ def divide_for_training(
     max_tokens_norm: float,
     arrays: tuple[str, ...],
     keeps_log_probs: bool = False,
+    staleness: Sequence[StalenessRuns] = (),
 ) -> Division:
     """Divide a mini-batch over ranks; loss weights are computed from all of it. See `RankBatch` for the last arguments."""
     weights = loss_weights(sequences, loss_agg_mode, max_tokens_norm)
@@ -198,6 +218,7 @@ def divide_for_training(
         inv_num_tokens=inv_num_tokens,
         arrays=arrays,
         keeps_log_probs=keeps_log_probs,
+        staleness=staleness,
     )
 
 
@@ -211,7 +232,11 @@ def _divide(
     inv_num_tokens: float = 0.0,
     arrays: tuple[str, ...] = (),
     keeps_log_probs: bool = False,
+    staleness: Sequence[StalenessRuns] = (),
 ) -> Division:
+    tokens: Counter[int] = Counter()
+    for steps, count in chain.from_iterable(staleness):
+        tokens[steps] += count
     shares = packing.layout == "shared"
     sizes = [SequenceSize(each.length, each.prefix if shares else 0, each.id.group) for each in sequences]
     positions = balance(sizes, ranks) if balanced else in_order(len(sizes), ranks)
@@ -229,6 +254,8 @@ def _divide(
                 inv_num_tokens=inv_num_tokens,
                 arrays=arrays,
                 keeps_log_probs=keeps_log_probs,
+                staleness=[staleness[i] for i in rank_positions] if staleness else [],
+                tokens_by_staleness=dict(tokens),
             )
         )
     return Division(batches, positions, [work_of(sizes, cut) for cut in cuts])

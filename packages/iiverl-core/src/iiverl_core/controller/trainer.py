@@ -13,12 +13,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from iiverl_core.cluster.messages import Advantages, Trained
+from iiverl_core.cluster.messages import Advantages, StalenessRuns, Trained
 from iiverl_core.config import RunConfig
 from iiverl_core.controller.batch import (
     epoch_order,
     mini_batch_count,
     mini_batches,
+    staleness_runs,
     sums_by_rollout,
     trained_sequences,
     with_arrays,
@@ -275,8 +276,12 @@ class Trainer:
                     if role == "actor" and self.policy_loss.select_tokens is not None:
                         mini_batch = self.select_tokens(mini_batch, unchanged=unchanged)
                     keeps = role == "actor" and unchanged and self.keeps_log_probs(mini_batch)
+                    arrays = self.arrays(role, mini_batch)
+                    compares = ROLLOUT_LOG_PROBS in arrays and (unchanged or not self.bypasses_old_log_probs)
                     metrics, work, log_probs = self.workers.update(
-                        role, mini_batch, lr, self.arrays(role, mini_batch), keeps_log_probs=keeps
+                        *(role, mini_batch, lr, arrays),
+                        keeps_log_probs=keeps,
+                        staleness=self.staleness(mini_batch, record) if compares else (),
                     )
                     if keeps:
                         record.sequences = with_arrays(mini_batch, old_log_probs=log_probs)
@@ -284,6 +289,16 @@ class Trainer:
                         raise self.not_finite(role, record)
                     updates.add(role, metrics, work)
                     phase.advance()
+
+    def staleness(self, mini_batch: Sequence[SequenceRef], record: StepRecord) -> list[StalenessRuns]:
+        """List the age of the weights that sampled each sequence's tokens; nothing if all are the newest."""
+        if self.run.generates and not self.run.trainer.max_staleness:
+            return []
+        newest, ids = self.state.weights_version, {sequence.id for sequence in mini_batch}
+        runs = {each.id: staleness_runs(each, newest) for each in record.batch if each.id in ids}
+        if all(steps == 0 for of_rollout in runs.values() for own in of_rollout for steps, _ in own):
+            return []
+        return [runs[sequence.id].pop(0) for sequence in mini_batch]
 
     def learning_rate(self, role: Trained, step: int) -> float:
         """Compute the learning rate of a step."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from iiverl_core.cluster.engines import Engines
-from iiverl_core.cluster.messages import Advantages, RankBatch, TokenArrays, Trained
+from iiverl_core.cluster.messages import Advantages, RankBatch, StalenessRuns, TokenArrays, Trained
 from iiverl_core.cluster.runtime import TrainerWorker, WorkerGroup
 from iiverl_core.cluster.store import put_all
 from iiverl_core.config import RunConfig
@@ -139,10 +139,12 @@ class WorkerClient:
         arrays: tuple[str, ...],
         *,
         keeps_log_probs: bool = False,
+        staleness: Sequence[StalenessRuns] = (),
     ) -> tuple[dict[str, float], list[Work], list[Handle]]:
         """Run one optimizer step on a mini-batch; return its metrics, and the work of each rank.
 
-        With `keeps_log_probs`, return the log-probs of each sequence before the step as well.
+        With `keeps_log_probs`, return the log-probs of each sequence before the step as well. With `staleness`, metrics
+        have the mismatch of engine and trainer by it.
         """
         division = divide_for_training(
             sequences,
@@ -153,6 +155,7 @@ class WorkerClient:
             max_tokens_norm=self._run.loss.max_tokens_norm,
             arrays=arrays,
             keeps_log_probs=keeps_log_probs,
+            staleness=staleness,
         )
         results = self._on_ranks(role, TrainerWorker.update, division, lambda batch: (role, batch, lr))
         metrics: dict[str, float] = {}

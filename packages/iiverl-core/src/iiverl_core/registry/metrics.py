@@ -182,6 +182,12 @@ METRICS = Registry(
         ),
         _metric("rollout/kl", "nats/token", "KL of the engine's distribution from the trainer's", _ACTOR),
         _metric(
+            "rollout/kl/staleness_{steps}",
+            "nats/token",
+            "the same of tokens whose weights were older than in turns by so many steps; with max_staleness",
+            _ACTOR,
+        ),
+        _metric(
             "rollout/ratio/{mean,max}", "ratio", "trainer's probability of a token over the engine's", _ACTOR
         ),
         _metric("rollout/weight/mean", "ratio", "importance weight; with rollout_correction", _ACTOR),

@@ -73,7 +73,8 @@ class MicroBatch:
     `arrays_T` has values per trained token (old log-probs, advantages, …), flat over sequences, and `weights_T` the
     weight of each trained token in the loss of the whole batch. `inv_num_tokens` is one over the batch's number of
     trained tokens, for metrics that are means over tokens. Both are zero in a dummy micro-batch, which keeps
-    processes in step if one has no work.
+    processes in step if one has no work. With `tokens_by_staleness`, which counts the batch's trained tokens by the steps that
+    their weights are older than in turn, the array `staleness` has these steps.
     """
 
     sequences: list[TokenSequence]
@@ -82,6 +83,7 @@ class MicroBatch:
     temperature: float = 1.0
     groups: Sequence[Hashable] = ()
     arrays_T: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens_by_staleness: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def segments(self) -> Segments:

@@ -18,11 +18,12 @@ def make_micro_batch(
     inv_num_tokens: float = 0.0,
     temperature: float = 1.0,
     groups: Sequence[Hashable] = (),
+    tokens_by_staleness: Mapping[int, int] | None = None,
     device: torch.device,
 ) -> MicroBatch:
     """Combine B sequences, their `arrays` by name, (trained,) each, and the loss weight per token of each sequence.
 
-    `groups` has the group of each sequence, whose common prefix may be computed once.
+    `groups` has the group of each sequence, whose common prefix may be computed once; `tokens_by_staleness` is passed on.
 
     The sequences of a reward model may have no trained tokens; its micro-batches have neither arrays nor weights.
 
@@ -39,6 +40,7 @@ def make_micro_batch(
         inv_num_tokens=inv_num_tokens,
         temperature=temperature,
         groups=groups,
+        tokens_by_staleness=tokens_by_staleness or {},
         arrays_T={name: to_device(np.concatenate(parts), device) for name, parts in arrays.items()},
     )
 

@@ -10,7 +10,7 @@ from iiverl_core.algorithms.rollout_correction import RolloutCorrection, correct
 from iiverl_core.algorithms.value_loss import value_loss
 from iiverl_core.config import LossConfig, RolloutCorrectionConfig
 from iiverl_core.registry import PolicyLossInfo
-from iiverl_core.samples import ROLLOUT_LOG_PROBS
+from iiverl_core.samples import ROLLOUT_LOG_PROBS, STALENESS
 from iiverl_core.training.backend import Loss, MicroBatch, Outputs
 
 
@@ -60,7 +60,7 @@ def actor_loss(config: LossConfig, policy_loss: PolicyLoss, correction: RolloutC
         metrics: dict[str, Tensor] = {}
         if ROLLOUT_LOG_PROBS in arrays:
             log_ratio_T = before_T - arrays[ROLLOUT_LOG_PROBS]
-            metrics |= _mismatch_metrics(log_ratio_T, batch.inv_num_tokens)
+            metrics |= _mismatch_metrics(log_ratio_T, batch)
             if correction.importance or correction.rejection:
                 correction_T = correction_weights(log_ratio_T, batch.segments, correction)
                 metrics |= _weight_metrics(correction_T, batch.inv_num_tokens)
@@ -98,10 +98,15 @@ def critic_loss(config: LossConfig) -> Loss:
     return loss
 
 
-def _mismatch_metrics(log_ratio_T: Tensor, inv_num_tokens: float) -> dict[str, Tensor]:
+def _mismatch_metrics(log_ratio_T: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
     """Compare engine and trainer; a dummy micro-batch contributes nothing."""
-    differences = mismatch(log_ratio_T)
-    return {
+    differences, inv_num_tokens = mismatch(log_ratio_T), batch.inv_num_tokens
+    by_staleness = {
+        f"rollout/kl/staleness_{steps}": (differences["kl"] * (batch.arrays_T[STALENESS] == steps)).sum()
+        / tokens
+        for steps, tokens in batch.tokens_by_staleness.items()
+    }
+    return by_staleness | {
         "rollout/kl": differences["kl"].sum() * inv_num_tokens,
         "rollout/ratio/mean": differences["ratio"].sum() * inv_num_tokens,
         "rollout/ratio/max": differences["ratio"].max() * (inv_num_tokens > 0),

@@ -27,8 +27,12 @@ def _larger(one: Value, other: Value) -> Value:
 
 
 def over_updates(updates: list[Mapping[str, float]]) -> dict[str, float]:
-    """Summarize several updates: the mean of each metric, or the maximum of those named `…/max`."""
+    """Summarize several updates: the mean of each metric over those that have it, or the maximum of those named `…/max`."""
+    by_name: dict[str, list[float]] = {}
+    for update in updates:
+        for name, value in update.items():
+            by_name.setdefault(name, []).append(value)
     return {
         name: max(values) if name.endswith("/max") else sum(values) / len(values)
-        for name, values in ((name, [update[name] for update in updates]) for name in updates[0])
+        for name, values in by_name.items()
     }
