@@ -99,7 +99,8 @@ class WritingEngines:
         self._written = {id: spans for id, (_, spans) in writing.items()}
 
     def _rollout(self, request: RolloutRequest, spans: tuple[WeightsSpan, ...]) -> Rollout:
-        sequence = SequenceRef(request.id, Handle(None), 8, 4)
+        sampled = sum(each.tokens for each in spans)
+        sequence = SequenceRef(request.id, Handle(None), len(request.prompt.ids) + sampled, sampled)
         return Rollout(
             request.id, request.prompt, "text", "text", "stop", self._version, -1.0, (sequence,), spans=spans
         )

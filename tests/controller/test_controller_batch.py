@@ -318,5 +318,9 @@ def test_each_trained_token_has_the_age_of_the_weights_that_sampled_it(
     assert [sum(tokens for _, tokens in own) for own in runs] == [each for each in trained if each]
     ages = [steps for own in runs for steps, tokens in own for _ in range(tokens)]
     assert ages == [7 - version for version in versions]
+    if spans:  # nothing is known of the last tokens
+        cut = make_rollout(sequences=sequences, weights_version=5, spans=(WeightsSpan(4, 1),))
+        ages = [steps for own in staleness_runs(cut, 7) for steps, tokens in own for _ in range(tokens)]
+        assert ages == [3] + [2] * (total - 1)
     alone = make_rollout(sequences=sequences, weights_version=5)
     assert staleness_runs(alone, 7) == [((2, each),) for each in trained if each]

@@ -154,14 +154,18 @@ def loss_weights(sequences: Sequence[SequenceRef], loss_agg_mode: str, max_token
 
 
 def staleness_runs(rollout: Rollout, newest: int) -> list[StalenessRuns]:
-    """List by how many versions before `newest` the weights were that sampled the tokens of each trained sequence."""
+    """List by how many versions before `newest` the weights were that sampled the tokens of each trained sequence.
+
+    Tokens beyond those of the rollout's spans count as of its last version.
+    """
+    last = newest - rollout.weights_version
     spans = rollout.spans or (WeightsSpan(rollout.weights_version, rollout.response_length),)
     sampled = [(newest - each.version, each.tokens) for each in spans]
     runs: list[StalenessRuns] = []
     for sequence in rollout.sequences:
         own, left = list[tuple[int, int]](), sequence.trained
         while left:
-            steps, tokens = sampled.pop(0)
+            steps, tokens = sampled.pop(0) if sampled else (last, left)
             own.append((steps, min(tokens, left)))
             if tokens > left:
                 sampled.insert(0, (steps, tokens - left))
