@@ -309,18 +309,18 @@ def test_each_trained_token_has_the_age_of_the_weights_that_sampled_it(
     trained: list[int], data: st.DataObject
 ) -> None:
     """Over the sequences of a rollout, of which those without trained tokens have none."""
-    total = sum(trained)
+    total, ages_of = sum(trained), {version: 7 - version for version in range(3, 8)}
     versions = data.draw(st.lists(st.integers(3, 7), min_size=total, max_size=total).map(sorted))
     spans = joined_spans(*(WeightsSpan(version, 1) for version in versions))
     sequences = tuple(SequenceRef(id_of(), Handle(None), 9, each) for each in trained)
     rollout = make_rollout(sequences=sequences, weights_version=versions[-1] if versions else 7, spans=spans)
-    runs = staleness_runs(rollout, 7)
+    runs = staleness_runs(rollout, ages_of)
     assert [sum(tokens for _, tokens in own) for own in runs] == [each for each in trained if each]
     ages = [steps for own in runs for steps, tokens in own for _ in range(tokens)]
     assert ages == [7 - version for version in versions]
     if spans:  # nothing is known of the last tokens
         cut = make_rollout(sequences=sequences, weights_version=5, spans=(WeightsSpan(4, 1),))
-        ages = [steps for own in staleness_runs(cut, 7) for steps, tokens in own for _ in range(tokens)]
+        ages = [steps for own in staleness_runs(cut, ages_of) for steps, tokens in own for _ in range(tokens)]
         assert ages == [3] + [2] * (total - 1)
     alone = make_rollout(sequences=sequences, weights_version=5)
-    assert staleness_runs(alone, 7) == [((2, each),) for each in trained if each]
+    assert staleness_runs(alone, ages_of) == [((2, each),) for each in trained if each]

@@ -153,14 +153,14 @@ def loss_weights(sequences: Sequence[SequenceRef], loss_agg_mode: str, max_token
     return [weight[sequence.id] for sequence in sequences]
 
 
-def staleness_runs(rollout: Rollout, newest: int) -> list[StalenessRuns]:
-    """List by how many versions before `newest` the weights were that sampled the tokens of each trained sequence.
+def staleness_runs(rollout: Rollout, staleness: Mapping[int, int]) -> list[StalenessRuns]:
+    """List the staleness, given by version, of the weights that sampled the tokens of each trained sequence.
 
     Tokens beyond those of the rollout's spans count as of its last version.
     """
-    last = newest - rollout.weights_version
+    last = staleness[rollout.weights_version]
     spans = rollout.spans or (WeightsSpan(rollout.weights_version, rollout.response_length),)
-    sampled = [(newest - each.version, each.tokens) for each in spans]
+    sampled = [(staleness[each.version], each.tokens) for each in spans]
     runs: list[StalenessRuns] = []
     for sequence in rollout.sequences:
         own, left = list[tuple[int, int]](), sequence.trained

@@ -46,6 +46,7 @@ class StepData:
     `rollouts` are all generated rollouts, ordered by group and member; `groups` the groups of the step's batch;
     `baselines` the score of the greedy response per group, if the estimator needs it. `timings` are the seconds that it
     took to collect them, by metric name. If they come in several parts, `parts` are the groups of each, as they came.
+    `staleness` says by how many steps the weights of each version among them are older than in turn; it is empty in turn.
     """
 
     step: int
@@ -55,6 +56,7 @@ class StepData:
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     parts: list[list[int]] = field(default_factory=list)
+    staleness: dict[int, int] = field(default_factory=dict)
 
     def cut(self) -> "Iterator[StepData]":
         """Yield the step's parts as they came; the last has what belongs to no group. Without `parts`, yield the step."""
@@ -74,6 +76,7 @@ class StepData:
         self.metrics |= part.metrics
         self.timings |= part.timings
         self.parts += part.parts
+        self.staleness |= part.staleness
 
     def batch(self, estimator: EstimatorInfo) -> list[Rollout]:
         """List the rollouts for which the estimator can compute advantages."""

@@ -45,7 +45,7 @@ class StepRecord:
     """Everything that is reported about one training step.
 
     `rollouts` are all generated rollouts, `batch` those trained on. `log_prob_sums` has the log-prob of each rollout of
-    the batch by policy (`old`, `ref`); `baselines` the greedy score of each group; `sequences` are those of the batch, with
+    the batch by policy (`old`, `ref`); `baselines` the greedy score of each group; `staleness` is that of each version of the weights among them; `sequences` are those of the batch, with
     the arrays that losses read. `work` is what each rank computed
     to update a model, in all epochs. `memory` is in bytes, by metric name.
     """
@@ -56,6 +56,7 @@ class StepRecord:
     advantages: Advantages | None = None
     log_prob_sums: dict[str, Mapping[SampleId, float]] = field(default_factory=dict)
     baselines: Mapping[int, float] = field(default_factory=dict)
+    staleness: Mapping[int, int] = field(default_factory=dict)
     sequences: Sequence[SequenceRef] = ()
     work: dict[Role, Sequence[Work]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)

@@ -144,6 +144,8 @@ class RolloutQueue:
                 collected = step in self._ready
                 part = parts[0] if collected else self._first_to_come(step, parts)
                 rollouts = self._ready[step].rollouts if collected else self._flying[step].wanted.rollouts
+                # Which weights wrote what a checkpoint held was known in the run that saved it.
+                staleness = self._ready[step].staleness if collected else self._staleness(step, rollouts)
             assert part is not None
             parts.remove(part)
             early += not collected
@@ -153,7 +155,7 @@ class RolloutQueue:
                 timers = self._observer.timers
                 with timers("wait_rollouts"), timers("reward"), self._observer.phase("scoring"):
                     rollouts = scoring.score(rollouts)
-            data = StepData(step) if parts else self._hand_over(step)
+            data = StepData(step, staleness=staleness) if parts else self._hand_over(step)
             if scoring and not parts:
                 data.metrics["reward/hidden_fraction"] = scoring.hidden_fraction
             if in_parts and not parts:
@@ -369,11 +371,16 @@ class RolloutQueue:
             row: length for row, length in after.response_lengths.items() if row in rows
         }
         if data.rollouts and self._max_staleness:
-            behind = [data.step - 1 - self._last_step[min(each.versions)] for each in data.rollouts]
+            data.staleness = self._staleness(data.step, data.rollouts)
+            behind = [data.staleness[min(each.versions)] for each in data.rollouts]
             data.metrics |= {"staleness/mean": sum(behind) / len(behind), "staleness/max": float(max(behind))}
         if data.rollouts and self._interrupts:
             several = sum(len(each.versions) > 1 for each in data.rollouts)
             data.metrics["staleness/several_versions"] = several / len(data.rollouts)
+
+    def _staleness(self, step: int, rollouts: Sequence[Rollout]) -> dict[int, int]:
+        versions = {version for each in rollouts for version in each.versions}
+        return {version: step - 1 - self._last_step[version] for version in sorted(versions)}
 
     def _await(self, condition: Callable[[], bool]) -> None:
         """Wait for the thread; give weights to engines that it lost, and the newest ones when the engines allow it."""

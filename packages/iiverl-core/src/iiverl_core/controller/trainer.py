@@ -162,7 +162,11 @@ class Trainer:
                 # New weights will follow.
                 self.workers.sleep(discard_weights=bool(batch) and trains_actor)
             data.add(part)
-            record.rollouts, record.baselines = data.rollouts, data.baselines
+            record.rollouts, record.baselines, record.staleness = (
+                data.rollouts,
+                data.baselines,
+                data.staleness,
+            )
             if batch:
                 with self.recorder.keeping(data, record):
                     self.train_on(batch, part, record, updates, trains_actor=trains_actor)
@@ -292,10 +296,10 @@ class Trainer:
 
     def staleness(self, mini_batch: Sequence[SequenceRef], record: StepRecord) -> list[StalenessRuns]:
         """List the age of the weights that sampled each sequence's tokens; nothing if all are the newest."""
-        if self.run.generates and not self.run.trainer.max_staleness:
+        if not any(record.staleness.values()):
             return []
-        newest, ids = self.state.weights_version, {sequence.id for sequence in mini_batch}
-        runs = {each.id: staleness_runs(each, newest) for each in record.batch if each.id in ids}
+        ids = {sequence.id for sequence in mini_batch}
+        runs = {each.id: staleness_runs(each, record.staleness) for each in record.batch if each.id in ids}
         if all(steps == 0 for of_rollout in runs.values() for own in of_rollout for steps, _ in own):
             return []
         return [runs[sequence.id].pop(0) for sequence in mini_batch]
