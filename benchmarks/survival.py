@@ -15,13 +15,15 @@ is a process of its own, and may be the one that is hit. With `--soak`, only wor
 20 s on average, and the run has to go on by itself.
 
 At the end of each run metrics (times apart), the samples of every step and the tensors of the last checkpoint have to
-be equal to the last bit, and no start may repeat more finished steps than `save_freq`.
+be equal to the last bit, and no start may repeat more finished steps than `save_freq`. How long a restart takes is
+counted from the command to the end of its first step.
 
 `--save-cost` measures how much longer a step with a save takes than one without.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -30,8 +32,9 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 import psutil
@@ -118,16 +121,35 @@ def differences(folder: Path, other: Path) -> list[str]:
     ]
 
 
+def first_steps(folder: Path, started: list[float]) -> list[float]:
+    """Return the seconds from each start to its first step, of those starts whose steps were not repeated later."""
+    ended = [record["time"] for record in read_history(folder)]
+    firsts = [
+        next((time for time in ended if begin < time < end), None)
+        for begin, end in pairwise([*started, math.inf])
+    ]
+    return [first - begin for begin, first in zip(started, firsts, strict=True) if first is not None]
+
+
 def train_and_kill(
-    folder: Path, options: argparse.Namespace, chance: random.Random, kills: Counter[str], alone: float
+    folder: Path,
+    options: argparse.Namespace,
+    chance: random.Random,
+    kills: Counter[str],
+    alone: float,
+    resumed: list[float],
 ) -> int:
-    """Train in `folder` to the end, killing while kills are left; return the most finished steps that were repeated."""
-    most, run = 0, start(folder, options)
+    """Train in `folder` to the end, killing while kills are left; return the most finished steps that were repeated.
+
+    The seconds that restarts took are added to `resumed`.
+    """
+    most, run, restarted = 0, start(folder, options), []
     longest = 2 * SOAK_INTERVAL_S if options.soak else 0.8 * alone
     while run.poll() != 0:
         if run.returncode is not None:
             if options.soak:
                 raise RuntimeError((folder.parent / f"{folder.name}.log").read_text()[-3000:])
+            restarted.append(time.time())
             run = start(folder, options)
         if kills.total() >= options.kills:
             run.wait()
@@ -144,6 +166,7 @@ def train_and_kill(
             repeated = last - max(saved, default=0)
             most = max(most, repeated)
             print(f"kill {kills.total()}: {victim} after step {last}, {repeated} to be repeated", flush=True)
+    resumed += first_steps(folder, restarted)
     return most
 
 
@@ -202,12 +225,16 @@ def save_cost(folder: Path, options: argparse.Namespace) -> None:
     by_step = {line["step"]: line for line in lines}
     took = {step: by_step[step]["time"] - by_step[step - 1]["time"] for step in range(2, options.steps + 1)}
     rounds = range(8, options.steps - 3, 4)
-    plain = median((took[step + 2] + took[step + 3]) / 2 for step in rounds)
-    saving = median(took[step] + took[step + 1] for step in rounds) - plain
+    # Each round is compared with itself: steps grow with the responses, and a machine is not always as fast.
+    plain = [(took[step + 2] + took[step + 3]) / 2 for step in rounds]
+    ratios = [
+        (took[step] + took[step + 1] - alone) / alone for step, alone in zip(rounds, plain, strict=True)
+    ]
     blocked = median(by_step[step]["timing_s/save_checkpoint"] for step in rounds)
+    low, middle, high = quantiles(ratios, n=4)
     print(
-        f"{len(rounds)} saves: a step takes {plain:.3f} s, one with a save {saving:.3f} s (of which {blocked:.3f} s "
-        f"wait for the copy): ratio {saving / plain:.3f}"
+        f"{len(rounds)} saves: a step takes {median(plain):.3f} s; one with a save, of which {blocked:.3f} s wait for the "
+        f"copy, takes {middle:.3f} as long (half of the saves between {low:.3f} and {high:.3f})"
     )
 
 
@@ -232,6 +259,7 @@ def main() -> int:
     kills: Counter[str] = Counter()
     different: list[str] = []
     named_after: list[float] = []
+    resumed: list[float] = []
     runs = most = 0
     with TemporaryDirectory(prefix="iiverl-survival-") as name:
         if options.save_cost:
@@ -246,7 +274,7 @@ def main() -> int:
         while kills.total() < options.kills:
             runs += 1
             killed = Path(name, f"killed-{runs}")
-            most = max(most, train_and_kill(killed, options, chance, kills, alone))
+            most = max(most, train_and_kill(killed, options, chance, kills, alone, resumed))
             different += differences(killed, whole)
         while len(named_after) < options.stalls:
             runs += 1
@@ -257,6 +285,10 @@ def main() -> int:
     print("\n".join(f"| {victim} | {count} |" for victim, count in sorted(kills.items())))
     print(f"\n{runs} runs; at most {most} finished steps repeated (save_freq {options.save_freq})")
     print("equal to the undisturbed run to the last bit" if not different else f"different: {different[:10]}")
+    if resumed:
+        print(
+            f"{len(resumed)} restarts: the first step was there after {median(resumed):.1f} s, at most {max(resumed):.1f} s"
+        )
     slowest = max(named_after, default=0.0)
     if named_after:
         print(
@@ -266,6 +298,7 @@ def main() -> int:
         result = {
             "kills": dict(kills),
             "stalls_named_after_s": named_after,
+            "restarts_s": resumed,
             "runs": runs,
             "most_steps_repeated": most,
             "different": different,

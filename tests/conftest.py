@@ -109,6 +109,16 @@ def hub() -> Iterator["HubServer"]:
 
 
 @pytest.fixture(scope="module")
+def ray_is_up() -> Iterator[None]:
+    """Ray with five CPUs for all tests of a file: groups use it and leave it running."""
+    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
+
+    start_ray(cpus=5)
+    yield
+    stop_ray()
+
+
+@pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """This process as a group of one."""
     import torch

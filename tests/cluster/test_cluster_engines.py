@@ -4,7 +4,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from iiverl_core.controller.replay import load_run, replay
 from iiverl_core.controller.trainer import Trainer
 
 Make = Callable[..., Loaded]
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("ray_is_up")]
 
 LONG = (
     "actor_rollout_ref.rollout.ignore_eos=true",
@@ -29,16 +29,6 @@ LONG = (
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=8",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_is_up() -> Iterator[None]:
-    """Ray for all tests of this file: groups use it and leave it running."""
-    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-
-    start_ray(cpus=5)
-    yield
-    stop_ray()
 
 
 def history(folder: Path) -> list[dict]:

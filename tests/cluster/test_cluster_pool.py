@@ -16,7 +16,7 @@ import pytest
 from iiverl_core.cluster.runtime import WorkerDiedError, WorkerError
 from iiverl_core.errors import ConfigError
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("sent_by_value", "ray_is_up")]
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,14 @@ class Echo:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_is_up() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def sent_by_value() -> Iterator[None]:
+    """Send the classes of this file whole: tests are on no path of the workers."""
     from ray import cloudpickle
 
-    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are on no path of the workers
-    start_ray(cpus=4)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    stop_ray()
 
 
 @pytest.fixture

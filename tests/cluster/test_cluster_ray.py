@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,7 @@ from iiverl_core.samples import Prompt, SampleId
 
 Make = Callable[..., Loaded]
 SYNC = WeightSync(1)
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_is_up() -> Iterator[None]:
-    """Ray for all tests of this file: groups use it and leave it running."""
-    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-
-    start_ray(cpus=4)
-    yield
-    stop_ray()
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("ray_is_up")]
 
 
 def history(folder: Path) -> list[dict]:
@@ -161,7 +151,7 @@ def test_more_devices_than_there_are(quickstart: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(ray_placement, "REPORT_S", 0.4)
     with pytest.raises(ConfigError, match=r"could not place 1 × .*CPU.*64.* within 1 s"):
         start(n_gpus_per_node=64, placement_timeout=1)
-    assert "CPU': 64" in lines[0] and "it has {'CPU': 4.0}" in lines[0]
+    assert "CPU': 64" in lines[0] and "it has {'CPU': 5.0}" in lines[0]
     with pytest.raises(ConfigError, match=r"could not place 1 × .*GPU': 2"):  # machines might have been added
         start(device="cuda", placement_timeout=1)
 

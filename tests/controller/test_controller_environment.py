@@ -1,7 +1,7 @@
 """Runs with an environment: the same bits twice, also if killed and resumed; failures are dropped and kept for inspection."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,6 @@ def guessing(inputs: Path, tmp_path: Path) -> Callable[..., Loaded]:
         return load(EXAMPLE / "guess_the_number.yaml", [*overrides, *more])
 
     return make
-
-
-@pytest.fixture
-def ray_is_up() -> Iterator[None]:
-    """Ray, which a run uses and leaves running."""
-    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-
-    start_ray(cpus=4)
-    yield
-    stop_ray()
 
 
 def records(loaded: Loaded) -> list[dict[str, Any]]:

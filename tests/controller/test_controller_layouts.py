@@ -1,7 +1,7 @@
 """A run goes on from a checkpoint on another number of processes, or in another layout, as if nothing had changed."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +12,7 @@ from iiverl_core.config import Loaded
 from iiverl_core.controller import train
 from iiverl_core.controller.state import TrainState
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.usefixtures("ray_is_up")]
 
 FURTHER = 3
 ROWS, BATCH = 20, 4
@@ -50,16 +50,6 @@ def megatron(tensor: int = 1, pipeline: int = 1) -> tuple[str, ...]:
         f"{ACTOR}.megatron.tensor_model_parallel_size={tensor}",
         f"{ACTOR}.megatron.pipeline_model_parallel_size={pipeline}",
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_is_up() -> Iterator[None]:
-    """Ray for all tests of this file: groups use it and leave it running."""
-    from iiverl_core.cluster.ray_connection import start_ray, stop_ray
-
-    start_ray(cpus=4)
-    yield
-    stop_ray()
 
 
 @pytest.fixture

@@ -104,7 +104,6 @@ def test_a_plan_has_the_sizes_and_the_parts_that_were_asked_for() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_imports_before_the_parts_are_forked_leave_cuda_alone_with_flash_attn(tmp_path: Path) -> None:
     """transformers asks for devices when it is imported, if flash-attn is installed; parts could then not use CUDA."""
     (tmp_path / "flash_attn-2.8.3.dist-info").mkdir()
@@ -143,7 +142,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_all_parts_run_on_a_cpu(tmp_path: Path) -> None:
     done = run(
@@ -177,7 +175,6 @@ def test_all_parts_run_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_when_the_time_is_over_what_is_left_is_not_run(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     code = "import sys, gpu_check; gpu_check.choose = lambda *_, **__: gpu_check_plan.ORDER; sys.exit(gpu_check.main())"
@@ -196,7 +193,6 @@ def test_when_the_time_is_over_what_is_left_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_what_fails_is_a_row_that_says_why_and_the_exit_code_is_1(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     done = run("--json", str(file), "--timeout", "0.01", "--only", "reference")
