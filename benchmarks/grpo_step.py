@@ -1,14 +1,15 @@
 """Time of a whole GRPO step, generation and update, compared with TRL, over a grid of sizes.
 
-    python benchmarks/grpo_step.py --trl ENVIRONMENT/bin/python [--cells 5M-p32-n128-g4-fp32,…] [--output FILE]
-        [--compare FILE] [--rounds 3] [--threads 2] [--device cuda]
+    python benchmarks/grpo_step.py --trl ENVIRONMENT/bin/python [--cells 5M-p32-n128-g4-fp32,…]
+        [--output FILE [--missing]] [--compare FILE] [--rounds 3] [--threads 2] [--device cuda]
 
 Both train the same random Qwen2 on the CPU, or on one GPU with `--device cuda`, with the same prompts, micro-batches of at most `--tokens` tokens, no
 reference, and responses of exactly the same length. They run as two processes of which one works at a time: a step of one,
 then a step of the other, so that a busy machine is unfair to none. The first step of each is not counted, nor is the
 last, in which a program also ends its run. A cell is named
 model-prompt-new-group-dtype; without `--cells`, the whole grid runs, which takes hours. The grid is for CPUs: on a GPU, name
-cells such as `0.5B-p512-n256-g8-bf16`.
+cells such as `0.5B-p512-n256-g8-bf16`. `--output` is written after each cell, and keeps the other cells of the file, so a
+grid may be run in pieces; `--missing` runs only those cells that it does not have yet.
 
 The floor is the time of the arithmetic alone: 2 FLOPs per parameter and generated token, and the forward and backward pass
 of the update with each prompt once, at the speed of a large matrix product. The table has the ratio of seconds, the
@@ -374,34 +375,42 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tokens", type=int, default=4096, help="token budget of a micro-batch")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=Path, help="JSON file to write; other cells in it are kept")
+    parser.add_argument("--missing", action="store_true", help="run only cells that the output does not have")
     parser.add_argument("--compare", type=Path, help="JSON file of an earlier run")
     arguments = parser.parse_args()
     try:
         chosen = [Cell.named(name) for name in arguments.cells.split(",")] if arguments.cells else grid()
     except ValueError:
         parser.error(f"--cells {arguments.cells}: names are of the form {grid()[0].name}")
-    load_before = os.getloadavg()[0]
-    cells = []
-    for cell in chosen:
-        cells.append(run_cell(cell, arguments))
-        print(json.dumps(cells[-1]), file=sys.stderr, flush=True)
-    print(table(cells))
-    result = {
-        "date": date.today().isoformat(),
+    output, there = arguments.output, {}
+    if output and output.exists():
+        there = {each["cell"]: each for each in json.loads(output.read_text())["cells"]}
+    result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads",
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU",
-        "load_before": round(load_before, 1),
-        "load_after": round(os.getloadavg()[0], 1),
         "versions": versions(arguments.trl),
         "prompts": arguments.prompts,
         "token_budget": arguments.tokens,
-        "cells": cells,
-        "not_run": [cell.name for cell in grid() if cell not in chosen],
     }
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    cells = []
+    for cell in chosen:
+        if arguments.missing and cell.name in there:
+            continue
+        load = os.getloadavg()[0]
+        found = run_cell(cell, arguments)
+        found |= {"date": date.today().isoformat(), "load_before": round(load, 1)}
+        cells.append(found)
+        there[cell.name] = found
+        print(table([found]).splitlines()[-1], file=sys.stderr, flush=True)
+        if output:
+            names = [each.name for each in grid()]
+            others = [name for name in there if name not in names]
+            result["cells"] = [there[name] for name in (*names, *others) if name in there]
+            result["not_run"] = [name for name in names if name not in there]
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(cells))
     fallen = (
         regressions(cells, json.loads(arguments.compare.read_text())["cells"]) if arguments.compare else []
     )

@@ -1,8 +1,9 @@
 """Causal attention within the segments of a packed row, without a mask over the whole row.
 
 A packed row has the tokens of several sequences one after the other (`training.layout`). On CUDA, half precision is
-computed by torch's variable-length kernels. Everything else takes `scaled_dot_product_attention` over blocks: segments
-of similar length in one padded batch. The plan for either is made once per micro-batch, from lengths, on the host.
+computed by torch's variable-length kernels, on CPUs in parts that are merged (`training.merged_attention`). Everything else takes
+`scaled_dot_product_attention` over blocks: segments of similar length in one padded batch. The plan is made once per
+micro-batch, from lengths, on the host.
 
 Suffixes: `_THD` tokens of the row, heads, features of a head; `_BHLD` segments of a block, heads, tokens, features.
 """
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from inspect import signature
 from itertools import groupby
-from math import log2
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iiverl_core.training import merged_attention
 from iiverl_core.training.host_memory import to_device
+from iiverl_core.training.merged_attention import Part, length_class, parts_of
 
 NEVER = 2**40  # position of padding among the keys, behind every query
 LARGEST_KERNEL_HEAD = 256  # features of a head in the kernels for variable lengths
@@ -43,6 +45,7 @@ class PackedAttention:
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self._segments, self._device = tuple(segments), device
+        self._longest = max(segment.prefix_length + segment.length for segment in segments)
 
     def attend(
         self,
@@ -67,6 +70,8 @@ class PackedAttention:
         """
         if has_kernel(query_THD, value_THD):
             return self.kernel.attend(query_THD, key_THD, value_THD, scale=scale, window=window)
+        if (window is None or window >= self._longest) and merged_attention.can_compute(query_THD, value_THD):
+            return merged_attention.attend(query_THD, key_THD, value_THD, self._parts, scale)
         parts = [block.attend(query_THD, key_THD, value_THD, scale, window) for block in self._blocks]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -79,6 +84,10 @@ class PackedAttention:
     def compiled(self) -> "KernelAttention":
         """`kernel` for compiled code."""
         return KernelAttention(self._segments, self._device, gathers=True)
+
+    @cached_property
+    def _parts(self) -> tuple[list[Part], list[Part]]:
+        return parts_of(self._segments)
 
     @cached_property
     def _blocks(self) -> list["_Block"]:
@@ -221,10 +230,8 @@ class _Block:
 
 
 def _size_class(segment: Segment) -> tuple[bool, int, int]:
-    """Group lengths that differ by at most 15% or 10 tokens, so that padding stays low and blocks stay few."""
-    lengths = segment.prefix_length, segment.length
-    prefix, own = (int(5 * log2(1 + length / 64)) for length in lengths)
-    return segment.prefix_length > 0, prefix, own
+    prefix, own = segment.prefix_length, segment.length
+    return prefix > 0, length_class(prefix), length_class(own)
 
 
 def has_kernel(query: Tensor, value: Tensor) -> bool:
