@@ -34,7 +34,7 @@ from collections import Counter
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles, stdev
 from tempfile import TemporaryDirectory
 
 import psutil
@@ -215,9 +215,10 @@ def save_cost(folder: Path, options: argparse.Namespace) -> None:
     """Print how much longer a step with a save takes, in one run in which every fourth step saves.
 
     A save is copied at the end of its step and written during the next one. The third and fourth step of each round
-    have nothing to do with it, so the two sides alternate.
+    have nothing to do with it, so the two sides alternate. All responses have the same length: each step is the same work.
     """
     options.save_freq = 4
+    options.overrides = ["actor_rollout_ref.rollout.ignore_eos=true", *options.overrides]
     run = start(folder, options)
     if run.wait() != 0:
         raise RuntimeError((folder.parent / f"{folder.name}.log").read_text()[-3000:])
@@ -225,16 +226,16 @@ def save_cost(folder: Path, options: argparse.Namespace) -> None:
     by_step = {line["step"]: line for line in lines}
     took = {step: by_step[step]["time"] - by_step[step - 1]["time"] for step in range(2, options.steps + 1)}
     rounds = range(8, options.steps - 3, 4)
-    # Each round is compared with itself: steps grow with the responses, and a machine is not always as fast.
+    # Each round is compared with itself, since a machine is not always as fast.
     plain = [(took[step + 2] + took[step + 3]) / 2 for step in rounds]
-    ratios = [
-        (took[step] + took[step + 1] - alone) / alone for step, alone in zip(rounds, plain, strict=True)
-    ]
+    longer = [took[step] + took[step + 1] - 2 * alone for step, alone in zip(rounds, plain, strict=True)]
     blocked = median(by_step[step]["timing_s/save_checkpoint"] for step in rounds)
-    low, middle, high = quantiles(ratios, n=4)
+    low, middle, high = (1 + each / mean(plain) for each in quantiles(longer, n=4))
+    error = stdev(longer) / len(longer) ** 0.5
     print(
-        f"{len(rounds)} saves: a step takes {median(plain):.3f} s; one with a save, of which {blocked:.3f} s wait for the "
-        f"copy, takes {middle:.3f} as long (half of the saves between {low:.3f} and {high:.3f})"
+        f"{len(rounds)} saves: a step takes {mean(plain):.3f} s; one with a save, of which {blocked:.3f} s wait for the "
+        f"copy, takes {mean(longer):.3f} s longer (standard error {error:.3f}), {1 + mean(longer) / mean(plain):.3f} as "
+        f"long; median {middle:.3f}, half of the saves between {low:.3f} and {high:.3f}"
     )
 
 
