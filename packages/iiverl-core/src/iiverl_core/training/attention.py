@@ -1,9 +1,9 @@
 """Causal attention within the segments of a packed row, without a mask over the whole row.
 
 A packed row has the tokens of several sequences one after the other (`training.layout`). On CUDA, half precision is
-computed by torch's variable-length kernels, on CPUs in parts that are merged (`training.merged_attention`). Everything else takes
-`scaled_dot_product_attention` over blocks: segments of similar length in one padded batch. The plan is made once per
-micro-batch, from lengths, on the host.
+computed by torch's variable-length kernels. Everything else takes `scaled_dot_product_attention` over blocks, segments of similar
+length in one padded batch, or on CPUs, where that is faster, parts that are merged (`training.merged_attention`). The plan
+is made once per micro-batch, from lengths, on the host.
 
 Suffixes: `_THD` tokens of the row, heads, features of a head; `_BHLD` segments of a block, heads, tokens, features.
 """
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from iiverl_core.training import merged_attention
 from iiverl_core.training.host_memory import to_device
-from iiverl_core.training.merged_attention import Part, length_class, parts_of
+from iiverl_core.training.merged_attention import CALL, GATHER, KERNEL_BLOCK, Parts, divide, length_class
+from iiverl_core.training.spans import Spans
 
 NEVER = 2**40  # position of padding among the keys, behind every query
 LARGEST_KERNEL_HEAD = 256  # features of a head in the kernels for variable lengths
@@ -70,10 +71,11 @@ class PackedAttention:
         """
         if has_kernel(query_THD, value_THD):
             return self.kernel.attend(query_THD, key_THD, value_THD, scale=scale, window=window)
-        if (window is None or window >= self._longest) and merged_attention.can_compute(query_THD, value_THD):
+        unlimited = window is None or window >= self._longest
+        if unlimited and merged_attention.can_compute(query_THD, key_THD, value_THD) and self._parts:
             return merged_attention.attend(query_THD, key_THD, value_THD, self._parts, scale)
-        parts = [block.attend(query_THD, key_THD, value_THD, scale, window) for block in self._blocks]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        attended = [block.attend(query_THD, key_THD, value_THD, scale, window) for block in self._blocks]
+        return torch.cat(attended) if len(attended) > 1 else attended[0]
 
     @cached_property
     def kernel(self) -> "KernelAttention":
@@ -86,8 +88,10 @@ class PackedAttention:
         return KernelAttention(self._segments, self._device, gathers=True)
 
     @cached_property
-    def _parts(self) -> tuple[list[Part], list[Part]]:
-        return parts_of(self._segments)
+    def _parts(self) -> Parts | None:
+        """Parts that are computed in less time than blocks, if there are any."""
+        parts = divide(self._segments)
+        return parts if parts.cost < sum(block.cost for block in self._blocks) else None
 
     @cached_property
     def _blocks(self) -> list["_Block"]:
@@ -160,31 +164,26 @@ class _Block:
     """Consecutive segments of similar length, attended to in one call; prefixes and segments are padded on the right."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        starts, lengths, prefix_starts, prefixes = np.array(segments).T
-        self._count, self._width = len(segments), int(lengths.max())
-        self._row = slice(int(starts[0]), int(starts[0] + lengths.sum()))
-        self._prefix = int(prefixes.max())
-        self._device = device
-
-        def move(array: np.ndarray) -> Tensor:
-            return to_device(np.ascontiguousarray(array), device)
-
-        places, before = np.arange(self._width), np.arange(self._prefix)
-        own = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
-        even = lengths.min() == self._width
-        self._queries = (
-            None if even else move(own.ravel())
-        )  # tokens of the row, for each place of the padded batch
-        self._kept = (
-            None if even else move(np.flatnonzero(places < lengths[:, None]))
-        )  # places that are no padding
-        self._keys = self._queries
-        if self._prefix:
-            prefix = prefix_starts[:, None] + np.minimum(before, prefixes[:, None] - 1)
-            self._keys = move(np.concatenate([prefix, own], 1).ravel())
+        _, _, prefix_starts, prefixes = np.array(segments).T
+        self._spans = Spans([(segment.start, segment.length) for segment in segments], device)
+        self._prefix, self._device = int(prefixes.max()), device
+        self._keys: Tensor | None = None
+        if self._prefix:  # the token of the row at each place of the padded prefixes and segments
+            before = np.minimum(np.arange(self._prefix), prefixes[:, None] - 1)
+            tokens = np.concatenate([prefix_starts[:, None] + before, self._spans.tokens_BL], 1)
+            self._keys = to_device(tokens.ravel(), device)
         # One mask serves all segments if their prefixes have one length.
-        self._prefixes = move(prefixes[:1] if prefixes.min() == self._prefix else prefixes)[:, None]
+        lengths = prefixes[:1] if prefixes.min() == self._prefix else prefixes
+        self._prefixes = to_device(np.ascontiguousarray(lengths), device)[:, None]
         self._masks: dict[int | None, Tensor] = {}
+
+    @property
+    def cost(self) -> int:
+        """How long it takes on a CPU, in scores, without a window."""
+        count, own = self._spans.count, self._spans.width
+        if not self._prefix:  # without a mask, the kernel leaves out most later keys of long segments
+            return CALL + count * own * min(own, own // 2 + KERNEL_BLOCK // 3)
+        return CALL + count * (own + GATHER) * (self._prefix + own)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
@@ -192,8 +191,7 @@ class _Block:
         heads = query.shape[1]
         if key.is_cuda and heads != key.shape[1]:  # the kernel for fp32 has no groups of heads
             key, value = (x.repeat_interleave(heads // key.shape[1], 1) for x in (key, value))
-        query_BHLD = self._batch(query, self._queries)
-        key_BHLD, value_BHLD = self._batch(key, self._keys), self._batch(value, self._keys)
+        query_BHLD, key_BHLD, value_BHLD = self._spans.batch(query), self._batch(key), self._batch(value)
         mask = self._mask(window)
         attended_BHLD = F.scaled_dot_product_attention(
             query_BHLD,
@@ -204,20 +202,20 @@ class _Block:
             scale=scale,
             enable_gqa=heads != key.shape[1],
         )
-        attended = attended_BHLD.transpose(1, 2).flatten(0, 1)
-        return attended if self._kept is None else attended.index_select(0, self._kept)
+        return self._spans.tokens(attended_BHLD)
 
-    def _batch(self, row_THD: Tensor, tokens: Tensor | None) -> Tensor:
-        """Take these tokens of the row, or the block's own, and give each segment a row of its own."""
-        part = row_THD[self._row] if tokens is None else row_THD.index_select(0, tokens)
-        return part.unflatten(0, (self._count, -1)).transpose(1, 2)
+    def _batch(self, row_THD: Tensor) -> Tensor:
+        """Give each prefix and the segment behind it a row of its own."""
+        if self._keys is None:
+            return self._spans.batch(row_THD)
+        return row_THD.index_select(0, self._keys).unflatten(0, (self._spans.count, -1)).transpose(1, 2)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """Return which places attend to which; None if that is plain causal attention."""
-        if not self._prefix and (window is None or window >= self._width):
+        if not self._prefix and (window is None or window >= self._spans.width):
             return None
         if window not in self._masks:
-            position_BQ = self._prefixes + torch.arange(self._width, device=self._device)
+            position_BQ = self._prefixes + torch.arange(self._spans.width, device=self._device)
             before = torch.arange(self._prefix, device=self._device)
             before_BP = torch.where(before < self._prefixes, before, NEVER)
             position_BK = torch.cat([before_BP, position_BQ], 1)
