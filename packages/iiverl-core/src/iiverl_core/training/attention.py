@@ -2,7 +2,7 @@
 
 A packed row has the tokens of several sequences one after the other (`training.layout`). On CUDA, half precision is
 computed by torch's variable-length kernels. Everything else takes `scaled_dot_product_attention` over blocks, segments of similar
-length in one padded batch, or on CPUs, where that is faster, parts that are merged (`training.merged_attention`). The plan
+length in one padded batch, or on CPUs, if long segments make it faster, parts that are merged (`training.merged_attention`). The plan
 is made once per micro-batch, from lengths, on the host.
 
 Suffixes: `_THD` tokens of the row, heads, features of a head; `_BHLD` segments of a block, heads, tokens, features.
@@ -21,7 +21,15 @@ from torch import Tensor
 
 from iiverl_core.training import merged_attention
 from iiverl_core.training.host_memory import to_device
-from iiverl_core.training.merged_attention import CALL, GATHER, KERNEL_BLOCK, Parts, divide, length_class
+from iiverl_core.training.merged_attention import (
+    CALL,
+    CHUNK,
+    GATHER,
+    KERNEL_BLOCK,
+    Parts,
+    divide,
+    length_class,
+)
 from iiverl_core.training.spans import Spans
 
 NEVER = 2**40  # position of padding among the keys, behind every query
@@ -89,7 +97,12 @@ class PackedAttention:
 
     @cached_property
     def _parts(self) -> Parts | None:
-        """Parts that are computed in less time than blocks, if there are any."""
+        """Parts that are computed in less time than blocks, if there are any.
+
+        Short segments gain little; they stay in blocks, so that no rounding depends on what shares their micro-batch.
+        """
+        if max(segment.length for segment in self._segments) <= CHUNK:
+            return None
         parts = divide(self._segments)
         return parts if parts.cost < sum(block.cost for block in self._blocks) else None
 
