@@ -575,7 +575,7 @@ def whole_values(path: Path, sequence: TokenSequence) -> tuple[torch.Tensor, tor
 def adapters_by_division(path: Path) -> tuple[dict[str, Any], float, set[str]]:
     """Gradients of adapters by division, how far the engine with merged weights is from them, and those of a frozen tower."""
     made = sequences(path)
-    backend = FSDPBackend(spec(path, lora_rank=4, exact=True))
+    backend = FSDPBackend(spec(path, lora_rank=4))
     rng = torch.Generator().manual_seed(0)
     for name, weight in backend._model.named_parameters():
         if ".lora_B." in name:  # zeros have no effect

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iiverl_core.training.attention import PackedAttention, Segment
+from iiverl_core.training.attention import PackedAttention
 from iiverl_core.training.merged_attention import attend, divide
+from iiverl_core.training.spans import Segment
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=8)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from iiverl_core.training.attention import KernelAttention, PackedAttention, Segment, has_kernel
+from iiverl_core.training.attention import KernelAttention, PackedAttention, has_kernel
+from iiverl_core.training.spans import Segment
 from iiverl_core.training.vision import text_model
 from iiverl_fsdp.ulysses import SequenceGroup, SplitAttention
 

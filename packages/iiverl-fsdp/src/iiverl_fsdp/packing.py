@@ -19,7 +19,7 @@ from iiverl_core.config import FSDPConfig
 from iiverl_core.dtypes import torch_dtype
 from iiverl_core.errors import ConfigError
 from iiverl_core.training import LayoutKind, ModelSpec
-from iiverl_core.training.attention import Segment
+from iiverl_core.training.spans import Segment
 from iiverl_core.training.vision import reads_images, text_model, vision_tower
 from iiverl_fsdp.attention import FLASH, PACKED, PADDED, Observations, attention_arguments, observe
 from iiverl_fsdp.value_model import ValueModel

@@ -12,8 +12,9 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from iiverl_core.training import LayoutKind, MicroBatch, Role
-from iiverl_core.training.attention import PackedAttention, Segment
+from iiverl_core.training.attention import PackedAttention
 from iiverl_core.training.layout import lay_out
+from iiverl_core.training.spans import Segment
 from iiverl_core.training.support import Support
 from iiverl_megatron.context import local_columns
 from iiverl_megatron.heads import Positions

@@ -1,9 +1,9 @@
 """Causal attention within the segments of a packed row, without a mask over the whole row.
 
 A packed row has the tokens of several sequences one after the other (`training.layout`). On CUDA, half precision is
-computed by torch's variable-length kernels. Everything else takes `scaled_dot_product_attention` over blocks, segments of similar
-length in one padded batch, or on CPUs, if long segments make it faster, parts that are merged (`training.merged_attention`). The plan
-is made once per micro-batch, from lengths, on the host.
+computed by torch's variable-length kernels. Everything else takes `scaled_dot_product_attention` over blocks, segments of
+similar length in one padded batch, or on CPUs, if long segments make it faster, parts that are merged
+(`training.merged_attention`). The plan is made once per micro-batch, from lengths, on the host.
 
 Suffixes: `_THD` tokens of the row, heads, features of a head; `_BHLD` segments of a block, heads, tokens, features.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from inspect import signature
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,23 +30,10 @@ from iiverl_core.training.merged_attention import (
     divide,
     length_class,
 )
-from iiverl_core.training.spans import Spans
+from iiverl_core.training.spans import Segment, Spans
 
 NEVER = 2**40  # position of padding among the keys, behind every query
 LARGEST_KERNEL_HEAD = 256  # features of a head in the kernels for variable lengths
-
-
-class Segment(NamedTuple):
-    """The tokens `start` … `start + length - 1` of a packed row, which attend to each other causally.
-
-    If it continues a prefix, an earlier segment of the row, its tokens also attend to the first `prefix_length` tokens
-    from `prefix_start` on.
-    """
-
-    start: int
-    length: int
-    prefix_start: int = 0
-    prefix_length: int = 0
 
 
 class PackedAttention:
@@ -99,7 +86,7 @@ class PackedAttention:
     def _parts(self) -> Parts | None:
         """Parts that are computed in less time than blocks, if there are any.
 
-        Short segments gain little; they stay in blocks, so that no rounding depends on what shares their micro-batch.
+        Rows of short segments gain little; they stay in blocks, so that no rounding depends on what shares a micro-batch.
         """
         if max(segment.length for segment in self._segments) <= CHUNK:
             return None

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from iiverl_core.samples import ImageInputs, SequenceImage, TokenSequence
-from iiverl_core.training.attention import Segment
 from iiverl_core.training.backend import LayoutKind
 from iiverl_core.training.host_memory import to_device
+from iiverl_core.training.spans import Segment
 from iiverl_core.training.support import Support, support_of
 
 

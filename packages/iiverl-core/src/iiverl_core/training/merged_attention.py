@@ -18,15 +18,12 @@ Suffixes: `_THD` tokens of the row, heads, features of a head; `_TH` tokens and 
 from collections.abc import Sequence
 from itertools import groupby
 from math import log2
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from iiverl_core.training.spans import Spans
-
-if TYPE_CHECKING:
-    from iiverl_core.training.attention import Segment
+from iiverl_core.training.spans import Segment, Spans
 
 CHUNK = 256  # tokens: shorter ones save more scores, but the kernel is slower
 KERNEL_BLOCK = 512  # keys that torch's kernel takes at a time
@@ -67,7 +64,7 @@ class Parts(NamedTuple):
         return total
 
 
-def divide(segments: Sequence["Segment"], chunk: int = CHUNK) -> Parts:
+def divide(segments: Sequence[Segment], chunk: int = CHUNK) -> Parts:
     """Divide what the tokens of a row attend to; `chunk` is the most tokens of a chunk."""
     chunks = [
         (segment.start + before, min(chunk, segment.length - before))

@@ -1,12 +1,26 @@
-"""Ranges of tokens of a packed row as a padded batch, and back."""
+"""Ranges of tokens of a packed row: what they attend to, and as a padded batch."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from iiverl_core.training.host_memory import to_device
+
+
+class Segment(NamedTuple):
+    """The tokens `start` … `start + length - 1` of a packed row, which attend to each other causally.
+
+    If it continues a prefix, an earlier segment of the row, its tokens also attend to the first `prefix_length` tokens
+    from `prefix_start` on.
+    """
+
+    start: int
+    length: int
+    prefix_start: int = 0
+    prefix_length: int = 0
 
 
 class Spans:
