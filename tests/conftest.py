@@ -1,9 +1,14 @@
 """Fixtures that every part of the tests may use: a tokenizer and a model small enough to be made on the spot."""
 
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -108,12 +113,36 @@ def hub() -> Iterator["HubServer"]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def preloaded_workers() -> Iterator[str]:
+    """The interpreter of Ray's workers, which have imported what they need when they begin; see `preloaded_workers.py`."""
+    with TemporaryDirectory() as folder:
+        program, address = Path(__file__).with_name("preloaded_workers.py"), Path(folder) / "socket"
+        modules = ("iiverl_core.cluster.worker", "iiverl_core.cluster.rollout_worker", "iiverl_fsdp.backend")
+        server = subprocess.Popen(
+            [sys.executable, program, "serve", address, *modules], stdin=subprocess.PIPE
+        )
+        while not address.exists():
+            assert server.poll() is None
+            time.sleep(0.1)
+        yield f"{sys.executable} -S {program} start {address}"
+        server.communicate()
+
+
 @pytest.fixture(scope="module")
-def ray_is_up() -> Iterator[None]:
+def ray_is_up(preloaded_workers: str) -> Iterator[None]:
     """Ray with five CPUs for all tests of a file: groups use it and leave it running."""
+    import ray
+
     from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 
-    start_ray(cpus=5)
+    init = ray.init
+
+    def init_preloaded(runtime_env: dict | None, **options: Any) -> Any:
+        return init(runtime_env={**(runtime_env or {}), "py_executable": preloaded_workers}, **options)
+
+    with mock.patch.object(ray, "init", init_preloaded):
+        start_ray(cpus=5)
     yield
     stop_ray()
 

@@ -17,7 +17,8 @@ class Ranks:
     """`size` processes joined over gloo, for one call after the other.
 
     They start with the first call, and again with the first after one that failed. The first process imports the module
-    of the function to call, and `modules`, then forks the others: imports take longer than most calls.
+    of the function to call, and `modules`, then forks the others: imports take longer than most calls. What most groups
+    need is imported once, in the process that all groups are forked from.
     """
 
     def __init__(self, size: int, folder: Path, modules: tuple[str, ...] = ()) -> None:
@@ -52,7 +53,8 @@ class Ranks:
             self._first = None
 
     def _start(self, module: str) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["iiverl_fsdp.backend"])
         self._results = context.Queue()
         self._calls = [context.Queue() for _ in range(self._size)]
         init_method = (self._folder / f"rendezvous-{next(self._starts)}").as_uri()
