@@ -1,6 +1,7 @@
 """Requests that are submitted while others are being decoded: each gets the response that it gets alone."""
 
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from iiverl_core.rollout import Completion, GenerationRequest, SamplingParams, generate
 from iiverl_core.rollout.hf import HFEngine
+from iiverl_core.rollout.hf.prompts import PAYS
 from iiverl_core.samples import SampleId
 from rollout.responses import ask, members, respond
 
@@ -64,8 +66,11 @@ def engines(make_model, make_engine_of) -> Callable[[str], tuple[HFEngine, ...]]
     return make
 
 
-# Full attention with a ready-made mask, layers with a window, and positions that are read off the mask.
-@pytest.mark.parametrize("name", ["qwen2", "gemma3_text", "bloom"])
+# Full attention with a ready-made mask, prompts of which some are shared, layers with a window, and positions that are read
+# off the mask.
+@pytest.mark.parametrize(
+    ("name", "pays"), [("qwen2", PAYS), ("qwen2", 12), ("gemma3_text", PAYS), ("bloom", PAYS)]
+)
 @settings(
     max_examples=8,
     deadline=None,
@@ -74,10 +79,11 @@ def engines(make_model, make_engine_of) -> Callable[[str], tuple[HFEngine, ...]]
 )
 @given(drawn=submissions(), limits=st.integers(0, len(LIMITS) - 1))
 def test_a_request_that_joins_others_gets_the_response_that_it_gets_alone(
-    name, engines, drawn, limits
+    name, pays, engines, drawn, limits
 ) -> None:
     made = engines(name)
-    together, alone = run(made[limits], drawn), made[-1]
+    with mock.patch("iiverl_core.rollout.hf.forward.PAYS", pays):
+        together, alone = run(made[limits], drawn), made[-1]
     for _, request, params in drawn:
         (expected,) = generate(alone, [request], params)
         done = together[request.id]

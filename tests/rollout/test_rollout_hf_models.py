@@ -11,6 +11,7 @@ from iiverl_core.errors import ConfigError
 from iiverl_core.rollout import SamplingParams
 from iiverl_core.rollout.hf import HFEngine
 from iiverl_core.rollout.hf.cache import CACHE_ARGUMENTS, cache_argument
+from iiverl_core.rollout.hf.prompts import PAYS
 from rollout.responses import group, place, respond
 
 FAMILIES = [
@@ -26,10 +27,12 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.parametrize("pays", [PAYS, 0], ids=["prompts of rows", "shared prompts"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_log_probs_are_those_of_a_full_pass(
-    name, make_model, make_engine_of, prompts, teacher_forced
+    name, pays, make_model, make_engine_of, prompts, teacher_forced, monkeypatch
 ) -> None:
+    monkeypatch.setattr("iiverl_core.rollout.hf.forward.PAYS", pays)
     path, model = make_model(name)
     # Many ends of sentence: rows leave at different tokens, and with them columns of padding.
     engine = make_engine_of(path, model, override_config={"eos_token_id": [258, *range(0, 320, 12)]})

@@ -1,6 +1,7 @@
 """Attention of single new tokens over a key-value cache, without repeating keys and values for grouped queries."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from iiverl_core.rollout.hf.prompts import SharedPrompts, attend
 
 GROUPED_SDPA = "iiverl_grouped_sdpa"
 
@@ -21,6 +24,8 @@ def grouped_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    shared_prompts: Sequence[SharedPrompts] = (),
+    seen_layers: list[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention, query (B, H, Q, D) over key and value (B, G, K, D), as transformers calls it.
@@ -28,9 +33,22 @@ def grouped_sdpa(
     With a mask, transformers' own function repeats keys and values for the H / G query heads of each group, which copies
     the whole cache at every step. For Q = 1 the heads of a group take the place of queries, without a copy. On a CPU, two
     matrix products take down to half the time of torch's fused kernel, which is made for many queries.
+
+    `shared_prompts` have keys and values that come before those that are given. `seen_layers` takes note of the calls.
     """
+    if seen_layers is not None:
+        seen_layers.append(getattr(module, "layer_idx", -1))
     n_rows, n_heads, n_queries, width = query.shape
     n_groups = key.shape[1]
+    if shared_prompts:
+        query = query.reshape(n_rows, n_groups, n_heads // n_groups, width)
+        scale = width**-0.5 if scaling is None else scaling
+        own = attend(query, key, value, attention_mask, scale)
+        layer = module.layer_idx
+        assert isinstance(layer, int)  # as all of them when the prompts were run
+        for prompts in shared_prompts:
+            prompts.merge(layer, query, own, scale)
+        return own.values.reshape(n_rows, 1, n_heads, value.shape[-1]), None
     if n_queries != 1 or n_heads == n_groups or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     query = query.reshape(n_rows, n_groups, n_heads // n_groups, width)

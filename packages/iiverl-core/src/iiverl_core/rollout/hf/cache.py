@@ -88,6 +88,13 @@ class GrowingLayer(DynamicLayer):
         """Repeat each row `repeats` times."""
         self._reallocate(repeats=repeats)
 
+    def continue_apart(self, repeats: int) -> tuple[Tensor, Tensor]:
+        """Go on with `repeats` empty rows for each row, and return the keys and values of the tokens so far."""
+        states = self._show(self.get_seq_length())
+        self._buffers = tuple(_repeated(buffer[:, :, :0], repeats, MIN_SPARE) for buffer in states)
+        self._show(0)
+        return states
+
     def keep(self, selection: Selection) -> None:
         """Keep the selected rows and columns."""
         end = self.get_seq_length()
@@ -169,6 +176,13 @@ class RowCache(DynamicCache):
     def keeps_all(self) -> bool:
         """Whether every layer holds all columns, rather than a window of the last ones."""
         return all(isinstance(layer, GrowingLayer) for layer in self.layers)
+
+    def continue_apart(self, repeats: int) -> list[tuple[Tensor, Tensor]]:
+        """Go on with `repeats` empty rows for each row, and return each layer's keys and values so far.
+
+        This needs `keeps_all`.
+        """
+        return [layer.continue_apart(repeats) for layer in self.layers if isinstance(layer, GrowingLayer)]
 
     def keep(self, selection: Selection) -> None:
         """Keep the selected rows; `selection.first_column` above 0 needs `keeps_all`."""
