@@ -250,26 +250,29 @@ VLLM = (
     "actor_rollout_ref.rollout.name=vllm",
     "actor_rollout_ref.rollout.verify_weights=true",
     "actor_rollout_ref.rollout.max_num_seqs=64",
-    "trainer.total_training_steps=30",
     "data.train_batch_size=16",
     "actor_rollout_ref.actor.ppo_mini_batch_size=16",
     "actor_rollout_ref.rollout.n=16",
 )
 
 
-ONE_ENGINE = {
-    "colocated": ("actor_rollout_ref.rollout.tensor_model_parallel_size=2",),
-    "disaggregated": ("actor_rollout_ref.rollout.tensor_model_parallel_size=1", "trainer.rollout_devices=1"),
-}
-
-
 @pytest.mark.vllm
-@pytest.mark.parametrize("where", ONE_ENGINE)
-def test_grpo_learns_with_vllm(quickstart: Make, tmp_path: Path, where: str) -> None:
-    """Two processes train, and one engine answers: over both of them, or in a process of its own."""
+def test_grpo_learns_with_vllm_in_a_process_of_its_own(quickstart: Make, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    train(quickstart(*VLLM, *ONE_ENGINE[where], runtime="ray"))
+    apart = ("actor_rollout_ref.rollout.tensor_model_parallel_size=1", "trainer.rollout_devices=1")
+    train(quickstart(*VLLM, *apart, "trainer.total_training_steps=30", runtime="ray"))
     records = history(tmp_path / "run")
     scores = [record["critic/score/mean"] for record in records]
     assert sum(scores[-5:]) > 2 * sum(scores[:5])
     assert all(record["rollout/kl"] < 1e-5 for record in records)
+
+
+@pytest.mark.vllm
+def test_vllm_over_both_processes_samples_from_what_they_train(quickstart: Make, tmp_path: Path) -> None:
+    """As from the policy that it learns with above."""
+    pytest.importorskip("vllm")
+    over_both = "actor_rollout_ref.rollout.tensor_model_parallel_size=2"
+    train(quickstart(*VLLM, over_both, "trainer.total_training_steps=8", runtime="ray"))
+    records = history(tmp_path / "run")
+    assert len(records) == 8
+    assert all(record["actor/grad_norm"] > 0 and record["rollout/kl"] < 1e-5 for record in records)

@@ -44,13 +44,21 @@ EXPERTS = {
     "experts": (layout(experts=2), {}),
     "experts and tensor": (layout(tensor=2, experts=2, sequence=True), {}),
 }
+# Layers without an adapter, and a head of values, meet these divisions; the rest is the actor's.
+SOME = (
+    "tensor and sequence, packed",
+    "tensor, pipeline, recomputed",
+    "virtual pipeline",
+    "more processes than heads of keys",
+)
+VALUES = ("tensor", "tensor, pipeline, recomputed", "virtual pipeline")
 CASES: dict[str, tuple[str, str, Role, dict[str, tuple[Any, dict[str, Any]]], dict[str, Any]]] = {
     "actor": ("qwen2", "CausalLM", "actor", LAYOUTS, {}),
     "some layers": (
         "qwen3",
         "CausalLM",
         "actor",
-        LAYOUTS,
+        {name: LAYOUTS[name] for name in SOME},
         {"target_modules": (r"model\.layers\.[23]\.self_attn\.[qv]_proj", "up_proj"), "use_rslora": True},
     ),
     "last stage alone": (
@@ -60,7 +68,11 @@ CASES: dict[str, tuple[str, str, Role, dict[str, tuple[Any, dict[str, Any]]], di
         {"pipeline": (layout(pipeline=2), {"enable_gradient_checkpointing": True})},
         {"target_modules": (r"model\.layers\.3\..*",)},
     ),
-    "critic": ("qwen2", "TokenClassification", "critic", LAYOUTS, {}),
+    "critic": (
+        *("qwen2", "TokenClassification", "critic"),
+        {name: LAYOUTS[name] for name in VALUES},
+        {},
+    ),
     "mixture of experts": ("qwen3_moe", "CausalLM", "actor", EXPERTS, {}),
 }
 
@@ -97,7 +109,7 @@ def under_megatron(path: Path, role: Role, cases: dict[str, Any], model: dict[st
     for name, (parallel, options) in cases.items():
         backend = in_layout(model_spec(path, parallel, role, **model, **options))
         place = backend.parallel_rank
-        found = learn(backend, role, batches(place.data_rank, place.data_size))
+        found = learn(backend, role, batches(place.data_rank, place.data_size, 3))
         kept = found if dist.get_rank() == 0 else {}
         rows = {key: found[key] for key in ("outputs", "without", "end")} if place.is_output_rank else {}
         results[name] = {**kept, **rows, "optimized": found["optimized"], "reports": place.is_output_rank}
@@ -149,7 +161,7 @@ def test_the_same_numbers_as_under_fsdp(one_rank, four_ranks: Ranks, case: str, 
     model = {**ADAPTERS, **targets}
     write_start(path, role, model, tmp_path / "start")
     model["lora_adapter_path"] = str(tmp_path / "start")
-    expected = learn(FSDPBackend(model_spec(path, FP32, role, **model)), role, batches(0, 1))
+    expected = learn(FSDPBackend(model_spec(path, FP32, role, **model)), role, batches(0, 1, 3))
     assert min(g.abs().max() for g in expected["gradient"].values()) > 1e-4
     results = four_ranks.run(under_megatron, path, role, cases, model)
     for name, found in results[0].items():

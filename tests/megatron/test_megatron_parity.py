@@ -52,10 +52,21 @@ EXPERTS = {
     "experts over tensor-parallel processes": (layout(tensor=2, experts=2, sequence=True), {}),
     "experts in a pipeline": (layout(pipeline=2, experts=2), {"use_remove_padding": True}),
 }
+# What another family or head has of its own meets these divisions; the rest is the actor's.
+NORMS = (
+    "tensor and sequence, packed",
+    "tensor and pipeline",
+    "context and tensor",
+    "more processes than heads of keys, three of four layers recomputed",
+)
+VALUES = ("tensor and sequence, packed", "tensor and pipeline", "context", "virtual pipeline")
 CASES: dict[str, tuple[str, str, Role, dict[str, tuple[Any, dict[str, Any]]]]] = {
     "actor": ("qwen2", "CausalLM", "actor", DENSE),
-    "actor with norms of queries and keys": ("qwen3", "CausalLM", "actor", DENSE),
-    "critic": ("qwen2", "TokenClassification", "critic", DENSE),
+    "actor with norms of queries and keys": (
+        *("qwen3", "CausalLM", "actor"),
+        {name: DENSE[name] for name in NORMS},
+    ),
+    "critic": ("qwen2", "TokenClassification", "critic", {name: DENSE[name] for name in VALUES}),
     "reward model": ("llama", "SequenceClassification", "reward", DENSE),
     "mixture of experts": ("qwen3_moe", "CausalLM", "actor", EXPERTS),
 }
@@ -86,7 +97,7 @@ def under_megatron(path: Path, role: Role, cases: dict[str, tuple[Any, dict[str,
         if "offloaded" in name:
             spec = dataclasses.replace(spec, offload=Offload(True, True, True))
         backend = in_layout(spec)
-        micro = batches(backend.parallel_rank.data_rank, backend.parallel_rank.data_size)
+        micro = batches(backend.parallel_rank.data_rank, backend.parallel_rank.data_size, 3)
         found = learn(backend, role, micro)
         first = dist.get_rank() == 0
         kept = found if first else {key: found[key] for key in ("outputs", "metrics") if key in found}
@@ -97,7 +108,7 @@ def under_megatron(path: Path, role: Role, cases: dict[str, tuple[Any, dict[str,
 def under_fsdp(path: Path, role: Role) -> dict[str, Any]:
     backend = FSDPBackend(model_spec(path, FP32, role))
 
-    return learn(backend, role, batches(0, 1))
+    return learn(backend, role, batches(0, 1, 3))
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
