@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -114,32 +115,44 @@ def hub() -> Iterator["HubServer"]:
 
 
 @pytest.fixture(scope="session")
-def preloaded_workers() -> Iterator[str]:
-    """The interpreter of Ray's workers, which have imported what they need when they begin; see `preloaded_workers.py`."""
-    with TemporaryDirectory() as folder:
-        program, address = Path(__file__).with_name("preloaded_workers.py"), Path(folder) / "socket"
-        modules = ("iiverl_core.cluster.worker", "iiverl_core.cluster.rollout_worker", "iiverl_fsdp.backend")
-        server = subprocess.Popen(
-            [sys.executable, program, "serve", address, *modules], stdin=subprocess.PIPE
-        )
-        while not address.exists():
-            assert server.poll() is None
-            time.sleep(0.1)
-        yield f"{sys.executable} -S {program} start {address}"
-        server.communicate()
+def preloaded_workers() -> Iterator[Callable[..., str]]:
+    """Give an interpreter for Ray's workers in which modules are imported already; see `preloaded_workers.py`."""
+    program = Path(__file__).with_name("preloaded_workers.py")
+    servers: dict[tuple[str, ...], tuple[subprocess.Popen, Path]] = {}
+
+    with TemporaryDirectory() as folder:  # whose name is short enough for a socket
+
+        def get(*modules: str) -> str:
+            if modules not in servers:
+                address = Path(folder) / str(len(servers))
+                command = [sys.executable, program, "serve", address, *modules]
+                servers[modules] = subprocess.Popen(command, stdin=subprocess.PIPE), address
+            server, address = servers[modules]
+            while not address.exists():
+                assert server.poll() is None
+                time.sleep(0.1)
+            return f"{sys.executable} -S {program} start {address}"
+
+        yield get
+        for server, _ in servers.values():
+            server.communicate()
 
 
 @pytest.fixture(scope="module")
-def ray_is_up(preloaded_workers: str) -> Iterator[None]:
+def ray_is_up(preloaded_workers: Callable[..., str], request: pytest.FixtureRequest) -> Iterator[None]:
     """Ray with five CPUs for all tests of a file: groups use it and leave it running."""
     import ray
 
     from iiverl_core.cluster.ray_connection import start_ray, stop_ray
 
-    init = ray.init
+    modules = ["iiverl_core.cluster.worker", "iiverl_core.cluster.rollout_worker", "iiverl_fsdp.backend"]
+    here = [each for each in request.session.items if each.path == request.path]
+    if find_spec("vllm") and any(each.get_closest_marker("vllm") for each in here):
+        modules.append("iiverl_core.rollout.vllm.worker")
+    init, interpreter = ray.init, preloaded_workers(*modules)
 
     def init_preloaded(runtime_env: dict | None, **options: Any) -> Any:
-        return init(runtime_env={**(runtime_env or {}), "py_executable": preloaded_workers}, **options)
+        return init(runtime_env={**(runtime_env or {}), "py_executable": interpreter}, **options)
 
     with mock.patch.object(ray, "init", init_preloaded):
         start_ray(cpus=5)
