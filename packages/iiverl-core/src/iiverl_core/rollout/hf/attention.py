@@ -34,10 +34,12 @@ def grouped_sdpa(
     the whole cache at every step. For Q = 1 the heads of a group take the place of queries, without a copy. On a CPU, two
     matrix products take down to half the time of torch's fused kernel, which is made for many queries.
 
-    `shared_prompts` have keys and values that come before those that are given. `seen_layers` takes note of the calls.
+    `shared_prompts` have keys and values that come before those that are given. `seen_layers` takes note of the layers that
+    could be given some.
     """
+    biased = kwargs.get("position_bias") is not None
     if seen_layers is not None:
-        seen_layers.append(getattr(module, "layer_idx", -1))
+        seen_layers.append(-1 if biased else getattr(module, "layer_idx", -1))
     n_rows, n_heads, n_queries, width = query.shape
     n_groups = key.shape[1]
     if shared_prompts:
@@ -49,7 +51,7 @@ def grouped_sdpa(
         for prompts in shared_prompts:
             prompts.merge(layer, query, own, scale)
         return own.values.reshape(n_rows, 1, n_heads, value.shape[-1]), None
-    if n_queries != 1 or n_heads == n_groups or kwargs.get("position_bias") is not None:
+    if n_queries != 1 or n_heads == n_groups or biased:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     query = query.reshape(n_rows, n_groups, n_heads // n_groups, width)
     if query.is_cpu and query.dtype is torch.float32:

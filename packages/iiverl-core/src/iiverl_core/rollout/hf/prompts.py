@@ -38,7 +38,8 @@ def attend(
         # The kernel takes it for granted that features are next to each other.
         states = [x if x.stride(-1) == 1 else x.contiguous() for x in (query_BGHD, key_BGLD, value_BGLD)]
         return Attended(*_KERNEL(*states, attn_mask=mask, scale=scale))
-    scores = (query_BGHD @ key_BGLD.mT).to(wide).mul_(scale)  # faster than the kernel, which is for many queries
+    # Faster than the kernel, which is made for many queries:
+    scores = (query_BGHD @ key_BGLD.mT).to(wide).mul_(scale)
     if mask is not None:
         scores.masked_fill_(~mask, float("-inf"))
     highest = scores.amax(-1, keepdim=True)
