@@ -14,6 +14,7 @@ from iiverl_core.rollout.hf.attention import use_grouped_sdpa
 from iiverl_core.rollout.hf.cache import RowCache, cache_argument
 from iiverl_core.rollout.hf.decode import Batch, Decoding, Submission
 from iiverl_core.rollout.hf.model import build_model, stop_token_ids
+from iiverl_core.rollout.hf.packed_weights import PackedWeights
 from iiverl_core.rollout.weights import ExpectedWeights, compare, digest
 from iiverl_core.training.adapter import adapted_layers, add_adapter, is_adapter
 
@@ -73,6 +74,7 @@ class HFEngine:
             for layer in adapted_layers(self._model).values():  # as FSDP computes with them
                 layer.lora_A.to(dtype)
                 layer.lora_B.to(dtype)
+        self._packed = PackedWeights(self._model)
         cache_argument(self._model)  # raises if the model takes no cache
         try:
             self._expected = ExpectedWeights(self._model)
@@ -183,6 +185,7 @@ class HFEngine:
         Tied weights may be given once. If this fails, the engine has no weights.
         """
         self._drop_all()
+        self._packed.clear()
         self.weights_version = -1
         given: dict[str, int] = {}
         slots = self._expected.slots
@@ -209,6 +212,7 @@ class HFEngine:
         self._drop_all()
         if discard_weights:
             self.weights_version, self._has_base = -1, False
+            self._packed.clear()
 
     def close(self) -> None:
         """Drop pending requests and the weights; see `RolloutEngine.close`."""
