@@ -265,14 +265,3 @@ def test_grpo_learns_with_vllm_in_a_process_of_its_own(quickstart: Make, tmp_pat
     scores = [record["critic/score/mean"] for record in records]
     assert sum(scores[-5:]) > 2 * sum(scores[:5])
     assert all(record["rollout/kl"] < 1e-5 for record in records)
-
-
-@pytest.mark.vllm
-def test_vllm_over_both_processes_samples_from_what_they_train(quickstart: Make, tmp_path: Path) -> None:
-    """As from the policy that it learns with above."""
-    pytest.importorskip("vllm")
-    over_both = "actor_rollout_ref.rollout.tensor_model_parallel_size=2"
-    train(quickstart(*VLLM, over_both, "trainer.total_training_steps=8", runtime="ray"))
-    records = history(tmp_path / "run")
-    assert len(records) == 8
-    assert all(record["actor/grad_norm"] > 0 and record["rollout/kl"] < 1e-5 for record in records)

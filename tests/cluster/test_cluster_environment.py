@@ -30,7 +30,8 @@ def test_workers_are_not_started_through_uv(module: str) -> None:
         "class Watching:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'ray':\n"
-        "            print(os.environ.get('RAY_ENABLE_UV_RUN_RUNTIME_ENV'))\n"
+        "            print(os.environ.get('RAY_ENABLE_UV_RUN_RUNTIME_ENV'), flush=True)\n"
+        "            os._exit(0)\n"
         "sys.meta_path.insert(0, Watching())\n"
         f"import iiverl_core.cluster.{module}\n"
     )
