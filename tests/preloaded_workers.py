@@ -16,7 +16,7 @@ import socket
 import sys
 from pathlib import Path
 
-BYTES = 2**20  # more than any environment has
+BYTES = 2**16  # to receive at a time
 
 
 def serve(address: str, modules: list[str]) -> None:
@@ -48,6 +48,8 @@ def serve(address: str, modules: list[str]) -> None:
                 os.close(each)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setpgid(0, 0)
+    while more := connection.recv(BYTES):
+        message += more
     for number, each in enumerate(streams):
         os.dup2(each, number)
         os.close(each)
@@ -65,7 +67,10 @@ def start(address: str, arguments: list[str]) -> None:
     request = {"folder": str(Path.cwd()), "environment": dict(os.environ), "arguments": arguments}
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
-        socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+        message = json.dumps(request).encode()
+        sent = socket.send_fds(connection, [message], [0, 1, 2])
+        connection.sendall(message[sent:])
+        connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
 
 

@@ -105,6 +105,10 @@ def resumes(path: Path, folder: Path, role: Any, parallel: Any) -> tuple[list[fl
 
 CASES = {
     "actor, the same": ("qwen2", "CausalLM", "actor", layout(2, 1), layout(2, 1)),
+    "actor, tensor to pipeline": (
+        *("qwen2", "CausalLM", "actor"),
+        *(layout(2, 1, sequence=True), layout(1, 2)),
+    ),
     "actor, pipeline to virtual pipeline": (
         *("qwen2", "CausalLM", "actor"),
         *(layout(2, 2), layout(1, 2, chunks=2)),
